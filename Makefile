@@ -1,0 +1,47 @@
+# The two commands of the README: `make demo` and `make test`. Each sets up .venv by itself;
+# nothing outside this checkout is written (caches and temporary files go to .venv and build).
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+export TMPDIR := $(CURDIR)/build/tmp
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYTHONWARNDEFAULTENCODING :=
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+DEMO := demo
+DEMO_SAMPLES ?= 600
+DEMO_EPOCHS ?= 6
+
+.PHONY: help setup demo test lint types unit clean
+
+help:
+	@echo 'make demo   set up .venv, make a small data set, build shards, train, evaluate'
+	@echo 'make test   set up .venv, lint, type-check, test'
+	@echo 'make clean  remove build/ and demo/ (not .venv)'
+
+setup: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	@mkdir -p '$(TMPDIR)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-cache-dir -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-cache-dir --no-deps --no-build-isolation --editable .
+	@touch $(READY)
+
+test: lint types unit
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+unit: setup
+	@mkdir -p '$(TMPDIR)'
+	$(BIN)/pytest
+
+clean:
+	rm -rf build $(DEMO)

@@ -1,0 +1,4 @@
+"""Networks and losses: tensors in, tensors out.
+
+Imports torch alone: nothing of ``train`` or ``shardify``, no file, no data set.
+"""

@@ -1,0 +1,87 @@
+"""Imports point one way, and every module has its place in that order."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A module may import those named before it in its own package, and what ACROSS allows.
+ORDER = {
+    "shardify": (
+        "errors", "archive", "images", "layout", "plan", "index", "manifest", "writer", "build",
+        "verify", "stats", "report", "synth", "bench", "cli", "__main__",
+    ),
+    "model": ("blocks", "resunet", "unet", "losses", "registry"),
+    "train": (
+        "errors", "config", "distributed", "shards", "order", "draws", "batch", "kernel",
+        "pipeline", "baselines", "schedule", "step", "metrics", "logs", "panels", "checkpoint",
+        "trainer", "predict", "bench", "suite", "report", "export", "cli", "__main__",
+    ),
+}  # fmt: skip
+
+# What one package may see of another.
+ACROSS = {
+    "shardify": (),
+    "model": (),
+    "train": ("model", "shardify.manifest", "shardify.errors"),
+}
+
+# Libraries that only the named modules may import.
+ONLY = {
+    "nvidia": {"train.pipeline"},
+    "click": {"shardify.cli", "train.cli"},
+    "torch": None,  # None: anything but shardify.
+}
+
+MODULES = [
+    f"{path.parent.name}.{path.stem}"
+    for package in ORDER
+    for path in sorted((ROOT / package).glob("*.py"))
+    if path.stem != "__init__"
+]
+
+
+def imported(module: str) -> set[str]:
+    """Every module that ``module`` names in an import, wherever in its file it stands."""
+    package, stem = module.split(".")
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / package / f"{stem}.py").read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package if node.level else ""
+            name = ".".join(filter(None, (base, node.module)))
+            found |= {name, *(f"{name}.{alias.name}" for alias in node.names)}
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_has_a_place_in_the_order(module: str) -> None:
+    package, stem = module.split(".")
+    assert stem in ORDER[package], f"{module}: give it a place in ORDER (tests/test_imports.py)"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_one_way(module: str) -> None:
+    package, stem = module.split(".")
+    earlier = ORDER[package][: ORDER[package].index(stem)]
+    for name in imported(module):
+        top, _, rest = name.partition(".")
+        if top == package and rest:
+            assert rest.split(".")[0] in earlier, f"{module} imports {name}, which comes after it"
+        elif top in ORDER and top != package:
+            assert any(name == ok or name.startswith(f"{ok}.") for ok in ACROSS[package]) or any(
+                ok.startswith(f"{name}.") for ok in ACROSS[package]
+            ), f"{module} imports {name}: {package} may see {ACROSS[package]} only"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_libraries_stay_in_their_modules(module: str) -> None:
+    tops = {name.split(".")[0] for name in imported(module)}
+    for library, modules in ONLY.items():
+        if modules is None:
+            assert not (library in tops and module.startswith("shardify.")), module
+        else:
+            assert library not in tops or module in modules, f"{module} imports {library}"
