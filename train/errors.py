@@ -1,0 +1,50 @@
+"""Every error that ``train`` raises for a reason outside its own code.
+
+    TrainError            base: exit 1, its message is one line
+    ├── ConfigError       a setting is unknown, of the wrong type, out of range, or contradicts another
+    ├── DataError         the shards, a split, a role or a decoded sample is not what training needs
+    ├── RunError          the run's folder holds something else, or nothing to go on from
+    │   └── CheckpointError   a checkpoint is damaged, foreign, or of another schema version
+    └── DivergedError     the loss is no longer a finite number
+
+A message is one line: ``WHERE: what was found; what was expected; REMEDY``.
+``Interrupted`` stands beside the tree: a stop that was asked for is no fault, and exits 130.
+"""
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DivergedError",
+    "Interrupted",
+    "RunError",
+    "TrainError",
+]
+
+
+class TrainError(Exception):
+    """Base of every error in this package; ``str(error)`` is one line for the user."""
+
+
+class ConfigError(TrainError):
+    """A setting is unknown, of the wrong type, out of range, or contradicts another."""
+
+
+class DataError(TrainError):
+    """The shards, a split, a role or a decoded sample is not what training needs."""
+
+
+class RunError(TrainError):
+    """The run's folder holds something else, or nothing to go on from."""
+
+
+class CheckpointError(RunError):
+    """A checkpoint is damaged, foreign, or of another schema version."""
+
+
+class DivergedError(TrainError):
+    """The loss is no longer a finite number."""
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM arrived; the state is saved and ``--resume`` goes on from it."""
