@@ -10,8 +10,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # A module may import those named before it in its own package, and what ACROSS allows.
 ORDER = {
     "shardify": (
-        "errors", "archive", "images", "layout", "plan", "index", "manifest", "writer", "build",
-        "verify", "stats", "report", "synth", "bench", "cli", "__main__",
+        "errors", "files", "archive", "images", "layout", "plan", "index", "manifest", "writer",
+        "build", "verify", "stats", "report", "synth", "bench", "cli", "__main__",
     ),
     "model": ("blocks", "resunet", "unet", "losses", "registry"),
     "train": (

@@ -1,0 +1,42 @@
+"""Files that appear whole or not at all: write beside, flush to disk, rename.
+
+Knows nothing of zips, tars or manifests. It never follows a name taken from an archive.
+"""
+
+import os
+from pathlib import Path
+
+__all__ = ["TEMPORARY", "publish", "sync_folder", "write_atomic"]
+
+TEMPORARY = ".tmp"
+"""Suffix of a file that is still being written; such files are never read as data."""
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Put ``data`` at ``path`` so that a reader sees the old file or the new one, never half.
+
+    Raises:
+        OSError: The folder is missing, not writable, or the disk is full.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    publish(temporary, path)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Rename a finished, flushed file into place and make the rename itself durable."""
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a folder's entries durable (a rename is not, until its folder is flushed)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
