@@ -1,0 +1,257 @@
+"""Losses of depth and mask, and the criterion that joins them.
+
+Every loss is a mean over samples of a per-sample value: a batch's loss is the average of its
+samples' losses, so that sums over batches and ranks of any size (the last batch of a validation,
+several GPUs) give one and the same number, and the scheduler that watches it sees the data, not the
+batching. Hence Dice a sample, not over the whole batch as the data set's authors have it: there, a
+large object hides the small ones beside it, and the value depends on who shares a batch.
+
+All are computed in float32, also under autocast. An empty batch costs 0. This module knows no
+network, logs nothing and reads nothing back from a device.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from model.blocks import Prediction
+
+__all__ = [
+    "ACTIVATIONS",
+    "KINDS",
+    "Criterion",
+    "LossParts",
+    "bce",
+    "dice_loss",
+    "l1",
+    "ssim",
+]
+
+KINDS = ("dice+l1", "dice", "l1", "bce", "ssim")
+ACTIVATIONS = ("sigmoid", "none")
+
+WINDOW = 11
+SIGMA = 1.5
+
+
+class LossParts(NamedTuple):
+    """Float32 scalars; ``total`` is what to differentiate."""
+
+    total: Tensor
+    mask: Tensor
+    """Unweighted."""
+    depth: Tensor
+    """Unweighted."""
+
+
+def l1(pred: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference.
+
+    Args:
+        pred: (B, 1, H, W) float.
+        target: Same shape.
+
+    Returns:
+        Float32 scalar, at least 0.
+
+    Raises:
+        ValueError: The shapes disagree.
+    """
+    pred, target = _pair(pred, target)
+    return _mean((pred - target).abs())
+
+
+def dice_loss(pred: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
+    """One minus the Dice overlap of each sample, with squared denominators; mean over samples.
+
+    The squares make it a measure for depth too: among all predictions the target itself scores 0.
+
+    Args:
+        pred: (B, 1, H, W) float, in [0, 1].
+        target: Same shape; in [0, 1].
+        smooth: Keeps an empty mask from dividing by zero. Pixels, a sample.
+
+    Returns:
+        Float32 scalar in [0, 1]; 0 when they agree everywhere.
+
+    Raises:
+        ValueError: The shapes disagree.
+
+    Source: Milletari et al. 2016, V-Net, section 3.
+    """
+    pred, target = (t.flatten(1) for t in _pair(pred, target))
+    overlap = (pred * target).sum(1)
+    size = (pred * pred).sum(1) + (target * target).sum(1)
+    return _mean(1 - (2 * overlap + smooth) / (size + smooth))
+
+
+def bce(logits: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy of raw outputs.
+
+    Args:
+        logits: (B, 1, H, W) float, before any sigmoid.
+        target: Same shape; in [0, 1].
+
+    Returns:
+        Float32 scalar, at least 0; nats a pixel.
+
+    Raises:
+        ValueError: The shapes disagree.
+    """
+    logits, target = _pair(logits, target)
+    return _mean(functional.binary_cross_entropy_with_logits(logits, target, reduction="none"))
+
+
+def ssim(pred: Tensor, target: Tensor) -> Tensor:
+    """Structural similarity: mean over the places where an 11x11 Gaussian window fits.
+
+    Args:
+        pred: (B, C, H, W) float, in [0, 1]; H and W at least 11.
+        target: Same shape; in [0, 1].
+
+    Returns:
+        Float32 scalar in [-1, 1]; 1 when they agree everywhere (also for an empty batch). The
+        loss is one minus it.
+
+    Raises:
+        ValueError: The shapes disagree, or a side is shorter than the window.
+
+    Source: Wang et al. 2004, Image Quality Assessment; sigma 1.5, K1 0.01, K2 0.03, range 1.
+    """
+    pred, target = _pair(pred, target)
+    height, width = pred.shape[-2:]
+    if min(height, width) < WINDOW:
+        raise ValueError(f"ssim: {height}x{width} is smaller than the {WINDOW}x{WINDOW} window")
+    # Window means of x, y, x², y², xy in one go, one direction after the other.
+    maps = torch.stack((pred, target, pred * pred, target * target, pred * target))
+    weights = _gaussian(pred.device)
+    with torch.autocast(pred.device.type, enabled=False):
+        flat = maps.reshape(-1, 1, height, width)
+        flat = functional.conv2d(flat, weights.view(1, 1, WINDOW, 1))
+        flat = functional.conv2d(flat, weights.view(1, 1, 1, WINDOW))
+    mean_x, mean_y, xx, yy, xy = flat.reshape(5, *pred.shape[:2], *flat.shape[-2:])
+    var_x, var_y, cov = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    score = ((2 * mean_x * mean_y + c1) * (2 * cov + c2)) / (
+        (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
+    )
+    return 1 - _mean(1 - score)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Criterion:
+    """The loss of a prediction: ``mask_weight * mask + depth_weight * depth``.
+
+    Each of the two is the weighted mean of Dice and L1, or what ``kind`` says instead.
+    """
+
+    kind: str = "dice+l1"
+    """One of ``KINDS``. ``bce`` sees the raw outputs, all others the activated ones."""
+    activation: str = "sigmoid"
+    """One of ``ACTIVATIONS``: what stands between raw outputs and losses."""
+    dice_weight: float = 1.0
+    """Of Dice in the weighted mean of ``dice+l1``."""
+    l1_weight: float = 1.0
+    """Of L1 in the weighted mean of ``dice+l1``."""
+    mask_weight: float = 2.0
+    depth_weight: float = 1.0
+    smooth: float = 1.0
+    """Dice's, in pixels."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            ValueError: An unknown kind or activation, ``bce`` without sigmoid, a weight that is
+                negative or not finite, or weights that are all zero.
+        """
+        if self.kind not in KINDS:
+            raise ValueError(f"loss {self.kind!r}: unknown; use one of {', '.join(KINDS)}")
+        if self.activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise ValueError(f"activation {self.activation!r}: unknown; use one of {known}")
+        if self.kind == "bce" and self.activation != "sigmoid":
+            raise ValueError("loss 'bce': takes raw outputs as logits; use activation 'sigmoid'")
+        for name in ("dice_weight", "l1_weight", "mask_weight", "depth_weight", "smooth"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} {value}: expected a finite number, 0 or more")
+        if self.dice_weight + self.l1_weight == 0:
+            raise ValueError("dice_weight and l1_weight are both 0; give one of them a weight")
+        if self.mask_weight + self.depth_weight == 0:
+            raise ValueError("mask_weight and depth_weight are both 0; give one of them a weight")
+
+    def __call__(self, prediction: Prediction, mask: Tensor, depth: Tensor) -> LossParts:
+        """Loss of raw outputs.
+
+        Args:
+            prediction: Raw outputs, (B, 1, H, W) each, any float type.
+            mask: (B, 1, H, W) in {0, 1}.
+            depth: (B, 1, H, W) in [0, 1].
+
+        Returns:
+            Float32 scalars, means over the samples; 0 for an empty batch.
+
+        Raises:
+            ValueError: The shapes disagree.
+        """
+        of_mask = self._loss(prediction.mask, mask)
+        of_depth = self._loss(prediction.depth, depth)
+        total = self.mask_weight * of_mask + self.depth_weight * of_depth
+        return LossParts(total=total, mask=of_mask, depth=of_depth)
+
+    def activate(self, prediction: Prediction) -> Prediction:
+        """What to show and to measure.
+
+        Args:
+            prediction: Raw outputs.
+
+        Returns:
+            Float32 in [0, 1]: sigmoid of the raw outputs, or (activation ``none``) their clamp.
+        """
+        bound = torch.sigmoid if self.activation == "sigmoid" else _clamp
+        return Prediction(
+            depth=bound(prediction.depth.float()), mask=bound(prediction.mask.float())
+        )
+
+    def _loss(self, raw: Tensor, target: Tensor) -> Tensor:
+        """Either head's loss."""
+        if self.kind == "bce":
+            return bce(raw, target)
+        pred = torch.sigmoid(raw.float()) if self.activation == "sigmoid" else raw
+        if self.kind == "l1":
+            return l1(pred, target)
+        if self.kind == "dice":
+            return dice_loss(pred, target, smooth=self.smooth)
+        if self.kind == "ssim":
+            return 1 - ssim(pred, target)
+        dice = self.dice_weight * dice_loss(pred, target, smooth=self.smooth)
+        return (dice + self.l1_weight * l1(pred, target)) / (self.dice_weight + self.l1_weight)
+
+
+def _pair(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float32, of one shape; broadcasting would hide a mistake."""
+    if pred.shape != target.shape:
+        given = f"{tuple(pred.shape)} and {tuple(target.shape)}"
+        raise ValueError(f"loss: shapes of prediction and target disagree: {given}")
+    return pred.float(), target.float()
+
+
+def _mean(values: Tensor) -> Tensor:
+    """The mean; 0 of nothing, where ``Tensor.mean`` has NaN."""
+    return values.sum() / max(values.numel(), 1)
+
+
+def _clamp(x: Tensor) -> Tensor:
+    return x.clamp(0, 1)
+
+
+def _gaussian(device: torch.device) -> Tensor:
+    """(WINDOW,) float32 weights that sum to 1."""
+    place = torch.arange(WINDOW, device=device, dtype=torch.float32) - WINDOW // 2
+    weights = torch.exp(-(place**2) / (2 * SIGMA**2))
+    return weights / weights.sum()

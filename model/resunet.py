@@ -1,0 +1,80 @@
+"""ResUNet: one residual encoder, a depth decoder, and a mask decoder that looks at the first.
+
+The shape is the one that the data set's authors published as their model: 15,855,712 parameters
+(their README prints 17,267,393, which is the U-Net that lies beside it: see ``model.unet``).
+This module knows no losses and applies no sigmoid: outputs are raw.
+
+Sizes at 64 px::
+
+    x  6  64 ─ init 5x5 ─ 32  64
+       down1 ─ 64  64 ┐ 32     skip1 ─────────────────────┐
+       down2 ─ 128 32 ┐ 16     skip2 ───────────────┐     │
+       down3 ─ 256 16 ┐  8     skip3 ─────────┐     │     │
+       down4 ─ 512  8 ┐  4     skip4 ───┐     │     │     │
+       bridge  512  4 ─┬─ depth: 512 → 256 → 128 → 64 → 16 → head 1
+                       └─ mask:  512 →  64 →  64 → 32 → 16 → head 1
+"""
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from model.blocks import DoubleConv, Down, Prediction, Up, check_input, init_conv
+
+__all__ = ["ResUNet"]
+
+ENCODER = (32, 64, 128, 256, 512)
+DEPTH = (512, 256, 128, 64, 16)
+MASK = (512, 64, 64, 32, 16)
+
+
+class ResUNet(nn.Module):
+    """Depth and mask of a picture, given the picture and its background.
+
+    Args:
+        in_channels: 6: ``bg`` and ``fg_bg`` stacked, three channels each, normalised.
+    """
+
+    def __init__(self, in_channels: int = 6) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.init = nn.Conv2d(in_channels, ENCODER[0], 5, padding=2, bias=False)
+        self.down = nn.ModuleList(Down(i, o) for i, o in pairwise(ENCODER))
+        self.bridge = DoubleConv(ENCODER[-1], ENCODER[-1])
+        skips = ENCODER[:0:-1]
+        self.depth_up = nn.ModuleList(
+            Up(i, skip, o) for (i, o), skip in zip(pairwise(DEPTH), skips, strict=True)
+        )
+        self.mask_up = nn.ModuleList(
+            Up(i, skip, o, side)
+            for (i, o), skip, side in zip(pairwise(MASK), skips, DEPTH[1:], strict=True)
+        )
+        self.depth_head = nn.Conv2d(DEPTH[-1], 1, 1, bias=False)
+        self.mask_head = nn.Conv2d(MASK[-1], 1, 1, bias=False)
+        init_conv(self)
+
+    def forward(self, x: Tensor) -> Prediction:
+        """Raw depth and mask.
+
+        Args:
+            x: (B, in_channels, H, W) float; H and W multiples of 16. ``bg`` first, then ``fg_bg``.
+
+        Returns:
+            Raw outputs, (B, 1, H, W) each.
+
+        Raises:
+            ValueError: Another number of channels or dimensions, or a size not divisible by 16.
+        """
+        check_input(x, self.in_channels)
+        x = self.init(x)
+        skips = []
+        for down in self.down:
+            x, skip = down(x)
+            skips.append(skip)
+        depth = mask = self.bridge(x)
+        for depth_up, mask_up, skip in zip(
+            self.depth_up, self.mask_up, reversed(skips), strict=True
+        ):
+            depth = depth_up(depth, skip)
+            mask = mask_up(mask, skip, depth)
+        return Prediction(depth=self.depth_head(depth), mask=self.mask_head(mask))

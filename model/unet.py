@@ -1,0 +1,94 @@
+"""U-Net with bilinear upsampling: the baseline beside ResUNet.
+
+``UNet`` is the plain network, tensors in, tensors out; ``PairUNet`` names its two output channels.
+17,267,393 parameters for 3 → 1 channels (the figure printed beside the data set's model),
+17,269,186 for 6 → 2. No sigmoid inside: outputs are raw.
+
+Source: Ronneberger et al. 2015, in the widely used form with padding, batch norm and half-width
+bilinear decoders.
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model.blocks import Prediction, check_input, init_conv
+
+__all__ = ["PairUNet", "UNet"]
+
+ENCODER = (64, 128, 256, 512, 512)
+DECODER = (512, 256, 128, 64, 64)
+
+
+def _double(in_channels: int, middle: int, out_channels: int) -> nn.Sequential:
+    """Convolution, batch norm, ReLU, twice. The bias is redundant before a norm, and published."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, middle, 3, padding=1),
+        nn.BatchNorm2d(middle),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(middle, out_channels, 3, padding=1),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+class UNet(nn.Module):
+    """The plain U-Net.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the raw output.
+    """
+
+    def __init__(self, in_channels: int = 6, out_channels: int = 2) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.init = _double(in_channels, ENCODER[0], ENCODER[0])
+        self.down = nn.ModuleList(_double(i, o, o) for i, o in pairwise(ENCODER))
+        # What comes from below is joined by a skip of the same width; the middle halves it.
+        self.up = nn.ModuleList(_double(2 * i, i, o) for i, o in pairwise(DECODER))
+        self.head = nn.Conv2d(DECODER[-1], out_channels, 1)
+        init_conv(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Raw output.
+
+        Args:
+            x: (B, in_channels, H, W) float; H and W multiples of 16.
+
+        Returns:
+            (B, out_channels, H, W).
+
+        Raises:
+            ValueError: Another number of channels or dimensions, or a size not divisible by 16.
+        """
+        check_input(x, self.in_channels)
+        x = self.init(x)
+        skips = []
+        for down in self.down:
+            skips.append(x)
+            x = down(functional.max_pool2d(x, 2))
+        for up, skip in zip(self.up, reversed(skips), strict=True):
+            x = functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+            x = up(torch.cat((skip, x), dim=1))
+        out: Tensor = self.head(x)
+        return out
+
+
+class PairUNet(nn.Module):
+    """A U-Net of two output channels: depth, then mask.
+
+    Args:
+        in_channels: 6: ``bg`` and ``fg_bg`` stacked, three channels each, normalised.
+    """
+
+    def __init__(self, in_channels: int = 6) -> None:
+        super().__init__()
+        self.net = UNet(in_channels, 2)
+
+    def forward(self, x: Tensor) -> Prediction:
+        """Raw depth and mask, (B, 1, H, W) each; takes and refuses what ``UNet`` does."""
+        out = self.net(x)
+        return Prediction(depth=out[:, :1], mask=out[:, 1:])
