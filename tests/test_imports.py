@@ -10,14 +10,16 @@ ROOT = Path(__file__).resolve().parent.parent
 # A module may import those named before it in its own package, and what ACROSS allows.
 ORDER = {
     "shardify": (
-        "errors", "files", "archive", "images", "layout", "plan", "index", "manifest", "writer",
+        "errors", "files", "archive", "images", "naming", "joining",
+        "layout", "plan", "index", "manifest", "writer",
         "build", "verify", "stats", "report", "synth", "bench", "cli", "__main__",
     ),
     "model": ("blocks", "resunet", "unet", "losses", "registry"),
     "train": (
-        "errors", "config", "distributed", "shards", "order", "draws", "batch", "kernel",
-        "pipeline", "baselines", "schedule", "step", "metrics", "logs", "panels", "checkpoint",
-        "trainer", "predict", "bench", "suite", "report", "export", "cli", "__main__",
+        "errors", "config", "settings", "distributed", "shards", "order", "draws", "batch",
+        "kernel", "pipeline", "baselines", "schedule", "step", "metrics", "logs", "panels",
+        "checkpoint", "source", "evaluate", "trainer", "predict", "bench", "suite", "report",
+        "export", "cli", "__main__",
     ),
 }  # fmt: skip
 

@@ -1,0 +1,267 @@
+"""Which files belong together: every name gets a role, companions get one row of a table.
+
+The comparing half of ``layout``: it sees all names, but knows nothing of backgrounds, keys of
+shards or pixels. Nothing here pairs by position; what the names leave open stays apart.
+"""
+
+import zlib
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from shardify import naming
+
+__all__ = ["RULES", "Census", "Folder", "Group", "Table", "join", "take_census"]
+
+IntArray = npt.NDArray[np.int32]
+
+_PROBE = 20_000
+"""Rules are tried on about this many names, however many there are."""
+
+_NO_ROLE = -1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Folder:
+    """What a folder's path says of the files in it."""
+
+    said: tuple[str | None, ...]
+    """Evidence of each part, the outermost first, without those that all names share."""
+
+    outline: str
+    """The path with every digit as ``#``."""
+
+    stripped: str
+    """The path without words for roles."""
+
+    last: str
+    """The innermost part of ``stripped``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """Files whose names speak alike: the same kind of folder, evidence and extension."""
+
+    outline: str
+    said: tuple[str | None, ...]
+    extension: str
+
+
+@dataclass(kw_only=True, slots=True)
+class Census:
+    """Every name, sorted into groups that share a role."""
+
+    names: Sequence[str]
+    group: IntArray
+    """(len(names),) int32: which of ``groups``; -1 for what is no image."""
+
+    groups: list[Group] = field(default_factory=list)
+    junk: int = 0
+    other: Counter[str] = field(default_factory=Counter)
+    """Files that are neither junk nor images, by extension."""
+
+    shared: int = 0
+    """How many leading folders all images have in common."""
+
+    def counts(self) -> list[int]:
+        """Files in each group."""
+        found = self.group[self.group >= 0]
+        return [int(count) for count in np.bincount(found, minlength=len(self.groups))]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """One row a sample, whole or not."""
+
+    rule: str
+    members: dict[str, IntArray]
+    """role -> (rows,) int32 index of the name; -1: none, -2: more than one claims the place."""
+
+    claims: dict[tuple[int, str], list[int]]
+    """(row, role) -> indexes of the names that claim one place, where there are several."""
+
+
+def take_census(names: Sequence[str]) -> Census:
+    """Sort every name into a group of alike names; count junk and what is no image."""
+    shapes = naming.Shapes()
+    folders: dict[str, int] = {}
+    litter: set[int] = set()
+    kinds: dict[tuple[int, str | None, str], int] = {}
+    group = array("i", bytes(4 * len(names)))
+    census = Census(names=names, group=np.frombuffer(group, np.int32))
+    for index, name in enumerate(names):
+        folder, _, base = name.rpartition("/")
+        number = folders.get(folder)
+        if number is None:
+            number = folders[folder] = len(folders)
+            if naming.is_junk_folder(folder):
+                litter.add(number)
+        stem, dot, extension = base.rpartition(".")
+        if number in litter or naming.is_junk(base):
+            group[index] = _NO_ROLE
+            census.junk += 1
+            continue
+        extension = extension.lower() if dot else ""
+        if extension not in naming.IMAGES:
+            group[index] = _NO_ROLE
+            census.other[extension] += 1
+            continue
+        kind = (number, shapes.of(stem.lower()).said, extension)
+        place = kinds.get(kind)
+        if place is None:
+            place = kinds[kind] = len(kinds)
+        group[index] = place
+    return _merge(census, list(folders), list(kinds))
+
+
+def join(census: Census, role_of_group: Sequence[str | None]) -> Table:
+    """Bring companions together by the first of ``RULES`` that does so for nearly all.
+
+    Args:
+        census: The names and their groups.
+        role_of_group: Role of each group; None for groups that are left out. Backgrounds are
+            no part of a row.
+
+    Returns:
+        The table of the rule that completes the most samples; rows in the order in which
+        their first member stands in ``census.names``.
+    """
+    roles = [role for role in naming.ROLES if role != "bg" and role in role_of_group]
+    code = np.array(
+        [roles.index(role) if role in roles else _NO_ROLE for role in role_of_group], np.int8
+    )
+    of_name = np.where(census.group >= 0, code[census.group], np.int8(_NO_ROLE))
+    best, best_complete = RULES[0], -1
+    for rule in RULES:
+        complete, rows = _probe(census, of_name, rule, len(roles))
+        if complete > best_complete:
+            best, best_complete = rule, complete
+        if complete >= 0.95 * rows:
+            break
+    return _build(census, of_name, best, roles)
+
+
+class _Reader:
+    """The parts of names, with what folders and stems say remembered."""
+
+    def __init__(self, shared: int = 0) -> None:
+        self.shapes = naming.Shapes()
+        self._shared = shared
+        self._folders: dict[str, Folder] = {}
+
+    def folder(self, path: str) -> Folder:
+        """What a folder says, apart from the parts that all names share."""
+        known = self._folders.get(path)
+        if known is None:
+            known = self._folders[path] = _study_folder(path, self._shared)
+        return known
+
+
+def _study_folder(path: str, shared: int) -> Folder:
+    parts = path.split("/")[shared:] if path else []
+    stripped = [text for text in map(naming.strip_words, parts) if text]
+    return Folder(
+        said=tuple(map(naming.evidence, parts)),
+        outline="/".join("".join("#" if c.isdigit() else c for c in part) for part in parts),
+        stripped="/".join(stripped),
+        last=stripped[-1] if stripped else "",
+    )
+
+
+def _merge(census: Census, folders: list[str], kinds: list[tuple[int, str | None, str]]) -> Census:
+    """Turn kinds of names, folder by folder, into groups of folders that look alike."""
+    used = sorted({folders[number] for number, _, _ in kinds})
+    census.shared = naming.common_folders(used)
+    groups: dict[Group, int] = {}
+    place = []
+    for number, said, extension in kinds:
+        folder = _study_folder(folders[number], census.shared)
+        group = Group(outline=folder.outline, said=(*folder.said, said), extension=extension)
+        place.append(groups.setdefault(group, len(groups)))
+    order = sorted(groups, key=lambda group: (group.outline, str(group.said), group.extension))
+    rank = {groups[group]: new for new, group in enumerate(order)}
+    table = np.array([rank[old] for old in place] + [_NO_ROLE], np.int32)
+    census.group = table[census.group]
+    census.groups = order
+    return census
+
+
+def _by_path(folder: Folder, stem: str) -> str:
+    return f"{folder.stripped}/{stem}"
+
+
+def _by_folder(folder: Folder, stem: str) -> str:
+    return f"{folder.last}/{stem}"
+
+
+def _by_name(folder: Folder, stem: str) -> str:  # noqa: ARG001
+    return stem
+
+
+def _by_numbers(folder: Folder, stem: str) -> str:  # noqa: ARG001
+    return "_".join(map(str, naming.numbers(stem))) or stem
+
+
+def _by_last_number(folder: Folder, stem: str) -> str:  # noqa: ARG001
+    return str(found[-1]) if (found := naming.numbers(stem)) else stem
+
+
+_RULES: dict[str, Callable[[Folder, str], str]] = {
+    "same path": _by_path,
+    "same folder and name": _by_folder,
+    "same name": _by_name,
+    "same numbers": _by_numbers,
+    "same last number": _by_last_number,
+}
+RULES = tuple(_RULES)
+"""How companions are known, in order of trust. All compare names without words for roles."""
+
+
+def _keyed(census: Census, of_name: npt.NDArray[np.int8], rule: str) -> Iterator[tuple[int, str]]:
+    """Index and joining key of every name that has a role."""
+    reader = _Reader(census.shared)
+    names, key = census.names, _RULES[rule]
+    for index in np.flatnonzero(of_name >= 0).tolist():
+        path, _, base = names[index].rpartition("/")
+        stem = reader.shapes.stripped(base.rpartition(".")[0].lower())
+        yield index, key(reader.folder(path), stem)
+
+
+def _probe(census: Census, of_name: npt.NDArray[np.int8], rule: str, roles: int) -> tuple[int, int]:
+    """How many samples a rule would complete, of how many rows, on a part of the names."""
+    every = max(1, len(census.names) // _PROBE)
+    seen: dict[str, int] = {}
+    for index, key in _keyed(census, of_name, rule):
+        if zlib.crc32(key.encode("utf-8", "surrogatepass")) % every == 0:
+            bit = 1 << int(of_name[index])
+            before = seen.get(key, 0)
+            seen[key] = before | bit | (before & bit) << roles
+    whole = (1 << roles) - 1
+    return sum(bits == whole for bits in seen.values()), len(seen)
+
+
+def _build(census: Census, of_name: npt.NDArray[np.int8], rule: str, roles: list[str]) -> Table:
+    rows: dict[str, int] = {}
+    columns = [array("i") for _ in roles]
+    claims: dict[tuple[int, str], list[int]] = {}
+    for index, key in _keyed(census, of_name, rule):
+        row = rows.get(key)
+        if row is None:
+            row = rows[key] = len(rows)
+            for column in columns:
+                column.append(-1)
+        code = int(of_name[index])
+        before = columns[code][row]
+        if before == -1:
+            columns[code][row] = index
+        else:
+            claims.setdefault((row, roles[code]), [before] if before >= 0 else []).append(index)
+            columns[code][row] = -2
+    members = {
+        role: np.array(column, np.int32) for role, column in zip(roles, columns, strict=True)
+    }
+    return Table(rule=rule, members=members, claims=claims)

@@ -1,0 +1,263 @@
+"""What one file's name says: its role, what it shares with its companions, its numbers.
+
+Strings in, strings and numbers out. This module looks at one name at a time: it compares no two
+names, counts nothing and reads no file. ``layout`` does the comparing.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = [
+    "IMAGES",
+    "ROLES",
+    "Shape",
+    "Shapes",
+    "background_number",
+    "common_folders",
+    "evidence",
+    "folder_number",
+    "is_junk",
+    "is_junk_folder",
+    "numbers",
+    "role_of",
+    "safe_key",
+    "shape_of",
+    "strip_words",
+]
+
+ROLES = ("bg", "fg_bg", "mask", "depth")
+"""The roles a file may have, in the order in which they are shown."""
+
+IMAGES = frozenset("jpg jpeg jpe jfif png gif bmp webp tif tiff npy".split())
+"""Extensions, in lower case, of what may hold pixels."""
+
+KEY_LIMIT = 80
+"""Longest key. Characters: KEY.fg_bg.jpeg must fit the 100 bytes of a tar header's name."""
+
+_WORD = re.compile(r"[^-_ .]+")
+_JUNK_FOLDERS = re.compile(r"(?:^|/)(?:__MACOSX|\.[^/]*|@eaDir|\$RECYCLE\.BIN)(?:/|$)")
+_JUNK_FILES = re.compile(
+    r"\.|thumbs\.db$|desktop\.ini$|icon\r?$|(?:readme|licen[cs]e|copying|changelog)(?:$|[._-])",
+    re.IGNORECASE,
+)
+
+_MASK = re.compile(r"mask|trimap|matte|silhouette")
+_DEPTH = re.compile(r"depth|disparity|(?<![a-z])(?:disp|dmap)(?![a-z])")
+_BOTH = re.compile(
+    r"fgs?[-_ ]?bg|bgs?[-_ ]?fg|overla(?:y|id)|composite"
+    r"|(?<![a-z])(?:fg|f)[-_ ]?\d.*(?<![a-z])(?:bg|b)[-_ ]?\d"
+    r"|(?<![a-z])(?:bg|b)[-_ ]?\d.*(?<![a-z])(?:fg|f)[-_ ]?\d"
+)
+_BACKGROUND = re.compile(r"(?<![a-z])(?:bgs?|backs?|backgrounds?)(?![a-z])")
+_BACKGROUND_NUMBERED = re.compile(r"(?<![a-z])(?:bg|back|background)[-_ ]?\d")
+_FOREGROUND = re.compile(r"^(?:fgs?|foregrounds?|cut[-_ ]?outs?)(?:[-_ ](?:images?|png|rgba))?$")
+_PICTURE = re.compile(
+    r"(?<![a-z])(?:images?|imgs?|pictures?|photos?|rgb|colou?rs?)(?![a-z])|leftimg"
+)
+
+_ROLE_WORDS = re.compile(
+    r"(?:dense[-_ ]?)?depths?(?:[-_ ]?maps?)?|disparity|masks?|trimaps?|mattes?|silhouettes?"
+    r"|fgs?[-_ ]?bgs?(?![a-z])|bgs?[-_ ]?fgs?(?![a-z])|overla(?:y(?:ed|s)?|id)|composites?"
+    r"|leftimg8bit|(?<![a-z])(?:colou?rs?|rgb|images?|imgs?|annotations?)(?![a-z])|images?$"
+)
+_BACKGROUND_NUMBER = re.compile(r"(?<![a-z])(?:bg|b|back|background)[-_ ]?(\d{1,9})(?!\d)")
+_FOREGROUND_NUMBER = re.compile(r"(?<![a-z])(?:fg|f|fore|foreground)[-_ ]?(\d{1,9})(?!\d)")
+_DIGITS = re.compile(r"\d+")
+_ANY_DIGIT = str.maketrans("123456789", "000000000")
+_REMEMBERED = 50_000
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+
+
+def is_junk(base: str) -> bool:
+    """Whether a file's name, without folders, is that of litter or of a note to the reader.
+
+    The empty name, which is what a folder's own entry ends in, is.
+    """
+    return not base or _JUNK_FILES.match(base) is not None
+
+
+def is_junk_folder(path: str) -> bool:
+    """Whether a folder, or one around it, is an operating system's own."""
+    return _JUNK_FOLDERS.search(path) is not None
+
+
+def evidence(part: str) -> str | None:
+    """The role that one folder's name, or one file's stem, speaks for.
+
+    Returns:
+        ``mask``, ``depth``, ``fg_bg``, ``bg``; ``numbered`` for ``bg_007``, which may be a
+        background or the folder of what was pasted on it; ``fg`` for cut-outs; ``picture`` for
+        words such as ``images``; None where it says nothing.
+    """
+    part = part.lower()
+    mask, depth = (_last(pattern, part) for pattern in (_MASK, _DEPTH))
+    if mask >= 0 or depth >= 0:
+        return "mask" if mask > depth else "depth"
+    if _BOTH.search(part):
+        return "fg_bg"
+    if _BACKGROUND_NUMBERED.search(part):
+        return "numbered"
+    if _BACKGROUND.search(part):
+        return "bg"
+    if _FOREGROUND.match(part):
+        return "fg"
+    return "picture" if _PICTURE.search(part) else None
+
+
+def role_of(said: Sequence[str | None]) -> str | None:
+    """One role from the evidence of a path's parts, the outermost folder first, the stem last.
+
+    The innermost word for mask or depth wins; then the innermost that tells a composite, a
+    background or a cut-out; then words such as ``images``; then a stem like ``bg_007``.
+    """
+    inward = list(reversed(said))
+    for accepted in (("mask", "depth"), ("fg_bg", "bg", "fg")):
+        for word in inward:
+            if word in accepted:
+                return word
+    if "picture" in inward:
+        return "fg_bg"
+    return "bg" if inward and inward[0] == "numbered" else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """What all stems that differ in their digits alone have in common."""
+
+    said: str | None
+    """The role the stem speaks for; see ``evidence``."""
+
+    pieces: tuple[slice, ...]
+    """Where the stem's characters lie that are no words for a role; joined by ``_``."""
+
+    background: slice | None
+    """Where, in the joined pieces, the background's number lies."""
+
+    foreground: slice | None
+    """Where, in the joined pieces, the foreground's number lies."""
+
+
+def shape_of(stem: str) -> Shape:
+    """Study one stem (lower case). The result holds for every stem with other digits in it."""
+    pieces = _pieces(stem)
+    text = "_".join(stem[piece] for piece in pieces)
+    return Shape(
+        said=evidence(stem),
+        pieces=pieces,
+        background=_number_span(_BACKGROUND_NUMBER, text),
+        foreground=_number_span(_FOREGROUND_NUMBER, text),
+    )
+
+
+class Shapes:
+    """Studied stems, remembered by their shape, so that a million names cost a few studies."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Shape] = {}
+
+    def of(self, stem: str) -> Shape:
+        """The shape of a stem in lower case."""
+        outline = stem.translate(_ANY_DIGIT)
+        shape = self._known.get(outline)
+        if shape is None:
+            shape = shape_of(stem)
+            if len(self._known) < _REMEMBERED:
+                self._known[outline] = shape
+        return shape
+
+    def stripped(self, stem: str) -> str:
+        """``strip_words`` of a stem in lower case."""
+        pieces = self.of(stem).pieces
+        if len(pieces) == 1:
+            return stem[pieces[0]]
+        return "_".join([stem[piece] for piece in pieces])
+
+
+def strip_words(part: str) -> str:
+    """A folder's name or a stem without the words that only tell its role, in lower case.
+
+    What is left is what companions share: ``mask_fg_015_bg_085_7`` and ``fg_015_bg_085_7``
+    give the same.
+    """
+    part = part.lower()
+    return "_".join(part[piece] for piece in _pieces(part))
+
+
+def numbers(text: str) -> list[int]:
+    """Every run of digits, as a number, from left to right."""
+    return [int(digits) for digits in _DIGITS.findall(text)]
+
+
+def background_number(text: str) -> int:
+    """The number that follows ``bg``, ``b``, ``back`` or ``background``; -1 without one.
+
+    ``text`` is stripped of role words, so that the 638 of ``fg_bg_638`` is not taken for one.
+    """
+    span = _number_span(_BACKGROUND_NUMBER, text)
+    return int(text[span]) if span else -1
+
+
+def folder_number(path: str, shared: int) -> int:
+    """The number of the background after which a folder, or one around it, is named; or -1.
+
+    The outermost ``shared`` folders are not looked at.
+    """
+    for part in reversed(path.split("/")[shared:]):
+        number = background_number(strip_words(part))
+        if number >= 0:
+            return number
+    return -1
+
+
+def safe_key(text: str, *, of: str = "") -> str:
+    """``text`` as a shard's key: ASCII letters, digits, ``_`` and ``-``; at most 80 characters.
+
+    Where it is too long, or ``of`` is given, 16 hexadecimal digits end it: of the SHA-256 of
+    ``of``, or of the text itself.
+    """
+    key = _UNSAFE.sub("_", text).strip("_-")
+    if 0 < len(key) <= KEY_LIMIT and not of:
+        return key
+    digest = hashlib.sha256((of or text).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return f"{key[: KEY_LIMIT - 17]}-{digest}" if key else f"k-{digest}"
+
+
+def common_folders(folders: Sequence[str]) -> int:
+    """How many leading folders all the given paths share. They tell nothing apart."""
+    if not folders:
+        return 0
+    first, last = min(folders).split("/"), max(folders).split("/")
+    shared = 0
+    for one, other in zip(first, last, strict=False):
+        if one != other or not one:
+            break
+        shared += 1
+    return shared
+
+
+def _pieces(part: str) -> tuple[slice, ...]:
+    """The spans of ``part`` that are neither a role's word nor a separator.
+
+    Spans that one underscore parts are given as one.
+    """
+    blank = _ROLE_WORDS.sub(lambda found: " " * len(found[0]), part)
+    pieces: list[slice] = []
+    for found in _WORD.finditer(blank):
+        if pieces and found.start() == pieces[-1].stop + 1 and blank[pieces[-1].stop] == "_":
+            pieces[-1] = slice(pieces[-1].start, found.end())
+        else:
+            pieces.append(slice(*found.span()))
+    return tuple(pieces)
+
+
+def _number_span(pattern: re.Pattern[str], text: str) -> slice | None:
+    """Where the first match of ``pattern`` has its digits."""
+    found = pattern.search(text)
+    return slice(*found.span(1)) if found else None
+
+
+def _last(pattern: re.Pattern[str], text: str) -> int:
+    """Where the last match of ``pattern`` starts; -1 without one."""
+    return max((found.start() for found in pattern.finditer(text)), default=-1)
