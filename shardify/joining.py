@@ -4,7 +4,6 @@ The comparing half of ``layout``: it sees all names, but knows nothing of backgr
 shards or pixels. Nothing here pairs by position; what the names leave open stays apart.
 """
 
-import zlib
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +18,11 @@ __all__ = ["RULES", "Census", "Folder", "Group", "Table", "join", "take_census"]
 
 IntArray = npt.NDArray[np.int32]
 
-_PROBE = 20_000
-"""Rules are tried on about this many names, however many there are."""
+_NEARLY_ALL = 0.95
+"""A rule that completes this share of its rows is the right one."""
+
+_HOPELESS = 1.5
+"""A rule that gives this many rows for each file of the fullest role brings nothing together."""
 
 _NO_ROLE = -1
 
@@ -84,6 +86,24 @@ class Table:
     claims: dict[tuple[int, str], list[int]]
     """(row, role) -> indexes of the names that claim one place, where there are several."""
 
+    @property
+    def rows(self) -> int:
+        """How many samples there are, whole or not."""
+        return len(next(iter(self.members.values())))
+
+    @property
+    def whole(self) -> npt.NDArray[np.bool_]:
+        """(rows,) bool: which samples have just one file in each role."""
+        whole = np.ones(self.rows, np.bool_)
+        for column in self.members.values():
+            whole &= column >= 0
+        return whole
+
+    @property
+    def complete(self) -> int:
+        """How many samples are whole."""
+        return int(self.whole.sum())
+
 
 def take_census(names: Sequence[str]) -> Census:
     """Sort every name into a group of alike names; count junk and what is no image."""
@@ -135,30 +155,16 @@ def join(census: Census, role_of_group: Sequence[str | None]) -> Table:
         [roles.index(role) if role in roles else _NO_ROLE for role in role_of_group], np.int8
     )
     of_name = np.where(census.group >= 0, code[census.group], np.int8(_NO_ROLE))
-    best, best_complete = RULES[0], -1
+    best: Table | None = None
     for rule in RULES:
-        complete, rows = _probe(census, of_name, rule, len(roles))
-        if complete > best_complete:
-            best, best_complete = rule, complete
-        if complete >= 0.95 * rows:
+        table = _build(census, of_name, rule, roles, hopeless=_HOPELESS)
+        if table and (best is None or table.complete > best.complete):
+            best = table
+        if table and table.complete >= _NEARLY_ALL * table.rows:
             break
-    return _build(census, of_name, best, roles)
-
-
-class _Reader:
-    """The parts of names, with what folders and stems say remembered."""
-
-    def __init__(self, shared: int = 0) -> None:
-        self.shapes = naming.Shapes()
-        self._shared = shared
-        self._folders: dict[str, Folder] = {}
-
-    def folder(self, path: str) -> Folder:
-        """What a folder says, apart from the parts that all names share."""
-        known = self._folders.get(path)
-        if known is None:
-            known = self._folders[path] = _study_folder(path, self._shared)
-        return known
+    best = best or _build(census, of_name, RULES[0], roles, hopeless=np.inf)
+    assert best is not None
+    return best
 
 
 def _study_folder(path: str, shared: int) -> Folder:
@@ -223,28 +229,27 @@ RULES = tuple(_RULES)
 
 def _keyed(census: Census, of_name: npt.NDArray[np.int8], rule: str) -> Iterator[tuple[int, str]]:
     """Index and joining key of every name that has a role."""
-    reader = _Reader(census.shared)
-    names, key = census.names, _RULES[rule]
+    names, key, shared = census.names, _RULES[rule], census.shared
+    stripped = naming.Shapes().stripped
+    folders: dict[str, Folder] = {}
     for index in np.flatnonzero(of_name >= 0).tolist():
         path, _, base = names[index].rpartition("/")
-        stem = reader.shapes.stripped(base.rpartition(".")[0].lower())
-        yield index, key(reader.folder(path), stem)
+        folder = folders.get(path)
+        if folder is None:
+            folder = folders[path] = _study_folder(path, shared)
+        yield index, key(folder, stripped(base.rpartition(".")[0].lower()))
 
 
-def _probe(census: Census, of_name: npt.NDArray[np.int8], rule: str, roles: int) -> tuple[int, int]:
-    """How many samples a rule would complete, of how many rows, on a part of the names."""
-    every = max(1, len(census.names) // _PROBE)
-    seen: dict[str, int] = {}
-    for index, key in _keyed(census, of_name, rule):
-        if zlib.crc32(key.encode("utf-8", "surrogatepass")) % every == 0:
-            bit = 1 << int(of_name[index])
-            before = seen.get(key, 0)
-            seen[key] = before | bit | (before & bit) << roles
-    whole = (1 << roles) - 1
-    return sum(bits == whole for bits in seen.values()), len(seen)
-
-
-def _build(census: Census, of_name: npt.NDArray[np.int8], rule: str, roles: list[str]) -> Table:
+def _build(
+    census: Census,
+    of_name: npt.NDArray[np.int8],
+    rule: str,
+    roles: list[str],
+    *,
+    hopeless: float,
+) -> Table | None:
+    """The table of one rule; None as soon as it has more rows than are worth their memory."""
+    limit = hopeless * np.bincount(of_name[of_name >= 0]).max() + 1000
     rows: dict[str, int] = {}
     columns = [array("i") for _ in roles]
     claims: dict[tuple[int, str], list[int]] = {}
@@ -254,6 +259,8 @@ def _build(census: Census, of_name: npt.NDArray[np.int8], rule: str, roles: list
             row = rows[key] = len(rows)
             for column in columns:
                 column.append(-1)
+            if row > limit:
+                break
         code = int(of_name[index])
         before = columns[code][row]
         if before == -1:

@@ -86,7 +86,7 @@ def detect(names: Sequence[str], *, where: str) -> Layout:
     role_of_group = _roles(census, where)
     table = join(census, role_of_group)
     roles = list(table.members)
-    whole = np.flatnonzero(np.all([column >= 0 for column in table.members.values()], axis=0))
+    whole = np.flatnonzero(table.whole)
     if not whole.size:
         raise LayoutError(_nothing_fits(names, table, where))
     keys = _unique_keys(names, table.members["fg_bg"][whole], census.shared)
@@ -285,7 +285,7 @@ def _rejections(names: Sequence[str], table: Table) -> list[Rejection]:
         claims.setdefault(row, (role, indexes))
     columns = list(table.members.items())
     rejected = []
-    for row in np.flatnonzero(np.any([column < 0 for _, column in columns], axis=0)).tolist():
+    for row in np.flatnonzero(~table.whole).tolist():
         if row in claims:
             role, indexes = claims[row]
             member = min(names[index] for index in indexes)

@@ -65,7 +65,7 @@ _ROLE_WORDS = re.compile(
 _BACKGROUND_NUMBER = re.compile(r"(?<![a-z])(?:bg|b|back|background)[-_ ]?(\d{1,9})(?!\d)")
 _FOREGROUND_NUMBER = re.compile(r"(?<![a-z])(?:fg|f|fore|foreground)[-_ ]?(\d{1,9})(?!\d)")
 _DIGITS = re.compile(r"\d+")
-_ANY_DIGIT = str.maketrans("123456789", "000000000")
+_ANY_DIGIT = bytes.maketrans(b"123456789", b"000000000")
 _REMEMBERED = 50_000
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
@@ -155,11 +155,11 @@ class Shapes:
     """Studied stems, remembered by their shape, so that a million names cost a few studies."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Shape] = {}
+        self._known: dict[bytes, Shape] = {}
 
     def of(self, stem: str) -> Shape:
         """The shape of a stem in lower case."""
-        outline = stem.translate(_ANY_DIGIT)
+        outline = stem.encode("utf-8", "surrogatepass").translate(_ANY_DIGIT)
         shape = self._known.get(outline)
         if shape is None:
             shape = shape_of(stem)
