@@ -18,8 +18,8 @@ ORDER = {
     "train": (
         "errors", "config", "settings", "distributed", "shards", "order", "draws", "batch",
         "kernel", "pipeline", "baselines", "schedule", "step", "metrics", "logs", "panels",
-        "checkpoint", "source", "evaluate", "trainer", "predict", "bench", "suite", "report",
-        "export", "cli", "__main__",
+        "checkpoint", "source", "evaluate", "trainer", "launch", "predict", "bench", "suite",
+        "report", "export", "cli", "__main__",
     ),
 }  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Every error that ``train`` raises for a reason outside its own code.
 
     TrainError            base: exit 1, its message is one line
-    ├── ConfigError       a setting is unknown, of the wrong type, out of range, or contradicts another
+    ├── ConfigError       a setting is unknown, mistyped, out of range, or contradicts another
     ├── DataError         the shards, a split, a role or a decoded sample is not what training needs
     ├── RunError          the run's folder holds something else, or nothing to go on from
     │   └── CheckpointError   a checkpoint is damaged, foreign, or of another schema version

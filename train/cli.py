@@ -1,0 +1,197 @@
+"""The ``train`` command: parse, call one function, print what it returns.
+
+No decision is taken here, and nothing heavy is imported before a command needs it: ``--help``
+answers at once.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from shardify.errors import ShardifyError
+from train.errors import ConfigError, Interrupted, TrainError
+from train.settings import Setting, settings
+
+__all__ = ["main"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FILE = click.Path(path_type=Path)
+
+
+class UsageError(click.ClickException):
+    """Wrong usage in one line: no usage text buries it."""
+
+    exit_code = 2
+
+
+class Numbers(click.ParamType[tuple[int, ...]]):
+    """Whole numbers, comma-separated."""
+
+    name = "N,N,…"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """``"64,256"`` → ``(64, 256)``."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of whole numbers like 64,256", param, ctx)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """What is the user's to mend ends the command with one line, never with a traceback."""
+    try:
+        yield
+    except ConfigError as error:
+        raise UsageError(str(error)) from error
+    except (TrainError, ShardifyError) as error:
+        raise click.ClickException(str(error)) from error
+    except Interrupted as stopped:
+        click.echo(str(stopped), err=True)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        click.echo("Stopped before anything could be saved.", err=True)
+        sys.exit(130)
+
+
+def _option(setting: Setting) -> Callable[[F], F]:
+    """The flag of a setting."""
+    flag = "--" + setting.name.replace("_", "-")
+    text = f"{setting.help} [{_shown(setting)}]" if _shown(setting) else setting.help
+    if setting.kind is bool:
+        return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=text)
+    kind: Any = click.Choice(setting.choices) if setting.choices else setting.kind
+    return click.option(flag, type=Numbers() if setting.kind is tuple else kind, help=text)
+
+
+def _shown(setting: Setting) -> str:
+    """The default as a user would type it."""
+    if setting.kind is bool:
+        return "yes" if setting.default else "no"
+    if setting.kind is tuple:
+        return ",".join(map(str, setting.default))
+    return f"{setting.default:g}" if setting.kind is float else str(setting.default)
+
+
+def _all_settings(command: F) -> F:
+    """A flag for every setting there is."""
+    for setting in reversed(settings()):
+        command = _option(setting)(command)
+    return click.option("--config", "file", type=FILE, help="Settings from a TOML file.")(command)
+
+
+def _said(flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags that were given."""
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="shardline")
+def main() -> None:
+    """Train networks on shards, judge them and use them.
+
+    \b
+    train run --shards out --res 64,256 --epochs 10,5 --out run
+    train eval run --shards out
+    train predict run --bg street.jpg --fg-bg street-with-car.jpg --out maps
+    """
+
+
+@main.command(name="run")
+@_all_settings
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out.")
+@click.option("--json", "as_json", is_flag=True, help="Print what came out as one JSON object.")
+def run_command(file: Path | None, resume: bool, as_json: bool, **flags: Any) -> None:
+    """Train a network.
+
+    Leaves settings, metrics, weights, checkpoints and panels in --out. Ctrl-C saves the state;
+    --resume goes on from it.
+
+    \b
+    train run --shards out --res 64 --epochs 10 --out run
+    train run --shards out --res 64,256 --epochs 10,5 --model unet --lr 0.02 --out run2
+    train run --resume --out run
+    """
+    with _one_line_errors():
+        from train.launch import configure, launch
+        from train.logs import Screen
+
+        config = configure(_said(flags), file=file, resume=resume)
+        summary = launch(config, resume=resume, screen=Screen(to_stderr=as_json))
+        click.echo(summary.to_json() if as_json else summary)
+
+
+@main.command(name="config")
+@_all_settings
+@click.option("--resume", is_flag=True, help="Begin with the settings of the run in --out.")
+def config_command(file: Path | None, resume: bool, **flags: Any) -> None:
+    """Print all settings as TOML, as `train run` would take them.
+
+    \b
+    train config --res 64,256 --epochs 10,5 > my.toml
+    train run --config my.toml --shards out
+    """
+    with _one_line_errors():
+        from train.launch import configure
+        from train.settings import to_toml
+
+        click.echo(to_toml(configure(_said(flags), file=file, resume=resume)), nl=False)
+
+
+@main.command(name="eval")
+@click.argument("trained", metavar="CHECKPOINT_OR_RUN", type=FILE)
+@click.option("--shards", required=True, help="Folder that `shardify build` made.")
+@click.option("--res", type=int, help="Resolution; by default the last it was trained at. Pixels.")
+@click.option("--split", default="val", show_default=True, help="train or val; never augmented.")
+@click.option("--batch", default=16, show_default=True, help="Samples a step.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
+@click.option("--threads", default=2, show_default=True, help="Threads that prepare batches.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
+def eval_command(trained: Path, as_json: bool, **flags: Any) -> None:
+    """Judge a trained network on a split.
+
+    \b
+    train eval run --shards out
+    train eval run/last.safetensors --shards out --res 256 --split train --json
+    """
+    with _one_line_errors():
+        from train.evaluate import judge_shards
+        from train.metrics import describe
+
+        figures = judge_shards(trained, **flags)
+        click.echo(json.dumps(figures) if as_json else describe(figures))
+
+
+@main.command(name="predict")
+@click.argument("trained", metavar="CHECKPOINT_OR_RUN", type=FILE)
+@click.option("--bg", type=FILE, required=True, help="Background, or a folder of them.")
+@click.option("--fg-bg", type=FILE, required=True, help="Picture with the object, or a folder.")
+@click.option("--out", type=FILE, required=True, help="Folder to write to.")
+@click.option("--res", type=int, help="Resolution; by default the last it was trained at. Pixels.")
+@click.option("--batch", default=8, show_default=True, help="Pictures a step.")
+@click.option("--bits", type=click.Choice(["8", "16"]), default="8", help="Of the depth PNG. [8]")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
+def predict_command(trained: Path, bits: str, **flags: Any) -> None:
+    """Write mask, depth and an overlay of pictures, at their own size.
+
+    Pictures in a folder find their background by name: the same stem, or the number after `bg`.
+
+    \b
+    train predict run --bg park021.jpg --fg-bg fg_070_bg_021_000435.jpg --out maps
+    train predict run --bg bg/ --fg-bg fg_bg/ --out maps --bits 16
+    """
+    with _one_line_errors():
+        from train.predict import predict
+
+        files = predict(trained, bits=int(bits), **flags)
+        click.echo(f"{flags['out']}: {len(files)} files of {len(files) // 3} pictures")

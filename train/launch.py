@@ -1,0 +1,191 @@
+"""From settings to a run: the folder, the place among other processes, going on or starting.
+
+Decides what a resumed run may change and what it must keep; everything after that is
+``train.trainer``'s.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from model.registry import check_resolution, create
+from train.checkpoint import Checkpoints, Stored
+from train.config import Config
+from train.distributed import World, connected
+from train.errors import ConfigError, RunError
+from train.evaluate import MakeModel, pick_device
+from train.logs import JsonLines, Screen
+from train.schedule import plan, stage_of
+from train.settings import from_text, from_toml, resolve, settings, to_toml
+from train.source import Shards, Source
+from train.trainer import Summary, Trainer
+
+__all__ = ["MakeSource", "configure", "launch"]
+
+CONFIG = "config.toml"
+
+FREE = {
+    *("shards", "res", "epochs", "batch"),
+    *("device", "threads", "torch_threads", "channels_last", "deterministic"),
+    *("out", "max_steps", "checkpoint_steps", "keep", "log_steps", "panel_rows"),
+}
+"""Settings that a resumed run may change: none of them is part of the state."""
+
+MakeSource = Callable[[Config, World, torch.device], Source]
+"""Settings, place and device → the data set."""
+
+
+def configure(flags: Mapping[str, object], *, file: Path | None, resume: bool) -> Config:
+    """The settings of a run: defaults, then the run that is resumed, the file, and the flags.
+
+    Args:
+        flags: ``{name: value}`` of what was said on the command line.
+        file: A TOML file.
+        resume: Whether ``RUN/config.toml``, if there is one, is where to begin.
+
+    Raises:
+        ConfigError: Something is unknown or invalid, or a resumed run would have to change what
+            it cannot.
+    """
+    asked = resolve(from_toml(file) if file else Config(), flags)
+    stored = Path(asked.run.out) / CONFIG
+    if not (resume and stored.is_file()):
+        _check_resolutions(asked)
+        return asked
+    before = from_toml(stored)
+    config = resolve(from_toml(file, before) if file else before, flags)
+    for setting in settings():
+        old, new = (getattr(getattr(c, setting.section), setting.name) for c in (before, config))
+        if old != new and setting.name not in FREE:
+            raise ConfigError(
+                f"{stored}: {setting.key} is {old!r} there, and {new!r} was asked for; "
+                "a resumed run keeps it: leave it out, or start a new run with another --out"
+            )
+    _check_resolutions(config)
+    return config
+
+
+def launch(
+    config: Config,
+    *,
+    resume: bool = False,
+    make_source: MakeSource | None = None,
+    make_model: MakeModel = create,
+    screen: Screen | None = None,
+) -> Summary:
+    """Train as ``config`` says, on this process's share.
+
+    Args:
+        config: From `configure`.
+        resume: Go on from the newest checkpoint of the folder; from the beginning if none is there.
+        make_source: Opens the data set; shards by default.
+        make_model: Makes the network that the settings name.
+        screen: Where progress is shown.
+
+    Raises:
+        TrainError: See the tree; one line says what and where.
+        ShardifyError: The manifest cannot be read.
+        Interrupted: A signal asked for the end; the state is saved.
+    """
+    _check_resolutions(config)
+    world = World.from_environ()
+    device = pick_device(config.compute.device, world)
+    _set_up_torch(config, device)
+    source = (make_source or _shards)(config, world, device)
+    out = Path(config.run.out)
+    found = _newest(config) if resume else None
+    if found is None and not resume:
+        _refuse_other(out)
+    with connected(world, device):
+        screen = screen or Screen()
+        trainer = Trainer(
+            config, source, world=world, device=device, make_model=make_model, screen=screen
+        )
+        if found is not None:
+            _check_stages(config, found)
+            trainer.load_state(found.state)
+            screen.say(f"{out}: going on after step {trainer.at.step}")
+        elif resume:
+            screen.say(f"{out}: no checkpoint to go on from; starting at step 0")
+        if world.first:
+            _prepare(out, config, trainer.at.epoch)
+        return trainer.run()
+
+
+def _check_resolutions(config: Config) -> None:
+    for res in config.data.res:
+        try:
+            check_resolution(res)
+        except ValueError as error:
+            raise ConfigError(f"--res {res}: {error}") from error
+
+
+def _shards(config: Config, world: World, device: torch.device) -> Source:
+    if not config.data.shards:
+        raise ConfigError("--shards: not given; expected the folder that `shardify build` made")
+    return Shards(
+        config.data.shards,
+        world=world,
+        device=device,
+        threads=config.compute.threads,
+        channels_last=config.compute.channels_last,
+        res=max(config.data.res),
+    )
+
+
+def _set_up_torch(config: Config, device: torch.device) -> None:
+    """Process-wide switches: threads, and which algorithms a GPU may take."""
+    if config.compute.torch_threads:
+        torch.set_num_threads(config.compute.torch_threads)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = not config.compute.deterministic
+        torch.backends.cudnn.deterministic = config.compute.deterministic
+        torch.set_float32_matmul_precision("high")
+
+
+def _newest(config: Config) -> Stored | None:
+    return Checkpoints(Path(config.run.out) / "checkpoints", keep=config.run.keep).newest()
+
+
+def _refuse_other(out: Path) -> None:
+    """A new run takes an empty folder or makes one."""
+    if out.is_file():
+        raise RunError(f"{out}: is a file; expected a folder for the run; choose another --out")
+    if (out / CONFIG).exists():
+        raise RunError(f"{out}: holds a run; go on with --resume, or choose another --out")
+    if out.is_dir() and any(out.iterdir()):
+        raise RunError(f"{out}: holds something else; expected an empty folder; choose --out")
+
+
+def _check_stages(config: Config, found: Stored) -> None:
+    """What is trained already stays as it was: resolutions may only change in the future."""
+    before = from_text(found.state["about"]["config"], where=str(found.path))
+    old = plan(before.data.res, before.data.epochs)
+    new = plan(config.data.res, config.data.epochs)
+    for epoch in range(int(found.state["position"]["epoch"])):
+        was, now = stage_of(old, epoch), stage_of(new, epoch)
+        if was and now and was.res != now.res:
+            raise ConfigError(
+                f"--res, --epochs: epoch {epoch} was trained at {was.res} px, and {now.res} px "
+                "was asked for; a resumed run can change only the epochs to come"
+            )
+
+
+def _prepare(out: Path, config: Config, epoch: int) -> None:
+    """Make the folder, write the settings, and drop records of epochs that will run again.
+
+    Raises:
+        RunError: The folder cannot be made or written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        temporary = out / f".{CONFIG}.tmp"
+        temporary.write_text(to_toml(config), encoding="utf-8")
+        temporary.replace(out / CONFIG)
+        metrics = JsonLines(out / "metrics.jsonl")
+        if metrics.path.exists():
+            metrics.keep_before(epoch)
+    except OSError as error:
+        raise RunError(f"{out}: cannot be written ({error}); choose another --out") from error

@@ -1,0 +1,104 @@
+"""A picture of what the network sees and says: a row a sample, a titled column an image.
+
+Tensors in, a PNG out, by Pillow alone; it chooses no samples and runs no network.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from train.batch import Batch
+
+__all__ = ["COLUMNS", "Rows", "draw"]
+
+COLUMNS = ("bg", "fg_bg", "mask", "predicted mask", "depth", "predicted depth")
+
+GAP = 4
+TITLE = 18
+SMALLEST = 96
+"""A cell is at least this wide, or its title would not fit. Pixels."""
+
+
+class Rows(NamedTuple):
+    """The samples of a panel; all on the CPU, float32."""
+
+    batch: Batch
+    """Inputs and targets, images still normalised."""
+
+    mask: Tensor
+    """(B, 1, R, R) predicted, in [0, 1]."""
+
+    depth: Tensor
+    """(B, 1, R, R) predicted, in [0, 1]."""
+
+
+def draw(
+    path: Path,
+    rows: Rows,
+    *,
+    mean: dict[str, list[float]],
+    std: dict[str, list[float]],
+    title: str = "",
+) -> None:
+    """Write a panel.
+
+    Depth, true and predicted, is stretched by the true depth's range in that row, so that the two
+    compare and a dark scene still shows; a mask is drawn as it is.
+
+    Args:
+        path: The PNG to write.
+        rows: The samples.
+        mean: Per channel, for ``bg`` and ``fg_bg``, in [0, 1]: undoes the normalisation.
+        std: As ``mean``.
+        title: A line above the columns' titles.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    count, _, height, width = rows.batch.fg_bg.shape
+    scale = max(1, -(-SMALLEST // width))
+    cell_w, cell_h = width * scale, height * scale
+    top = TITLE * (2 if title else 1)
+    canvas = Image.new(
+        "RGB",
+        (len(COLUMNS) * (cell_w + GAP) + GAP, top + count * (cell_h + GAP) + GAP),
+        "white",
+    )
+    pen = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(12)
+    pen.text((GAP, 2), title, fill="black", font=font)
+    for column, name in enumerate(COLUMNS):
+        pen.text((GAP + column * (cell_w + GAP), top - TITLE + 2), name, fill="black", font=font)
+    for row in range(count):
+        depth = rows.batch.depth[row]
+        low, high = float(depth.min()), float(depth.max())
+        stretch = 1 / (high - low) if high > low else 1.0
+        cells = (
+            _photo(rows.batch.bg[row], mean["bg"], std["bg"]),
+            _photo(rows.batch.fg_bg[row], mean["fg_bg"], std["fg_bg"]),
+            rows.batch.mask[row],
+            rows.mask[row],
+            (depth - low) * stretch,
+            (rows.depth[row] - low) * stretch,
+        )
+        for column, cell in enumerate(cells):
+            image = Image.fromarray(_bytes(cell)).resize((cell_w, cell_h), Image.Resampling.NEAREST)
+            left = GAP + column * (cell_w + GAP)
+            canvas.paste(image, (left, top + GAP + row * (cell_h + GAP)))
+    canvas.save(path)
+
+
+def _photo(image: Tensor, mean: list[float], std: list[float]) -> Tensor:
+    """(3, R, R) in [0, 1] from a normalised image."""
+    return image * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
+
+
+def _bytes(cell: Tensor) -> NDArray[np.uint8]:
+    """(R, R) or (R, R, 3) uint8 from (1 or 3, R, R) in [0, 1]."""
+    pixels = (cell.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return pixels[..., 0] if pixels.shape[2] == 1 else pixels

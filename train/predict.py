@@ -1,0 +1,263 @@
+"""Using a trained network on pictures: mask, depth and an overlay of each, at the picture's size.
+
+Pairs pictures with backgrounds by name, never by position; reads with Pillow; trains and judges
+nothing. Pictures are brought to the network's resolution as validation samples are: squashed to a
+square, bilinear, each pixel's centre in its place.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from model.registry import check_resolution
+from train.distributed import World
+from train.errors import ConfigError, DataError
+from train.evaluate import Trained, load_trained, pick_device, place
+
+__all__ = ["Job", "Maps", "Predictor", "pair", "predict", "predict_files", "read_image"]
+
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+OVERLAY = (255, 40, 40)
+"""Colour that the overlay lays over the object. RGB."""
+
+
+class Job(NamedTuple):
+    """One picture and its background."""
+
+    fg_bg: Path
+    """The picture with the object."""
+
+    bg: Path
+    """The same scene without it."""
+
+
+class Maps(NamedTuple):
+    """What the network says of one picture, at that picture's size."""
+
+    mask: NDArray[np.float32]
+    """(H, W) probability that a pixel is object, in [0, 1]."""
+
+    depth: NDArray[np.float32]
+    """(H, W) in [0, 1] of the depth maps' full range."""
+
+
+class Predictor:
+    """A trained network, ready for pictures of any size."""
+
+    def __init__(self, trained: Trained, *, device: torch.device, res: int | None = None) -> None:
+        """Move the network to a device.
+
+        Args:
+            trained: From `train.evaluate.load_trained`.
+            device: Where to compute.
+            res: Resolution to compute at; the one it was trained at last by default. Pixels.
+
+        Raises:
+            ConfigError: The network does not take this resolution.
+        """
+        self.res = res or trained.res
+        try:
+            check_resolution(self.res)
+        except ValueError as error:
+            raise ConfigError(f"--res {self.res}: {error}") from error
+        self._device = device
+        self._model = place(trained.model.eval(), device, channels_last=True)
+        self._criterion = trained.criterion
+        self._mean = {role: _column(trained.mean[role], device) for role in ("bg", "fg_bg")}
+        self._std = {role: _column(trained.std[role], device) for role in ("bg", "fg_bg")}
+
+    @torch.inference_mode()
+    def __call__(self, pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> list[Maps]:
+        """Predict a batch.
+
+        Args:
+            pairs: (background, picture) each (H, W, 3) uint8 RGB, of any sizes.
+
+        Returns:
+            For each pair, maps of the picture's size.
+        """
+        bg = torch.cat([self._input(image, "bg") for image, _ in pairs])
+        fg_bg = torch.cat([self._input(image, "fg_bg") for _, image in pairs])
+        raw = self._model(
+            torch.cat((bg, fg_bg), dim=1).contiguous(memory_format=torch.channels_last)
+        )
+        prediction = self._criterion.activate(raw)
+        return [
+            Maps(
+                _resized(prediction.mask[i : i + 1], image.shape[:2]),
+                _resized(prediction.depth[i : i + 1], image.shape[:2]),
+            )
+            for i, (_, image) in enumerate(pairs)
+        ]
+
+    def _input(self, image: NDArray[np.uint8], role: str) -> Tensor:
+        """(1, 3, R, R) normalised."""
+        pixels = torch.from_numpy(image).to(self._device).permute(2, 0, 1)[None].float() / 255
+        square = interpolate(pixels, (self.res, self.res), mode="bilinear", align_corners=False)
+        return (square - self._mean[role]) / self._std[role]
+
+
+def predict_files(
+    predictor: Predictor, jobs: Sequence[Job], out: Path, *, batch: int = 8, bits: int = 8
+) -> list[Path]:
+    """Write ``NAME_mask.png``, ``NAME_depth.png`` and ``NAME_overlay.png`` for every picture.
+
+    The mask is 255 where the probability is above 0.5, else 0. The depth's full range is the PNG's.
+
+    Args:
+        predictor: The network.
+        jobs: From `pair`.
+        out: Folder to write to; made if missing, files of the same names are replaced.
+        batch: Pictures a step.
+        bits: Of the depth PNG: 8 or 16.
+
+    Returns:
+        The files, three a job.
+
+    Raises:
+        DataError: A picture cannot be read, or ``out`` not written.
+    """
+    written: list[Path] = []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{out}: cannot be made a folder ({error.strerror})") from error
+    for first in range(0, len(jobs), batch):
+        group = jobs[first : first + batch]
+        images = [(read_image(job.bg), read_image(job.fg_bg)) for job in group]
+        for job, (_, image), maps in zip(group, images, predictor(images), strict=True):
+            named = {
+                f"{job.fg_bg.stem}_mask.png": _gray(maps.mask > 0.5, 8),
+                f"{job.fg_bg.stem}_depth.png": _gray(maps.depth, bits),
+                f"{job.fg_bg.stem}_overlay.png": _overlay(image, maps.mask),
+            }
+            for name, picture in named.items():
+                try:
+                    picture.save(out / name)
+                except OSError as error:
+                    raise DataError(f"{out / name}: cannot be written ({error})") from error
+                written.append(out / name)
+    return written
+
+
+def predict(
+    trained: Path,
+    *,
+    bg: Path,
+    fg_bg: Path,
+    out: Path,
+    res: int | None = None,
+    batch: int = 8,
+    bits: int = 8,
+    device: str = "auto",
+) -> list[Path]:
+    """`predict_files` from paths alone: a run or weights, pictures or folders of them.
+
+    Raises:
+        TrainError: See the tree.
+    """
+    jobs = pair(bg, fg_bg)
+    where = pick_device(device, World())
+    predictor = Predictor(load_trained(trained), device=where, res=res)
+    return predict_files(predictor, jobs, out, batch=batch, bits=bits)
+
+
+def pair(bg: Path, fg_bg: Path) -> list[Job]:
+    """Which background belongs to which picture.
+
+    One background serves for every picture. In a folder, a picture's background is the file of the
+    same stem, or else the one whose last number is the number after ``bg`` in the picture's name.
+
+    Args:
+        bg: A picture, or a folder of them (searched to any depth).
+        fg_bg: Likewise.
+
+    Raises:
+        DataError: Something is missing, or a picture has no background, or more than one.
+    """
+    backgrounds, pictures = _files(bg), _files(fg_bg)
+    if len(backgrounds) == 1:
+        return [Job(picture, backgrounds[0]) for picture in pictures]
+    by_stem: dict[str, list[Path]] = {}
+    by_number: dict[int, list[Path]] = {}
+    for file in backgrounds:
+        by_stem.setdefault(file.stem, []).append(file)
+        if numbers := re.findall(r"\d+", file.stem):
+            by_number.setdefault(int(numbers[-1]), []).append(file)
+    jobs = []
+    for picture in pictures:
+        found = by_stem.get(picture.stem, [])
+        if not found and (number := re.search(r"(?<![a-z])bg[_-]?(\d+)", picture.stem, re.I)):
+            found = by_number.get(int(number[1]), [])
+        if len(found) != 1:
+            what = ", ".join(map(str, found)) or "none"
+            raise DataError(
+                f"{picture}: backgrounds that its name fits in {bg}: {what}; expected one of the "
+                "same stem, or numbered as bg_NUMBER in its name; or pass one file as --bg"
+            )
+        jobs.append(Job(picture, found[0]))
+    stems = [job.fg_bg.stem for job in jobs]
+    if len(set(stems)) != len(stems):
+        twice = next(stem for stem in stems if stems.count(stem) > 1)
+        raise DataError(f"{fg_bg}: several pictures are named {twice}; predict folder by folder")
+    return jobs
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """A picture as (H, W, 3) uint8 RGB, as it is stored: EXIF does not turn it.
+
+    Raises:
+        DataError: Missing, or no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; expected a picture") from None
+    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: no picture that can be read ({error})") from error
+
+
+def _files(path: Path) -> list[Path]:
+    """The picture, or all pictures below the folder."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"{path}: no such file or folder; expected a picture or a folder of them")
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS)
+    if not found:
+        raise DataError(f"{path}: no pictures in it; expected {', '.join(sorted(EXTENSIONS))}")
+    return found
+
+
+def _column(values: list[float], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device).view(1, -1, 1, 1)
+
+
+def _resized(plane: Tensor, size: tuple[int, ...]) -> NDArray[np.float32]:
+    """(H, W) from (1, 1, R, R)."""
+    full = interpolate(plane, size, mode="bilinear", align_corners=False)
+    return full[0, 0].cpu().numpy()
+
+
+def _gray(plane: NDArray[np.float32] | NDArray[np.bool_], bits: int) -> Image.Image:
+    """A gray picture whose white is 1."""
+    top = 2**bits - 1
+    kind = np.uint8 if bits == 8 else np.uint16
+    return Image.fromarray((plane.astype(np.float64) * top).round().astype(kind))
+
+
+def _overlay(image: NDArray[np.uint8], mask: NDArray[np.float32]) -> Image.Image:
+    """The picture, its object tinted by how sure the network is."""
+    weight = 0.5 * mask[..., None]
+    return Image.fromarray(
+        (image * (1 - weight) + np.array(OVERLAY) * weight).round().astype(np.uint8)
+    )

@@ -1,0 +1,129 @@
+"""Where a run's batches come from: the splits of a data set, opened as loaders.
+
+``Shards`` is the one that a user has; whatever offers the same few methods trains as well. Checks
+that the data set has the splits and roles that training needs; decodes nothing itself.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from train.batch import Batch
+from train.distributed import World
+from train.errors import DataError
+from train.shards import load_manifest
+
+__all__ = ["Batches", "Shards", "Source"]
+
+ROLES = ("bg", "fg_bg", "mask", "depth")
+
+
+class Batches(Protocol):
+    """One split at one resolution: each ``for`` is an epoch."""
+
+    epoch: int
+    """The epoch that the next ``for`` will run."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Batch]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Where it is, in JSON: after the last batch that was handed out."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; refuses the state of other data."""
+
+    def close(self) -> None:
+        """Free threads and memory."""
+
+
+class Source(Protocol):
+    """A data set that networks are trained and judged on."""
+
+    mean: dict[str, list[float]]
+    """Per channel, in [0, 1], of ``bg`` and ``fg_bg``: what images were normalised by."""
+
+    std: dict[str, list[float]]
+    """As ``mean``."""
+
+    def samples(self, split: str) -> int:
+        """How many samples a split has; 0 if it does not exist."""
+
+    def open(self, split: str, *, res: int, batch: int, augment: bool, seed: int) -> Batches:
+        """A loader; ``train`` is permuted and drops its last partial batch, ``val`` is neither."""
+
+
+class Shards:
+    """What `shardify build` made."""
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        world: World,
+        device: torch.device,
+        threads: int = 2,
+        channels_last: bool = True,
+        res: int,
+    ) -> None:
+        """Read the manifest and check what it offers.
+
+        Args:
+            folder: The data set.
+            world: Which share of every batch is this process's.
+            device: Where batches are to lie.
+            threads: How many prepare them.
+            channels_last: Memory format of the images.
+            res: Where shards were built at several resolutions, the one whose means count. Pixels.
+
+        Raises:
+            DataError: There is no manifest that this program reads, or a role is missing.
+        """
+        self.folder = Path(folder)
+        self._world = world
+        self._device = device
+        self._threads = threads
+        self._channels_last = channels_last
+        _, self.manifest = load_manifest(self.folder, res=res)
+        for role in ROLES:
+            if role not in self.manifest.roles:
+                there = ", ".join(sorted(self.manifest.roles)) or "none"
+                raise DataError(
+                    f"{self.folder}: no {role} (roles: {there}); training needs "
+                    f"{', '.join(ROLES)}: build it from a source that has them"
+                )
+        images = ("bg", "fg_bg")
+        for role in images:
+            if role not in self.manifest.stats:
+                raise DataError(f"{self.folder}: manifest has no stats of {role}; build it again")
+        self.mean = {role: self.manifest.stats[role].mean for role in images}
+        self.std = {role: self.manifest.stats[role].std for role in images}
+
+    def samples(self, split: str) -> int:
+        """How many samples a split has; 0 if it does not exist."""
+        found = self.manifest.splits.get(split)
+        return found.samples if found else 0
+
+    def open(self, split: str, *, res: int, batch: int, augment: bool, seed: int) -> Batches:
+        """A loader on this process's share of a split.
+
+        Raises:
+            DataError: The split is empty, or has too few samples for one batch on every rank.
+        """
+        # DALI takes a second to load, which `--help` and errors about the manifest need not wait.
+        from train.pipeline import Loader
+
+        return Loader(
+            self.folder,
+            split=split,
+            res=res,
+            batch_size=batch,
+            augment=augment,
+            seed=seed,
+            device=str(self._device),
+            rank=self._world.rank,
+            world_size=self._world.size,
+            threads=self._threads,
+            channels_last=self._channels_last,
+        )

@@ -1,0 +1,127 @@
+"""One step of training or of evaluation: a batch in, a result out.
+
+Nothing is read back from the device, logged or saved here, so a GPU's queue never drains.
+"""
+
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from model.blocks import Prediction
+from model.losses import Criterion, LossParts
+from train.batch import Batch
+
+__all__ = ["EvalStep", "Precision", "StepResult", "TrainStep", "precision_of"]
+
+
+class StepResult(NamedTuple):
+    """What a step found out; tensors stay on the device, without a graph."""
+
+    parts: LossParts
+    """Loss of the batch: float32 scalars."""
+
+    prediction: Prediction
+    """Mask and depth (B, 1, R, R) in [0, 1], float32."""
+
+
+class Precision(NamedTuple):
+    """The arithmetic of the network; losses and weights are always float32."""
+
+    name: str
+    """fp32, bf16 or fp16."""
+
+    dtype: torch.dtype
+    """What autocast computes in."""
+
+
+def precision_of(name: str, device: torch.device) -> Precision:
+    """The arithmetic that a setting means on a device.
+
+    Args:
+        name: auto, fp32, bf16 or fp16. auto: bf16 on a GPU that has it, otherwise fp32, since
+            CPUs without matrix units for it compute bf16 2.5 times slower.
+        device: Where the network lives.
+    """
+    if name == "auto":
+        name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return Precision(
+        name, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    )
+
+
+class EvalStep:
+    """Prediction and loss without a gradient."""
+
+    def __init__(self, model: nn.Module, criterion: Criterion, precision: Precision) -> None:
+        self._model = model
+        self._criterion = criterion
+        self._precision = precision
+
+    @torch.inference_mode()
+    def __call__(self, batch: Batch) -> StepResult:
+        """Evaluate one batch of at least one sample, the network in evaluation mode."""
+        raw = _forward(self._model, batch, self._precision)
+        parts = self._criterion(raw, batch.mask, batch.depth)
+        return StepResult(parts, self._criterion.activate(raw))
+
+
+class TrainStep:
+    """Prediction, loss, gradient, clipping and one step of the optimiser."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Criterion,
+        optimizer: Optimizer,
+        *,
+        precision: Precision,
+        clip: float,
+        clip_by: str,
+    ) -> None:
+        """Hold what a step works on.
+
+        Args:
+            model: Takes (B, 6, R, R), returns raw outputs.
+            criterion: Turns raw outputs and targets into a loss.
+            optimizer: Over the model's parameters.
+            precision: From `precision_of`; fp16 scales the loss.
+            clip: Largest norm or value of the gradient; 0 clips nothing.
+            clip_by: norm or value.
+        """
+        self._model = model
+        self._criterion = criterion
+        self._optimizer = optimizer
+        self._precision = precision
+        self._clip = clip
+        self._clip_by = clip_by
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.scaler = torch.amp.GradScaler(
+            self._parameters[0].device.type, enabled=precision.name == "fp16"
+        )
+
+    def __call__(self, batch: Batch) -> StepResult:
+        """Train on one batch, the network in training mode."""
+        raw = _forward(self._model, batch, self._precision)
+        parts = self._criterion(raw, batch.mask, batch.depth)
+        self._optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(self.scaler.scale(parts.total))
+        if self._clip:
+            self.scaler.unscale_(self._optimizer)
+            if self._clip_by == "norm":
+                nn.utils.clip_grad_norm_(self._parameters, self._clip)
+            else:
+                nn.utils.clip_grad_value_(self._parameters, self._clip)
+        self.scaler.step(self._optimizer)
+        self.scaler.update()
+        with torch.no_grad():
+            prediction = self._criterion.activate(Prediction(*(raw_.detach() for raw_ in raw)))
+        return StepResult(LossParts(*(part.detach() for part in parts)), prediction)
+
+
+def _forward(model: nn.Module, batch: Batch, precision: Precision) -> Prediction:
+    """Raw outputs; both images of a sample stacked to six channels."""
+    images: Tensor = torch.cat((batch.bg, batch.fg_bg), dim=1)
+    with torch.autocast(images.device.type, precision.dtype, enabled=precision.name != "fp32"):
+        return cast(Prediction, model(images))
