@@ -10,14 +10,14 @@ ROOT = Path(__file__).resolve().parent.parent
 # A module may import those named before it in its own package, and what ACROSS allows.
 ORDER = {
     "shardify": (
-        "errors", "files", "archive", "images", "naming", "joining",
-        "layout", "plan", "index", "manifest", "writer",
+        "errors", "files", "archive", "extract", "images", "naming", "joining",
+        "layout", "plan", "index", "manifest", "workers", "writer", "survey", "output",
         "build", "verify", "stats", "report", "synth", "bench", "cli", "__main__",
     ),
     "model": ("blocks", "resunet", "unet", "losses", "registry"),
     "train": (
-        "errors", "config", "settings", "distributed", "shards", "order", "draws", "batch",
-        "kernel", "pipeline", "baselines", "schedule", "step", "metrics", "logs", "panels",
+        "errors", "config", "settings", "distributed", "order", "draws", "shards", "batch",
+        "kernel", "fused", "feed", "prefetch", "pipeline", "baselines", "schedule", "step", "metrics", "logs", "panels",
         "checkpoint", "source", "evaluate", "trainer", "launch", "predict", "bench", "suite",
         "report", "export", "cli", "__main__",
     ),

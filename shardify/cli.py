@@ -1,0 +1,300 @@
+"""The ``shardify`` command: parse, call one function, print what it returns.
+
+Decides nothing. Exit 0: done; 1: the data or the environment is at fault, one line on stderr;
+2: wrong usage; 130: interrupted.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from shardify.errors import ShardifyError
+
+__all__ = ["main"]
+
+_PATH = click.Path(path_type=Path)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; what the console script calls."""
+    try:
+        cli.main(args=arguments, prog_name="shardify", standalone_mode=False)
+    except ShardifyError as error:
+        _fail(str(error))
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted; what is finished is kept: run it again to go on.", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has left; the interpreter must not complain at its exit.
+        sys.stdout = None
+        sys.exit(1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}; see to it and run the command again")
+    except MemoryError:
+        _fail("out of memory; expected a source that fits; try fewer --workers")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="shardline")
+def cli() -> None:
+    """Turn zips of aligned images into checked, reproducible WebDataset shards.
+
+    \b
+    shardify synth demo.zip --samples 600
+    shardify inspect demo.zip
+    shardify build demo.zip out/
+    shardify verify out/
+    """
+
+
+def _planning(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that decide what is written, shared by inspect and build."""
+    options = [
+        click.option(
+            "--val",
+            type=click.FloatRange(0, 1, max_open=True),
+            default=0.05,
+            show_default=True,
+            help="Share of the samples held back for validation.",
+        ),
+        click.option(
+            "--group-by",
+            type=click.Choice(["bg", "fg", "none"]),
+            default=None,
+            help="What never stands in both splits: backgrounds, foregrounds, or nothing is kept "
+            "apart.  [default: bg, where backgrounds are known]",
+        ),
+        click.option(
+            "--shard-samples",
+            type=click.IntRange(1, 1_000_000),
+            default=None,
+            help="Most samples in a shard.  [default: 100 to 1000, by the number of samples]",
+        ),
+        click.option(
+            "--seed",
+            type=click.IntRange(0, 2**63 - 1),
+            default=0,
+            show_default=True,
+            help="Of the split and of the order in which samples are written.",
+        ),
+        click.option(
+            "--max-bad",
+            type=click.FloatRange(0, 1),
+            default=0.01,
+            show_default=True,
+            help="Refuse the source when a larger share of its samples is bad.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@click.argument("src", nargs=-1, required=True, type=_PATH)
+@_planning
+@_JSON
+def inspect(src: tuple[Path, ...], as_json: bool, **options: Any) -> None:
+    """Say what `build` would make of SRC, and write nothing.
+
+    \b
+    shardify inspect data.zip
+    shardify inspect data.zip --val 0.1 --json
+    """
+    from shardify.survey import Options, survey
+
+    found = survey(src, Options(**options)).to_json()
+    click.echo(json.dumps(found, indent=1) if as_json else _survey_text(found))
+
+
+@cli.command()
+@click.argument("src", nargs=-1, required=True, type=_PATH)
+@click.argument("out", type=_PATH)
+@_planning
+@click.option(
+    "--codec",
+    type=click.Choice(["keep"]),
+    default="keep",
+    show_default=True,
+    help="How pictures are stored: keep copies their bytes unchanged.",
+)
+@click.option(
+    "--verify",
+    type=click.Choice(["headers", "decode", "none"]),
+    default="headers",
+    show_default=True,
+    help="Check every picture's structure to its end marker; decode every pixel; or trust them. "
+    "The zip's checksums are checked in any case.",
+)
+@click.option(
+    "--workers", type=click.IntRange(1, 256), default=None, help="Processes.  [default: one a core]"
+)
+@_JSON
+def build(src: tuple[Path, ...], out: Path, as_json: bool, **options: Any) -> None:
+    """Convert SRC (one or more zips) to shards in the new folder OUT.
+
+    An interrupted build goes on where it was when it is run again with the same options.
+
+    \b
+    shardify build data.zip out/
+    shardify build fg_bg.zip masks.zip depth.zip backgrounds.zip out/ --val 0.1
+    """
+    from shardify.build import build as run
+    from shardify.survey import Options
+
+    with _progress("samples") as progress:
+        report = run(src, out, Options(**options), progress=progress)
+    found = report.to_json()
+    click.echo(json.dumps(found, indent=1) if as_json else _build_text(found))
+
+
+@cli.command()
+@click.argument("out", type=_PATH)
+@click.option("--decode", is_flag=True, help="Decode every picture as well.")
+@click.option("--workers", type=click.IntRange(1, 256), default=None, help="[default: one a core]")
+@_JSON
+def verify(out: Path, decode: bool, workers: int | None, as_json: bool) -> None:
+    """Compare every byte of OUT with its manifest; name each file at fault.
+
+    \b
+    shardify verify out/
+    shardify verify out/ --decode
+    """
+    from shardify.errors import VerifyError
+    from shardify.verify import verify as run
+
+    with _progress("files") as progress:
+        report = run(out, deep=decode, workers=workers, progress=progress)
+    if as_json:
+        click.echo(json.dumps(report.to_json(), indent=1))
+    elif not report.problems:
+        pictures = f", {report.decoded} pictures decoded" if decode else ""
+        click.echo(
+            f"{out}: {report.files} files, {report.bytes / 1e6:.1f} MB, {report.samples} samples"
+            f"{pictures}: all as built"
+        )
+    if report.problems:
+        for problem in report.problems[1:20]:
+            click.echo(f"{out}/{problem}", err=True)
+        more = f" ({len(report.problems)} faults in all)" if len(report.problems) > 1 else ""
+        raise VerifyError(f"{out}/{report.problems[0]}{more}; build the data set again")
+
+
+@cli.command()
+@click.argument("out", type=_PATH)
+@click.option("--samples", type=click.IntRange(1), default=2000, show_default=True)
+@click.option("--backgrounds", type=click.IntRange(1), default=100, show_default=True)
+@click.option(
+    "--size",
+    type=click.IntRange(16, 4096),
+    default=250,
+    show_default=True,
+    help="Side of the square composites. Pixels.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+def synth(out: Path, samples: int, backgrounds: int, size: int, seed: int) -> None:
+    """Make OUT.zip, a stand-in for the real data set: the same layout and statistics.
+
+    \b
+    shardify synth demo.zip --samples 600 --backgrounds 40
+    """
+    from shardify.synth import make
+
+    with _progress("samples") as progress:
+        report = make(
+            out, samples=samples, backgrounds=backgrounds, size=size, seed=seed, progress=progress
+        )
+    click.echo(report)
+
+
+def _fail(message: str) -> None:
+    # One line, whatever a file name or a library's message holds.
+    click.echo("Error: " + " ".join(message.split()), err=True)
+    sys.exit(1)
+
+
+@contextmanager
+def _progress(unit: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on stderr, if that is a terminal; else nothing at all."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    with Progress(
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
+        task = bar.add_task("", total=None, rate="")
+
+        def advance(done: int, total: int) -> None:
+            speed = bar.tasks[0].speed
+            bar.update(
+                task, completed=done, total=total, rate=f"{speed:,.0f} {unit}/s" if speed else ""
+            )
+
+        yield advance
+
+
+def _survey_text(found: dict[str, Any]) -> str:
+    lines = [
+        f"{source['name']}: {source['entries']} entries, {source['bytes'] / 1e6:.1f} MB"
+        for source in found["source"]
+    ]
+    lines.append(
+        f"samples      {found['samples']}  (roles: {', '.join(found['roles'])}; "
+        f"{found['backgrounds']} backgrounds)"
+    )
+    for name, split in found["splits"].items():
+        on = f" on {split['backgrounds']} backgrounds" if split["backgrounds"] else ""
+        lines.append(f"{name:12} {split['samples']}{on}, in {split['shards']} shards")
+    lines += _rejected_lines(found["rejected"])
+    lines += [f"layout       {key}: {_plain(value)}" for key, value in found["layout"].items()]
+    return "\n".join(lines)
+
+
+def _build_text(found: dict[str, Any]) -> str:
+    splits = ", ".join(
+        f"{split['samples']} {name} in {split['shards']} shards"
+        for name, split in found["splits"].items()
+    )
+    if found["already"]:
+        return f"{found['out']}: already built from this source with these options ({splits})"
+    lines = [
+        f"{found['out']}: {splits}; {found['backgrounds']} backgrounds; "
+        f"{found['bytes'] / 1e6:.1f} MB in {found['seconds']:.1f} s "
+        f"({found['samples_per_second']:,.0f} samples/s)"
+    ]
+    return "\n".join(lines + _rejected_lines(found["rejected"]))
+
+
+def _rejected_lines(rejected: dict[str, Any]) -> list[str]:
+    return [f"left out     {count}: {reason}" for reason, count in rejected["by_reason"].items()]
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,100 @@
+"""One entry's payload out of a zip: bounded, checked against its size and its CRC.
+
+Reads ranges of an open file; writes nothing, and trusts neither the directory's sizes nor the
+local header's. Memory is bounded by the size that the directory states (checked by ``archive``).
+"""
+
+import os
+import struct
+
+from isal import isal_zlib
+from isal.igzip_lib import IsalError
+
+from shardify.errors import EntryError
+
+__all__ = ["payload"]
+
+_LOCAL = struct.Struct("<4s5H3L2H")
+_unpack = _LOCAL.unpack_from
+_HEAD = _LOCAL.size
+_SLACK = 64
+
+
+def payload(
+    descriptor: int,
+    name: bytes,
+    offset: int,
+    limit: int,
+    packed: int,
+    size: int,
+    crc: int,
+    method: int,
+) -> bytes:
+    """Read and unpack one entry.
+
+    Args:
+        descriptor: The open zip.
+        name: The name's bytes in the central directory; the local header must agree.
+        offset: First byte of the local header.
+        limit: First byte that belongs to something else.
+        packed: Bytes of the packed payload.
+        size: Bytes of the payload, unpacked.
+        crc: CRC-32 of the payload.
+        method: 0 stored, 8 deflated.
+
+    Raises:
+        EntryError: The local header disagrees, the data are cut or damaged, or the CRC is wrong.
+            The message is the reason alone.
+        OSError: The disk cannot be read.
+    """
+    block = os.pread(descriptor, min(limit - offset, _HEAD + len(name) + packed + _SLACK), offset)
+    if len(block) < _HEAD:
+        raise EntryError("cut: the zip ends inside its local header")
+    signature, _, flags, local_method, _, _, _, local_packed, local_size, names, extra = _unpack(
+        block
+    )
+    start = _HEAD + names + extra
+    if signature != b"PK\x03\x04" or block[_HEAD : _HEAD + names] != name:
+        raise EntryError("its local header is not the one that the directory promises")
+    if (
+        local_method != method
+        or flags & 1
+        or not _agrees(flags, local_packed, packed, local_size, size)
+    ):
+        raise EntryError("its local header contradicts the directory")
+    if start + packed > limit - offset:
+        raise EntryError("its data run into the next entry")
+    if start + packed > len(block):
+        block = os.pread(descriptor, packed, offset + start)
+        start = 0
+        if len(block) < packed:
+            raise EntryError("cut: the zip ends inside its data")
+    data = block[start : start + packed]
+    if method:
+        data = _inflate(data, size)
+    if isal_zlib.crc32(data) != crc:
+        raise EntryError("bad CRC")
+    return data
+
+
+def _agrees(flags: int, local_packed: int, packed: int, local_size: int, size: int) -> bool:
+    """Whether the local sizes fit: with flag bit 3 they may be 0, and zip64 may hide them."""
+    late = 0 if flags & 8 else packed
+    late_size = 0 if flags & 8 else size
+    return local_packed in (packed, late, 0xFFFFFFFF) and local_size in (
+        size,
+        late_size,
+        0xFFFFFFFF,
+    )
+
+
+def _inflate(data: bytes, size: int) -> bytes:
+    inflater = isal_zlib.decompressobj(-15)
+    try:
+        # One byte more than promised, so that a longer payload shows without being unpacked.
+        result = inflater.decompress(data, size + 1)
+    except IsalError:  # type: ignore[misc]  # its stub does not say that it is an exception
+        raise EntryError("bad deflate data") from None
+    if len(result) != size or not inflater.eof or inflater.unused_data:
+        raise EntryError("its data unpack to another size than stated")
+    return result

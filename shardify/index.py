@@ -1,0 +1,67 @@
+"""DALI index files: where each member's bytes lie inside one tar shard.
+
+Text in, text out; this module opens no file and knows nothing of zips.
+Format: version v1.2 of DALI's ``wds2idx``: ``v1.2 SAMPLES``, then a line a sample with
+``EXTENSION OFFSET SIZE NAME`` for each member. DALI believes an index blindly, so ``parse``
+is strict.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from shardify.errors import VerifyError
+
+__all__ = ["Member", "format_index", "parse_index"]
+
+
+class Member(NamedTuple):
+    """One file of one sample, as DALI will seek to it."""
+
+    extension: str
+    """All after the first dot of the name: ``fg_bg.jpg``."""
+    offset: int
+    """First payload byte, counted from the start of the tar. Bytes."""
+    size: int
+    name: str
+    """The member's whole name in the tar."""
+
+
+def format_index(samples: Sequence[Iterable[Member]]) -> str:
+    """The index of one shard.
+
+    Args:
+        samples: Members of each sample, in the order of the tar.
+    """
+    lines = [f"v1.2 {len(samples)}"]
+    lines += [" ".join([f"{m[0]} {m[1]} {m[2]} {m[3]}" for m in members]) for members in samples]
+    return "\n".join(lines) + "\n"
+
+
+def parse_index(text: str) -> list[list[Member]]:
+    """Read an index back.
+
+    Raises:
+        VerifyError: It is not a whole v1.2 index.
+    """
+    head, *lines = text.split("\n")
+    if lines and lines[-1] == "":
+        lines.pop()
+    if head != f"v1.2 {len(lines)}":
+        raise VerifyError(f"its first line is {head[:40]!r}; expected 'v1.2 {len(lines)}'")
+    samples = []
+    for number, line in enumerate(lines, 2):
+        words = line.split(" ")
+        try:
+            if len(words) % 4:
+                raise ValueError
+            samples.append(
+                [
+                    Member(
+                        words[place], int(words[place + 1]), int(words[place + 2]), words[place + 3]
+                    )
+                    for place in range(0, len(words), 4)
+                ]
+            )
+        except ValueError:
+            raise VerifyError(f"line {number} is no list of EXTENSION OFFSET SIZE NAME") from None
+    return samples

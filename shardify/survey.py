@@ -1,0 +1,246 @@
+"""What a build would do, known from names and directories alone: samples, splits, doubts.
+
+Reads no payload and writes nothing. Which files belong together is ``layout``'s word, which sample
+goes where is ``plan``'s; here they meet the user's options.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardify.archive import FAULTS, Catalog, open_catalog
+from shardify.errors import BuildError, PlanError
+from shardify.layout import Layout, Rejection, detect
+from shardify.manifest import Rejected, Source
+from shardify.plan import ShardPlan, hold_back, plan_shards
+
+__all__ = [
+    "MEMBERS",
+    "Options",
+    "Survey",
+    "check_bad",
+    "drop_background",
+    "reasons",
+    "replan",
+    "sources_of",
+    "survey",
+    "tally",
+]
+
+MEMBERS = ("fg_bg", "mask", "depth")
+"""Roles that stand in a shard, in the order in which they are written."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What a user may choose. All but ``workers`` and ``max_bad`` decide the bytes written."""
+
+    val: float = 0.05
+    """Share of the samples held back for validation, in [0, 1)."""
+    group_by: str | None = None
+    """``bg``, ``fg`` or ``none``: what must not stand in both splits. None: bg where known."""
+    codec: str = "keep"
+    shard_samples: int | None = None
+    """Most samples in a shard; None chooses."""
+    seed: int = 0
+    verify: str = "headers"
+    max_bad: float = 0.01
+    """A larger share of rejected samples refuses the build."""
+    workers: int | None = None
+    """Processes; None for one a core."""
+
+    def deciding(self) -> dict[str, Any]:
+        """Those that decide the bytes, for the manifest."""
+        values = dataclasses.asdict(self)
+        del values["workers"], values["max_bad"]
+        return values
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Survey:
+    """What a build would do, known from names and the directory alone."""
+
+    where: str
+    catalog: Catalog
+    layout: Layout
+    options: Options
+    rejected: list[Rejection]
+    """Samples left out so far."""
+    usable: NDArray[np.bool_]
+    """(N,) of the layout's samples."""
+    shards: dict[str, list[ShardPlan]]
+
+    @property
+    def bad_share(self) -> float:
+        """Rejected samples, as a share of all."""
+        total = int(self.usable.sum()) + len(self.rejected)
+        return len(self.rejected) / total if total else 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``inspect --json``."""
+        layout, shards = self.layout, self.shards
+        held = {
+            split: {
+                "samples": sum(len(shard.samples) for shard in plans),
+                "shards": len(plans),
+                "backgrounds": len(
+                    {int(b) for shard in plans for b in np.unique(layout.background[shard.samples])}
+                    - {-1}
+                ),
+            }
+            for split, plans in shards.items()
+        }
+        return {
+            "source": [dataclasses.asdict(each) for each in sources_of(self.catalog)],
+            "layout": layout.description,
+            "roles": list(layout.roles),
+            "samples": int(self.usable.sum()),
+            "backgrounds": len(layout.background_ids),
+            "splits": held,
+            "rejected": dataclasses.asdict(tally(self.rejected, self.catalog)),
+            "options": self.options.deciding(),
+        }
+
+
+def survey(paths: Sequence[Path], options: Options) -> Survey:
+    """Read the directories, detect the layout and plan, without reading a payload.
+
+    Raises:
+        SourceError: A source is missing, no zip, damaged or hostile as a whole.
+        LayoutError: The names do not say what belongs together.
+        PlanError: The samples cannot be split as asked.
+        BuildError: More samples are bad than ``max_bad`` allows.
+    """
+    where = ", ".join(path.name for path in paths)
+    catalog = open_catalog(paths)
+    layout = detect(catalog.names, where=where)
+    rejected = list(layout.rejected)
+    usable = np.ones(len(layout.keys), bool)
+    faults = catalog.entries.fault
+    if layout.background_ids:
+        bad = faults[layout.background_members]
+        for number in np.flatnonzero(bad).tolist():
+            drop_background(layout, catalog, number, FAULTS[int(bad[number])], usable, rejected)
+    for role in MEMBERS:
+        if role in layout.members:
+            rows = layout.members[role]
+            bad = np.where(usable, faults[rows], 0)
+            for number in np.flatnonzero(bad).tolist():
+                usable[number] = False
+                rejected.append(
+                    Rejection(
+                        key=layout.keys[number],
+                        member=catalog.names[int(rows[number])],
+                        role=role,
+                        reason=FAULTS[int(bad[number])],
+                    )
+                )
+    options = _resolved(options, layout)
+    found = Survey(
+        where=where,
+        catalog=catalog,
+        layout=layout,
+        options=options,
+        rejected=rejected,
+        usable=usable,
+        shards=replan(layout, usable, options),
+    )
+    check_bad(found)
+    return found
+
+
+def _resolved(options: Options, layout: Layout) -> Options:
+    if options.group_by is not None:
+        return options
+    return dataclasses.replace(options, group_by="bg" if layout.background_ids else "none")
+
+
+def replan(
+    layout: Layout, usable: NDArray[np.bool_], options: Options
+) -> dict[str, list[ShardPlan]]:
+    """Splits and shards of the usable samples.
+
+    Raises:
+        PlanError: They cannot be split as asked.
+    """
+    rows = np.flatnonzero(usable)
+    groups = None
+    if options.group_by == "bg":
+        if not layout.background_ids:
+            raise PlanError("no backgrounds are known to split by; pass --group-by none")
+        groups = layout.background[rows]
+    elif options.group_by == "fg":
+        if layout.foreground is None:
+            raise PlanError("names tell no foreground to split by; pass --group-by bg or none")
+        groups = layout.foreground[rows]
+    if not len(rows):
+        return {"train": [], "val": []}
+    held = hold_back(groups, len(rows), val=options.val, seed=options.seed)
+    shards = plan_shards(held, shard_samples=options.shard_samples, seed=options.seed)
+    return {
+        split: [
+            dataclasses.replace(plan, samples=rows[plan.samples].astype(np.int32)) for plan in plans
+        ]
+        for split, plans in shards.items()
+    }
+
+
+def drop_background(
+    layout: Layout,
+    catalog: Catalog,
+    number: int,
+    reason: str,
+    usable: NDArray[np.bool_],
+    rejected: list[Rejection],
+) -> None:
+    """Leave out every sample on a background that is no good."""
+    member = catalog.names[int(layout.background_members[number])]
+    for row in np.flatnonzero(usable & (layout.background == number)).tolist():
+        usable[row] = False
+        rejected.append(
+            Rejection(
+                key=layout.keys[row], member=member, role="bg", reason=f"its background: {reason}"
+            )
+        )
+
+
+def check_bad(found: Survey, more: int = 0) -> None:
+    """Raise BuildError if too many samples are left out, ``more`` included, or none is left."""
+    bad, good = len(found.rejected) + more, int(found.usable.sum()) - more
+    share = bad / (bad + good) if bad + good else 1.0
+    if share > found.options.max_bad:
+        raise BuildError(
+            f"{found.where}: {bad} of {bad + good} samples are bad, more than --max-bad "
+            f"{found.options.max_bad:g} allows; mend the source, or raise --max-bad; "
+            f"first reasons: {reasons(found.rejected)}"
+        )
+    if not good:
+        raise BuildError(f"{found.where}: no sample is left; {reasons(found.rejected)}")
+
+
+def reasons(rejected: Sequence[Rejection]) -> str:
+    """The commonest reasons in a few words, each with an example."""
+    tally = Counter(each.reason for each in rejected).most_common(3)
+    example = {each.reason: each.member for each in reversed(rejected)}
+    return "; ".join(f"{reason} ({count}, as {example[reason]})" for reason, count in tally)
+
+
+def sources_of(catalog: Catalog) -> list[Source]:
+    """The sources as a manifest names them: without their folders, which differ by machine."""
+    return [
+        Source(name=each.name, bytes=each.bytes, entries=each.entries, digest=each.digest)
+        for each in catalog.sources
+    ]
+
+
+def tally(rejected: Sequence[Rejection], catalog: Catalog) -> Rejected:
+    """Counts for the manifest: samples left out, and entries that never were a sample's."""
+    counts = Counter(each.reason for each in rejected)
+    counts.update(each.reason for each in catalog.refused)
+    return Rejected(count=sum(counts.values()), by_reason=dict(sorted(counts.items())))
