@@ -1,0 +1,59 @@
+"""A batch: what the loader gives and the training step takes.
+
+Four tensors and nothing else. This module loads no file and knows no network.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Batch", "synthetic"]
+
+
+class Batch(NamedTuple):
+    """Aligned images of B samples at R x R pixels, all on one device and of one dtype."""
+
+    bg: Tensor
+    """(B, 3, R, R): the background alone, normalised by the data set's mean and deviation."""
+
+    fg_bg: Tensor
+    """(B, 3, R, R): the object on that background, normalised likewise."""
+
+    mask: Tensor
+    """(B, 1, R, R): 1 where the object is, else 0."""
+
+    depth: Tensor
+    """(B, 1, R, R): in [0, 1] of the depth map's full range."""
+
+
+def synthetic(
+    batch_size: int,
+    res: int,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+    seed: int = 0,
+) -> Batch:
+    """Random numbers in the shape and ranges of a batch, for measuring without a loader.
+
+    Args:
+        batch_size: B.
+        res: R. Pixels.
+        device: Where the tensors live.
+        dtype: A floating type.
+        channels_last: Memory order NHWC instead of NCHW.
+        seed: The same seed gives the same numbers on the same kind of device.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def place(tensor: Tensor) -> Tensor:
+        return tensor.to(device=device, dtype=dtype).contiguous(memory_format=layout)
+
+    bg = torch.randn(batch_size, 3, res, res, generator=generator)
+    fg_bg = torch.randn(batch_size, 3, res, res, generator=generator)
+    mask = (torch.rand(batch_size, 1, res, res, generator=generator) < 0.25).float()
+    depth = torch.rand(batch_size, 1, res, res, generator=generator)
+    return Batch(place(bg), place(fg_bg), place(mask), place(depth))

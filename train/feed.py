@@ -1,0 +1,174 @@
+"""What goes into each batch of one rank: which samples, their bytes, their draws.
+
+Joins ``shards``, ``order`` and ``draws``; every step follows from (seed, epoch, samples used so
+far) and from nothing else. This module decodes nothing, keeps no position and starts no thread.
+"""
+
+import hashlib
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from train import order
+from train.draws import Augmentation, Draws, draw, still
+from train.errors import DataError
+from train.kernel import first_lie
+from train.order import Indexes
+from train.shards import IMAGES, Bytes, Shards, chosen
+
+__all__ = ["Feed", "Step"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Step:
+    """One rank's part of one step: n samples, n perhaps 0 in the last step of a validation."""
+
+    indexes: Indexes
+    """(n,) in the split."""
+
+    payloads: dict[str, list[Bytes]]
+    """Encoded bytes of fg_bg, mask and depth."""
+
+    backgrounds: Indexes
+    """(n,) in the manifest."""
+
+    draws: Draws
+    used: int
+    """Samples of the epoch that all ranks together have used after this step."""
+
+
+class Feed:
+    """The steps of one rank through one split."""
+
+    def __init__(
+        self,
+        shards: Shards,
+        *,
+        backgrounds: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        kind: str,
+        drop_last: bool,
+        augmentation: Augmentation | None,
+        exclude: Sequence[str] = (),
+    ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            shards: Of the split.
+            backgrounds: In the manifest.
+            batch_size: Samples a rank and step.
+            rank: In [0, world_size).
+            world_size: Ranks.
+            seed: Of order and draws.
+            kind: One of ``order.KINDS``.
+            drop_last: Leave out the last global batch where it is not full.
+            augmentation: None: a plain resize.
+            exclude: Keys of samples to go on without.
+
+        Raises:
+            DataError: A key is not in the split, or what is left makes no batch.
+        """
+        self.shards = shards
+        self.seed = seed
+        self.kind = kind
+        self._backgrounds = backgrounds
+        self._batch_size = batch_size
+        self._rank = rank
+        self._world_size = world_size
+        self._drop_last = drop_last
+        self._augmentation = augmentation
+        self._without = chosen(shards, exclude)
+        self._allowed = np.setdiff1d(np.arange(len(shards)), self._without, assume_unique=True)
+        self._cached: tuple[int, int, Indexes] | None = None
+        if not self.left(0):
+            raise DataError(
+                f"{shards.folder}: {len(self._allowed)} samples in split {shards.split!r}; a step "
+                f"takes {batch_size * world_size} ({batch_size} on each of {world_size} ranks); "
+                "choose a smaller batch"
+            )
+
+    @property
+    def samples(self) -> int:
+        """In the split, without those excluded."""
+        return len(self._allowed)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever the samples, their bytes or their places change. Hex."""
+        if not len(self._without):
+            return self.shards.fingerprint
+        text = f"{self.shards.fingerprint} {self._without.tolist()}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def left(self, consumed: int) -> int:
+        """Steps until the epoch's end once ``consumed`` samples of it are used."""
+        return order.steps(
+            self.samples - consumed,
+            batch_size=self._batch_size,
+            world_size=self._world_size,
+            drop_last=self._drop_last,
+        )
+
+    def samples_of(self, epoch: int, step: int, *, consumed: int = 0) -> Indexes:
+        """The samples of this rank's batch ``step``, counted from where ``consumed`` were used."""
+        start, stop = order.span(
+            self.samples,
+            consumed=consumed,
+            step=step,
+            batch_size=self._batch_size,
+            rank=self._rank,
+            world_size=self._world_size,
+        )
+        return self._order(epoch)[start:stop]
+
+    def steps(self, epoch: int, consumed: int) -> Generator[Step, None, None]:
+        """The rest of an epoch.
+
+        Raises:
+            DataError: An index lies, or a ``bg.cls`` holds no background's number.
+        """
+        whole = self._batch_size * self._world_size
+        for step in range(self.left(consumed)):
+            indexes = self.samples_of(epoch, step, consumed=consumed)
+            used = min(consumed + (step + 1) * whole, self.samples)
+            yield self.step(indexes, epoch=epoch, used=used)
+
+    def step(self, indexes: Indexes, *, epoch: int, used: int = 0) -> Step:
+        """Gather one step.
+
+        Args:
+            indexes: (n,) in the split.
+            epoch: Of the draws.
+            used: Passed on.
+
+        Raises:
+            DataError: As ``steps``.
+        """
+        shards = self.shards
+        liar = first_lie(
+            shards.base[shards.shard_of(indexes)], shards.offsets[indexes], shards.sizes[indexes]
+        )
+        if liar >= 0:
+            index = int(indexes[liar])
+            raise DataError(
+                f"{shards.where(index)}: {shards.header_fault(index)}; {shards.remedy()}"
+            )
+        return Step(
+            indexes=indexes,
+            payloads={role: shards.payloads(indexes, role) for role in IMAGES},
+            backgrounds=shards.backgrounds(indexes, count=self._backgrounds),
+            draws=draw(indexes, seed=self.seed, epoch=epoch, augmentation=self._augmentation)
+            if self._augmentation
+            else still(len(indexes)),
+            used=used,
+        )
+
+    def _order(self, epoch: int) -> Indexes:
+        if self._cached is None or self._cached[:2] != (self.seed, epoch):
+            places = order.epoch_order(self.samples, seed=self.seed, epoch=epoch, kind=self.kind)
+            self._cached = (self.seed, epoch, self._allowed[places])
+        return self._cached[2]

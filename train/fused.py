@@ -1,0 +1,137 @@
+"""From decoded images to a batch on a CPU: the compiled kernel, run over a batch by threads.
+
+Holds what stays the same from batch to batch (normalisation, noise table, memory of batches that
+are no longer in use). It decodes nothing and chooses no sample.
+"""
+
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from train.batch import Batch
+from train.draws import Draws, matrices, noise_table
+from train.kernel import render
+
+__all__ = ["Buffers", "Renderer"]
+
+CHANNELS = (3, 3, 1, 1)
+"""Of bg, fg_bg, mask and depth."""
+
+Floats = npt.NDArray[np.float32]
+
+
+class Buffers:
+    """Memory for batches, used again once no tensor looks at it.
+
+    Fresh memory costs a page fault every 4 KiB, as much time at 256 pixels as the warp. A buffer
+    comes back when the last tensor over it is gone, so whoever keeps a batch may keep it.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[Floats] = []
+
+    def take(self, length: int) -> torch.Tensor:
+        """A float32 tensor of ``length`` elements, its content undefined."""
+        while self._free:
+            memory = self._free.pop()
+            if len(memory) == length:
+                break
+        else:
+            memory = np.empty(length, np.float32)
+        # torch holds this view, and nothing else does, as long as any tensor uses the memory.
+        view = memory[:]
+        weakref.finalize(view, self._free.append, memory).atexit = False
+        return torch.from_numpy(view)
+
+
+class Renderer:
+    """Turns decoded images into batches of one size."""
+
+    def __init__(
+        self,
+        *,
+        res: int,
+        normal: Floats,
+        threshold: float,
+        depth_bits: int,
+        augment: bool,
+        threads: int,
+        dtype: torch.dtype,
+        channels_last: bool,
+    ) -> None:
+        """Compile or load the kernel.
+
+        Args:
+            res: R, width and height of the batches. Pixels.
+            normal: (2, 2, 3) float32 as ``kernel.render`` takes it.
+            threshold: Of the mask, in levels of 255.
+            depth_bits: 8 or 16.
+            augment: Whether colour and noise are applied.
+            threads: That share a batch.
+            dtype: Of the batches.
+            channels_last: Memory order NHWC.
+        """
+        self._res = res
+        self._normal = normal
+        self._threshold = threshold
+        self._depth_bits = depth_bits
+        self._augment = augment
+        self._threads = threads
+        self._dtype = dtype
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self._noise = noise_table(res)
+        self._buffers = Buffers()
+        self._pool = ThreadPoolExecutor(threads, "shardline-render") if threads > 1 else None
+
+    def __call__(self, images: npt.NDArray[np.int64], draws: Draws) -> Batch:
+        """Render one batch of B samples, B >= 0.
+
+        Args:
+            images: (B, 4, 3): address, width, height of bg, fg_bg, mask and depth.
+            draws: Of the same samples.
+        """
+        count, area = len(images), self._res * self._res
+        flat = self._buffers.take(count * sum(CHANNELS) * area)
+        tensors, begin = [], 0
+        for channels in CHANNELS:
+            end = begin + count * channels * area
+            tensors.append(flat[begin:end].view(count, channels, self._res, self._res))
+            begin = end
+        outputs = tuple(tensor.numpy() for tensor in tensors)
+        looks = np.stack(
+            [
+                matrices(draws.angle, width=images[:, k, 1], height=images[:, k, 2], res=self._res)
+                for k in range(len(CHANNELS))
+            ],
+            axis=1,
+        )
+
+        def part(first: int, last: int) -> None:
+            render(
+                images, looks, draws.colour, draws.noise, draws.place, self._noise, self._normal,
+                self._threshold, self._depth_bits, self._augment, outputs, first, last,
+            )  # fmt: skip
+
+        cuts = np.linspace(0, count, min(self._threads, max(count, 1)) + 1).astype(int).tolist()
+        if self._pool is None or len(cuts) == 2:
+            part(0, count)
+        else:
+            list(self._pool.map(part, cuts[:-1], cuts[1:]))
+        return Batch(*(self._dress(tensor) for tensor in tensors))
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def _dress(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self._dtype).contiguous(memory_format=self._layout)
+
+
+def addresses(images: Sequence[tuple[int, int, int]]) -> npt.NDArray[np.int64]:
+    """(n, 3) int64 from (address, width, height) of n images."""
+    return np.array(images, np.int64).reshape(len(images), 3)

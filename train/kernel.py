@@ -1,0 +1,274 @@
+"""The CPU's share of a sample, compiled: warp, colour, noise and normalisation in one pass.
+
+Takes decoded images by address and writes float32 planes; a batch can be cut among threads, for
+nothing here holds the GIL. It decodes nothing, draws nothing and allocates no batch.
+
+How it is built, and why: resize and rotation are one matrix, so that a source pixel is fetched
+once; a row's loops are kept apart (where to look, fetch, blend, colour), because the compiler
+turns each of them alone into vector instructions and all of them together into none. The fetch
+reads both horizontal neighbours of an RGB pixel by one unaligned 64-bit load. What lies outside
+the source is its nearest edge pixel. All arithmetic on pixels is float32.
+
+The functions below trust their arguments: addresses must be those of live, contiguous images of
+at least 2 x 2 pixels. ``train.pipeline`` checks that before it calls.
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from train.draws import NOISE_UNIT
+
+__all__ = ["first_lie", "render"]
+
+
+def _load(bits: int, kind: Any) -> Any:
+    """An intrinsic that reads ``bits`` bits at any address, aligned or not."""
+
+    @intrinsic
+    def load(_context: Any, _address: Any) -> Any:
+        def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            value = builder.load(builder.inttoptr(args[0], ir.IntType(bits).as_pointer()))
+            value.align = 1
+            return value
+
+        return kind(types.int64), generate
+
+    return load
+
+
+_load8 = _load(8, types.uint8)
+_load16 = _load(16, types.uint16)
+_load32 = _load(32, types.uint32)
+_load64 = _load(64, types.uint64)
+
+_jit = njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+# Any: what numba makes of them is not what NumPy's stubs say.
+_f: Any = np.float32
+_least: Any = min
+_most: Any = max
+_i: Any = np.int32
+_u: Any = np.uint32
+_BYTE = np.uint32(255)
+_WORD = np.uint32(65535)
+_8, _16, _24 = np.uint32(8), np.uint32(16), np.uint64(24)
+_UNIT = np.float32(1 / NOISE_UNIT)
+
+
+@_jit
+def render(
+    images: Any,
+    matrices: Any,
+    colour: Any,
+    noise: Any,
+    place: Any,
+    table: Any,
+    normal: Any,
+    threshold: float,
+    depth_bits: int,
+    augment: bool,
+    outputs: Any,
+    begin: int,
+    end: int,
+) -> None:
+    """Render samples ``begin`` to ``end`` of a batch of B.
+
+    Args:
+        images: (B, 4, 3) int64: address, width and height of bg, fg_bg (uint8, H x W x 3), mask
+            (uint8, H x W) and depth (uint8 or uint16, H x W).
+        matrices: (B, 4, 2, 3) float32, as ``draws.matrices`` gives them for each image's size.
+        colour: (B, 3, 4) float32.
+        noise: (B,) float32, standard deviation in levels of 255.
+        place: (B, 2) int32, where the noise is cropped.
+        table: (3, S, S) int8, as ``draws.noise_table`` gives it.
+        normal: (2, 2, 3) float32: scale and shift of bg's and fg_bg's channels; levels of 255
+            times scale plus shift is the output.
+        threshold: A mask's pixel is 1 where its value after the warp is at least this.
+        depth_bits: 8 or 16.
+        augment: Whether colour and noise are applied.
+        outputs: bg, fg_bg (B, 3, R, R), mask, depth (B, 1, R, R) float32; written.
+        begin: First sample.
+        end: One past the last.
+    """
+    bg, fg_bg, mask, depth = outputs
+    res = bg.shape[2]
+    offset = np.empty(res, np.int32)
+    u, v = np.empty(res, np.float32), np.empty(res, np.float32)
+    top, low = np.empty(res, np.uint64), np.empty(res, np.uint64)
+    top2, low2 = np.empty(res, np.uint32), np.empty(res, np.uint32)
+    rgb = np.empty((3, res), np.float32)
+    gray_scale = _f(1 / 255) if depth_bits == 8 else _f(1 / 65535)
+    for n in range(begin, end):
+        wide, high = images[n, 1, 1], images[n, 1, 2]
+        for y in range(res):
+            _look(matrices[n, 1], wide, high, y, offset, u, v)
+            _fetch_rgb(images[n, 1, 0], wide, high, offset, top, low)
+            _blend_rgb(top, low, u, v, rgb)
+            _finish(rgb, colour[n], noise[n], place[n], table, normal[1], augment, y, fg_bg[n])
+            if images[n, 0, 1] != wide or images[n, 0, 2] != high:
+                _look(matrices[n, 0], images[n, 0, 1], images[n, 0, 2], y, offset, u, v)
+            _fetch_rgb(images[n, 0, 0], images[n, 0, 1], images[n, 0, 2], offset, top, low)
+            _blend_rgb(top, low, u, v, rgb)
+            _finish(rgb, colour[n], noise[n], place[n], table, normal[0], augment, y, bg[n])
+            # Targets: never coloured, never noisy.
+            if images[n, 2, 1] != images[n, 0, 1] or images[n, 2, 2] != images[n, 0, 2]:
+                _look(matrices[n, 2], images[n, 2, 1], images[n, 2, 2], y, offset, u, v)
+            _fetch_gray(images[n, 2, 0], images[n, 2, 1], offset, top2, low2)
+            _blend_gray(top2, low2, u, v, _8, _BYTE, rgb[0])
+            _step(rgb[0], _f(threshold), mask[n, 0, y])
+            if images[n, 3, 1] != images[n, 2, 1] or images[n, 3, 2] != images[n, 2, 2]:
+                _look(matrices[n, 3], images[n, 3, 1], images[n, 3, 2], y, offset, u, v)
+            if depth_bits == 8:
+                _fetch_gray(images[n, 3, 0], images[n, 3, 1], offset, top2, low2)
+                _blend_gray(top2, low2, u, v, _8, _BYTE, rgb[0])
+            else:
+                _fetch_gray16(images[n, 3, 0], images[n, 3, 1], offset, top2, low2)
+                _blend_gray(top2, low2, u, v, _16, _WORD, rgb[0])
+            _scale(rgb[0], gray_scale, depth[n, 0, y])
+
+
+@_jit
+def first_lie(base: Any, offsets: Any, sizes: Any) -> int:
+    """The first sample whose members are not where the index has them.
+
+    Args:
+        base: (n,) int64, address of each sample's shard.
+        offsets: (n, k) int64, first payload byte of each member, at least 512.
+        sizes: (n, k) int64.
+
+    Returns:
+        A number below n, or -1 where every member has a USTAR header with its size before it.
+    """
+    for n in range(offsets.shape[0]):
+        for k in range(offsets.shape[1]):
+            header = base[n] + offsets[n, k] - 512
+            if _load32(header + 257) != 0x61747375 or _load8(header + 261) != 0x72:  # "usta", "r"
+                return n
+            size = 0
+            for digit in range(11):
+                size = size * 8 + (_load8(header + 124 + digit) - 48)
+            if size != sizes[n, k]:
+                return n
+    return -1
+
+
+@_jit
+def _look(matrix: Any, wide: int, high: int, y: int, offset: Any, u: Any, v: Any) -> None:
+    """Where a row's pixels look: the upper left of four source pixels, and how far beyond it."""
+    ax, ay = matrix[0, 0], matrix[1, 0]
+    row, half = _f(_f(y) + _f(0.5)), _f(0.5)
+    bx = _f(matrix[0, 1] * row + matrix[0, 2] + half * ax - half)
+    by = _f(matrix[1, 1] * row + matrix[1, 2] + half * ay - half)
+    right, bottom = _f(wide - 1), _f(high - 1)
+    last_x, last_y, stride = _i(wide - 2), _i(high - 2), _i(wide)
+    for x in range(len(offset)):
+        column = _f(_i(x))
+        sx = _least(_most(ax * column + bx, _f(0)), right)
+        sy = _least(_most(ay * column + by, _f(0)), bottom)
+        ix, iy = _least(_i(sx), last_x), _least(_i(sy), last_y)
+        u[x], v[x] = sx - _f(ix), sy - _f(iy)
+        offset[x] = iy * stride + ix
+
+
+@_jit
+def _fetch_rgb(image: int, wide: int, high: int, offset: Any, top: Any, low: Any) -> None:
+    """Two horizontal neighbours, in the low 48 bits, of the upper and of the lower row."""
+    row, last = 3 * wide, 3 * wide * high - 8
+    for x in range(len(offset)):
+        first = np.int64(offset[x]) * 3
+        second = first + row
+        # The image's last pixels: read a little before them and shift, not past the end.
+        a, b = _least(first, last), _least(second, last)
+        top[x] = _load64(image + a) >> np.uint64((first - a) * 8)
+        low[x] = _load64(image + b) >> np.uint64((second - b) * 8)
+
+
+@_jit
+def _fetch_gray(image: int, wide: int, offset: Any, top: Any, low: Any) -> None:
+    for x in range(len(offset)):
+        at = image + np.int64(offset[x])
+        top[x], low[x] = _load16(at), _load16(at + wide)
+
+
+@_jit
+def _fetch_gray16(image: int, wide: int, offset: Any, top: Any, low: Any) -> None:
+    for x in range(len(offset)):
+        at = image + 2 * np.int64(offset[x])
+        top[x], low[x] = _load32(at), _load32(at + 2 * wide)
+
+
+@_jit
+def _blend_rgb(top: Any, low: Any, u: Any, v: Any, rgb: Any) -> None:
+    red, green, blue = rgb[0], rgb[1], rgb[2]
+    for x in range(len(u)):
+        a, b = _u(top[x]), _u(top[x] >> _24)
+        c, d = _u(low[x]), _u(low[x] >> _24)
+        p, q = u[x], v[x]
+        red[x] = _mix(a & _BYTE, b & _BYTE, c & _BYTE, d & _BYTE, p, q)
+        green[x] = _mix(a >> _8 & _BYTE, b >> _8 & _BYTE, c >> _8 & _BYTE, d >> _8 & _BYTE, p, q)
+        blue[x] = _mix(a >> _16 & _BYTE, b >> _16 & _BYTE, c >> _16 & _BYTE, d >> _16 & _BYTE, p, q)
+
+
+@_jit
+def _blend_gray(top: Any, low: Any, u: Any, v: Any, bits: Any, full: Any, out: Any) -> None:
+    for x in range(len(u)):
+        a, c = top[x], low[x]
+        out[x] = _mix(a & full, a >> bits, c & full, c >> bits, u[x], v[x])
+
+
+@_jit
+def _mix(a: Any, b: Any, c: Any, d: Any, u: Any, v: Any) -> Any:
+    """Bilinear: between a and b, and c and d below them, by u; between the two by v."""
+    left, right = _f(_i(a)), _f(_i(b))
+    upper = left + u * (right - left)
+    left, right = _f(_i(c)), _f(_i(d))
+    lower = left + u * (right - left)
+    return upper + v * (lower - upper)
+
+
+@_jit
+def _finish(
+    rgb: Any,
+    colour: Any,
+    noise: Any,
+    place: Any,
+    table: Any,
+    normal: Any,
+    augment: bool,
+    y: int,
+    out: Any,
+) -> None:
+    """One row: colour and noise if asked for, clip, normalise."""
+    res = rgb.shape[1]
+    red, green, blue = rgb[0], rgb[1], rgb[2]
+    row, column = place[0] + y, place[1]
+    for channel in range(3):
+        scale, shift = normal[0, channel], normal[1, channel]
+        line = out[channel, y]
+        if augment:
+            r, g, b = colour[channel, 0], colour[channel, 1], colour[channel, 2]
+            plus = colour[channel, 3]
+            strength = noise * _UNIT
+            grain = table[channel, row, column : column + res]
+            for x in range(res):
+                value = r * red[x] + g * green[x] + b * blue[x] + plus + strength * _f(grain[x])
+                line[x] = min(max(value, _f(0)), _f(255)) * scale + shift
+        else:
+            plain = rgb[channel]
+            for x in range(res):
+                line[x] = plain[x] * scale + shift
+
+
+@_jit
+def _step(values: Any, threshold: Any, out: Any) -> None:
+    for x in range(len(out)):
+        out[x] = _f(1) if values[x] >= threshold else _f(0)
+
+
+@_jit
+def _scale(values: Any, scale: Any, out: Any) -> None:
+    for x in range(len(out)):
+        out[x] = values[x] * scale

@@ -1,0 +1,73 @@
+"""Work done ahead in a thread: an iterator whose next items are already being made.
+
+Bounded, stoppable at any time, and honest about errors: what the maker raises, the taker gets, in
+its turn. This module knows nothing of what is made.
+"""
+
+import queue
+import threading
+from collections.abc import Generator
+from typing import Generic, TypeVar
+
+__all__ = ["Ahead"]
+
+T = TypeVar("T")
+
+
+class Ahead(Generic[T]):
+    """Runs a generator in a thread of its own, at most ``depth`` items ahead of the taker.
+
+    The generator is closed in that thread, after its last item, on an error, or on ``close``.
+    """
+
+    def __init__(self, maker: Generator[T, None, None], *, depth: int) -> None:
+        self._maker = maker
+        self._queue: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(maxsize=depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="shardline-ahead", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> "Ahead[T]":
+        return self
+
+    def __next__(self) -> T:
+        item = None if self._stop.is_set() else self._queue.get()
+        if isinstance(item, tuple):
+            return item[0]
+        self.close()
+        if item is not None:
+            raise item
+        raise StopIteration
+
+    def close(self) -> None:
+        """Stop the thread, wait for it, drop what it had made. Does nothing the second time."""
+        self._stop.set()
+        while self._thread.is_alive():
+            # The thread may be waiting for room: make some.
+            try:
+                self._queue.get_nowait()
+            except queue.Empty:
+                self._thread.join(timeout=0.01)
+
+    def _run(self) -> None:
+        end: BaseException | None = None
+        try:
+            for item in self._maker:
+                self._put((item,))
+                del item
+                if self._stop.is_set():
+                    break
+        except BaseException as error:
+            end = error
+        try:
+            self._maker.close()
+        except BaseException as error:
+            end = end or error
+        self._put(end)
+
+    def _put(self, item: tuple[T] | BaseException | None) -> None:
+        while not self._stop.is_set():
+            try:
+                return self._queue.put(item, timeout=0.1)
+            except queue.Full:
+                continue

@@ -1,0 +1,360 @@
+"""A split's shards as a training process sees them: mapped files, and where each member lies.
+
+Reads the manifest, the ``.idx`` of each shard and the background tar; maps the shards (or holds
+them in memory) and hands out payloads as views, never as copies. Whatever disagrees with the
+manifest is refused by name. This module decodes no image and chooses no order.
+"""
+
+import contextlib
+import hashlib
+import mmap
+import resource
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from shardify.errors import ShardifyError
+from shardify.manifest import BACKGROUNDS, Manifest, Shard
+from train.errors import DataError
+from train.order import Indexes
+
+__all__ = ["IMAGES", "Bytes", "Shards", "background_payloads", "load_manifest", "open_split"]
+
+Bytes = npt.NDArray[np.uint8]
+
+IMAGES = ("fg_bg", "mask", "depth")
+"""The roles whose payload every sample carries, in this order, before its ``bg.cls``."""
+
+_MEMBERS = (*IMAGES, "bg")
+_BLOCK = 512
+
+
+def load_manifest(path: Path, *, res: int) -> tuple[Path, Manifest]:
+    """Read a data set's manifest and step into the one of its resolutions that suits best.
+
+    Args:
+        path: The data set's folder, or its ``manifest.json``.
+        res: The size that is wanted: the smallest resolution of at least this is taken, else the
+            largest. Pixels.
+
+    Returns:
+        The folder that holds the shards, and their manifest.
+
+    Raises:
+        DataError: No manifest, or none that can be read.
+    """
+    try:
+        manifest = Manifest.load(path)
+        folder = path if path.is_dir() else path.parent
+        if manifest.resolutions:
+            built = sorted(manifest.resolutions, key=lambda one: one.res)
+            chosen = next((one for one in built if one.res >= res), built[-1])
+            folder = folder / chosen.path
+            manifest = Manifest.load(folder)
+    except ShardifyError as error:
+        raise DataError(str(error)) from error
+    return folder, manifest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Shards:
+    """One split, open for reading. Samples are numbered from 0 in the order of the shards."""
+
+    folder: Path
+    split: str
+    files: list[Shard]
+    buffers: list[Bytes]
+    """Each shard's bytes."""
+
+    first: Indexes
+    """(shards + 1,) number of each shard's first sample."""
+
+    base: Indexes
+    """(shards,) address of each shard's first byte."""
+
+    offsets: npt.NDArray[np.int64]
+    """(samples, 4) first payload byte of fg_bg, mask, depth and bg.cls in the shard. Bytes."""
+
+    sizes: npt.NDArray[np.int64]
+    """(samples, 4) payload lengths. Bytes."""
+
+    names: npt.NDArray[np.bytes_]
+    """(samples,) keys, ASCII."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever a sample, its bytes or its place in the split changes. Hex."""
+        digest = hashlib.sha256()
+        for shard in self.files:
+            digest.update(f"{shard.samples} {shard.sha256}\n".encode())
+        return digest.hexdigest()[:16]
+
+    def shard_of(self, indexes: Indexes) -> Indexes:
+        """Number of the shard that holds each sample."""
+        return np.searchsorted(self.first, indexes, side="right") - 1
+
+    def keys(self, indexes: Indexes) -> list[str]:
+        """The samples' keys."""
+        return [name.decode("ascii") for name in self.names[indexes]]
+
+    def payloads(self, indexes: Indexes, role: str) -> list[Bytes]:
+        """The encoded bytes of one role of some samples: read-only views, nothing is copied."""
+        column = _MEMBERS.index(role)
+        begins = self.offsets[indexes, column]
+        ends = begins + self.sizes[indexes, column]
+        buffers = self.buffers
+        return [
+            buffers[shard][begin:end]
+            for shard, begin, end in zip(
+                self.shard_of(indexes).tolist(), begins.tolist(), ends.tolist(), strict=True
+            )
+        ]
+
+    def backgrounds(self, indexes: Indexes, *, count: int) -> Indexes:
+        """Each sample's background, as its index in the manifest.
+
+        Args:
+            indexes: (n,) samples.
+            count: Backgrounds in the manifest.
+
+        Raises:
+            DataError: A ``bg.cls`` holds no number below ``count``.
+        """
+        found = np.empty(len(indexes), np.int64)
+        for place, payload in enumerate(self.payloads(indexes, "bg")):
+            text = payload.tobytes()
+            if not text.isdigit() or int(text) >= count:
+                raise DataError(
+                    f"{self.where(int(indexes[place]))}: bg.cls holds {text[:16]!r}; expected a "
+                    f"number below {count}; {self.remedy()}"
+                )
+            found[place] = int(text)
+        return found
+
+    def where(self, index: int) -> str:
+        """The shard's file and the sample's key, for an error's first words."""
+        shard = int(self.shard_of(np.array([index]))[0])
+        return f"{self.folder / self.files[shard].name}: {self.names[index].decode('ascii')}"
+
+    def remedy(self) -> str:
+        """What a user does about a data set that is not what its manifest says."""
+        return f"run `shardify verify {self.folder}`, then build it again"
+
+    def changed(self, index: int) -> bool:
+        """Whether the shard that holds a sample is no longer the one the manifest describes."""
+        shard = int(self.shard_of(np.array([index]))[0])
+        return _digest(self.buffers[shard]) != self.files[shard].sha256
+
+    def header_fault(self, index: int) -> str | None:
+        """What the tar says where the index has a sample's members, if they disagree."""
+        shard = int(self.shard_of(np.array([index]))[0])
+        key = self.names[index].decode("ascii")
+        for column, role in enumerate(_MEMBERS):
+            offset, size = int(self.offsets[index, column]), int(self.sizes[index, column])
+            header = self.buffers[shard][offset - _BLOCK : offset].tobytes()
+            name = header[:100].rstrip(b"\0").decode("ascii", "replace")
+            if header[257:262] != b"ustar":
+                return f"the index has {key}.{role} at byte {offset}, where no member begins"
+            if not name.startswith(f"{key}.{role}.") or int(header[124:135], 8) != size:
+                return (
+                    f"the index has {key}.{role} of {size} bytes at byte {offset}, "
+                    f"where the tar has {name} of {int(header[124:135], 8)}"
+                )
+        return None
+
+
+def open_split(
+    folder: Path, manifest: Manifest, split: str, *, cache: str = "disk", verify: bool = False
+) -> Shards:
+    """Map every shard of a split and read its index.
+
+    Args:
+        folder: That holds the shards.
+        manifest: Of that folder.
+        split: ``train`` or ``val``.
+        cache: ``disk``: mapped, so that the system reads pages when they are needed and may drop
+            them. ``ram``: read once, checked against the manifest's digests, and held.
+        verify: Check the digests of mapped shards too: reads every byte.
+
+    Raises:
+        DataError: No such split, a role is absent, or a shard or index is missing or disagrees
+            with the manifest.
+    """
+    _require(folder, manifest, split)
+    files = manifest.splits[split].shards
+    _allow_open_files(len(files))
+    buffers, offsets, sizes, names = [], [], [], []
+    for shard in files:
+        buffer = _bytes_of(folder / shard.name, shard, cache)
+        if (verify or cache == "ram") and _digest(buffer) != shard.sha256:
+            raise DataError(
+                f"{folder / shard.name}: its bytes are not those of the manifest (SHA-256); "
+                f"run `shardify verify {folder}`, then build it again"
+            )
+        starts, lengths, keys = _read_index(folder / shard.index, shard, len(buffer))
+        buffers.append(buffer)
+        offsets.append(starts)
+        sizes.append(lengths)
+        names.append(keys)
+    return Shards(
+        folder=folder,
+        split=split,
+        files=files,
+        buffers=buffers,
+        first=np.cumsum([0, *(shard.samples for shard in files)], dtype=np.int64),
+        base=np.array([one.__array_interface__["data"][0] for one in buffers], np.int64),
+        offsets=np.concatenate(offsets),
+        sizes=np.concatenate(sizes),
+        names=np.concatenate(names),
+    )
+
+
+def background_payloads(folder: Path, manifest: Manifest) -> list[Bytes]:
+    """The encoded bytes of every background, in the order of their indexes.
+
+    Raises:
+        DataError: The tar is missing or cut, or a background is missing or changed.
+    """
+    path = folder / BACKGROUNDS
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                stream = tar.extractfile(member)
+                if stream is not None:
+                    found[member.name] = stream.read()
+    except (OSError, tarfile.TarError) as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}); expected {len(manifest.backgrounds)} backgrounds; "
+            "build the data set again"
+        ) from error
+    for background in manifest.backgrounds:
+        payload = found.get(background.member)
+        if payload is None or hashlib.sha256(payload).hexdigest() != background.sha256:
+            what = "missing" if payload is None else "not the bytes of the manifest (SHA-256)"
+            raise DataError(f"{path}: {background.member}: {what}; build the data set again")
+    return [np.frombuffer(found[one.member], np.uint8) for one in manifest.backgrounds]
+
+
+def _require(folder: Path, manifest: Manifest, split: str) -> None:
+    """Refuse a data set without the split, or without a role that a batch is made of."""
+    if split not in manifest.splits or not manifest.splits[split].samples:
+        has = ", ".join(f"{name} ({one.samples})" for name, one in manifest.splits.items())
+        raise DataError(
+            f"{folder}: no samples in split {split!r}; it has {has or 'none'}; "
+            "build it with another --val"
+        )
+    for role in _MEMBERS:
+        if role not in manifest.roles:
+            raise DataError(
+                f"{folder}: the data set has no {role}; training needs bg, fg_bg, mask and depth; "
+                "build it from all four"
+            )
+
+
+def _bytes_of(path: Path, shard: Shard, cache: str) -> Bytes:
+    """The shard's bytes, mapped or read, once its length is what the manifest says."""
+    try:
+        found = path.stat().st_size
+        if found != shard.bytes:
+            raise DataError(
+                f"{path}: {found} bytes; the manifest says {shard.bytes}: it was cut or changed; "
+                f"run `shardify verify {path.parent}`, then build it again"
+            )
+        if cache == "ram":
+            return np.fromfile(path, np.uint8)
+        with path.open("rb") as file:
+            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: missing; the manifest lists it with {shard.samples} samples; "
+            "restore it, or build the data set again"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); check the disk") from error
+
+
+def _digest(buffer: Bytes) -> str:
+    return hashlib.sha256(buffer.data).hexdigest()
+
+
+def _read_index(
+    path: Path, shard: Shard, length: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bytes_]]:
+    """Offsets (n, 4), sizes (n, 4) and keys (n,) of one shard's index, each checked."""
+    try:
+        head, _, body = path.read_bytes().partition(b"\n")
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); every shard needs its index; "
+            "build the data set again"
+        ) from error
+    remedy = f"run `shardify verify {path.parent}`, then build it again"
+    if head.split() != [b"v1.2", str(shard.samples).encode()]:
+        raise DataError(f"{path}: begins {head[:32]!r}; expected 'v1.2 {shard.samples}'; {remedy}")
+    tokens = body.split()
+    width = 4 * len(_MEMBERS)
+    if len(tokens) != width * shard.samples:
+        raise DataError(
+            f"{path}: {len(tokens)} words; expected {width} for each of {shard.samples} samples; "
+            f"{remedy}"
+        )
+    table = np.array(tokens).reshape(shard.samples, len(_MEMBERS), 4)
+    names = table[:, 0, 3]
+    keys = np.strings.partition(names, np.bytes_(b"."))[0]
+    try:
+        offsets, sizes = table[:, :, 1].astype(np.int64), table[:, :, 2].astype(np.int64)
+    except ValueError as error:
+        raise DataError(f"{path}: holds {error}; expected whole numbers; {remedy}") from None
+
+    roles = np.array([role.encode() for role in _MEMBERS])
+    wrong = (np.strings.partition(table[:, :, 0], np.bytes_(b"."))[0] != roles).any(axis=1)
+    stems = np.strings.partition(table[:, :, 3], np.bytes_(b"."))[0]
+    wrong |= (stems != keys[:, None]).any(axis=1)
+    places = np.stack([offsets, offsets + sizes], axis=2).reshape(-1)
+    backward = np.flatnonzero(np.diff(places, prepend=_BLOCK) < 0)
+    wrong[backward // (2 * len(_MEMBERS))] = True
+    wrong |= (offsets % _BLOCK != 0).any(axis=1) | (sizes < 1).any(axis=1)
+    wrong |= (offsets + sizes > length).any(axis=1)
+    if wrong.any():
+        line = int(np.flatnonzero(wrong)[0])
+        raise DataError(
+            f"{path}: line {line + 2}, {keys[line].decode('ascii', 'replace')}: no four members "
+            f"({', '.join(_MEMBERS)}) one after the other within {shard.bytes} bytes; {remedy}"
+        )
+    return offsets, sizes, keys
+
+
+def _allow_open_files(count: int) -> None:
+    """Every mapped shard keeps a descriptor: lift this process's soft limit where it is low."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 256
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
+def chosen(shards: Shards, keys: Sequence[str]) -> Indexes:
+    """The indexes of the samples with these keys.
+
+    Raises:
+        DataError: A key is not in the split.
+    """
+    wanted = np.array([key.encode("ascii", "replace") for key in keys], np.bytes_)
+    if not len(wanted):
+        return np.empty(0, np.int64)
+    missing = wanted[~np.isin(wanted, shards.names)]
+    if len(missing):
+        raise DataError(
+            f"{shards.folder}: no sample {missing[0].decode()!r} in split {shards.split!r}; "
+            "give keys as errors and rejected.jsonl name them"
+        )
+    return np.flatnonzero(np.isin(shards.names, wanted))
