@@ -102,12 +102,12 @@ class TinyLoader:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "used": self._used, "data": self._fingerprint}
+        return {"epoch": self.epoch, "consumed": self._used, "data": self._fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["data"] != self._fingerprint:
             raise DataError(f"tiny: data {self._fingerprint}; the state is of {state['data']}")
-        self.epoch, self._used = state["epoch"], state["used"]
+        self.epoch, self._used = state["epoch"], state["consumed"]
 
     def close(self) -> None:
         self.closed = True
@@ -123,7 +123,7 @@ class TinySource:
         fingerprint: str = "tiny",
     ) -> None:  # fmt: skip
         self._counts = {"train": samples, "val": val}
-        self._world, self._delay, self._fingerprint = world or World(), delay, fingerprint
+        self._world, self._delay, self.fingerprint = world or World(), delay, fingerprint
         self.opened: list[TinyLoader] = []
 
     def samples(self, split: str) -> int:
@@ -136,7 +136,7 @@ class TinySource:
             range(first, first + self._counts[split]),
             res=res, batch=batch, augment=augment, seed=seed, world=self._world,
             training=training, delay=self._delay if training else 0.0,
-            fingerprint=self._fingerprint,
+            fingerprint=self.fingerprint,
         )  # fmt: skip
         self.opened.append(loader)
         return loader

@@ -4,7 +4,7 @@ Reads weights and checkpoints back into a network; trains nothing and writes not
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -222,12 +222,13 @@ def judge_shards(
     return judge(trained, source, split=split, res=size, batch=batch, device=where)
 
 
-def weights_metadata(
-    config_toml: str, *, res: int, step: int, mean: dict[str, Any], std: dict[str, Any]
-) -> dict[str, str]:
-    """What goes into a file of weights beside them, so that it can be used alone."""
-    about = {"config": config_toml, "res": res, "step": step, "mean": mean, "std": std}
-    return {"shardline": json.dumps(about)}
+def weights_metadata(about: Mapping[str, Any]) -> dict[str, str]:
+    """What goes into a file of weights beside them, so that it can be used alone.
+
+    Args:
+        about: ``config`` (TOML), ``res``, ``step``, ``mean``, ``std``.
+    """
+    return {"shardline": json.dumps(dict(about))}
 
 
 def load_trained(path: Path, *, make_model: MakeModel = create) -> Trained:

@@ -14,14 +14,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanAbsoluteError, MeanMetric, MeanSquaredError, Metric
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric
 from torchmetrics.classification import BinaryStatScores
 
 from train.batch import Batch
 from train.distributed import World
 from train.step import StepResult
 
-__all__ = ["FIGURES", "AbsoluteRelativeError", "DepthAccuracy", "Scores", "describe"]
+__all__ = ["FIGURES", "AbsoluteRelativeError", "DepthAccuracy", "SampleMean", "Scores", "describe"]
 
 FIGURES = {
     "loss": "total loss",
@@ -104,17 +104,43 @@ class DepthAccuracy(Metric):
         return self.hits / self.count
 
 
+class SampleMean(Metric):
+    """Mean of per-batch means, each weighted by its number of samples.
+
+    ``torchmetrics.MeanMetric`` either looks for NaN, which waits for the device, or (release 1.9,
+    ``nan_strategy="disable"``) drops the weights.
+    """
+
+    higher_is_better = None
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, value: Tensor, samples: int) -> None:
+        """Add the mean ``value`` (scalar) of ``samples`` samples."""
+        self.total += value.double() * samples
+        self.count += samples
+
+    def compute(self) -> Tensor:
+        """Float64 scalar; NaN without samples."""
+        return self.total / self.count
+
+
 class Scores:
     """Every figure of ``FIGURES`` for one pass over a split."""
 
     def __init__(self, device: torch.device) -> None:
-        # "disable": any other way to treat NaN looks at the value, which waits for the device.
         self._metrics: dict[str, Metric] = {
             name: metric.to(device)
             for name, metric in (
-                ("loss", MeanMetric(nan_strategy="disable")),
-                ("loss_mask", MeanMetric(nan_strategy="disable")),
-                ("loss_depth", MeanMetric(nan_strategy="disable")),
+                ("loss", SampleMean()),
+                ("loss_mask", SampleMean()),
+                ("loss_depth", SampleMean()),
                 ("mask", BinaryStatScores(validate_args=False)),
                 ("depth_mae", MeanAbsoluteError()),
                 ("depth_rmse", MeanSquaredError(squared=False)),

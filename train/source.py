@@ -4,12 +4,14 @@
 that the data set has the splits and roles that training needs; decodes nothing itself.
 """
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from shardify.manifest import Manifest
 from train.batch import Batch
 from train.distributed import World
 from train.errors import DataError
@@ -23,13 +25,14 @@ ROLES = ("bg", "fg_bg", "mask", "depth")
 class Batches(Protocol):
     """One split at one resolution: each ``for`` is an epoch."""
 
-    epoch: int
-    """The epoch that the next ``for`` will run."""
-
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Batch]: ...
     def state_dict(self) -> dict[str, Any]:
-        """Where it is, in JSON: after the last batch that was handed out."""
+        """Where it is, in JSON, after the last batch that was handed out.
+
+        ``epoch`` is the one that the next batch belongs to, ``consumed`` how many of its samples
+        were used on all ranks; other keys tell other data apart.
+        """
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there; refuses the state of other data."""
@@ -46,6 +49,9 @@ class Source(Protocol):
 
     std: dict[str, list[float]]
     """As ``mean``."""
+
+    fingerprint: str
+    """Tells other data apart; the same for every resolution of the same samples."""
 
     def samples(self, split: str) -> int:
         """How many samples a split has; 0 if it does not exist."""
@@ -99,6 +105,7 @@ class Shards:
                 raise DataError(f"{self.folder}: manifest has no stats of {role}; build it again")
         self.mean = {role: self.manifest.stats[role].mean for role in images}
         self.std = {role: self.manifest.stats[role].std for role in images}
+        self.fingerprint = _fingerprint(self.manifest)
 
     def samples(self, split: str) -> int:
         """How many samples a split has; 0 if it does not exist."""
@@ -127,3 +134,10 @@ class Shards:
             threads=self._threads,
             channels_last=self._channels_last,
         )
+
+
+def _fingerprint(manifest: Manifest) -> str:
+    """Of where the samples came from and how they were split; not of how they are stored."""
+    parts = [f"{source.digest} {source.entries}" for source in manifest.source]
+    parts += [f"{name} {split.samples}" for name, split in sorted(manifest.splits.items())]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

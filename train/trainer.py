@@ -232,13 +232,25 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up the run that `state` described."""
+        """Take up the run that `state` described.
+
+        Raises:
+            DataError: It was trained on other data.
+        """
+        if state["about"]["data"] != self.source.fingerprint:
+            raise DataError(
+                f"{self.out}: was trained on other data than {self.config.data.shards} holds now; "
+                "go on with the data it was started on, or start a new run with another --out"
+            )
         self.at = Position(**state["position"])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._train_step.scaler.load_state_dict(state["scaler"])
         self.lr.load_state_dict(state["lr"])
-        self._loader_state = state["loader"]
+        # Whole epochs may have ended at another resolution, whose shards may be others.
+        self._loader_state = state["loader"] if state["loader"]["consumed"] else None
+        if state["loader"]["epoch"] > self.at.epoch:
+            self.at.trained = True  # Saved after its last batch, before that was known.
         if self.world.first:  # Sums over all ranks: one of them goes on with them.
             self._train_scores.load_state_dict(state["scores"])
         torch.set_rng_state(state["random"])
@@ -251,15 +263,17 @@ class Trainer:
         """Open the loaders of a stage; the order of samples goes on from where it was."""
         if self._stage == stage:
             return
-        if self._train is not None:
-            self._loader_state = self._train.state_dict()
         self._close_loaders()
         data, seed = self.config.data, self.config.run.seed
         self._train = self.source.open(
             "train", res=stage.res, batch=data.batch, augment=data.augment, seed=seed
         )
-        if self._loader_state is not None:
-            self._train.load_state_dict(self._loader_state)
+        state, self._loader_state = self._loader_state, None
+        if state is None:
+            # The order and the draws of an epoch depend on its number: count over all stages.
+            epoch = self.at.epoch + self.at.trained
+            state = {**self._train.state_dict(), "epoch": epoch, "consumed": 0}
+        self._train.load_state_dict(state)
         if self.source.samples("val"):
             self._judged = self.source.open(
                 "val", res=stage.res, batch=data.batch, augment=False, seed=seed
@@ -301,6 +315,7 @@ class Trainer:
                 note += f"data-wait {100 * waited / seconds:.1f} %"
             self.screen.step(self.at.step - first, note)
             if self._stop_asked() or self._enough():
+                self.at.trained = self._train.state_dict()["epoch"] > self.at.epoch
                 break
             if run.checkpoint_steps and self.at.step % run.checkpoint_steps == 0:
                 self._save()
@@ -391,8 +406,7 @@ class Trainer:
             self._metrics.append(record)
 
     def _write_weights(self, name: str) -> None:
-        about = self._about()
-        metadata = weights_metadata(about.pop("config"), **about)
+        metadata = weights_metadata(self._about())
         weights = {
             key: value.detach().cpu().contiguous() for key, value in self.model.state_dict().items()
         }
@@ -407,6 +421,7 @@ class Trainer:
             "step": self.at.step,
             "mean": self.source.mean,
             "std": self.source.std,
+            "data": self.source.fingerprint,
         }
 
     def _save(self) -> None:

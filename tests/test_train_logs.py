@@ -1,0 +1,86 @@
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from train.logs import JsonLines, Screen, epoch_line
+
+FIGURES = {
+    "loss": 0.5, "mask_iou": 0.8, "mask_dice": 0.9, "mask_precision": 0.7, "mask_recall": 0.6,
+    "depth_mae": 0.1, "depth_rmse": 0.2, "depth_absrel": 0.3, "depth_delta1": 0.4,
+}  # fmt: skip
+RECORD = {
+    "epoch": 3, "res": 64, "lr": 0.05, "samples_per_s": 12.34, "data_wait": 0.021,
+    "train": FIGURES, "val": {**FIGURES, "loss": 0.25},
+}  # fmt: skip
+
+
+def test_lines_come_back_as_they_were_written(tmp_path: Path) -> None:
+    lines = JsonLines(tmp_path / "m.jsonl")
+    assert lines.read() == []
+    lines.append({"epoch": 0, "loss": 0.1})
+    lines.append({"epoch": 1, "val": {"x": float("nan")}, "list": [float("inf"), 1]})
+    assert lines.read() == [
+        {"epoch": 0, "loss": 0.1},
+        {"epoch": 1, "val": {"x": None}, "list": [None, 1]},
+    ]
+
+
+def test_a_line_cut_by_a_kill_is_dropped_and_epochs_to_run_again_too(tmp_path: Path) -> None:
+    lines = JsonLines(tmp_path / "m.jsonl")
+    for epoch in range(4):
+        lines.append({"epoch": epoch})
+    with lines.path.open("a") as file:
+        file.write('{"epoch": 4, "los')
+    assert len(lines.read()) == 4
+    lines.keep_before(2)
+    lines.append({"epoch": 2})
+    assert [json.loads(line)["epoch"] for line in lines.path.read_text().splitlines()] == [0, 1, 2]
+    assert list(tmp_path.iterdir()) == [lines.path]
+
+
+def test_an_epoch_is_one_line_with_the_figures_of_validation() -> None:
+    line = epoch_line(RECORD)
+    for part in ("epoch 3 (64 px)", "train loss 0.5000", "val loss 0.2500", "IoU 0.800",
+                 "12.3 samples/s", "data-wait 2.1 %"):  # fmt: skip
+        assert part in line
+    assert "\n" not in line
+    assert "val loss" not in epoch_line({**RECORD, "val": None})
+
+
+def test_no_bar_is_drawn_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = Screen()
+    screen.begin("epoch 0", 10, 0)
+    screen.step(5, "note")
+    screen.say("a line")
+    screen.end()
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("a line\n", "")
+
+
+def test_a_bar_on_a_terminal_shows_steps_and_the_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    screen = Screen(to_stderr=True)
+    screen.begin("epoch 0", 10, 2)
+    screen.step(5, "loss 0.1234")
+    screen.say("a line")
+    screen.end()
+    shown = terminal.getvalue()
+    assert "5/10" in shown and "loss 0.1234" in shown and "a line" in shown
+
+
+def test_a_hushed_screen_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = Screen(to_stderr=True)
+    screen.say("one")
+    screen.hush()
+    screen.say("two")
+    assert capsys.readouterr() == ("", "one\n")

@@ -1,0 +1,95 @@
+import copy
+
+import pytest
+import torch
+from tiny_run import TinyNet
+
+from model.losses import Criterion
+from train.batch import Batch, synthetic
+from train.step import EvalStep, TrainStep, precision_of
+
+CPU = torch.device("cpu")
+FP32 = precision_of("fp32", CPU)
+
+
+def make(
+    *, lr: float = 0.1, clip: float = 0.0, clip_by: str = "norm", precision: str = "fp32"
+) -> tuple[torch.nn.Module, TrainStep]:
+    torch.manual_seed(0)
+    model = TinyNet("unet")
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    step = TrainStep(
+        model,
+        Criterion(),
+        optimizer,
+        precision=precision_of(precision, CPU),
+        clip=clip,
+        clip_by=clip_by,
+    )
+    return model, step
+
+
+def moved(model: torch.nn.Module, step: TrainStep, batch: Batch) -> torch.Tensor:
+    """All weights' change by one step, flat."""
+    before = copy.deepcopy(model.state_dict())
+    step(batch)
+    after = model.state_dict()
+    return torch.cat([(after[name] - before[name]).flatten() for name in before])
+
+
+def test_a_step_lowers_the_loss_of_its_own_batch() -> None:
+    batch = synthetic(4, 16)
+    batch = batch._replace(fg_bg=batch.bg + batch.mask)
+    _, step = make()
+    losses = [float(step(batch).parts.total) for _ in range(40)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_step_moves_the_weights_by_the_gradient_of_the_loss() -> None:
+    batch = synthetic(4, 16)
+    model, step = make(lr=0.5)
+    reference = copy.deepcopy(model)
+    raw = reference(torch.cat((batch.bg, batch.fg_bg), 1))
+    Criterion()(raw, batch.mask, batch.depth).total.backward()
+    expected = torch.cat([-0.5 * p.grad.flatten() for p in reference.parameters()])
+    torch.testing.assert_close(moved(model, step, batch), expected)
+
+
+def test_the_gradient_is_clipped_by_norm_or_by_value() -> None:
+    batch = synthetic(4, 16)
+    by_norm = moved(*make(lr=1.0, clip=1e-3), batch)
+    assert float(by_norm.norm()) == pytest.approx(1e-3, rel=1e-3)
+    by_value = moved(*make(lr=1.0, clip=1e-4, clip_by="value"), batch)
+    assert float(by_value.abs().max()) == pytest.approx(1e-4, rel=1e-3)
+
+
+def test_results_carry_no_graph_and_predictions_are_probabilities() -> None:
+    batch = synthetic(2, 16)
+    model, step = make()
+    for result in (step(batch), EvalStep(model.eval(), Criterion(), FP32)(batch)):
+        assert not result.parts.total.requires_grad
+        for plane in result.prediction:
+            assert plane.dtype == torch.float32
+            assert 0 <= float(plane.min()) and float(plane.max()) <= 1
+
+
+def test_evaluation_leaves_the_network_as_it_was() -> None:
+    model = TinyNet("resunet").eval()
+    before = copy.deepcopy(model.state_dict())
+    EvalStep(model, Criterion(), FP32)(synthetic(2, 16))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_bf16_computes_nearly_what_fp32_does_with_float32_weights() -> None:
+    batch = synthetic(2, 16)
+    model, step = make(precision="bf16")
+    _, exact = make()
+    assert float(step(batch).parts.total) == pytest.approx(
+        float(exact(batch).parts.total), rel=0.02
+    )
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_auto_is_fp32_on_a_cpu() -> None:
+    assert precision_of("auto", CPU).name == "fp32"

@@ -1,0 +1,300 @@
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_run import TinyNet, TinySource
+
+from train.batch import Batch
+from train.checkpoint import Checkpoints, Stored
+from train.config import Config
+from train.errors import DataError, DivergedError, Interrupted
+from train.logs import JsonLines, Screen
+from train.settings import resolve
+from train.trainer import Trainer
+
+TIMES = {"samples_per_s", "data_wait", "seconds", "val_seconds"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def settings(out: Path, **values: object) -> Config:
+    base = {
+        "out": str(out),
+        "res": (16, 32),
+        "epochs": (2, 1),
+        "batch": 8,
+        "device": "cpu",
+        "lr": 0.1,
+        "patience": 0,
+        "factor": 0.5,
+        "panel_rows": 2,
+        "log_steps": 3,
+        "keep": 100,
+    }
+    return resolve(Config(), {**base, **values})
+
+
+def make(out: Path, source: TinySource | None = None, **values: object) -> Trainer:
+    out.mkdir(exist_ok=True)
+    return Trainer(
+        settings(out, **values), source or TinySource(40, 10), make_model=TinyNet, screen=Screen()
+    )
+
+
+def newest(out: Path) -> Stored:
+    found = Checkpoints(out / "checkpoints", keep=100).newest()
+    assert found is not None
+    return found
+
+
+def figures(out: Path) -> list[dict[str, Any]]:
+    """Every epoch's record, but for what the clock decides."""
+    return [
+        {key: value for key, value in record.items() if key not in TIMES}
+        for record in JsonLines(out / "metrics.jsonl").read()
+    ]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Weights, optimiser, schedule, figures: all equal, bit for bit."""
+    mine, theirs = newest(one).state, newest(other).state
+    for state in (mine, theirs):
+        del state["about"]  # The settings name different folders.
+    assert_equal(mine, theirs)
+    assert figures(one) == figures(other)
+    for name in ("last.safetensors", "best.safetensors"):
+        assert_equal(load_file(one / name), load_file(other / name))
+
+
+def assert_equal(one: Any, other: Any, at: str = "") -> None:
+    assert type(one) is type(other), at
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), at
+    elif isinstance(one, dict):
+        assert list(one) == list(other), at
+        for key in one:
+            assert_equal(one[key], other[key], f"{at}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), at
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_equal(a, b, f"{at}/{i}")
+    else:
+        assert one == other, at
+
+
+def test_a_run_learns_and_leaves_what_it_promises(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    summary = make(out, epochs=(6, 2)).run()
+    records = JsonLines(out / "metrics.jsonl").read()
+    assert [(r["epoch"], r["stage"], r["res"]) for r in records] == [
+        *((epoch, 0, 16) for epoch in range(6)),
+        *((epoch, 1, 32) for epoch in (6, 7)),
+    ]
+    assert records[-1]["val"]["loss"] < 0.8 * records[0]["val"]["loss"]
+    assert summary.steps == records[-1]["step"] == 8 * 5
+    assert {path.name for path in out.iterdir()} == {
+        "metrics.jsonl", "last.safetensors", "best.safetensors", "checkpoints", "panels",
+    }  # fmt: skip
+    assert sorted(path.name for path in (out / "panels").iterdir())[-1] == "epoch-007.png"
+    assert all(0 <= r["data_wait"] <= 1 and r["samples_per_s"] > 0 for r in records)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        make(tmp_path / name, seed=seed).run()
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    assert figures(tmp_path / "a") != figures(tmp_path / "c")
+
+
+# 5 steps an epoch: in the first, at its end, in the second, at the change of resolution, after it.
+@pytest.mark.parametrize("stop_at", [2, 5, 7, 10, 13])
+def test_a_resumed_run_is_bit_for_bit_the_one_that_never_stopped(
+    tmp_path: Path, stop_at: int
+) -> None:
+    make(tmp_path / "whole").run()
+    first = make(tmp_path / "parts", max_steps=stop_at)
+    first.run()
+    assert newest(tmp_path / "parts").state["position"]["step"] == stop_at
+    second = make(tmp_path / "parts")
+    second.load_state(newest(tmp_path / "parts").state)
+    JsonLines(tmp_path / "parts" / "metrics.jsonl").keep_before(second.at.epoch)
+    second.run()
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_adamw_and_runs_without_validation_resume_exactly_too(tmp_path: Path) -> None:
+    options: dict[str, object] = {"optimizer": "adamw", "lr": 0.01}
+    make(tmp_path / "whole", TinySource(40, 0), **options).run()
+    make(tmp_path / "parts", TinySource(40, 0), max_steps=8, **options).run()
+    second = make(tmp_path / "parts", TinySource(40, 0), **options)
+    second.load_state(newest(tmp_path / "parts").state)
+    JsonLines(tmp_path / "parts" / "metrics.jsonl").keep_before(second.at.epoch)
+    second.run()
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    records = figures(tmp_path / "whole")
+    assert all(record["val"] is None for record in records)
+    assert (tmp_path / "whole" / "panels" / "epoch-000.png").is_file()
+
+
+class Signalling(TinySource):
+    """Sends this process a signal while batch ``at`` of a split is made."""
+
+    def __init__(self, split: str, at: int, number: signal.Signals) -> None:
+        super().__init__(40, 10)
+        self._split, self._at, self._number = split, at, number
+
+    def open(self, split: str, **options: Any) -> Any:
+        loader = super().open(split, **options)
+        if split == self._split:
+            make, left = loader._make, [self._at]
+
+            def made(*args: Any) -> Batch:
+                if left[0] == 0:
+                    os.kill(os.getpid(), self._number)
+                left[0] -= 1
+                return make(*args)
+
+            loader._make = made  # type: ignore[method-assign]
+        return loader
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("split", "at"), [("train", 1), ("train", 4), ("train", 6), ("val", 1)])
+def test_a_signal_saves_the_state_and_the_run_goes_on_exactly(
+    tmp_path: Path, number: signal.Signals, split: str, at: int
+) -> None:
+    make(tmp_path / "whole").run()
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match="--resume goes on"):
+        make(tmp_path / "parts", Signalling(split, at, number)).run()
+    assert signal.getsignal(number) == before
+    second = make(tmp_path / "parts")
+    second.load_state(newest(tmp_path / "parts").state)
+    JsonLines(tmp_path / "parts" / "metrics.jsonl").keep_before(second.at.epoch)
+    second.run()
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_checkpoints_come_every_so_many_steps_and_the_newest_are_kept(tmp_path: Path) -> None:
+    make(tmp_path / "run", checkpoint_steps=2, keep=4).run()
+    names = [path.stem for path in Checkpoints(tmp_path / "run" / "checkpoints", keep=4).files()]
+    assert names == ["step-00000015", "step-00000014", "step-00000012", "step-00000010"]
+
+
+def test_max_steps_ends_after_that_many_steps_with_figures(tmp_path: Path) -> None:
+    summary = make(tmp_path / "run", max_steps=3).run()
+    assert summary.steps == 3
+    (record,) = figures(tmp_path / "run")
+    assert record["step"] == 3 and record["whole"] is False and record["val"]["loss"] > 0
+    assert (tmp_path / "run" / "best.safetensors").is_file()
+
+
+def test_best_is_the_lowest_loss_at_the_last_resolution(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    make(out, res=(16, 32), epochs=(1, 3), lr=1.0).run()
+    records = figures(out)
+    best = min(records[1:], key=lambda record: record["val"]["loss"])
+    from train.evaluate import load_trained
+
+    assert load_trained(out, make_model=TinyNet).step == best["step"]
+
+
+def test_the_rate_falls_after_an_epoch_without_a_better_loss(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    make(out, res=(16,), epochs=(6,), lr=2.0).run()
+    records = figures(out)
+    expected, best, rate = [], float("inf"), 2.0
+    for record in records:
+        expected.append(rate)
+        rate *= 1.0 if record["val"]["loss"] < best * (1 - 1e-4) else 0.5
+        best = min(best, record["val"]["loss"])
+    assert [record["lr"] for record in records] == expected
+    assert len(set(expected)) > 1
+
+
+class Broken(TinySource):
+    """A training sample holds NaN from step ``at`` on."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(40, 10)
+        self._at = at
+
+    def open(self, split: str, **options: Any) -> Any:
+        loader = super().open(split, **options)
+        if split == "train":
+            make, left = loader._make, [self._at]
+
+            def made(*args: Any) -> Batch:
+                batch = make(*args)
+                left[0] -= 1
+                return batch if left[0] >= 0 else batch._replace(bg=batch.bg * float("nan"))
+
+            loader._make = made  # type: ignore[method-assign]
+        return loader
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_no_such_weights_are_saved(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(DivergedError) as caught:
+        make(out, Broken(7), checkpoint_steps=1).run()
+    message = str(caught.value)
+    assert "lower --lr (now 0.1)" in message and "step-00000007.safetensors" in message
+    assert newest(out).state["position"]["step"] == 7
+    for tensor in newest(out).state["model"].values():
+        assert torch.isfinite(tensor).all()
+
+
+def test_a_full_disk_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    trainer = make(out, max_steps=4, checkpoint_steps=1)
+    real, calls = os.fsync, [0]
+
+    def full(file: int) -> None:
+        calls[0] += 1
+        if calls[0] > 4:
+            raise OSError(28, "No space left on device")
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    summary = trainer.run()
+    monkeypatch.undo()
+    assert summary.steps == 4
+    assert "Warning" in capsys.readouterr().out
+    found = newest(out)
+    assert 0 < found.state["position"]["step"] < 4
+
+
+def test_other_data_is_refused_on_resume(tmp_path: Path) -> None:
+    make(tmp_path / "run", max_steps=2).run()
+    other = make(tmp_path / "run", TinySource(40, 10, fingerprint="other"))
+    with pytest.raises(DataError, match="was trained on other data"):
+        other.load_state(newest(tmp_path / "run").state)
+
+
+def test_an_empty_training_split_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="split 'train': has no samples"):
+        make(tmp_path / "run", TinySource(0, 10))
+
+
+def test_every_loader_is_closed(tmp_path: Path) -> None:
+    source = TinySource(40, 10)
+    make(tmp_path / "run", source).run()
+    assert len(source.opened) == 4 and all(loader.closed for loader in source.opened)
+
+
+def test_a_stage_counts_its_epochs_on_so_that_no_order_repeats(tmp_path: Path) -> None:
+    source = TinySource(40, 0)
+    make(tmp_path / "run", source, panel_rows=0).run()
+    train = [loader for loader in source.opened if loader._augment]
+    assert [loader.epoch for loader in train] == [2, 3]
