@@ -12,7 +12,8 @@ ORDER = {
     "shardify": (
         "errors", "files", "archive", "extract", "images", "naming", "joining",
         "layout", "plan", "index", "manifest", "workers", "writer", "survey", "output",
-        "build", "verify", "stats", "report", "synth", "bench", "cli", "__main__",
+        "build", "verify", "stats", "report", "textures", "canvas", "scenes", "cutouts",
+        "composites", "zipwriter", "synth", "bench", "cli", "__main__",
     ),
     "model": ("blocks", "resunet", "unet", "losses", "registry"),
     "train": (

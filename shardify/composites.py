@@ -1,0 +1,143 @@
+"""One made-up sample: an object pasted on a scene, its mask, and the depth of both.
+
+Everything is integers and Pillow's fixed-point arithmetic, so that the same numbers give the same
+pixels everywhere. Knows no name, no zip and no other sample.
+"""
+
+import functools
+import io
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from shardify.cutouts import CANVAS, Cutout, make_cutout
+from shardify.scenes import Scene, make_scene
+
+__all__ = ["Actor", "Stage", "compose", "make_actor", "make_stage"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """A background, ready to paste on."""
+
+    file: bytes
+    """JPEG of the whole picture."""
+    square: Image.Image
+    nearness: Image.Image
+    scene: Scene
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Actor:
+    """A foreground, ready to paste."""
+
+    colour: Image.Image
+    alpha: Image.Image
+    bulge: Image.Image
+    filled: int
+    """Pixels of the canvas that are object."""
+    cutout: Cutout
+
+
+@functools.lru_cache(maxsize=2)
+def make_stage(seed: int, index: int, size: int) -> Stage:
+    """Background ``index``, squashed to ``size`` x ``size`` pixels; the last two are kept."""
+    scene = make_scene(seed, index)
+    file = _encode(Image.fromarray(scene.picture), "JPEG", quality=88)
+    # What the data set's reader sees is the file; so is what objects are pasted on.
+    picture = Image.open(io.BytesIO(file)).convert("RGB")
+    return Stage(
+        file=file,
+        square=picture.resize((size, size), Image.Resampling.BILINEAR),
+        nearness=Image.fromarray(scene.nearness).resize(
+            (_depth_size(size),) * 2, Image.Resampling.BILINEAR
+        ),
+        scene=scene,
+    )
+
+
+@functools.lru_cache(maxsize=200)
+def make_actor(seed: int, index: int, mirrored: bool) -> Actor:
+    """Foreground ``index``; the last 200 are kept."""
+    cutout = make_cutout(seed, index)
+    planes = [Image.fromarray(each) for each in (cutout.colour, cutout.alpha, cutout.bulge)]
+    if mirrored:
+        planes = [plane.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for plane in planes]
+    colour, alpha, bulge = planes
+    filled = int((cutout.alpha >= 128).sum())
+    return Actor(colour=colour, alpha=alpha, bulge=bulge, filled=filled, cutout=cutout)
+
+
+def compose(
+    stage: Stage, actor: Actor, rng: np.random.Generator, size: int
+) -> tuple[bytes, bytes, bytes]:
+    """Paste the actor somewhere on the stage.
+
+    Args:
+        stage: Background.
+        actor: Foreground.
+        rng: Decides place, size and, for camouflage, what shows on the object.
+        size: Height and width of the composite. Pixels.
+
+    Returns:
+        The composite as JPEG, its mask as gray JPEG, its depth as gray PNG of 224/250 the size.
+    """
+    # As large as its area asks for, a little more or less from sample to sample.
+    share = actor.cutout.area * int(rng.integers(75, 126)) // 100
+    side = math.isqrt(share * size * size * CANVAS * CANVAS // (1000 * actor.filled))
+    side = max(8, min(side, size))
+    slack = side // 12
+    left, top = (int(value) for value in rng.integers(-slack, size - side + slack + 1, 2))
+    small = (side, side)
+    colour = actor.colour.resize(small, Image.Resampling.BILINEAR)
+    alpha = actor.alpha.resize(small, Image.Resampling.BILINEAR)
+    if actor.cutout.camouflage:
+        x, y = (int(value) for value in rng.integers(0, size - side + 1, 2))
+        patch = stage.square.crop((x, y, x + side, y + side))
+        colour.paste(patch, (0, 0), Image.new("L", small, actor.cutout.camouflage))
+    picture = stage.square.copy()
+    picture.paste(colour, (left, top), alpha)
+    mask = Image.new("L", (size, size))
+    mask.paste(alpha, (left, top))
+    bulge = Image.new("L", (size, size))
+    bulge.paste(actor.bulge.resize(small, Image.Resampling.BILINEAR), (left, top))
+    return (
+        _encode(picture, "JPEG", quality=30),
+        _encode(mask, "JPEG", quality=30),
+        _encode(_depth(stage, mask, bulge, (top + side) * 1000 // size), "PNG", compress_level=6),
+    )
+
+
+def _depth(stage: Stage, mask: Image.Image, bulge: Image.Image, foot: int) -> Image.Image:
+    """The scene's nearness with the object before it.
+
+    The object is as near as the ground it stands on, and nearer than what it hides.
+
+    Args:
+        stage: The background.
+        mask: The object's, at the composite's size.
+        bulge: How much nearer than its rim the object is, at the composite's size.
+        foot: Where it stands. Thousandths of the height.
+    """
+    scene, small = stage.scene, stage.nearness.size
+    soft = mask.filter(ImageFilter.BoxBlur(1)).resize(small, Image.Resampling.BILINEAR)
+    over = np.asarray(soft).astype(np.int32)
+    behind = np.asarray(stage.nearness).astype(np.int32)
+    far, near = scene.ground
+    ground = far + (near - far) * max(0, foot - scene.horizon) // (1000 - scene.horizon)
+    hidden = int((behind * over).sum()) // max(1, int(over.sum()))
+    its = max(ground, hidden) + 8 + np.asarray(bulge.resize(small, Image.Resampling.BILINEAR))
+    nearness = (behind * (255 - over) + its.astype(np.int32) * over + 127) // 255
+    return Image.fromarray(nearness.astype(np.uint8))
+
+
+def _depth_size(size: int) -> int:
+    return (size * 224 + 125) // 250
+
+
+def _encode(picture: Image.Image, form: str, **options: int) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, form, **options)
+    return file.getvalue()

@@ -1,0 +1,296 @@
+"""Made-up parks: a picture and, for every pixel, how near it is.
+
+A scene is painted from far to near, as flat shapes on three canvases at once: colour, nearness,
+and how rough the surface is. Noise then roughens all of it in a few passes. Knows no file, no
+object that is pasted on later, and no more than its own random numbers.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFilter
+
+from shardify.canvas import FAR, Canvas, clip
+from shardify.textures import noise, random_numbers, turbulence
+
+__all__ = ["SIZES", "Scene", "make_scene"]
+
+SIZES = (
+    (750, 422), (800, 533), (900, 506), (960, 640), (1024, 683), (1080, 720), (1200, 800),
+    (1280, 720), (1280, 853), (1600, 900), (1600, 1067),
+)  # fmt: skip
+"""Width and height of the pictures, in pixels; the smallest are the most frequent."""
+
+_SCENES = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scene:
+    """One background."""
+
+    picture: npt.NDArray[np.uint8]
+    """(height, width, 3) RGB."""
+
+    nearness: npt.NDArray[np.uint8]
+    """(height, width); brighter is nearer."""
+
+    horizon: int
+    """Where the ground begins. Thousandths of the height."""
+
+    ground: tuple[int, int]
+    """Nearness of the ground at the horizon and at the lower edge."""
+
+
+def make_scene(seed: int, index: int) -> Scene:
+    """Paint background number ``index``: the same for the same two numbers."""
+    rng = random_numbers(seed, _SCENES, index)
+    width, height = SIZES[min(int(rng.integers(len(SIZES))), int(rng.integers(len(SIZES))))]
+    canvas = _Park(rng, width, height)
+    canvas.sky()
+    canvas.hills()
+    if rng.integers(3) == 0:
+        canvas.houses()
+    canvas.tree_line()
+    canvas.lawn()
+    if rng.integers(4):
+        canvas.path()
+    if rng.integers(3) == 0:
+        canvas.pond()
+    canvas.things()
+    return canvas.finish()
+
+
+class _Park(Canvas):
+    """What stands in a park, the farthest first."""
+
+    def sky(self) -> None:
+        """A gradient with clouds."""
+        width, height = self.width // 4, self.horizon // 4 + 8
+        down = np.arange(height, dtype=np.int32)[:, None, None]
+        top, low = (np.array(colour, np.int32) for colour in self.palette.sky)
+        sky = (top * (height - down) + low * down) // height
+        clouds = turbulence(self.rng, width, height, self.between(16, 40), flat=3)
+        cover = np.clip(clouds.astype(np.int32) + self.between(-60, 30), 0, 110)[..., None]
+        white = np.array(self.shade((238, 238, 240), 14), np.int32)
+        sky = np.broadcast_to(sky, (height, width, 3)) + (white - sky) * cover // 128
+        picture = Image.fromarray(np.clip(sky, 0, 255).astype(np.uint8))
+        self.colour.paste(
+            picture.resize((self.width, self.horizon + 8), Image.Resampling.BILINEAR), (0, 0)
+        )
+
+    def hills(self) -> None:
+        """One to three ridges, paler with distance."""
+        pale = np.array(self.palette.sky[1], np.int32)
+        ridges = self.between(1, 4)
+        for ridge in range(ridges):
+            share = ridge + 1
+            leaf = np.array(self.palette.leaves[ridge % len(self.palette.leaves)], np.int32)
+            mixed = (pale * (ridges + 1 - share) + leaf * share) // (ridges + 1)
+            tall = self.height * self.between(40, 150) // 1000 * (ridges - ridge) // ridges
+            self.polygon(
+                self.ridge(tall, 9),
+                (int(mixed[0]), int(mixed[1]), int(mixed[2])),
+                FAR + 2 + 2 * ridge,
+                14,
+            )
+
+    def ridge(self, tall: int, knots: int) -> list[tuple[int, int]]:
+        """An outline from edge to edge, from a third of ``tall`` to ``tall`` above the ground."""
+        line = noise(self.rng, knots * 8, 1, 1)[0, ::8].astype(np.int32) + 128
+        smooth = np.asarray(
+            Image.fromarray(line.astype(np.uint8)[None]).resize((64, 1), Image.Resampling.BICUBIC)
+        )[0].astype(int)
+        points = [
+            (place * self.width // 63, self.horizon - tall // 3 - tall * int(value) * 2 // 765)
+            for place, value in enumerate(smooth)
+        ]
+        return [*points, (self.width, self.horizon + 4), (0, self.horizon + 4)]
+
+    def houses(self) -> None:
+        """A row of houses with windows, at the horizon."""
+        left = self.between(0, self.width // 2)
+        for _ in range(self.between(2, 7)):
+            wide = self.width * self.between(40, 110) // 1000
+            tall = self.height * self.between(60, 220) // 1000
+            wall = self.shade((150, 136, 124), 50)
+            top, foot = self.horizon - tall, self.horizon + 3
+            self.polygon(
+                [(left, foot), (left, top), (left + wide, top), (left + wide, foot)], wall, 29, 10
+            )
+            if self.between(0, 2):
+                peak = (left + wide // 2, top - tall // 4)
+                roof = self.shade((120, 70, 60), 30)
+                self.polygon([(left - 4, top), peak, (left + wide + 4, top)], roof, 29, 14)
+            step = max(8, wide // self.between(3, 7))
+            glass = self.shade((70, 80, 100), 30)
+            for x in range(left + step // 4, left + wide - step // 2, step):
+                for y in range(top + step // 4, foot - step // 2, step):
+                    self.pens[0].rectangle((x, y, x + step // 2, y + step // 2), fill=glass)
+            left += wide + self.between(-4, self.width // 20)
+
+    def tree_line(self) -> None:
+        """Many small crowns along the horizon."""
+        tall = self.height * self.between(20, 120) // 1000
+        x = -tall
+        while x < self.width + tall:
+            if self.between(0, 8):
+                self.crown(x, self.horizon - tall // 2, tall * self.between(6, 12) // 16, 30, 7)
+            x += max(6, tall * self.between(4, 14) // 16)
+
+    def crown(self, x: int, y: int, radius: int, near: int, leaves: int) -> None:
+        """A heap of discs, lighter towards the upper left, in one of the palette's greens."""
+        green = self.palette.leaves[self.between(0, len(self.palette.leaves))]
+        for leaf in range(leaves):
+            dx, dy = self.between(-radius, radius + 1), self.between(-radius, radius + 1)
+            if dx * dx + dy * dy > radius * radius:
+                dx, dy = dx // 2, dy // 2
+            size = max(2, radius * self.between(3, 9) // 16)
+            light = (-dx - dy) * 26 // max(1, radius) + leaf * 14 // leaves - 8
+            red, g, blue = self.shade(green, 5)
+            lit = clip(red + light), clip(g + light), clip(blue + light // 2)
+            box = (x + dx - size, y + dy - size, x + dx + size, y + dy + size)
+            self.ellipse(box, lit, near, 20)
+
+    def lawn(self) -> None:
+        """The ground, nearer and darker towards the lower edge, in bands that follow it."""
+        far, near = (np.array(self.shade(colour, 12), np.int32) for colour in self.palette.ground)
+        deep = self.height - self.horizon
+        mottle = turbulence(self.rng, self.width // 4, deep // 4 + 1, self.between(10, 30), flat=3)
+        down = np.arange(mottle.shape[0], dtype=np.int32)[:, None, None]
+        base = (far * (mottle.shape[0] - down) + near * down) // mottle.shape[0]
+        spots = base * (256 + mottle.astype(np.int32)[..., None] * self.between(20, 64) // 128)
+        lawn = Image.fromarray(np.clip(spots // 256, 0, 255).astype(np.uint8))
+        box = (0, self.horizon)
+        self.colour.paste(lawn.resize((self.width, deep), Image.Resampling.BILINEAR), box)
+        column = [self.near_at(self.horizon + y) for y in range(deep)]
+        slope = np.repeat(np.array(column, np.uint8)[:, None], self.width, axis=1)
+        self.nearness.paste(Image.fromarray(slope), box)
+        self.rough.paste(12, (0, self.horizon, self.width, self.height))
+
+    def path(self) -> None:
+        """A way from the lower edge to a point on the horizon, bent once."""
+        foot = self.between(0, self.width)
+        goal = self.between(self.width // 5, self.width * 4 // 5)
+        bend = self.between(-self.width // 6, self.width // 6 + 1)
+        wide = self.width * self.between(80, 260) // 1000
+        left, right = [], []
+        for step in range(17):
+            # t runs from the horizon (0) to the lower edge (256); the way widens with nearness.
+            t = step * 16
+            y = self.horizon + (self.height - self.horizon) * t // 256
+            x = goal + (foot - goal) * t // 256 + bend * t * (256 - t) // 16384
+            half = max(2, wide * t // 512)
+            left.append((x - half, y))
+            right.append((x + half, y))
+        colour, keep = self.shade(self.palette.path, 20), self.nearness.copy()
+        self.polygon(left + right[::-1], colour, 0, 22)
+        self.nearness.paste(keep)
+
+    def pond(self) -> None:
+        """Water that mirrors the sky, with a darker rim."""
+        x, y = self.between(0, self.width), self.between(self.horizon + 10, self.height)
+        flat = (y - self.horizon) // 3 + 6
+        wide = flat * self.between(3, 7)
+        keep = self.nearness.copy()
+        rim, water = self.shade((88, 84, 64), 16), self.shade(self.palette.sky[1], 24)
+        self.ellipse((x - wide - 5, y - flat - 3, x + wide + 5, y + flat + 3), rim, 0, 24)
+        self.ellipse((x - wide, y - flat, x + wide, y + flat), water, 0, 12)
+        for _ in range(12):
+            dx, dy = self.between(-wide, wide) * 2 // 3, self.between(-flat, flat) * 2 // 3
+            end = x + dx + self.between(8, wide // 3 + 9)
+            self.pens[0].line((x + dx, y + dy, end, y + dy), fill=self.shade(water, 30), width=2)
+        self.nearness.paste(keep)
+
+    def things(self) -> None:
+        """Trees, bushes, stones, posts and benches, the farthest first."""
+        feet = sorted(
+            self.between(self.horizon + 4, self.height + self.height // 12)
+            for _ in range(self.between(4, 11))
+        )
+        for foot in feet:
+            scale = (foot - self.horizon) * 256 // (self.height - self.horizon)
+            x, near = self.between(0, self.width), self.near_at(min(foot, self.height))
+            kind = self.between(0, 8)
+            if kind < 3:
+                self.tree(x, foot, self.height * (60 + scale * 3 // 2) // 1000, near)
+            elif kind < 5:
+                radius = self.height * (10 + scale // 3) // 1000
+                self.crown(x, foot - radius, radius, near, 14)
+            elif kind == 5:
+                self.stone(x, foot, self.height * (8 + scale // 5) // 1000, near)
+            elif kind == 6:
+                self.lamp(x, foot, self.height * (50 + scale) // 1000, near)
+            else:
+                self.bench(x, foot, self.height * (16 + scale // 3) // 1000, near)
+
+    def tree(self, x: int, foot: int, tall: int, near: int) -> None:
+        """A trunk with a shadow and a crown."""
+        thick = max(3, tall // 12)
+        bark = self.shade((84, 66, 50), 22)
+        shadow = (x - tall // 3, foot - thick, x + tall // 2, foot + thick)
+        self.pens[0].ellipse(shadow, fill=self.shade(self.palette.leaves[-1], 6))
+        self.polygon(
+            [
+                (x - thick, foot),
+                (x - thick * 2 // 3, foot - tall),
+                (x + thick * 2 // 3, foot - tall),
+                (x + thick, foot),
+            ],
+            bark,
+            near,
+            40,
+        )
+        self.crown(x, foot - tall - tall // 3, tall * 5 // 8, near, 40)
+
+    def stone(self, x: int, foot: int, radius: int, near: int) -> None:
+        """A gray boulder, lit from above."""
+        gray = self.shade((128, 124, 118), 34)
+        wide = radius * self.between(10, 20) // 8
+        self.ellipse((x - wide, foot - radius * 2, x + wide, foot), gray, near, 34)
+        red, green, blue = gray
+        lit = clip(red + 22), clip(green + 22), clip(blue + 20)
+        box = (x - wide * 2 // 3, foot - radius * 2 + 2, x + wide // 3, foot - radius)
+        self.ellipse(box, lit, near, 34)
+
+    def lamp(self, x: int, foot: int, tall: int, near: int) -> None:
+        """A post with a globe."""
+        thick, dark = max(1, tall // 40), self.shade((50, 52, 56), 16)
+        post = [(x - thick, foot), (x - thick, foot - tall), (x + thick, foot - tall)]
+        self.polygon([*post, (x + thick, foot)], dark, near, 8)
+        globe = thick * 4
+        box = (x - globe, foot - tall - globe, x + globe, foot - tall + globe)
+        self.ellipse(box, self.shade((236, 228, 196), 14), near, 4)
+
+    def bench(self, x: int, foot: int, tall: int, near: int) -> None:
+        """Three planks on two legs."""
+        wood, wide = self.shade((132, 88, 56), 26), tall * 2
+        for leg in (x - wide * 3 // 4, x + wide * 3 // 4):
+            self.polygon(
+                [(leg, foot), (leg, foot - tall), (leg + 4, foot - tall), (leg + 4, foot)],
+                self.shade((60, 58, 60), 10), near, 6,
+            )  # fmt: skip
+        for plank in range(3):
+            y, thick = foot - tall // 2 - plank * tall // 4, max(2, tall // 8)
+            box = [(x - wide, y), (x + wide, y), (x + wide, y + thick), (x - wide, y + thick)]
+            self.polygon(box, self.shade(wood, 8), near, 20)
+
+    def finish(self) -> Scene:
+        """Roughen every surface and hand the scene over."""
+        width, height = self.width, self.height
+        grain = noise(self.rng, width, height, 1) // 2
+        grain += noise(self.rng, width, height, 3)
+        grain += noise(self.rng, width, height, 9) // 2
+        rough = np.asarray(self.rough).astype(np.int16)
+        # At most 256 * 60: in the range of int16.
+        relief = (grain * np.minimum(rough, 60)) >> 8
+        # A lens is never as sharp as a drawn edge.
+        soft = self.colour.filter(ImageFilter.BoxBlur(width // 300))
+        picture = np.asarray(soft).astype(np.int16) + relief[..., None]
+        nearness = self.nearness.filter(ImageFilter.BoxBlur(max(1, width // 400)))
+        return Scene(
+            picture=np.clip(picture, 0, 255).astype(np.uint8),
+            nearness=np.asarray(nearness),
+            horizon=self.horizon * 1000 // height,
+            ground=self.near,
+        )

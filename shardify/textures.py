@@ -1,0 +1,78 @@
+"""Noise and patterns for made-up pictures: random numbers in, uint8 and int16 planes out.
+
+Integers and Pillow's fixed-point resize only: a sine or a sum of floats may differ in its last bit
+from one processor to the next, and what is made here must not. Knows no scene and no file.
+"""
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+__all__ = ["Plane", "checks", "dots", "noise", "random_numbers", "stripes", "turbulence"]
+
+Plane = npt.NDArray[np.int16]
+"""(height, width) int16."""
+
+
+def random_numbers(seed: int, kind: int, index: int) -> np.random.Generator:
+    """The generator of one picture: the same for the same three numbers, alike for no others.
+
+    Args:
+        seed: In [0, 2**64).
+        kind: Which family of pictures; in [0, 2**16).
+        index: Which picture of the family; in [0, 2**48).
+    """
+    key = np.array([seed, kind << 48 | index], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+def noise(rng: np.random.Generator, width: int, height: int, cell: int, *, flat: int = 1) -> Plane:
+    """Smooth noise, -128 to 127, whose grains are ``cell`` pixels high.
+
+    Args:
+        rng: Where the randomness comes from.
+        width: Pixels.
+        height: Pixels.
+        cell: Height of a grain. Pixels; 1 is white noise.
+        flat: How many times as wide as high a grain is.
+    """
+    across, down = width // (cell * flat) + 2, height // cell + 2
+    grid = rng.integers(0, 256, (down, across), np.uint8)
+    if cell == 1 and flat == 1:
+        return grid[:height, :width].astype(np.int16) - 128
+    picture = Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(picture).astype(np.int16) - 128
+
+
+def turbulence(
+    rng: np.random.Generator, width: int, height: int, cell: int, *, flat: int = 1
+) -> Plane:
+    """Noise of grains of ``cell`` pixels and of finer ones, each half as strong. Within ±224."""
+    total = np.zeros((height, width), np.int16)
+    for octave in range(3):
+        size = cell >> (2 * octave)
+        if size:
+            total += noise(rng, width, height, size, flat=flat) >> octave
+    return total
+
+
+def stripes(width: int, height: int, period: int, *, slope: tuple[int, int]) -> Plane:
+    """Bars of 0 and 1, ``period`` pixels from bar to bar along the direction ``slope``."""
+    x, y = np.arange(width, dtype=np.int32), np.arange(height, dtype=np.int32)[:, None]
+    return (((x * slope[0] + y * slope[1]) // (period * 2)) & 1).astype(np.int16)
+
+
+def checks(width: int, height: int, period: int) -> Plane:
+    """A chessboard of 0 and 1 with squares of ``period`` pixels."""
+    x, y = np.arange(width), np.arange(height)[:, None]
+    return ((x // period + y // period) & 1).astype(np.int16)
+
+
+def dots(width: int, height: int, period: int) -> Plane:
+    """Discs of 1 on 0, ``period`` pixels apart, every other row set off by half."""
+    x, y = np.arange(width), np.arange(height)[:, None]
+    row = y // period
+    dx = (x + (row & 1) * (period // 2)) % period - period // 2
+    dy = y % period - period // 2
+    inside: Plane = (dx * dx + dy * dy < period * period // 9).astype(np.int16)
+    return inside
