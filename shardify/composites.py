@@ -33,9 +33,11 @@ class Stage:
 class Actor:
     """A foreground, ready to paste."""
 
-    colour: Image.Image
-    alpha: Image.Image
-    bulge: Image.Image
+    look: Image.Image
+    """Red, green, blue and alpha, as one CMYK picture: Pillow scales its bands as they are,
+    without multiplying by alpha, at the cost of RGB."""
+    relief: Image.Image
+    """Alpha, softened as a depth network would, and bulge, as red and green."""
     filled: int
     """Pixels of the canvas that are object."""
     cutout: Cutout
@@ -62,12 +64,14 @@ def make_stage(seed: int, index: int, size: int) -> Stage:
 def make_actor(seed: int, index: int, mirrored: bool) -> Actor:
     """Foreground ``index``; the last 200 are kept."""
     cutout = make_cutout(seed, index)
-    planes = [Image.fromarray(each) for each in (cutout.colour, cutout.alpha, cutout.bulge)]
+    colour, alpha, bulge = map(Image.fromarray, (cutout.colour, cutout.alpha, cutout.bulge))
+    soft = alpha.filter(ImageFilter.BoxBlur(2))
+    look = Image.merge("CMYK", (*colour.split(), alpha))
+    relief = Image.merge("RGB", (soft, bulge, Image.new("L", soft.size)))
     if mirrored:
-        planes = [plane.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for plane in planes]
-    colour, alpha, bulge = planes
+        look, relief = (each.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for each in (look, relief))
     filled = int((cutout.alpha >= 128).sum())
-    return Actor(colour=colour, alpha=alpha, bulge=bulge, filled=filled, cutout=cutout)
+    return Actor(look=look, relief=relief, filled=filled, cutout=cutout)
 
 
 def compose(
@@ -91,8 +95,8 @@ def compose(
     slack = side // 12
     left, top = (int(value) for value in rng.integers(-slack, size - side + slack + 1, 2))
     small = (side, side)
-    colour = actor.colour.resize(small, Image.Resampling.BILINEAR)
-    alpha = actor.alpha.resize(small, Image.Resampling.BILINEAR)
+    *colours, alpha = actor.look.resize(small, Image.Resampling.BILINEAR).split()
+    colour = Image.merge("RGB", colours)
     if actor.cutout.camouflage:
         x, y = (int(value) for value in rng.integers(0, size - side + 1, 2))
         patch = stage.square.crop((x, y, x + side, y + side))
@@ -101,35 +105,36 @@ def compose(
     picture.paste(colour, (left, top), alpha)
     mask = Image.new("L", (size, size))
     mask.paste(alpha, (left, top))
-    bulge = Image.new("L", (size, size))
-    bulge.paste(actor.bulge.resize(small, Image.Resampling.BILINEAR), (left, top))
     return (
         _encode(picture, "JPEG", quality=30),
         _encode(mask, "JPEG", quality=30),
-        _encode(_depth(stage, mask, bulge, (top + side) * 1000 // size), "PNG", compress_level=6),
+        _encode(_depth(stage, actor, (left, top, side), size), "PNG", compress_level=6),
     )
 
 
-def _depth(stage: Stage, mask: Image.Image, bulge: Image.Image, foot: int) -> Image.Image:
+def _depth(stage: Stage, actor: Actor, place: tuple[int, int, int], size: int) -> Image.Image:
     """The scene's nearness with the object before it.
 
     The object is as near as the ground it stands on, and nearer than what it hides.
 
     Args:
         stage: The background.
-        mask: The object's, at the composite's size.
-        bulge: How much nearer than its rim the object is, at the composite's size.
-        foot: Where it stands. Thousandths of the height.
+        actor: The foreground.
+        place: Its left and upper edge and its side. Pixels of the composite.
+        size: Height and width of the composite. Pixels.
     """
-    scene, small = stage.scene, stage.nearness.size
-    soft = mask.filter(ImageFilter.BoxBlur(1)).resize(small, Image.Resampling.BILINEAR)
-    over = np.asarray(soft).astype(np.int32)
+    scene, height = stage.scene, stage.nearness.height
+    left, top, side = (value * height // size for value in place)
+    planes = Image.new("RGB", stage.nearness.size)
+    planes.paste(actor.relief.resize((side, side), Image.Resampling.BILINEAR), (left, top))
+    over, bulge = (np.asarray(plane).astype(np.int32) for plane in planes.split()[:2])
     behind = np.asarray(stage.nearness).astype(np.int32)
     far, near = scene.ground
+    foot = (place[1] + place[2]) * 1000 // size
     ground = far + (near - far) * max(0, foot - scene.horizon) // (1000 - scene.horizon)
     hidden = int((behind * over).sum()) // max(1, int(over.sum()))
-    its = max(ground, hidden) + 8 + np.asarray(bulge.resize(small, Image.Resampling.BILINEAR))
-    nearness = (behind * (255 - over) + its.astype(np.int32) * over + 127) // 255
+    its = max(ground, hidden) + 8 + bulge
+    nearness = (behind * (255 - over) + its * over + 127) // 255
     return Image.fromarray(nearness.astype(np.uint8))
 
 
