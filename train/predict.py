@@ -2,7 +2,7 @@
 
 Pairs pictures with backgrounds by name, never by position; reads with Pillow; trains and judges
 nothing. Pictures are brought to the network's resolution as validation samples are: squashed to a
-square, bilinear, each pixel's centre in its place.
+square by one bilinear interpolation, pixel centres in their places.
 """
 
 import re
@@ -84,8 +84,9 @@ class Predictor:
         Returns:
             For each pair, maps of the picture's size.
         """
-        bg = torch.cat([self._input(image, "bg") for image, _ in pairs])
-        fg_bg = torch.cat([self._input(image, "fg_bg") for _, image in pairs])
+        # As in the loader: a background is squashed to its picture's size before anything else.
+        bg = torch.cat([self._input(image, "bg", like.shape[:2]) for image, like in pairs])
+        fg_bg = torch.cat([self._input(image, "fg_bg", image.shape[:2]) for _, image in pairs])
         raw = self._model(
             torch.cat((bg, fg_bg), dim=1).contiguous(memory_format=torch.channels_last)
         )
@@ -98,9 +99,11 @@ class Predictor:
             for i, (_, image) in enumerate(pairs)
         ]
 
-    def _input(self, image: NDArray[np.uint8], role: str) -> Tensor:
+    def _input(self, image: NDArray[np.uint8], role: str, size: tuple[int, ...]) -> Tensor:
         """(1, 3, R, R) normalised."""
         pixels = torch.from_numpy(image).to(self._device).permute(2, 0, 1)[None].float() / 255
+        if image.shape[:2] != size:
+            pixels = interpolate(pixels, size, mode="bilinear", antialias=True)
         square = interpolate(pixels, (self.res, self.res), mode="bilinear", align_corners=False)
         return (square - self._mean[role]) / self._std[role]
 
@@ -184,6 +187,10 @@ def pair(bg: Path, fg_bg: Path) -> list[Job]:
         DataError: Something is missing, or a picture has no background, or more than one.
     """
     backgrounds, pictures = _files(bg), _files(fg_bg)
+    stems = [picture.stem for picture in pictures]
+    if len(set(stems)) != len(stems):
+        twice = next(stem for stem in stems if stems.count(stem) > 1)
+        raise DataError(f"{fg_bg}: several pictures are named {twice}; predict folder by folder")
     if len(backgrounds) == 1:
         return [Job(picture, backgrounds[0]) for picture in pictures]
     by_stem: dict[str, list[Path]] = {}
@@ -204,10 +211,6 @@ def pair(bg: Path, fg_bg: Path) -> list[Job]:
                 "same stem, or numbered as bg_NUMBER in its name; or pass one file as --bg"
             )
         jobs.append(Job(picture, found[0]))
-    stems = [job.fg_bg.stem for job in jobs]
-    if len(set(stems)) != len(stems):
-        twice = next(stem for stem in stems if stems.count(stem) > 1)
-        raise DataError(f"{fg_bg}: several pictures are named {twice}; predict folder by folder")
     return jobs
 
 
@@ -219,7 +222,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.array(image.convert("RGB"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; expected a picture") from None
     except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:

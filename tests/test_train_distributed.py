@@ -1,0 +1,32 @@
+import pytest
+import torch
+
+from train.distributed import World, connected
+from train.errors import ConfigError
+
+
+def test_without_torchrun_this_process_is_alone() -> None:
+    world = World.from_environ({})
+    assert world == World(rank=0, size=1, local_rank=0) and world.first
+
+
+def test_torchrun_says_which_of_how_many() -> None:
+    world = World.from_environ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"})
+    assert (world.rank, world.size, world.local_rank, world.first) == (5, 8, 1, False)
+
+
+@pytest.mark.parametrize(
+    "environ", [{"RANK": "x"}, {"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "-1"}]
+)
+def test_a_place_that_cannot_be_is_refused(environ: dict[str, str]) -> None:
+    with pytest.raises(ConfigError):
+        World.from_environ(environ)
+
+
+def test_a_world_of_one_needs_no_process_group() -> None:
+    with connected(World(), torch.device("cpu")) as world:
+        assert not torch.distributed.is_initialized()
+        tensor = torch.tensor([1.0, 2.0])
+        assert world.sum_(tensor) is tensor and tensor.tolist() == [1.0, 2.0]
+        assert world.any(True) and not world.any(False)
+        world.barrier()

@@ -1,0 +1,215 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from tiny_run import TinyNet, TinySource
+
+from train import predict as module
+from train.config import Config
+from train.distributed import World
+from train.errors import CheckpointError, ConfigError, DataError
+from train.evaluate import Trained, criterion_of, judge, load_trained, pick_device
+from train.metrics import FIGURES
+from train.predict import Predictor, pair, predict, predict_files, read_image
+from train.settings import resolve
+from train.trainer import Trainer
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run at 16 and 32 px that has learnt a little."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("run")
+    values = {"out": str(out), "res": (16, 32), "epochs": (8, 4), "batch": 8, "lr": 0.1}
+    config = resolve(Config(), {**values, "device": "cpu", "panel_rows": 0})
+    Trainer(config, TinySource(64, 10), make_model=TinyNet).run()
+    return out
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(path)
+
+
+def paired(folder: Path) -> dict[str, str]:
+    return {job.fg_bg.name: job.bg.name for job in pair(folder / "bg", folder / "fg")}
+
+
+def test_pictures_find_their_background_by_stem_or_by_the_number_after_bg(tmp_path: Path) -> None:
+    touch(tmp_path / "bg", "park021.jpg", "park2.jpg", "a.png")
+    touch(tmp_path / "fg", "sub/fg_070_bg_021_000435.jpg", "x_bg2_9.jpg", "a.jpg")
+    assert paired(tmp_path) == {
+        "fg_070_bg_021_000435.jpg": "park021.jpg",
+        "x_bg2_9.jpg": "park2.jpg",
+        "a.jpg": "a.png",
+    }
+
+
+def test_one_background_serves_all_pictures(tmp_path: Path) -> None:
+    touch(tmp_path / "bg", "any.jpg")
+    touch(tmp_path / "fg", "1.jpg", "2.jpg")
+    assert paired(tmp_path) == {"1.jpg": "any.jpg", "2.jpg": "any.jpg"}
+
+
+@pytest.mark.parametrize(
+    ("backgrounds", "picture", "says"),
+    [
+        (("park1.jpg", "park2.jpg"), "x_bg_3.jpg", r"x_bg_3\.jpg: .*none"),
+        (("park1.jpg", "lake1.jpg"), "x_bg_1.jpg", r"lake1\.jpg, .*park1\.jpg"),
+        (("park1.jpg", "park2.jpg"), "fgbg_1.jpg", "none"),
+    ],
+)
+def test_a_picture_without_exactly_one_background_is_refused(
+    tmp_path: Path, backgrounds: tuple[str, ...], picture: str, says: str
+) -> None:
+    touch(tmp_path / "bg", *backgrounds)
+    touch(tmp_path / "fg", picture)
+    with pytest.raises(DataError, match=says):
+        pair(tmp_path / "bg", tmp_path / "fg")
+
+
+def test_pictures_that_would_overwrite_each_other_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path / "bg", "b.jpg")
+    touch(tmp_path / "fg", "a/1.jpg", "b/1.jpg")
+    with pytest.raises(DataError, match="several pictures are named 1"):
+        pair(tmp_path / "bg", tmp_path / "fg")
+
+
+def test_what_is_no_picture_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"x\.jpg: no picture"):
+        read_image(tmp_path / "x.jpg")
+    with pytest.raises(DataError, match=r"none\.jpg: no such file"):
+        pair(tmp_path / "none.jpg", tmp_path / "x.jpg")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no pictures in it"):
+        pair(tmp_path / "empty", tmp_path / "x.jpg")
+
+
+class Echo(torch.nn.Module):
+    """Says the red of the background as mask, the blue of the picture as depth."""
+
+    def forward(self, x: torch.Tensor) -> object:
+        from model.blocks import Prediction
+
+        return Prediction(depth=x[:, 5:6], mask=x[:, 0:1])
+
+
+def echo() -> Trained:
+    config = resolve(Config(), {"activation": "none"})
+    return Trained(
+        path=Path("echo"), model=Echo(), criterion=criterion_of(config.loss), res=16,
+        mean={"bg": [0.1, 0, 0], "fg_bg": [0, 0, 0.2]},
+        std={"bg": [2.0, 1, 1], "fg_bg": [1, 1, 0.5]},
+        config=config, step=0,
+    )  # fmt: skip
+
+
+def plain(height: int, width: int, rgb: tuple[int, int, int]) -> NDArray[np.uint8]:
+    return np.broadcast_to(np.array(rgb, np.uint8), (height, width, 3)).copy()
+
+
+def test_maps_have_each_pictures_size_and_inputs_are_normalised_as_in_training() -> None:
+    predictor = Predictor(echo(), device=CPU)
+    pairs = [
+        (plain(40, 30, (255, 0, 0)), plain(20, 50, (0, 0, 102))),
+        (plain(9, 9, (153, 0, 0)), plain(7, 11, (0, 0, 255))),
+    ]
+    first, second = predictor(pairs)
+    assert first.mask.shape == first.depth.shape == (20, 50)
+    assert second.mask.shape == (7, 11)
+    np.testing.assert_allclose(first.mask, (1 - 0.1) / 2, atol=1e-6)
+    np.testing.assert_allclose(first.depth, (0.4 - 0.2) / 0.5, atol=1e-6)
+    np.testing.assert_allclose(second.mask, (0.6 - 0.1) / 2, atol=1e-6)
+    np.testing.assert_allclose(second.depth, 1.0, atol=1e-6)  # Clamped.
+
+
+@pytest.mark.parametrize(("bits", "top"), [(8, 255), (16, 65535)])
+def test_files_are_written_at_the_pictures_size(tmp_path: Path, bits: int, top: int) -> None:
+    for folder, name, rgb in (("bg", "b.png", (255, 0, 0)), ("fg", "x.png", (0, 0, 102))):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(plain(12, 18, rgb)).save(tmp_path / folder / name)
+    jobs = pair(tmp_path / "bg", tmp_path / "fg")
+    files = predict_files(Predictor(echo(), device=CPU), jobs, tmp_path / "out" / "deep", bits=bits)
+    names = ["x_mask.png", "x_depth.png", "x_overlay.png"]
+    assert [file.name for file in files] == names
+    mask, depth, overlay = (np.asarray(Image.open(file)) for file in files)
+    assert mask.shape == depth.shape == (12, 18) and overlay.shape == (12, 18, 3)
+    assert set(np.unique(mask)) == {0}  # 0.45 is below a half.
+    assert abs(int(depth[0, 0]) - round(0.4 * top)) <= 1
+    assert depth.dtype == (np.uint8 if bits == 8 else np.uint16)
+    np.testing.assert_allclose(overlay[0, 0], [57, 9, 88], atol=1.5)
+
+
+def test_a_resolution_that_the_network_does_not_take_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--res 100"):
+        Predictor(echo(), device=CPU, res=100)
+
+
+def test_a_run_predicts_the_object_where_it_is(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "load_trained", lambda path: load_trained(path, make_model=TinyNet))
+    scene = np.full((60, 80, 3), 20, np.uint8)
+    Image.fromarray(scene).save(tmp_path / "bg.png")
+    scene[20:40, 30:50] = 255
+    Image.fromarray(scene).save(tmp_path / "fg.png")
+    files = predict(
+        run, bg=tmp_path / "bg.png", fg_bg=tmp_path / "fg.png", out=tmp_path / "o", device="cpu"
+    )
+    mask = np.asarray(Image.open(files[0])) > 0
+    assert mask[25:35, 35:45].mean() > 0.9
+    assert mask[:15].mean() < 0.1
+
+
+@pytest.mark.parametrize("which", ["", "last.safetensors", "checkpoints"])
+def test_a_run_its_weights_and_its_checkpoints_all_serve(run: Path, which: str) -> None:
+    path = run / which
+    if which == "checkpoints":
+        path = sorted(path.iterdir())[-1]
+    trained = load_trained(path, make_model=TinyNet)
+    assert trained.res == 32 and not trained.model.training
+    figures = judge(trained, TinySource(64, 10), split="val", res=32, batch=4, device=CPU)
+    assert list(figures) == [*FIGURES, "samples"]
+    assert figures["samples"] == 10
+
+
+def test_judging_afterwards_gives_the_figures_of_the_run(run: Path) -> None:
+    from train.logs import JsonLines
+
+    record = JsonLines(run / "metrics.jsonl").read()[-1]["val"]
+    trained = load_trained(run / "last.safetensors", make_model=TinyNet)
+    # Another batch size: no figure depends on it.
+    figures = judge(trained, TinySource(64, 10), split="val", res=32, batch=3, device=CPU)
+    for name in FIGURES:
+        assert figures[name] == pytest.approx(record[name], rel=1e-4), name
+
+
+def test_what_holds_no_usable_weights_is_refused(run: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    with pytest.raises(CheckpointError, match=r"no best\.safetensors or last\.safetensors"):
+        load_trained(tmp_path)
+    with pytest.raises(CheckpointError, match="no such file"):
+        load_trained(tmp_path / "none.safetensors")
+    save_file({"w": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(CheckpointError, match="not written by `train run`"):
+        load_trained(tmp_path / "foreign.safetensors")
+    with pytest.raises(CheckpointError, match="weights do not fit"):
+        load_trained(run)  # The real network by that name is another.
+
+
+def test_a_split_without_samples_and_a_missing_gpu_are_refused(run: Path) -> None:
+    trained = load_trained(run, make_model=TinyNet)
+    with pytest.raises(DataError, match="split 'val': has no samples"):
+        judge(trained, TinySource(64, 0), split="val", res=32, batch=4, device=CPU)
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="torch sees no GPU"):
+            pick_device("cuda", World())
