@@ -282,11 +282,13 @@ def _find_directory(descriptor: int, total: int, path: Path) -> tuple[int, int, 
     end = ends[0]
     _, disk, first_disk, _, count, length, stated, _ = _END.unpack_from(tail, end)
     position = total - reach + end
+    wide = None
     if end >= _END64_LOCATOR.size and tail[end - 20 : end - 16] == b"PK\x06\x07":
-        if count == 0xFFFF or length == _ALL_ONES or stated == _ALL_ONES:
-            count, length, stated, position = _find_directory64(
-                descriptor, tail, end, position, path
-            )
+        wide = _find_directory64(descriptor, tail, end, position)
+    if wide is not None:
+        count, length, stated, position = wide
+    elif count == 0xFFFF or length == _ALL_ONES or stated == _ALL_ONES:
+        raise ArchiveError(f"{path}: its zip64 end record is missing or damaged; copy it again")
     elif disk or first_disk:
         raise ArchiveError(f"{path}: one part of a zip split over several files; join them first")
     begin = position - length
@@ -302,8 +304,8 @@ def _find_directory(descriptor: int, total: int, path: Path) -> tuple[int, int, 
 
 
 def _find_directory64(
-    descriptor: int, tail: bytes, end: int, position: int, path: Path
-) -> tuple[int, int, int, int]:
+    descriptor: int, tail: bytes, end: int, position: int
+) -> tuple[int, int, int, int] | None:
     _, _, stated_at, disks = _END64_LOCATOR.unpack_from(tail, end - _END64_LOCATOR.size)
     locator = position - _END64_LOCATOR.size
     # Prepended bytes shift the record; without an extensible part it ends where the locator begins.
@@ -316,7 +318,7 @@ def _find_directory64(
                     break
                 if at + 12 + extent == locator:
                     return count, length, stated, at
-    raise ArchiveError(f"{path}: its zip64 end record is damaged; copy it again")
+    return None
 
 
 def _columns(

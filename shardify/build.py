@@ -45,7 +45,6 @@ from shardify.survey import (
     Survey,
     check_bad,
     drop_background,
-    reasons,
     replan,
     sources_of,
     survey,
@@ -160,12 +159,13 @@ def _convert(found: Survey, out: Path, pool: Workers, progress: Progress | None)
     jobs = _background_tasks(found, index)
     total = sum(len(plan.samples) for plan in plans)
     results: dict[int, Any] = {}
-    done = bad = 0
+    done = 0
+    bad: list[Rejection] = []
     for number, result in pool.map(_tasks(found, out, plans, jobs, index)):
         results[number] = result
         if isinstance(result, ShardRecord):
             done += len(plans[number - len(jobs)].samples)
-            bad += len(result.rejected)
+            bad += _rejections(result)
             check_bad(found, bad)
             if progress:
                 progress(done, total)
@@ -175,13 +175,7 @@ def _convert(found: Survey, out: Path, pool: Workers, progress: Progress | None)
     for moments in ordered[: len(jobs)]:
         if moments.samples:
             measured.add(moments.mean, moments.std, moments.samples)
-    rejected = found.rejected + [
-        Rejection(key=key, member=member, role=role, reason=reason)
-        for record in records
-        for key, member, role, reason in record.rejected
-    ]
-    if not any(record.samples for record in records):
-        raise BuildError(f"{found.where}: no sample is left; the reasons: {reasons(rejected)}")
+    rejected = found.rejected + [each for record in records for each in _rejections(record)]
     files[REJECTED] = _write_rejected(out, rejected, found.catalog)
     manifest = Manifest(
         created_by=f"shardline {importlib.metadata.version('shardline')}",
@@ -198,6 +192,13 @@ def _convert(found: Survey, out: Path, pool: Workers, progress: Progress | None)
     sweep(out, manifest)
     manifest.save(out)
     return manifest
+
+
+def _rejections(record: ShardRecord) -> list[Rejection]:
+    return [
+        Rejection(key=key, member=member, role=role, reason=reason)
+        for key, member, role, reason in record.rejected
+    ]
 
 
 def _row_of(catalog: Catalog, numbers: NDArray[np.int32]) -> NDArray[Any]:

@@ -210,18 +210,19 @@ def drop_background(
         )
 
 
-def check_bad(found: Survey, more: int = 0) -> None:
+def check_bad(found: Survey, more: Sequence[Rejection] = ()) -> None:
     """Raise BuildError if too many samples are left out, ``more`` included, or none is left."""
-    bad, good = len(found.rejected) + more, int(found.usable.sum()) - more
+    rejected = [*found.rejected, *more]
+    bad, good = len(rejected), int(found.usable.sum()) - len(more)
     share = bad / (bad + good) if bad + good else 1.0
     if share > found.options.max_bad:
         raise BuildError(
             f"{found.where}: {bad} of {bad + good} samples are bad, more than --max-bad "
             f"{found.options.max_bad:g} allows; mend the source, or raise --max-bad; "
-            f"first reasons: {reasons(found.rejected)}"
+            f"reasons so far: {reasons(rejected)}"
         )
     if not good:
-        raise BuildError(f"{found.where}: no sample is left; {reasons(found.rejected)}")
+        raise BuildError(f"{found.where}: no sample is left; reasons: {reasons(rejected)}")
 
 
 def reasons(rejected: Sequence[Rejection]) -> str:

@@ -40,7 +40,11 @@ class Workers:
     """
 
     def __init__(self, target: str, count: int) -> None:
-        command = [sys.executable, "-c", _START.format(path=sys.path, target=target, parent=os.getpid())]
+        command = [
+            sys.executable,
+            "-c",
+            _START.format(path=sys.path, target=target, parent=os.getpid()),
+        ]
         self._idle: list[subprocess.Popen[bytes]] = []
         self._all: list[subprocess.Popen[bytes]] = []
         for _ in range(count):
@@ -53,6 +57,11 @@ class Workers:
             )
             self._all.append(worker)
             self._idle.append(worker)
+
+    @property
+    def pids(self) -> list[int]:
+        """Process numbers of all workers."""
+        return [worker.pid for worker in self._all]
 
     def __enter__(self) -> "Workers":
         return self

@@ -53,7 +53,7 @@ _BLOCK = 512
 _RECORD = 10240
 
 _HEAD = b"0000644\0" + b"0000000\0" * 2
-_TAIL = (b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2).ljust(356, b"\0")
+_TAIL = (b"0" + bytes(100) + b"ustar\x0000").ljust(356, b"\0")
 _MTIME = b"00000000000\0"
 _BASE = sum(_HEAD) + sum(_MTIME) + 8 * 0x20 + sum(_TAIL)
 _PADS = [bytes(-size % _BLOCK) for size in range(_BLOCK)]

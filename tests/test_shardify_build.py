@@ -1,0 +1,338 @@
+"""A build is exact, resumable and the same for everybody; or it is refused and nothing is there."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shardify.build import BuildReport, build
+from shardify.errors import BuildError, LayoutError, OutputError, PlanError, ShardifyError
+from shardify.manifest import Manifest
+from shardify.survey import Options, survey
+from shardify.verify import verify
+
+OPTIONS = Options(val=0.25, workers=1, shard_samples=5)
+
+
+def picture(seed: int, kind: str, mode: str, size: tuple[int, int]) -> bytes:
+    noise = np.random.Generator(np.random.Philox(key=seed)).integers(0, 256, (*size[::-1], 3))
+    buffer = io.BytesIO()
+    Image.fromarray(noise.astype(np.uint8)).convert(mode).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def files_of(samples: int = 24, backgrounds: int = 4) -> dict[str, bytes]:
+    files = {
+        f"data_all/bg/park{number}.jpg": picture(number, "JPEG", "RGB", (40, 30))
+        for number in range(1, backgrounds + 1)
+    }
+    for number in range(samples):
+        back = number % backgrounds + 1
+        stem = f"fg_{number % 3:03d}_bg_{back:03d}_{number:06d}"
+        folder = f"bg_{back:03d}"
+        files |= {
+            f"data_all/fg_bg/{folder}/{stem}.jpg": picture(number, "JPEG", "RGB", (24, 24)),
+            f"data_all/fg_bg_mask/{folder}/mask_{stem}.jpg": picture(number, "JPEG", "L", (24, 24)),
+            f"data_all/fg_bg_depth/{folder}/depth_{stem}.png": picture(
+                number, "PNG", "L", (16, 16)
+            ),
+        }
+    return files
+
+
+def pack(path: Path, files: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, data in files.items():
+            file.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
+    return path
+
+
+def content(out: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()
+    }
+
+
+def run(source: Path, out: Path, **options: object) -> BuildReport:
+    return build(
+        [source], out, Options(**{"val": 0.25, "workers": 1, "shard_samples": 5} | options)
+    )  # type: ignore[arg-type]
+
+
+def test_every_sample_stands_in_the_shards_once_with_its_own_background(tmp_path: Path) -> None:
+    files = files_of()
+    report = run(pack(tmp_path / "x.zip", files), tmp_path / "out")
+    manifest = Manifest.load(tmp_path / "out")
+    assert report.manifest == manifest
+    seen: set[str] = set()
+    on: dict[str, set[int]] = {"train": set(), "val": set()}
+    for split, shards in manifest.splits.items():
+        for shard in shards.shards:
+            with tarfile.open(tmp_path / "out" / shard.name) as tar:
+                for info in tar:
+                    key, _, extension = info.name.partition(".")
+                    data = tar.extractfile(info).read()  # type: ignore[union-attr]
+                    folder = key[7:13]
+                    if extension == "bg.cls":
+                        seen.add(key)
+                        on[split].add(int(data))
+                        assert manifest.backgrounds[int(data)].id.endswith(str(int(folder[3:])))
+                        continue
+                    role = extension.split(".")[0]
+                    name = {
+                        "fg_bg": f"data_all/fg_bg/{folder}/{key}.jpg",
+                        "mask": f"data_all/fg_bg_mask/{folder}/mask_{key}.jpg",
+                        "depth": f"data_all/fg_bg_depth/{folder}/depth_{key}.png",
+                    }[role]
+                    assert data == files[name]
+    assert len(seen) == 24
+    assert not on["train"] & on["val"]
+    assert on["val"]
+    with tarfile.open(tmp_path / "out" / "backgrounds.tar") as tar:
+        found = {info.name: tar.extractfile(info).read() for info in tar}  # type: ignore[union-attr]
+    assert found == {
+        each.member: files[f"data_all/bg/{each.member}"] for each in manifest.backgrounds
+    }
+
+
+def test_the_manifest_tells_sizes_and_statistics(tmp_path: Path) -> None:
+    manifest = run(pack(tmp_path / "x.zip", files_of()), tmp_path / "out").manifest
+    assert manifest.roles["bg"].sizes == [[40, 30, 4]]
+    assert manifest.roles["fg_bg"].sizes == [[24, 24, 24]]
+    assert manifest.roles["fg_bg"].channels == 3
+    assert manifest.roles["mask"].threshold == 150
+    assert manifest.roles["depth"].sizes == [[16, 16, 24]]
+    assert manifest.roles["depth"].extensions == ["png"]
+    assert manifest.stats["bg"].samples == 4
+    assert manifest.stats["fg_bg"].samples == 18
+    assert manifest.stats["depth"].mean[0] == pytest.approx(0.5, abs=0.05)
+    assert len(manifest.stats["fg_bg"].std) == 3
+
+
+def test_the_same_bytes_for_any_workers_and_entry_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = files_of()
+    first = pack(tmp_path / "x.zip", files)
+    run(first, tmp_path / "one")
+    monkeypatch.setenv("TZ", "Asia/Kathmandu")
+    monkeypatch.setenv("LC_ALL", "tr_TR.UTF-8")
+    monkeypatch.setenv("PYTHONHASHSEED", "7")
+    old = os.umask(0o077)
+    try:
+        run(first, tmp_path / "three", workers=3)
+    finally:
+        os.umask(old)
+    assert content(tmp_path / "one") == content(tmp_path / "three")
+    (tmp_path / "other").mkdir()
+    turned = pack(tmp_path / "other" / "x.zip", dict(reversed(files.items())))
+    run(turned, tmp_path / "turned", workers=2)
+    one, two = content(tmp_path / "one"), content(tmp_path / "turned")
+    # The manifest names the directory's digest, which the order is part of.
+    del one["manifest.json"], two["manifest.json"]
+    assert one == two
+
+
+def test_another_seed_gives_another_order_of_the_same_samples(tmp_path: Path) -> None:
+    source = pack(tmp_path / "x.zip", files_of())
+    a = run(source, tmp_path / "a").manifest
+    b = run(source, tmp_path / "b", seed=1).manifest
+    assert a.splits["train"].shards[0].sha256 != b.splits["train"].shards[0].sha256
+    assert a.backgrounds == b.backgrounds
+
+
+def test_without_validation_all_samples_train(tmp_path: Path) -> None:
+    manifest = run(pack(tmp_path / "x.zip", files_of()), tmp_path / "out", val=0).manifest
+    assert manifest.splits["train"].samples == 24
+    assert manifest.splits["val"].samples == 0
+
+
+def test_foregrounds_can_be_held_back_instead(tmp_path: Path) -> None:
+    source = pack(tmp_path / "x.zip", files_of())
+    found = survey([source], Options(val=0.3, group_by="fg"))
+    assert found.layout.foreground is not None
+    sides = [
+        {int(each) for plan in plans for each in found.layout.foreground[plan.samples]}
+        for plans in found.shards.values()
+    ]
+    assert not sides[0] & sides[1]
+    assert sides[1]
+
+
+def test_a_split_without_groups_is_refused(tmp_path: Path) -> None:
+    source = pack(tmp_path / "x.zip", files_of(backgrounds=1))
+    with pytest.raises(PlanError, match="--group-by none"):
+        run(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert run(source, tmp_path / "out", group_by="none").manifest.splits["val"].samples == 6
+
+
+BAD = "data_all/fg_bg_mask/bg_002/mask_fg_001_bg_002_000001.jpg"
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [(b"", "empty"), (b"plain text", "not an image"), (b"\xff\xd8\xff\xe0", "truncated JPEG")],
+)
+def test_a_bad_member_is_named_and_its_sample_left_out(
+    tmp_path: Path, data: bytes, says: str
+) -> None:
+    source = pack(tmp_path / "x.zip", files_of() | {BAD: data})
+    manifest = run(source, tmp_path / "out", max_bad=0.1).manifest
+    assert sum(split.samples for split in manifest.splits.values()) == 23
+    lines = [
+        json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().split("\n")[:-1]
+    ]
+    assert [(line["key"], line["member"], line["role"]) for line in lines] == [
+        ("fg_001_bg_002_000001", BAD, "mask")
+    ]
+    assert says in lines[0]["reason"]
+    assert manifest.rejected.count == 1
+    assert list(manifest.rejected.by_reason) == [lines[0]["reason"]]
+
+
+def test_too_much_that_is_bad_refuses_the_build_and_publishes_nothing(tmp_path: Path) -> None:
+    source = pack(tmp_path / "x.zip", files_of() | {BAD: b"text"})
+    with pytest.raises(BuildError, match=r"1 of 24 samples are bad.*--max-bad.*not an image"):
+        run(source, tmp_path / "out")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    # Only the limit changed: what is finished is of use.
+    assert run(source, tmp_path / "out", max_bad=0.1).manifest.rejected.count == 1
+
+
+def test_a_bad_background_takes_its_samples_along(tmp_path: Path) -> None:
+    name = "data_all/bg/park3.jpg"
+    source = pack(tmp_path / "x.zip", files_of() | {name: b"text"})
+    with pytest.raises(BuildError, match="6 of 24 samples"):
+        run(source, tmp_path / "out")
+    manifest = run(source, tmp_path / "out", max_bad=0.3).manifest
+    assert [each.id[-1] for each in manifest.backgrounds] == ["1", "2", "4"]
+    assert [each.index for each in manifest.backgrounds] == [0, 1, 2]
+    assert sum(split.samples for split in manifest.splits.values()) == 18
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            with tarfile.open(tmp_path / "out" / shard.name) as tar:
+                for info in tar:
+                    if info.name.endswith("bg.cls"):
+                        index = int(tar.extractfile(info).read())  # type: ignore[union-attr]
+                        assert manifest.backgrounds[index].id[-1] == info.name[12]
+
+
+def test_a_zip_of_nothing_but_damage_is_refused(tmp_path: Path) -> None:
+    source = pack(tmp_path / "x.zip", dict.fromkeys(files_of(), b"text"))
+    with pytest.raises(BuildError, match=r"no sample is left"):
+        run(source, tmp_path / "out", max_bad=1)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_zip_without_masks_is_refused_by_that_name(tmp_path: Path) -> None:
+    files = {name: data for name, data in files_of().items() if "mask" not in name}
+    with pytest.raises(LayoutError, match="mask"):
+        run(pack(tmp_path / "x.zip", files), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_out_that_is_a_file_or_holds_something_else_is_refused(tmp_path: Path) -> None:
+    source = pack(tmp_path / "x.zip", files_of())
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputError, match="a file"):
+        run(source, tmp_path / "file")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "precious.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"precious\.txt"):
+        run(source, tmp_path / "folder")
+    assert (tmp_path / "file").read_text() == "mine"
+    assert [each.name for each in (tmp_path / "folder").iterdir()] == ["precious.txt"]
+    with pytest.raises(ShardifyError):
+        run(source, tmp_path / "file" / "below")
+
+
+def test_a_finished_data_set_is_left_alone(tmp_path: Path) -> None:
+    source = pack(tmp_path / "x.zip", files_of())
+    run(source, tmp_path / "out")
+    before = content(tmp_path / "out")
+    assert run(source, tmp_path / "out", workers=2).already
+    with pytest.raises(OutputError, match=r"other options \(seed\)"):
+        run(source, tmp_path / "out", seed=1)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(OutputError, match="another source"):
+        run(pack(tmp_path / "other" / "x.zip", files_of(25)), tmp_path / "out")
+    assert content(tmp_path / "out") == before
+
+
+def test_leftovers_are_no_data_and_are_cleared(tmp_path: Path) -> None:
+    source = pack(tmp_path / "x.zip", files_of() | {BAD: b"text"})
+    with pytest.raises(BuildError):
+        run(source, tmp_path / "out")
+    (tmp_path / "out" / "train-00000.tar.tmp").write_bytes(b"half")
+    (tmp_path / "out" / "train-00099.tar").write_bytes(b"an earlier plan's")
+    run(source, tmp_path / "out", max_bad=0.1)
+    run(source, tmp_path / "fresh", max_bad=0.1)
+    assert content(tmp_path / "out") == content(tmp_path / "fresh")
+
+
+def test_an_unfinished_build_of_something_else_is_refused(tmp_path: Path) -> None:
+    source = pack(tmp_path / "x.zip", files_of() | {BAD: b"text"})
+    with pytest.raises(BuildError):
+        run(source, tmp_path / "out")
+    with pytest.raises(OutputError, match=r"unfinished build.*\(val\)"):
+        run(source, tmp_path / "out", val=0.5)
+
+
+COMMAND = [
+    sys.executable, "-m", "shardify", "build", "--val", "0.25", "--shard-samples", "2", "--workers",
+    "2", "--verify", "decode",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    """A source, and what an uninterrupted build makes of it."""
+    folder = tmp_path_factory.mktemp("whole")
+    source = pack(folder / "x.zip", files_of(48))
+    run(source, folder / "out", shard_samples=2, verify="decode")
+    return source, content(folder / "out")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("shards", [0, 5])
+def test_a_build_that_was_cut_off_goes_on_to_the_same_bytes(
+    tmp_path: Path, whole: tuple[Path, dict[str, bytes]], number: signal.Signals, shards: int
+) -> None:
+    source, expected = whole
+    out = tmp_path / "out"
+    process = subprocess.Popen([*COMMAND, source, out], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if out.exists() and len(list(out.glob("*.idx"))) >= shards:
+            break
+        time.sleep(0.001)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert b"Traceback" not in errors
+    assert process.returncode in ((130, 0) if number == signal.SIGINT else (-number, 0))
+    run(source, out, shard_samples=2, verify="decode")
+    assert content(out) == expected
+
+
+def test_photographs_convert_exactly(tmp_path: Path, photos: Path) -> None:
+    report = build([photos], tmp_path / "out", Options())
+    manifest = report.manifest
+    assert {name: split.samples for name, split in manifest.splits.items()} == {
+        "train": 1900, "val": 100,
+    }  # fmt: skip
+    assert manifest.rejected.count == 0
+    assert len(manifest.backgrounds) == 100
+    assert manifest.roles["fg_bg"].sizes == [[250, 250, 2000]]
+    assert manifest.roles["depth"].sizes == [[224, 224, 2000]]
+    assert not verify(tmp_path / "out").problems

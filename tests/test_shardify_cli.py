@@ -1,0 +1,126 @@
+"""Exit codes, one clear line, help in every command."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from shardify.cli import cli, main
+from shardify.synth import make
+
+
+def run(*words: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    code = 0
+    try:
+        main([str(word) for word in words])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cli") / "x.zip"
+    make(path, samples=40, backgrounds=4, size=32, seed=0)
+    return path
+
+
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_every_command_has_help_with_an_example(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(name, "--help", capsys=capsys)
+    assert code == 0
+    assert f"shardify {name} " in out.partition("Options:")[0].partition("\n")[2]
+    for parameter in cli.commands[name].params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help or parameter.show_default, parameter.name
+
+
+def test_inspect_build_and_verify_go_through(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run("inspect", source, capsys=capsys)
+    assert (code, err) == (0, "")
+    assert "40" in out
+    code, out, _ = run("inspect", source, "--json", capsys=capsys)
+    assert json.loads(out)["splits"]["train"]["samples"] == 30
+    code, out, err = run("build", source, tmp_path / "out", "--val", "0.25", capsys=capsys)
+    assert (code, err) == (0, "")
+    assert "30 train" in out
+    code, out, _ = run("build", source, tmp_path / "out", "--val", "0.25", "--json", capsys=capsys)
+    assert code == 0
+    assert json.loads(out)["already"]
+    code, out, _ = run("verify", tmp_path / "out", "--json", capsys=capsys)
+    assert code == 0
+    assert json.loads(out)["problems"] == []
+    assert run("verify", tmp_path / "out", capsys=capsys)[0] == 0
+
+
+def test_verify_names_the_fault_and_exits_1(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("build", source, tmp_path / "out", "--workers", "1", capsys=capsys)
+    (tmp_path / "out" / "train-00000.tar").write_bytes(b"")
+    (tmp_path / "out" / "backgrounds.tar").unlink()
+    code, _, err = run("verify", tmp_path / "out", capsys=capsys)
+    assert code == 1
+    assert "train-00000.tar: 0 bytes" in err
+    assert "backgrounds.tar: missing" in err
+    assert err.splitlines()[-1].startswith("Error: ")
+    assert "(2 faults in all)" in err
+
+
+@pytest.mark.parametrize("data", [None, b"", b"text", b"PK\x05\x06" + bytes(18)])
+def test_a_source_that_is_no_zip_is_one_line_and_exit_1(
+    tmp_path: Path, data: bytes | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if data is not None:
+        (tmp_path / "bad.zip").write_bytes(data)
+    code, out, err = run("build", tmp_path / "bad.zip", tmp_path / "out", capsys=capsys)
+    assert (code, out) == (1, "")
+    assert err.startswith("Error: ")
+    assert "bad.zip" in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["build"], ["build", "x.zip"], ["build", "x.zip", "out", "--val", "1"],
+        ["build", "x.zip", "out", "--codec", "mp3"], ["build", "x.zip", "out", "--workers", "0"],
+        ["nothing"], ["inspect", "x.zip", "--seed", "-1"], ["verify"],
+    ],
+)  # fmt: skip
+def test_wrong_usage_exits_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(*words, capsys=capsys)
+    assert (code, out) == (2, "")
+    assert "Error: " in err
+
+
+def test_an_interrupt_exits_130(
+    source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shardify.build.build", interrupted)
+    code, _, err = run("build", source, tmp_path / "out", capsys=capsys)
+    assert code == 130
+    assert "run it again" in err
+
+
+def test_the_module_runs_as_a_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "shardify", "--version"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "shardify" in done.stdout

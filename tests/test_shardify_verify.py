@@ -1,0 +1,143 @@
+"""Every kind of damage to a finished data set is found, and the file at fault is named."""
+
+import io
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shardify.build import build
+from shardify.errors import ManifestError
+from shardify.survey import Options
+from shardify.synth import make
+from shardify.verify import verify
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("verify")
+    make(folder / "x.zip", samples=40, backgrounds=4, size=32, seed=0)
+    build([folder / "x.zip"], folder / "out", Options(val=0.25, shard_samples=15, workers=1))
+    return folder / "out"
+
+
+@pytest.fixture
+def out(built: Path, tmp_path: Path) -> Path:
+    shutil.copytree(built, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def flip(name: str, place: int) -> Callable[[Path], None]:
+    def change(out: Path) -> None:
+        data = bytearray((out / name).read_bytes())
+        data[place] ^= 1
+        (out / name).write_bytes(data)
+
+    return change
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    return lambda out: (out / name).write_bytes((out / name).read_bytes()[:-512])
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda out: (out / name).unlink()
+
+
+def swap(name: str, other: str) -> Callable[[Path], None]:
+    def change(out: Path) -> None:
+        data = (out / name).read_bytes()
+        (out / name).write_bytes((out / other).read_bytes())
+        (out / other).write_bytes(data)
+
+    return change
+
+
+def add(name: str) -> Callable[[Path], None]:
+    return lambda out: (out / name).write_bytes(b"x")
+
+
+def test_a_sound_data_set_has_no_problems(out: Path) -> None:
+    report = verify(out)
+    assert report.problems == []
+    assert report.samples == 40
+    assert report.files == 2 * 3 + 2
+    assert (
+        report.bytes
+        == sum(path.stat().st_size for path in out.iterdir())
+        - (out / "manifest.json").stat().st_size
+    )
+
+
+def test_every_picture_can_be_decoded(out: Path) -> None:
+    report = verify(out, deep=True, workers=2)
+    assert report.problems == []
+    assert report.decoded == 3 * 40
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        (flip("train-00000.tar", 0), ["train-00000.tar"]),
+        (flip("train-00001.tar", -1), ["train-00001.tar"]),
+        (flip("val-00000.idx", 9), ["val-00000.idx"]),
+        (flip("backgrounds.tar", 5000), ["backgrounds.tar"]),
+        (cut("train-00000.tar"), ["train-00000.tar"]),
+        (cut("train-00000.idx"), ["train-00000.idx"]),
+        (remove("val-00000.tar"), ["val-00000.tar"]),
+        (remove("train-00001.idx"), ["train-00001.idx"]),
+        (remove("rejected.jsonl"), ["rejected.jsonl"]),
+        (swap("train-00000.tar", "train-00001.tar"), ["train-00000.tar", "train-00001.tar"]),
+        (swap("train-00000.idx", "train-00001.idx"), ["train-00000.idx", "train-00001.idx"]),
+        (add("train-00002.tar"), ["train-00002.tar"]),
+        (add("train-00000.tar.tmp"), ["train-00000.tar.tmp"]),
+    ],
+    ids=lambda value: None if callable(value) else "+".join(value),
+)
+def test_the_file_at_fault_is_named(
+    out: Path, change: Callable[[Path], None], names: list[str]
+) -> None:
+    change(out)
+    assert sorted(problem.partition(":")[0] for problem in verify(out).problems) == names
+
+
+def test_an_index_that_fits_its_digest_but_not_its_tar_is_named(out: Path) -> None:
+    import hashlib
+
+    from shardify.manifest import Manifest
+
+    index = out / "train-00000.idx"
+    text = index.read_text().replace(" 512 ", " 513 ", 1)
+    old = hashlib.sha256(index.read_bytes()).hexdigest()
+    index.write_text(text)
+    document = Manifest.load(out).to_json().replace(old, hashlib.sha256(text.encode()).hexdigest())
+    (out / "manifest.json").write_text(document)
+    (problem,) = verify(out).problems
+    assert problem.startswith("train-00000.idx:")
+    assert "is not where it says" in problem
+
+
+def test_pixels_that_do_not_decode_are_named(out: Path) -> None:
+    import hashlib
+    import tarfile
+
+    from shardify.manifest import Manifest
+
+    path = out / "val-00000.tar"
+    data = bytearray(path.read_bytes())
+    old = hashlib.sha256(data).hexdigest()
+    with tarfile.open(fileobj=io.BytesIO(bytes(data))) as tar:
+        info = next(info for info in tar if info.name.endswith("depth.png"))
+    data[info.offset_data + 45] ^= 0xFF
+    path.write_bytes(data)
+    document = Manifest.load(out).to_json().replace(old, hashlib.sha256(data).hexdigest())
+    (out / "manifest.json").write_text(document)
+    assert verify(out).problems == []
+    (problem,) = verify(out, deep=True, workers=1).problems
+    assert info.name in problem
+
+
+def test_a_folder_without_a_manifest_is_no_data_set(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"no manifest\.json"):
+        verify(tmp_path)

@@ -1,0 +1,82 @@
+"""Workers answer, fail in one line, and are gone when their block ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from shardify.errors import BuildError
+from shardify.workers import Workers
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat")
+    return not (state.exists() and state.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+def test_every_task_is_answered_under_its_number() -> None:
+    with Workers("math:sqrt", 2) as pool:
+        results = dict(pool.map(number * number for number in range(50)))
+        assert results == {number: float(number) for number in range(50)}
+        assert dict(pool.map([81])) == {0: 9.0}
+
+
+def test_a_stray_print_does_not_disturb_the_answers() -> None:
+    with Workers("builtins:print", 1) as pool:
+        assert dict(pool.map(["hello"])) == {0: None}
+
+
+def test_an_unforeseen_error_is_one_line() -> None:
+    with Workers("math:sqrt", 1) as pool, pytest.raises(BuildError, match="TypeError") as error:
+        list(pool.map(["text"]))
+    assert "\n" not in str(error.value)
+
+
+def test_a_worker_that_dies_is_reported_not_waited_for() -> None:
+    with Workers("os:_exit", 2) as pool, pytest.raises(BuildError, match="died with exit code 3"):
+        list(pool.map([3]))
+
+
+def test_a_killed_worker_is_reported() -> None:
+    with Workers("time:sleep", 1) as pool, pytest.raises(BuildError, match="died by signal 9"):
+        for _ in pool.map([0, 60]):
+            os.kill(pool.pids[0], signal.SIGKILL)
+
+
+def test_nothing_is_left_running() -> None:
+    with Workers("time:sleep", 2) as pool:
+        pids = pool.pids
+        assert all(map(alive, pids))
+        for _ in pool.map([0, 60]):
+            break
+    assert not any(map(alive, pids))
+
+
+def test_workers_die_with_a_parent_that_is_killed() -> None:
+    script = """
+        from shardify.workers import Workers
+        with Workers("time:sleep", 2) as pool:
+            for _ in pool.map([0, 0, 60, 60]):
+                print(*pool.pids, flush=True)
+    """
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    pids = [int(word) for word in parent.stdout.readline().split()]
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 10
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(alive, pids))
