@@ -39,6 +39,8 @@ __all__ = ["Loader"]
 _AHEAD = 2
 """Steps that DALI works on while an earlier one is finished."""
 _END = object()
+_ONE_BY_ONE = {"prefetch_queue_depth": 1, "exec_pipelined": False, "exec_async": False}
+"""A pipeline that asks for a batch when it is run, and not before."""
 _TABLE_BATCH = 8
 """Backgrounds decoded at a time: a large one takes tens of megabytes until it is squashed."""
 
@@ -621,7 +623,7 @@ def _background_table(
     """
     table = np.empty((len(payloads), height, width, 3), np.uint8)
     queue: list[Bytes] = []
-    pipe = Pipeline(batch_size=_TABLE_BATCH, num_threads=threads, device_id=None)
+    pipe = Pipeline(batch_size=_TABLE_BATCH, num_threads=threads, device_id=None, **_ONE_BY_ONE)
     with pipe:
         encoded = fn.external_source(lambda: queue, batch=True, no_copy=True)
         image = fn.decoders.image(encoded, output_type=types.RGB, adjust_orientation=False)
@@ -633,9 +635,8 @@ def _background_table(
     pipe.build()
     for first in range(0, len(payloads), _TABLE_BATCH):
         queue = list(payloads[first : first + _TABLE_BATCH])
-        pipe.schedule_run()
         try:
-            (images,) = pipe.share_outputs()
+            (images,) = pipe.run()
         except RuntimeError as error:
             faults = _decode_faults(queue, "bg")
             at = next((place for place, fault in enumerate(faults) if fault), 0)
@@ -645,14 +646,13 @@ def _background_table(
             ) from error
         for place, one in enumerate(images):
             table[first + place] = np.asarray(one)
-        pipe.release_outputs()
     return table
 
 
 def _decode_faults(payloads: Sequence[Bytes], role: str) -> list[str | None]:
     """DALI's reason for each payload that it does not decode, None for the others."""
     current: list[Bytes] = []
-    pipe = Pipeline(batch_size=1, num_threads=1, device_id=None)
+    pipe = Pipeline(batch_size=1, num_threads=1, device_id=None, **_ONE_BY_ONE)
     with pipe:
         encoded = fn.external_source(lambda: current, batch=True, no_copy=True)
         kind = types.RGB if role in ("bg", "fg_bg") else types.GRAY
@@ -661,13 +661,11 @@ def _decode_faults(payloads: Sequence[Bytes], role: str) -> list[str | None]:
     found: list[str | None] = []
     for payload in payloads:
         current = [payload]
-        pipe.schedule_run()
         try:
-            pipe.share_outputs()
+            pipe.run()
             found.append(None)
         except RuntimeError as error:
             found.append(_reason(error))
-        pipe.release_outputs()
     return found
 
 

@@ -1,0 +1,135 @@
+import gc
+
+import numpy as np
+import pytest
+import torch
+
+from train.baselines import warp
+from train.draws import NOISE_UNIT, draw, matrices, noise_table, still
+from train.fused import Buffers, Renderer
+
+NORMAL = np.array(
+    [[[0.02, 0.03, 0.04], [-2, -1, 0.5]], [[0.05, 0.01, 0.02], [-1, -3, 1]]], np.float32
+)
+
+
+def images_of(sizes: list[tuple[int, int]], depth_bits: int, seed: int = 0) -> list[np.ndarray]:
+    """bg, fg_bg, mask, depth of one sample, noise all over; sizes are (height, width)."""
+    rng = np.random.default_rng(seed)
+    levels = np.uint16 if depth_bits == 16 else np.uint8
+    return [
+        rng.integers(0, 256, (*sizes[0], 3), dtype=np.uint8),
+        rng.integers(0, 256, (*sizes[1], 3), dtype=np.uint8),
+        rng.integers(0, 256, sizes[2], dtype=np.uint8),
+        rng.integers(0, 2**depth_bits, sizes[3]).astype(levels),
+    ]
+
+
+def table_of(samples: list[list[np.ndarray]]) -> np.ndarray:
+    return np.array(
+        [
+            [(image.__array_interface__["data"][0], *image.shape[1::-1]) for image in sample]
+            for sample in samples
+        ],
+        np.int64,
+    )
+
+
+def renderer(res: int, **options) -> Renderer:
+    settings = {
+        "normal": NORMAL, "threshold": 150.0, "depth_bits": 8, "augment": True, "threads": 1,
+        "dtype": torch.float32, "channels_last": False,
+    }  # fmt: skip
+    return Renderer(res=res, **{**settings, **options})
+
+
+def expected(sample, drawn, n: int, res: int, depth_bits: int, augment: bool):
+    """The same by NumPy in float64."""
+    planes = []
+    for image in sample:
+        height, width = image.shape[:2]
+        matrix = matrices(drawn.angle[n : n + 1], width=width, height=height, res=res)[0]
+        planes.append(warp(image, matrix, res))
+    for role in (0, 1):
+        levels = planes[role]
+        if augment:
+            levels = levels @ drawn.colour[n, :, :3].T.astype(float) + drawn.colour[n, :, 3]
+            row, column = drawn.place[n]
+            grain = noise_table(res)[:, row : row + res, column : column + res]
+            levels += grain.transpose(1, 2, 0) * (float(drawn.noise[n]) / NOISE_UNIT)
+            levels = levels.clip(0, 255)
+        planes[role] = (levels * NORMAL[role, 0] + NORMAL[role, 1]).transpose(2, 0, 1)
+    return planes[0], planes[1], planes[2], planes[3] / (2**depth_bits - 1)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("depth_bits", [8, 16])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [(40, 40)] * 4,
+        [(50, 30), (50, 30), (50, 30), (45, 27)],
+        [(33, 21), (20, 64), (64, 20), (2, 2)],
+        [(2, 2), (3, 2), (2, 3), (250, 250)],
+    ],
+)
+@pytest.mark.parametrize("res", [16, 61])
+def test_every_pixel_is_what_numpy_says(sizes, res, depth_bits, augment) -> None:
+    samples = [images_of(sizes, depth_bits, seed) for seed in range(3)]
+    drawn = draw(np.arange(3), seed=1, epoch=2) if augment else still(3)
+    batch = renderer(res, depth_bits=depth_bits, augment=augment)(table_of(samples), drawn)
+    for n, sample in enumerate(samples):
+        bg, fg_bg, seen, depth = expected(sample, drawn, n, res, depth_bits, augment)
+        assert batch.bg[n].numpy() == pytest.approx(bg, abs=2e-3)
+        assert batch.fg_bg[n].numpy() == pytest.approx(fg_bg, abs=2e-3)
+        assert batch.depth[n, 0].numpy() == pytest.approx(depth, abs=5e-5)
+        wrong = batch.mask[n, 0].numpy() != (seen >= 150)
+        # float32 and float64 may fall on either side of the threshold.
+        assert np.abs(seen[wrong] - 150).max(initial=0) < 0.01
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_threads_change_nothing(threads) -> None:
+    samples = [images_of([(40, 40)] * 4, 8, seed) for seed in range(5)]
+    drawn = draw(np.arange(5), seed=0, epoch=0)
+    alone = renderer(32)(table_of(samples), drawn)
+    many = renderer(32, threads=threads)
+    for one, other in zip(alone, many(table_of(samples), drawn), strict=True):
+        assert torch.equal(one, other)
+    many.close()
+
+
+def test_dtype_and_layout_are_as_asked() -> None:
+    samples = [images_of([(40, 40)] * 4, 8)]
+    drawn = draw(np.arange(1), seed=0, epoch=0)
+    plain = renderer(32)(table_of(samples), drawn)
+    other = renderer(32, dtype=torch.bfloat16, channels_last=True)(table_of(samples), drawn)
+    for one, two in zip(plain, other, strict=True):
+        assert two.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(one.to(torch.bfloat16), two)
+
+
+def test_a_batch_of_none_has_the_right_shapes() -> None:
+    batch = renderer(32)(np.empty((0, 4, 3), np.int64), still(0))
+    assert [tuple(tensor.shape) for tensor in batch] == [
+        (0, 3, 32, 32), (0, 3, 32, 32), (0, 1, 32, 32), (0, 1, 32, 32)
+    ]  # fmt: skip
+
+
+def test_memory_is_used_again_only_once_nothing_looks_at_it() -> None:
+    buffers = Buffers()
+    first = buffers.take(1000)
+    kept = first[10:20].view(2, 5)
+    address = first.data_ptr()
+    del first
+    gc.collect()
+    second = buffers.take(1000)
+    assert second.data_ptr() != address
+    seen = kept.numpy()
+    del kept
+    gc.collect()
+    third = buffers.take(1000)
+    assert third.data_ptr() != address
+    del seen
+    gc.collect()
+    assert buffers.take(1000).data_ptr() == address

@@ -1,0 +1,61 @@
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from train.prefetch import Ahead
+
+
+def test_items_arrive_in_order_and_then_stop() -> None:
+    ahead = Ahead((number for number in range(50)), depth=2)
+    assert list(ahead) == list(range(50))
+    with pytest.raises(StopIteration):
+        next(ahead)
+
+
+def test_the_maker_runs_no_further_ahead_than_asked() -> None:
+    made: list[int] = []
+
+    def maker() -> Iterator[int]:
+        for number in range(100):
+            made.append(number)
+            yield number
+
+    ahead = Ahead(maker(), depth=2)
+    assert next(ahead) == 0
+    time.sleep(0.3)
+    # One taken, two waiting, one in the maker's hand.
+    assert len(made) <= 4
+    ahead.close()
+
+
+def test_an_error_reaches_the_taker_after_what_came_before_it() -> None:
+    def maker() -> Iterator[int]:
+        yield 1
+        raise OSError("the disk is gone")
+
+    ahead = Ahead(maker(), depth=3)
+    assert next(ahead) == 1
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(ahead)
+
+
+def test_closing_ends_the_thread_and_closes_the_maker_where_it_runs() -> None:
+    closed_in: list[str] = []
+
+    def maker() -> Iterator[int]:
+        try:
+            while True:
+                yield 0
+        finally:
+            closed_in.append(threading.current_thread().name)
+
+    ahead = Ahead(maker(), depth=1)
+    next(ahead)
+    ahead.close()
+    ahead.close()
+    assert closed_in == ["shardline-ahead"]
+    assert "shardline-ahead" not in [thread.name for thread in threading.enumerate()]
+    with pytest.raises(StopIteration):
+        next(ahead)
