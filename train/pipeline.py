@@ -38,7 +38,6 @@ __all__ = ["Loader"]
 
 _AHEAD = 2
 """Steps that DALI works on while an earlier one is finished."""
-_END = object()
 _ONE_BY_ONE = {"prefetch_queue_depth": 1, "exec_pipelined": False, "exec_async": False}
 """A pipeline that asks for a batch when it is run, and not before."""
 _TABLE_BATCH = 8
@@ -113,7 +112,7 @@ class Loader:
             raise ValueError(f"kernel {kernel!r} on {device}: expected fused (CPU) or dali")
         if min(res, batch_size, threads, prefetch) < 1 or not 0 <= rank < world_size or seed < 0:
             raise ValueError(
-                "res, batch_size, threads, prefetch >= 1; rank < world_size; seed >= 0"
+                "expected res, batch_size, threads, prefetch >= 1, rank < world_size, seed >= 0"
             )
         if split != "train" and exclude:
             raise ValueError(f"exclude: only in training, not for split {split!r}")
@@ -297,7 +296,8 @@ class _Engine:
         self._channels_last = channels_last
         self._fused = kernel == "fused"
         self._steps: Iterator[Step] = iter(())
-        self._last: Any = None
+        self._next: Step | None = None
+        self._tail: Step | None = None
         self._iteration = 0
         self._inputs: list[list[Any]] = []
         self._waiting: collections.deque[tuple[Step | None, list[list[Any]]]] = collections.deque()
@@ -352,17 +352,16 @@ class _Engine:
 
     def batches(self, steps: Iterator[Step]) -> Generator[tuple[Batch, int], None, None]:
         """Each step's batch, with the samples of the epoch used after it."""
-        self._steps, self._last = steps, None
+        self._steps = steps
         try:
-            while True:
-                while len(self._waiting) < _AHEAD and self._last is None:
+            self._pull()
+            while self._waiting or self._next is not None:
+                while len(self._waiting) < _AHEAD and self._next is not None:
                     self._pipe.schedule_run()
-                if not self._waiting:
-                    break
                 if (made := self._collect()) is not None:
                     yield made
-            if isinstance(self._last, Step):
-                yield self._empty(), self._last.used
+            if self._tail is not None:
+                yield self._empty(), self._tail.used
         finally:
             while self._waiting:
                 self._waiting.popleft()
@@ -377,16 +376,21 @@ class _Engine:
         what comes of it is dropped.
         """
         if iteration == self._iteration:
-            step = next(self._steps, None)
-            if step is None or not len(step.indexes):
-                self._last = step or _END
-                step = None
-            else:
-                self._inputs = self._lists(step)
+            step = self._next
+            if step is not None:
+                inputs = self._lists(step)
+                self._pull()
+                self._inputs = inputs
             # The inputs stay referenced until their iteration is over: DALI reads them in place.
             self._waiting.append((step, self._inputs))
             self._iteration += 1
         return self._inputs
+
+    def _pull(self) -> None:
+        """Fetch the next step; one without samples is kept apart, for there is nothing to run."""
+        self._next, self._tail = next(self._steps, None), None
+        if self._next is not None and not len(self._next.indexes):
+            self._next, self._tail = None, self._next
 
     def close(self) -> None:
         """Free the pipeline and the threads."""
@@ -579,6 +583,9 @@ def _graph(
             pipe.set_outputs(*decoded)
             pipe.build()
             return pipe
+        if depth_bits == 16:
+            # The warp knows no unsigned words.
+            decoded[2] = fn.cast(decoded[2], dtype=types.FLOAT)
         turn, *drawn = inputs(3, 7 if augment else 4, "cpu")
         bg, *table = inputs(7, 9, place) if augment else inputs(4, 5, place)
         shapes = [fn.peek_image_shape(one, adjust_orientation=False) for one in encoded]

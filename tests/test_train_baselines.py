@@ -1,0 +1,36 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shardline_samples import write_data_set
+
+from train.baselines import warp, webdataset_batches
+from train.draws import matrices
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_webdataset_reads_the_shards_as_the_loader_does(tmp_path) -> None:
+    folder = write_data_set(tmp_path / "data", train=40, val=13)
+    val = list(
+        webdataset_batches(
+            Path(folder), split="val", res=32, batch_size=5, workers=0, augment=False
+        )
+    )
+    assert [len(batch.bg) for batch in val] == [5, 5, 3]
+    train = list(webdataset_batches(Path(folder), split="train", res=32, batch_size=16, workers=0))
+    assert [tuple(tensor.shape) for tensor in train[0]] == [
+        (16, 3, 32, 32), (16, 3, 32, 32), (16, 1, 32, 32), (16, 1, 32, 32)
+    ]  # fmt: skip
+    assert len(train) == 2
+
+
+def test_an_unturned_warp_to_the_same_size_is_the_image_itself() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    matrix = matrices(np.zeros(1, np.float32), width=20, height=20, res=20)[0]
+    assert warp(image, matrix, 20) == pytest.approx(image, abs=1e-4)
+
+
+def test_a_quarter_turn_is_numpys() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (20, 20), dtype=np.uint8)
+    matrix = matrices(np.array([90], np.float32), width=20, height=20, res=20)[0]
+    assert warp(image, matrix, 20) == pytest.approx(np.rot90(image), abs=1e-3)

@@ -1,0 +1,469 @@
+import io
+import itertools
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from shardline_samples import Images, scene, write_data_set
+
+from train.baselines import PillowRenderer
+from train.batch import Batch
+from train.draws import Augmentation, draw, matrices
+from train.errors import DataError
+from train.pipeline import Loader
+
+PLAIN = Augmentation(shift=0, hue=0, saturation=0, value=0, noise=0)
+"""Rotation alone."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_data_set(tmp_path_factory.mktemp("pipeline") / "data")
+
+
+def ramps(_number: int) -> Images:
+    """Every pixel says where it is: red is its column, green its row; depth and mask likewise."""
+    y, x = np.mgrid[:64, :64]
+    fg_bg = np.stack([x * 4, y * 4, x * 0 + 90], axis=-1).astype(np.uint8)
+    return fg_bg, (x * 4).astype(np.uint8), (y * 4).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def ramped(tmp_path_factory) -> Path:
+    return write_data_set(
+        tmp_path_factory.mktemp("ramped") / "data",
+        train=24,
+        images=ramps,
+        background=lambda _: ramps(0)[0],
+    )
+
+
+def levels(loader: Loader, batch: Batch, role: str) -> np.ndarray:
+    """A normalised picture back in levels of 255."""
+    stats = loader.manifest.stats[role]
+    mean, std = torch.tensor(stats.mean), torch.tensor(stats.std)
+    picture = getattr(batch, role) * std.view(3, 1, 1) + mean.view(3, 1, 1)
+    return (picture * 255).numpy()
+
+
+def same(first: Batch, second: Batch) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def collect(loader: Loader) -> list[Batch]:
+    with loader:
+        return list(loader)
+
+
+# What moves, and what changes colour
+
+
+@pytest.mark.parametrize("kernel", ["fused", "dali"])
+def test_all_four_images_move_by_the_transform_that_was_drawn(ramped, kernel) -> None:
+    res = 32
+    with Loader(ramped, res=res, batch_size=8, seed=5, augmentation=PLAIN, kernel=kernel) as loader:
+        for step, batch in enumerate(loader):
+            drawn = draw(loader.samples_of(0, step), seed=5, epoch=0, augmentation=PLAIN)
+            looks = matrices(drawn.angle, width=64, height=64, res=res)
+            y, x = np.mgrid[:res, :res] + 0.5
+            pictures = [levels(loader, batch, role) for role in ("bg", "fg_bg")]
+            for n, look in enumerate(looks):
+                # Outside the source its edge is repeated: a clipped coordinate.
+                column, row = (
+                    (4 * (look[axis, 0] * x + look[axis, 1] * y + look[axis, 2] - 0.5)).clip(0, 252)
+                    for axis in (0, 1)
+                )
+                for picture in pictures:
+                    assert picture[n, 0] == pytest.approx(column, abs=0.01)
+                    assert picture[n, 1] == pytest.approx(row, abs=0.01)
+                    assert picture[n, 2] == pytest.approx(90, abs=0.01)
+                assert batch.depth[n, 0].numpy() * 255 == pytest.approx(row, abs=0.01)
+                clear = np.abs(column - 150) > 0.01
+                assert np.array_equal(batch.mask[n, 0].numpy()[clear], (column >= 150)[clear])
+            assert len(np.unique(drawn.angle)) == 8
+
+
+@pytest.mark.parametrize("kernel", ["fused", "dali"])
+def test_targets_never_see_colour_or_noise(data, kernel) -> None:
+    wild = Augmentation(shift=60, hue=90, saturation=0.9, value=0.9, noise=40)
+    settings = {"res": 32, "batch_size": 8, "kernel": kernel}
+    for one, other in zip(
+        collect(Loader(data, augmentation=PLAIN, **settings)),
+        collect(Loader(data, augmentation=wild, **settings)),
+        strict=True,
+    ):
+        assert torch.equal(one.mask, other.mask)
+        assert torch.equal(one.depth, other.depth)
+        assert (one.bg - other.bg).abs().mean() > 0.1
+        assert (one.fg_bg - other.fg_bg).abs().mean() > 0.1
+
+
+def test_both_pictures_of_a_sample_get_the_same_colour_and_noise(ramped) -> None:
+    with Loader(ramped, res=32, batch_size=8) as loader:
+        for batch in loader:
+            bg, fg_bg = levels(loader, batch, "bg"), levels(loader, batch, "fg_bg")
+            assert bg == pytest.approx(fg_bg, abs=0.01)
+
+
+def test_noise_has_the_deviation_that_was_drawn(tmp_path) -> None:
+    gray = np.full((32, 32, 3), 128, np.uint8)
+    flat = (gray, gray[..., 0], gray[..., 0])
+    folder = write_data_set(
+        tmp_path / "data", train=64, images=lambda _: flat, background=lambda _: gray
+    )
+    limits = Augmentation(shift=0, hue=0, saturation=0, value=0, noise=12)
+    with Loader(folder, res=64, batch_size=64, augmentation=limits) as loader:
+        batch = next(iter(loader))
+        drawn = draw(loader.samples_of(0, 0), seed=0, epoch=0, augmentation=limits)
+        spread = levels(loader, batch, "bg").std(axis=(1, 2, 3))
+    assert spread == pytest.approx(drawn.noise, rel=0.05, abs=0.05)
+
+
+# The same picture by other means
+
+
+@pytest.mark.parametrize("depth_bits", [8, 16])
+@pytest.mark.parametrize("res", [24, 64])
+def test_kernel_and_dali_operators_give_the_same_batches(tmp_path, res, depth_bits) -> None:
+    def deep(number: int) -> Images:
+        fg_bg, mask, depth = scene(number)
+        return fg_bg, mask, depth if depth_bits == 8 else depth.astype(np.uint16) * 251
+
+    folder = write_data_set(tmp_path / "data", train=20, val=5, images=deep)
+    for split, augment in (("train", True), ("val", False)):
+        settings = {"split": split, "augment": augment, "res": res, "batch_size": 8}
+        fused = collect(Loader(folder, **settings))
+        dali = collect(Loader(folder, kernel="dali", **settings))
+        assert len(fused) == len(dali) > 0
+        for one, other in zip(fused, dali, strict=True):
+            # A thousandth of a deviation is a twentieth of one level of 255.
+            assert (one.bg - other.bg).abs().max() < 1e-3
+            assert (one.fg_bg - other.fg_bg).abs().max() < 1e-3
+            assert (one.depth - other.depth).abs().max() < 1e-5
+            assert (one.mask != other.mask).float().mean() < 1e-3
+
+
+def test_sixteen_bit_depth_keeps_its_precision(tmp_path) -> None:
+    fine = (np.arange(36 * 36).reshape(36, 36) + 30_000).astype(np.uint16)
+    folder = write_data_set(
+        tmp_path / "data", train=8, val=0, images=lambda number: (*scene(number)[:2], fine)
+    )
+    for kernel in ("fused", "dali"):
+        with Loader(folder, res=36, batch_size=8, augment=False, kernel=kernel) as loader:
+            depth = next(iter(loader)).depth[0, 0].numpy()
+        assert depth * 65535 == pytest.approx(fine, abs=0.02)
+
+
+@pytest.mark.parametrize("picture", ["PNG", "JPEG"])
+def test_a_plain_resize_agrees_with_pillow(tmp_path, picture) -> None:
+    folder = write_data_set(tmp_path / "data", picture=picture)
+    pillow = PillowRenderer(folder, res=32, augment=False)
+    with Loader(folder, split="val", res=32, batch_size=13, augment=False) as loader:
+        batch = next(iter(loader))
+        shards = loader._feed.shards
+        for n, index in enumerate(loader.samples_of(0, 0).tolist()):
+            fg_bg, mask, depth = (
+                Image.open(io.BytesIO(shards.payloads(np.array([index]), role)[0]))
+                for role in ("fg_bg", "mask", "depth")
+            )
+            number = int(shards.backgrounds(np.array([index]), count=3)[0])
+            drawn = pillow.draws(index, seed=0, epoch=0)
+            planes = pillow(fg_bg.convert("RGB"), mask.convert("L"), depth, number, drawn)
+            std = np.array(loader.manifest.stats["bg"].std).reshape(3, 1, 1)
+            # Pillow cuts to whole levels and has a JPEG decoder of its own.
+            level = 1 / 255 / std
+            assert np.abs(batch.bg[n].numpy() - planes[0]).max() < (3.5 * level).max()
+            assert np.abs(batch.fg_bg[n].numpy() - planes[1]).max() < (3.5 * level).max()
+            assert (batch.mask[n].numpy() != planes[2]).mean() < 0.01
+            assert np.abs(batch.depth[n].numpy() - planes[3]).max() < 1.01 / 255
+
+
+@pytest.mark.parametrize("kernel", ["fused", "dali"])
+def test_dtype_and_layout_are_as_asked(data, kernel) -> None:
+    settings = {"res": 32, "batch_size": 8, "kernel": kernel}
+    plain = collect(Loader(data, **settings))[0]
+    other = collect(Loader(data, dtype=torch.bfloat16, channels_last=True, **settings))[0]
+    for one, two in zip(plain, other, strict=True):
+        assert two.dtype == torch.bfloat16
+        assert two.is_contiguous(memory_format=torch.channels_last)
+        assert one == pytest.approx(two.float(), abs=0.03)
+
+
+# Which samples, when
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [1, 4, 5, 13, 16])
+def test_validation_sees_every_sample_once_and_untouched(data, batch_size, world_size) -> None:
+    whole = collect(
+        Loader(data, split="val", res=24, batch_size=13, augment=False, kernel="fused")
+    )[0]
+    seen: list[int] = []
+    lengths = set()
+    for rank in range(world_size):
+        loader = Loader(
+            data, split="val", res=24, batch_size=batch_size, augment=False, rank=rank,
+            world_size=world_size, seed=rank,
+        )  # fmt: skip
+        lengths.add(len(loader))
+        for step, batch in enumerate(collect(loader)):
+            indexes = loader.samples_of(0, step)
+            assert len(indexes) == len(batch.bg)
+            assert same(batch, Batch(*(tensor[indexes] for tensor in whole)))
+            seen += indexes.tolist()
+    assert sorted(seen) == list(range(13))
+    assert len(lengths) == 1
+
+
+def test_training_drops_the_last_partial_batch_on_every_rank(data) -> None:
+    seen: list[int] = []
+    for rank in range(3):
+        loader = Loader(data, res=24, batch_size=4, rank=rank, world_size=3)
+        batches = collect(loader)
+        assert [len(batch.bg) for batch in batches] == [4, 4, 4] == [4] * len(loader)
+        seen += np.concatenate([loader.samples_of(0, step) for step in range(3)]).tolist()
+    assert len(set(seen)) == 36
+
+
+def test_each_epoch_has_an_order_of_its_own_and_a_rerun_repeats_it(data) -> None:
+    with Loader(data, res=24, batch_size=8) as first, Loader(data, res=24, batch_size=8) as second:
+        epochs = [list(first), list(first)]
+        assert first.epoch == 2
+        for epoch in epochs:
+            assert all(same(*pair) for pair in zip(epoch, list(second), strict=True))
+    assert not same(epochs[0][0], epochs[1][0])
+    assert loader_keys(first, 0) != loader_keys(first, 1)
+    assert sorted(loader_keys(first, 0)) == sorted(loader_keys(first, 1))
+
+
+def loader_keys(loader: Loader, epoch: int) -> list[str]:
+    return [
+        key for step in range(len(loader)) for key in loader.keys(loader.samples_of(epoch, step))
+    ]
+
+
+def test_a_samples_augmentation_is_its_own_whatever_surrounds_it(data) -> None:
+    def by_sample(**settings) -> dict[int, Batch]:
+        loader = Loader(data, res=24, **settings)
+        found = {}
+        for step, batch in enumerate(collect(loader)):
+            for n, index in enumerate(loader.samples_of(0, step).tolist()):
+                found[index] = Batch(*(tensor[n] for tensor in batch))
+        return found
+
+    reference = by_sample(batch_size=8)
+    for settings in (
+        {"batch_size": 5, "threads": 1},
+        {"batch_size": 10, "threads": 3, "prefetch": 1},
+        {"batch_size": 4, "rank": 1, "world_size": 2},
+        {"batch_size": 8, "order": "block"},
+        {"batch_size": 8, "order": "sequential", "cache": "ram"},
+    ):
+        found = by_sample(**settings)
+        assert len(found) >= 20
+        for index, planes in found.items():
+            assert same(planes, reference[index])
+
+
+def test_an_epoch_left_early_is_over(data) -> None:
+    with Loader(data, res=24, batch_size=8) as loader:
+        for _ in loader:
+            break
+        assert loader.epoch == 1
+        second = list(loader)
+    with Loader(data, res=24, batch_size=8) as loader:
+        loader.epoch = 1
+        assert all(same(*pair) for pair in zip(second, list(loader), strict=True))
+
+
+# State
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+@pytest.mark.parametrize("step", [0, 1, 4, 5])
+def test_a_new_loader_goes_on_bit_for_bit(data, epoch, step) -> None:
+    with Loader(data, res=24, batch_size=8, seed=3) as loader:
+        for _ in range(epoch):
+            list(loader)
+        batches = iter(loader)
+        list(itertools.islice(batches, step))
+        state = json.loads(json.dumps(loader.state_dict()))
+        rest = list(batches) + list(loader)
+    # Another seed, thread count and prefetch: the state decides.
+    with Loader(data, res=24, batch_size=8, seed=9, threads=1, prefetch=3) as resumed:
+        resumed.load_state_dict(state)
+        assert resumed.epoch == (epoch + 1 if step == 5 else epoch)
+        again = list(resumed) if step < 5 else []
+        again += list(resumed)
+    assert len(again) == len(rest) == 10 - step
+    assert all(same(*pair) for pair in zip(rest, again, strict=True))
+
+
+def test_another_number_of_ranks_goes_on_without_loss_or_repeat(data) -> None:
+    first = [Loader(data, res=24, batch_size=4, rank=rank, world_size=2) for rank in range(2)]
+    seen: list[int] = []
+    for rank, loader in enumerate(first):
+        with loader:
+            list(itertools.islice(loader, 3))
+            state = loader.state_dict()
+            seen += np.concatenate([loader.samples_of(0, step) for step in range(3)]).tolist()
+        assert state["consumed"] == 24, rank
+    for rank in range(4):
+        with Loader(data, res=24, batch_size=2, rank=rank, world_size=4) as loader:
+            loader.load_state_dict(state)
+            batches = list(loader)
+            places = [loader._feed.samples_of(0, step, consumed=24) for step in range(2)]
+            assert len(batches) == 2
+            seen += np.concatenate(places).tolist()
+    assert sorted(seen) == list(range(40))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [({"train": 41}, "samples"), ({"backgrounds": 2}, "fingerprint"), ({}, None)],
+)
+def test_the_state_of_other_data_is_refused(data, tmp_path, other, message) -> None:
+    with Loader(data, res=24, batch_size=8) as loader:
+        state = loader.state_dict()
+    with Loader(write_data_set(tmp_path / "data", **other), res=24, batch_size=8) as loader:
+        if message is None:
+            loader.load_state_dict(state)
+        else:
+            with pytest.raises(DataError, match=f"of data with {message}"):
+                loader.load_state_dict(state)
+
+
+# Faults
+
+
+def damage(folder: Path, key: str, role: str, how: bytes) -> None:
+    """Overwrite the first bytes of one member in its shard."""
+    for path in folder.glob("*.idx"):
+        for line in path.read_text().splitlines()[1:]:
+            words = line.split()
+            for at in range(0, 16, 4):
+                if words[at + 3].startswith(f"{key}.{role}."):
+                    content = bytearray(path.with_suffix(".tar").read_bytes())
+                    offset = int(words[at + 1])
+                    content[offset : offset + len(how)] = how
+                    path.with_suffix(".tar").write_bytes(content)
+                    return
+    raise AssertionError(f"no {key}.{role}")
+
+
+@pytest.mark.parametrize("role", ["fg_bg", "mask", "depth"])
+def test_an_image_that_does_not_decode_is_named(tmp_path, role) -> None:
+    folder = write_data_set(tmp_path / "data")
+    damage(folder, "s00021", role, b"\0" * 24)
+    with (
+        Loader(folder, res=24, batch_size=8, order="sequential") as loader,
+        pytest.raises(DataError, match=rf"train-00001\.tar: s00021: {role} does not decode") as e,
+    ):
+        batches = iter(loader)
+        for _ in range(5):
+            next(batches)
+    assert "not the one that the manifest describes" in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_the_loader_goes_on_without_a_sample_that_is_excluded(tmp_path) -> None:
+    folder = write_data_set(tmp_path / "data")
+    damage(folder, "s00021", "mask", b"\0" * 24)
+    with Loader(folder, res=24, batch_size=8, exclude=["s00021"]) as loader:
+        assert loader.samples == 39
+        assert sum(len(batch.bg) for batch in loader) == 32
+        assert loader.state_dict()["fingerprint"] != Loader(folder).state_dict()["fingerprint"]
+    with pytest.raises(ValueError, match="only in training"):
+        Loader(folder, split="val", exclude=["s00045"])
+
+
+def test_an_index_that_lies_is_named_with_the_sample(tmp_path) -> None:
+    folder = write_data_set(tmp_path / "data")
+    path = folder / "train-00001.idx"
+    lines = path.read_text().splitlines()
+    # Possible, but not what the tar says.
+    words = lines[3].split()
+    words[6] = str(int(words[6]) - 10)
+    lines[3] = " ".join(words)
+    path.write_text("\n".join(lines) + "\n")
+    with (
+        Loader(folder, res=24, batch_size=8) as loader,
+        pytest.raises(DataError, match=r"train-00001\.tar: s00018: the index has s00018\.mask"),
+    ):
+        list(loader)
+
+
+def test_an_undecodable_background_is_named_at_once(tmp_path) -> None:
+    import hashlib
+    import tarfile
+
+    from shardify.manifest import Manifest
+
+    folder = write_data_set(tmp_path / "data")
+    path = folder / "backgrounds.tar"
+    with tarfile.open(path) as tar:
+        offset = tar.getmember("b1.png").offset_data
+        size = tar.getmember("b1.png").size
+    content = bytearray(path.read_bytes())
+    content[offset : offset + 24] = bytes(24)
+    path.write_bytes(content)
+    manifest = Manifest.load(folder)
+    digest = hashlib.sha256(content[offset : offset + size]).hexdigest()
+    text = manifest.to_json().replace(manifest.backgrounds[1].sha256, digest)
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(DataError, match="background b1: does not decode"):
+        Loader(folder)
+
+
+def test_a_batch_that_the_split_cannot_fill_is_refused(data) -> None:
+    with pytest.raises(DataError, match="40 samples in split 'train'; a step takes 64"):
+        Loader(data, batch_size=32, world_size=2)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"res": 0}, {"batch_size": 0}, {"rank": 1}, {"seed": -1}, {"kernel": "none"},
+        {"cache": "tape"}, {"kernel": "fused", "device": "cuda"}, {"order": "random"},
+    ],
+)  # fmt: skip
+def test_arguments_out_of_range_are_refused(data, wrong) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        next(iter(Loader(data, **{"batch_size": 4, **wrong})))
+
+
+def test_closing_twice_and_in_mid_epoch_is_fine(data) -> None:
+    loader = Loader(data, res=24, batch_size=4)
+    next(iter(loader))
+    loader.close()
+    loader.close()
+
+
+def test_ctrl_c_ends_at_once_and_leaves_nothing_running(data) -> None:
+    code = (
+        "import sys\n"
+        "from train.pipeline import Loader\n"
+        f"loader = Loader({str(data)!r}, res=64, batch_size=8)\n"
+        "print('ready', flush=True)\n"
+        "while True:\n"
+        "    for batch in loader: pass\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.5)
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert time.monotonic() - started < 5
+    assert process.returncode == -signal.SIGINT
+    assert errors.rstrip().endswith("KeyboardInterrupt")
