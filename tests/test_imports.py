@@ -18,9 +18,10 @@ ORDER = {
     "model": ("blocks", "resunet", "unet", "losses", "registry"),
     "train": (
         "errors", "config", "settings", "distributed", "order", "draws", "shards", "batch",
-        "kernel", "fused", "feed", "prefetch", "pipeline", "baselines", "schedule", "step", "metrics", "logs", "panels",
-        "checkpoint", "source", "evaluate", "trainer", "launch", "predict", "bench", "suite",
-        "report", "export", "cli", "__main__",
+        "kernel", "fused", "feed", "prefetch", "pipeline", "baselines", "schedule", "step",
+        "metrics", "logs", "panels", "checkpoint", "writer", "folder", "stop", "source",
+        "evaluate", "trainer", "launch", "predict", "bench", "suite", "report", "export", "cli",
+        "__main__",
     ),
 }  # fmt: skip
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from train.distributed import World, connected
+from train.distributed import Agreement, World, connected
 from train.errors import ConfigError
 
 
@@ -28,5 +28,6 @@ def test_a_world_of_one_needs_no_process_group() -> None:
         assert not torch.distributed.is_initialized()
         tensor = torch.tensor([1.0, 2.0])
         assert world.sum_(tensor) is tensor and tensor.tolist() == [1.0, 2.0]
-        assert world.any(True) and not world.any(False)
+        assert Agreement(world, 2).ask(True, False) == (True, False)
+        assert world.same(3)
         world.barrier()

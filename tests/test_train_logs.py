@@ -52,7 +52,7 @@ def test_an_epoch_is_one_line_with_the_figures_of_validation() -> None:
 
 def test_no_bar_is_drawn_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     screen = Screen()
-    screen.begin("epoch 0", 10, 0)
+    screen.begin("epoch 0", 10)
     screen.step(5, "note")
     screen.say("a line")
     screen.end()
@@ -70,7 +70,7 @@ def test_a_bar_on_a_terminal_shows_steps_and_the_note(monkeypatch: pytest.Monkey
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     screen = Screen(to_stderr=True)
-    screen.begin("epoch 0", 10, 2)
+    screen.begin("epoch 0", 10)
     screen.step(5, "loss 0.1234")
     screen.say("a line")
     screen.end()

@@ -19,10 +19,22 @@ from torch import Tensor
 
 from train.errors import CheckpointError
 
-__all__ = ["VERSION", "Checkpoints", "Stored", "read", "write"]
+__all__ = [
+    "TEMPORARY",
+    "VERSION",
+    "Checkpoints",
+    "Stored",
+    "load",
+    "read",
+    "save",
+    "write",
+]
 
 VERSION = 1
 """Of the layout of a checkpoint; another one is refused."""
+
+TEMPORARY = ".tmp"
+"""End of the name of a file that is being written; whoever finds one after a kill may delete it."""
 
 TENSOR = "$tensor"
 ITEMS = "$items"
@@ -108,7 +120,7 @@ def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> No
     Raises:
         OSError: No room, no permission.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}{TEMPORARY}")
     try:
         save_file(tensors, temporary, metadata)
         with temporary.open("rb") as file:

@@ -172,6 +172,9 @@ class Run:
     checkpoint_steps: int = 0
     """Save the whole state every so many steps, as well as each epoch; 0: each epoch only."""
 
+    checkpoint_minutes: float = 10.0
+    """Save the whole state when so many minutes have passed since the last time; 0: never."""
+
     keep: int = 3
     """How many of the newest checkpoints to keep."""
 
@@ -185,6 +188,8 @@ class Run:
         _check(0 <= self.seed < 2**63, "seed", self.seed, "0 or more, below 2^63")
         _check(self.max_steps >= 0, "max_steps", self.max_steps, "0 or more")
         _check(self.checkpoint_steps >= 0, "checkpoint_steps", self.checkpoint_steps, "0 or more")
+        minutes = self.checkpoint_minutes
+        _check(0 <= minutes < inf, "checkpoint_minutes", minutes, "0 or more")
         _check(self.keep > 0, "keep", self.keep, "at least 1")
         _check(self.log_steps > 0, "log_steps", self.log_steps, "at least 1")
         _check(self.panel_rows >= 0, "panel_rows", self.panel_rows, "0 or more")

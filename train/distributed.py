@@ -5,7 +5,8 @@ once. ``torchrun`` sets the environment for more. This module knows no models, f
 """
 
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,9 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from train.errors import ConfigError
+from train.errors import ConfigError, PeerError
 
-__all__ = ["World", "connected"]
+__all__ = ["Agreement", "World", "connected"]
+
+LOST = re.compile(r"gloo|connection (closed|reset|refused)|broken pipe|timed? ?out", re.IGNORECASE)
+"""How the backends' plain RuntimeErrors speak of a peer that is gone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,20 +66,62 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is true on some rank."""
+    def broadcast_(self, tensors: Iterable[Tensor]) -> None:
+        """Give every rank the first one's values, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def same(self, number: int) -> bool:
+        """Whether every rank passed the same number."""
         if self.size == 1:
-            return flag
-        box = torch.tensor([int(flag)])
+            return True
+        box = torch.tensor([number, -number])
         if dist.get_backend() == "nccl":
             box = box.cuda(self.local_rank)
         dist.all_reduce(box, op=dist.ReduceOp.MAX)
-        return bool(box.item())
+        return int(box[0]) == -int(box[1])
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.size > 1:
             dist.barrier()
+
+
+class Agreement:
+    """What at least one rank wishes, known to all ranks at the same point of the program.
+
+    Every rank asks at the same points. The answer covers the wishes of the point before: it has
+    travelled while the ranks computed, so nobody waits for it, and no GPU's queue is touched.
+    Alone, a rank is answered at once.
+    """
+
+    def __init__(self, world: World, wishes: int) -> None:
+        """All ranks together make one.
+
+        Args:
+            world: This process's place.
+            wishes: How many kinds of wishes there are.
+        """
+        self._alone = world.size == 1
+        # A group of its own, on the CPU: its messages never queue behind gradients.
+        self._group = None if self._alone else dist.new_group(backend="gloo")
+        self._pending: dist.Work | None = None
+        self._box = torch.zeros(wishes, dtype=torch.int32)
+
+    def ask(self, *wishes: bool) -> tuple[bool, ...]:
+        """Say what this rank wishes; hear what any rank wished at the last point."""
+        if self._alone:
+            return wishes
+        answer = (False,) * len(wishes)
+        if self._pending is not None:
+            self._pending.wait()
+            answer = tuple(bool(wish) for wish in self._box.tolist())
+        self._box = torch.tensor(wishes, dtype=torch.int32)
+        self._pending = dist.all_reduce(
+            self._box, op=dist.ReduceOp.MAX, group=self._group, async_op=True
+        )
+        return answer
 
 
 @contextmanager
@@ -86,17 +132,29 @@ def connected(world: World, device: torch.device, *, minutes: float = 10.0) -> I
         world: This process's place.
         device: Where it computes.
         minutes: How long a rank waits for the others before it gives up.
+
+    Raises:
+        PeerError: Another rank ended, or cannot be reached.
     """
     if world.size == 1:
         yield world
         return
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        rank=world.rank,
-        world_size=world.size,
-        timeout=timedelta(minutes=minutes),
-    )
     try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            rank=world.rank,
+            world_size=world.size,
+            timeout=timedelta(minutes=minutes),
+        )
         yield world
+    except (dist.DistError, RuntimeError) as error:
+        if not isinstance(error, dist.DistError) and not LOST.search(str(error)):
+            raise
+        reason = " ".join(str(error).split())[:160]
+        raise PeerError(
+            f"rank {world.rank} of {world.size}: another rank ended or does not answer ({reason}); "
+            "see what that rank said; --resume goes on from the last checkpoint"
+        ) from error
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -5,7 +5,8 @@
     ├── DataError         the shards, a split, a role or a decoded sample is not what training needs
     ├── RunError          the run's folder holds something else, or nothing to go on from
     │   └── CheckpointError   a checkpoint is damaged, foreign, or of another schema version
-    └── DivergedError     the loss is no longer a finite number
+    ├── DivergedError     the loss is no longer a finite number
+    └── PeerError         another rank of a distributed run ended or does not answer
 
 A message is one line: ``WHERE: what was found; what was expected; REMEDY``.
 ``Interrupted`` stands beside the tree: a stop that was asked for is no fault, and exits 130.
@@ -17,6 +18,7 @@ __all__ = [
     "DataError",
     "DivergedError",
     "Interrupted",
+    "PeerError",
     "RunError",
     "TrainError",
 ]
@@ -44,6 +46,10 @@ class CheckpointError(RunError):
 
 class DivergedError(TrainError):
     """The loss is no longer a finite number."""
+
+
+class PeerError(TrainError):
+    """Another rank of a distributed run ended or does not answer."""
 
 
 class Interrupted(Exception):

@@ -4,13 +4,14 @@ Decides what a resumed run may change and what it must keep; everything after th
 ``train.trainer``'s.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
 from model.registry import check_resolution, create
-from train.checkpoint import Checkpoints, Stored
+from train.checkpoint import TEMPORARY, Checkpoints, Stored
 from train.config import Config
 from train.distributed import World, connected
 from train.errors import ConfigError, RunError
@@ -28,7 +29,8 @@ CONFIG = "config.toml"
 FREE = {
     *("shards", "res", "epochs", "batch"),
     *("device", "threads", "torch_threads", "channels_last", "deterministic"),
-    *("out", "max_steps", "checkpoint_steps", "keep", "log_steps", "panel_rows"),
+    *("out", "max_steps", "checkpoint_steps", "checkpoint_minutes", "keep"),
+    *("log_steps", "panel_rows"),
 }
 """Settings that a resumed run may change: none of them is part of the state."""
 
@@ -94,10 +96,17 @@ def launch(
     _set_up_torch(config, device)
     source = (make_source or _shards)(config, world, device)
     out = Path(config.run.out)
-    found = _newest(config) if resume else None
-    if found is None and not resume:
-        _refuse_other(out)
+    # torchrun starts all ranks again when one of them died: that is no new run.
+    resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     with connected(world, device):
+        if world.first and not resume:
+            _refuse_other(out)
+        found = _newest(config) if resume else None
+        if not world.same(found.state["position"]["step"] if found else -1):
+            raise RunError(
+                f"{out}: the ranks see different checkpoints there; with several machines, --out "
+                "must be on a disk that they share"
+            )
         screen = screen or Screen()
         trainer = Trainer(
             config, source, world=world, device=device, make_model=make_model, screen=screen
@@ -110,6 +119,7 @@ def launch(
             screen.say(f"{out}: no checkpoint to go on from; starting at step 0")
         if world.first:
             _prepare(out, config, trainer.at.epoch)
+        world.barrier()
         return trainer.run()
 
 
@@ -184,6 +194,8 @@ def _prepare(out: Path, config: Config, epoch: int) -> None:
         temporary = out / f".{CONFIG}.tmp"
         temporary.write_text(to_toml(config), encoding="utf-8")
         temporary.replace(out / CONFIG)
+        for half in (*out.glob(f".*{TEMPORARY}"), *out.glob(f"checkpoints/.*{TEMPORARY}")):
+            half.unlink()  # A kill left it.
         metrics = JsonLines(out / "metrics.jsonl")
         if metrics.path.exists():
             metrics.keep_before(epoch)

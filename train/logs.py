@@ -85,8 +85,8 @@ class Screen:
         else:
             print(line, file=self._lines, flush=True)
 
-    def begin(self, title: str, steps: int, done: int) -> None:
-        """Start a bar of ``steps``, ``done`` of which lie behind."""
+    def begin(self, title: str, steps: int) -> None:
+        """Start a bar of ``steps``."""
         self.end()
         if self._quiet or not self._console.is_terminal:
             return
@@ -99,7 +99,7 @@ class Screen:
             console=self._console,
             transient=True,
         )
-        self._progress.add_task(title, total=steps, completed=done, note="")
+        self._progress.add_task(title, total=steps, note="")
         self._progress.start()
 
     def step(self, done: int, note: str | None = None) -> None:

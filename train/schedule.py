@@ -1,18 +1,19 @@
-"""When the resolution changes, and when the learning rate does.
+"""When the resolution changes, how the weights move, and when the learning rate falls.
 
-Pure bookkeeping: stages are numbers made from numbers, and ``LearningRate`` wraps torch's own
-schedulers. No file, no model, no device.
+Pure bookkeeping: stages are numbers made from numbers; optimisers and ``LearningRate`` are torch's
+own, set up as the settings say. No file, no model, no device.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
-from torch.optim import Optimizer
+from torch import Tensor
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from train.config import Optim
 
-__all__ = ["LearningRate", "Stage", "plan", "stage_of"]
+__all__ = ["LearningRate", "Stage", "make_optimizer", "plan", "stage_of"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +58,13 @@ def plan(res: tuple[int, ...], epochs: tuple[int, ...]) -> tuple[Stage, ...]:
 def stage_of(stages: tuple[Stage, ...], epoch: int) -> Stage | None:
     """The stage that ``epoch`` belongs to; None after the last."""
     return next((stage for stage in stages if stage.first <= epoch < stage.end), None)
+
+
+def make_optimizer(parameters: list[Tensor], optim: Optim) -> Optimizer:
+    """The optimiser that the settings describe."""
+    if optim.optimizer == "adamw":
+        return AdamW(parameters, lr=optim.lr, weight_decay=optim.weight_decay)
+    return SGD(parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
 
 
 class LearningRate:

@@ -5,41 +5,37 @@ sums of the epoch so far: `Trainer.state` gathers it all, and a run that is rebu
 bit for bit. What an epoch leaves behind is written in `_close_epoch`, in the order that lets a kill
 between any two writes be repaired by running the epoch's end again.
 
-This module decodes nothing, draws nothing and computes no figure.
+Every rank runs the same code and decides the same: what one rank alone knows (a signal, the clock)
+is agreed on first. This module decodes nothing, draws nothing and computes no figure.
 """
 
 import json
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
-from time import perf_counter
-from types import FrameType
+from time import monotonic, perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.optim import SGD, AdamW, Optimizer
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from model.registry import create
 from train import panels
-from train.batch import Batch
-from train.checkpoint import Checkpoints, save
-from train.config import Config, Optim
-from train.distributed import World
+from train.config import Config
+from train.distributed import Agreement, World
 from train.errors import DataError, DivergedError, Interrupted
 from train.evaluate import MakeModel, criterion_of, evaluate, pick_device, place, weights_metadata
-from train.logs import JsonLines, Screen, epoch_line, plain
+from train.folder import Folder
+from train.logs import Screen, plain
 from train.metrics import Scores
-from train.schedule import LearningRate, Stage, plan, stage_of
+from train.schedule import LearningRate, Stage, make_optimizer, plan, stage_of
 from train.settings import to_toml
-from train.source import Batches, Source
+from train.source import Source, StageLoaders
 from train.step import EvalStep, TrainStep, precision_of
+from train.stop import Stop
 
-__all__ = ["Position", "Stop", "Summary", "Trainer", "make_optimizer"]
+__all__ = ["Position", "Summary", "Trainer"]
 
 
 @dataclass(slots=True)
@@ -87,43 +83,10 @@ class Summary:
 
     def to_json(self) -> str:
         """One JSON object on one line."""
+        panel = str(self.panel) if self.panel else None
         return json.dumps(
-            plain(
-                {
-                    "out": str(self.out),
-                    "steps": self.steps,
-                    "last": self.last,
-                    "panel": str(self.panel) if self.panel else None,
-                }
-            )
+            plain({"out": str(self.out), "steps": self.steps, "last": self.last, "panel": panel})
         )
-
-
-class Stop:
-    """Whether somebody asked the run to end: SIGINT or SIGTERM, seen between two steps."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take the signals for the length of the block; a second one acts as it always did."""
-        if threading.current_thread() is not threading.main_thread():
-            yield  # Only the main thread may handle signals; whoever runs us here decides.
-            return
-        before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
-
-        def ask(number: int, _: FrameType | None) -> None:
-            self.asked = True
-            signal.signal(number, before[signal.Signals(number)])
-
-        try:
-            for name in before:
-                signal.signal(name, ask)
-            yield
-        finally:
-            for name, handler in before.items():
-                signal.signal(name, handler)
 
 
 class Trainer:
@@ -144,7 +107,7 @@ class Trainer:
         Args:
             config: What is asked for.
             source: The data.
-            world: Place among other processes.
+            world: Place among other processes, which are connected already.
             device: Where to compute; as the settings say by default.
             make_model: Makes the network that the settings name.
             screen: Where progress is shown.
@@ -160,41 +123,38 @@ class Trainer:
         self.screen = screen or Screen()
         if not self.world.first:
             self.screen.hush()
-        self.out = Path(config.run.out)
         self.at = Position()
         self.stop = Stop()
         self.stages = plan(config.data.res, config.data.epochs)
         if source.samples("train") == 0:
             raise DataError("split 'train': has no samples; expected some; build with other --val")
         torch.manual_seed(config.run.seed)
-        model = make_model(config.network.model)
-        place(model, self.device, channels_last=config.compute.channels_last)
-        self.model = model
-        self.optimizer = make_optimizer(list(model.parameters()), config.optim)
+        self.model = make_model(config.network.model)
+        place(self.model, self.device, channels_last=config.compute.channels_last)
+        self.optimizer = make_optimizer(list(self.model.parameters()), config.optim)
         self.lr = LearningRate(self.optimizer, config.optim)
         criterion = criterion_of(config.loss)
         precision = precision_of(config.compute.precision, self.device)
         self._train_step = TrainStep(
-            model,
+            self._shared(self.model),
             criterion,
             self.optimizer,
             precision=precision,
             clip=config.optim.clip,
             clip_by=config.optim.clip_by,
         )
-        self._eval_step = EvalStep(model, criterion, precision)
+        self._eval_step = EvalStep(self.model, criterion, precision)
         self._train_scores = Scores(self.device)
         self._val_scores = Scores(self.device)
-        self._checkpoints = Checkpoints(self.out / "checkpoints", keep=config.run.keep)
-        self._metrics = JsonLines(self.out / "metrics.jsonl")
+        self._out = Folder(Path(config.run.out), keep=config.run.keep, screen=self.screen)
+        self._agreement = Agreement(self.world, 2)
+        self._stopping = False
+        self._saved_at = monotonic()
         self._stage: Stage | None = None
-        self._train: Batches | None = None
-        self._judged: Batches | None = None
-        self._shown: Batch | None = None
+        self._loaders: StageLoaders | None = None
         self._loader_state: dict[str, Any] | None = None
         self._speed = {"samples_per_s": 0.0, "data_wait": 0.0, "seconds": 0.0}
         self._record: dict[str, Any] | None = None
-        self._panel: Path | None = None
 
     def run(self) -> Summary:
         """Train to the end of the last stage, or of ``max_steps``.
@@ -207,25 +167,29 @@ class Trainer:
         try:
             with self.stop.listening():
                 while (stage := stage_of(self.stages, self.at.epoch)) and not self._enough():
-                    self._enter(stage)
+                    loaders = self._enter(stage)
                     if not self.at.trained:
-                        self._train_epoch(stage)
-                    self._close_epoch(stage)
+                        self._train_epoch(stage, loaders)
+                    self._close_epoch(stage, loaders)
         finally:
             self.screen.end()
-            self._close_loaders()
-        return Summary(out=self.out, steps=self.at.step, last=self._record, panel=self._panel)
+            if self._loaders is not None:
+                self._loaders.close()
+            self._out.close()
+        return Summary(
+            out=self._out.out, steps=self.at.step, last=self._record, panel=self._out.panel
+        )
 
     def state(self) -> dict[str, Any]:
-        """Everything that a run needs to go on as if it had never stopped."""
-        assert self._train is not None
+        """Everything that a run needs to go on as if it had never stopped; all ranks take part."""
+        assert self._loaders is not None
         return {
             "position": asdict(self.at),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self._train_step.scaler.state_dict(),
             "lr": self.lr.state_dict(),
-            "loader": self._train.state_dict(),
+            "loader": self._loaders.train.state_dict(),
             "scores": self._train_scores.state_dict(self.world),
             "random": torch.get_rng_state(),
             "about": self._about(),
@@ -239,8 +203,8 @@ class Trainer:
         """
         if state["about"]["data"] != self.source.fingerprint:
             raise DataError(
-                f"{self.out}: was trained on other data than {self.config.data.shards} holds now; "
-                "go on with the data it was started on, or start a new run with another --out"
+                f"{self._out.out}: was trained on other data than {self.config.data.shards} holds "
+                "now; go on with the data it was started on, or start a new run with another --out"
             )
         self.at = Position(**state["position"])
         self.model.load_state_dict(state["model"])
@@ -255,47 +219,43 @@ class Trainer:
             self._train_scores.load_state_dict(state["scores"])
         torch.set_rng_state(state["random"])
 
+    def _shared(self, model: nn.Module) -> nn.Module:
+        """The network whose gradients are averaged over all ranks; same weights as ``model``."""
+        if self.world.size == 1:
+            return model
+        ids = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+
     def _enough(self) -> bool:
         most = self.config.run.max_steps
         return bool(most) and self.at.step >= most
 
-    def _enter(self, stage: Stage) -> None:
-        """Open the loaders of a stage; the order of samples goes on from where it was."""
-        if self._stage == stage:
-            return
-        self._close_loaders()
-        data, seed = self.config.data, self.config.run.seed
-        self._train = self.source.open(
-            "train", res=stage.res, batch=data.batch, augment=data.augment, seed=seed
-        )
+    def _enter(self, stage: Stage) -> StageLoaders:
+        """The loaders of a stage, opened if it is another than the last."""
+        if self._stage == stage and self._loaders is not None:
+            return self._loaders
+        if self._loaders is not None:
+            self._loaders.close()
         state, self._loader_state = self._loader_state, None
-        if state is None:
-            # The order and the draws of an epoch depend on its number: count over all stages.
-            epoch = self.at.epoch + self.at.trained
-            state = {**self._train.state_dict(), "epoch": epoch, "consumed": 0}
-        self._train.load_state_dict(state)
-        if self.source.samples("val"):
-            self._judged = self.source.open(
-                "val", res=stage.res, batch=data.batch, augment=False, seed=seed
-            )
-        else:
-            plain = self.source.open(
-                "train", res=stage.res, batch=data.batch, augment=False, seed=seed
-            )
-            self._shown = next(iter(plain), None)
-            plain.close()
+        self._loaders = StageLoaders(
+            self.source,
+            res=stage.res,
+            batch=self.config.data.batch,
+            augment=self.config.data.augment,
+            seed=self.config.run.seed,
+            epoch=self.at.epoch + self.at.trained,
+            state=state,
+        )
         self._stage = stage
+        return self._loaders
 
-    def _train_epoch(self, stage: Stage) -> None:
+    def _train_epoch(self, stage: Stage, loaders: StageLoaders) -> None:
         """Train until the epoch has no more batches, or the run has had its steps."""
-        assert self._train is not None
         run = self.config.run
         self.model.train()
-        batches = iter(self._train)
-        title = f"epoch {self.at.epoch} · {stage.res} px"
-        first = self.at.step
-        self.screen.begin(title, len(self._train), 0)
-        samples, waited, started = 0, 0.0, perf_counter()
+        batches = iter(loaders.train)
+        self.screen.begin(f"epoch {self.at.epoch} · {stage.res} px", len(loaders.train))
+        steps, samples, waited, started = 0, 0, 0.0, perf_counter()
         while True:
             asked = perf_counter()
             batch = next(batches, None)
@@ -306,6 +266,7 @@ class Trainer:
             result = self._train_step(batch)
             self._train_scores.update(result, batch)
             self.at.step += 1
+            steps += 1
             samples += batch.mask.shape[0] * self.world.size
             note = None
             if self.at.step % run.log_steps == 0:
@@ -313,11 +274,12 @@ class Trainer:
                 seconds = perf_counter() - started
                 note = f"loss {loss:.4f} · {samples / seconds:.1f} samples/s · "
                 note += f"data-wait {100 * waited / seconds:.1f} %"
-            self.screen.step(self.at.step - first, note)
-            if self._stop_asked() or self._enough():
-                self.at.trained = self._train.state_dict()["epoch"] > self.at.epoch
+            self.screen.step(steps, note)
+            overdue = self._ask()
+            if self._stopping or self._enough():
+                self.at.trained = loaders.train.state_dict()["epoch"] > self.at.epoch
                 break
-            if run.checkpoint_steps and self.at.step % run.checkpoint_steps == 0:
+            if overdue or (run.checkpoint_steps and self.at.step % run.checkpoint_steps == 0):
                 self._save()
         seconds = perf_counter() - started
         self._speed = {
@@ -326,12 +288,12 @@ class Trainer:
             "seconds": seconds,
         }
         self.screen.end()
-        if not self.at.trained:
+        if self._stopping or not self.at.trained:
             # What follows must not enter the state: a run that goes on from here does it later.
             self._save()
-            self._leave_if_asked()
+        self._leave_if_asked()
 
-    def _close_epoch(self, stage: Stage) -> None:
+    def _close_epoch(self, stage: Stage, loaders: StageLoaders) -> None:
         """Judge the network, write what the epoch leaves, and move on to the next.
 
         An epoch that ``max_steps`` cut short is judged and written too, but the position, the
@@ -341,13 +303,13 @@ class Trainer:
         train = self._train_scores.compute(self.world)
         self._finite(train["loss"])
         started = perf_counter()
-        rows = self._judge()
-        if self._stop_asked():
+        rows = self._judge(loaders)
+        if self._stopping:
             self._save()
-            self._leave_if_asked()
-        val = self._val_scores.compute(self.world) if self._judged is not None else None
+        self._leave_if_asked()
+        val = self._val_scores.compute(self.world) if loaders.val is not None else None
         watched = (val or train)["loss"]
-        better = self.at.best is None or watched < self.at.best
+        better = self.at.best is None or (whole and watched < self.at.best)
         record = {
             "epoch": self.at.epoch,
             "stage": stage.index,
@@ -360,14 +322,17 @@ class Trainer:
             **self._speed,
             "val_seconds": perf_counter() - started,
         }
-        if whole:
-            self.at.best = watched if better else self.at.best
-            self.lr.after_epoch(watched)
-        if self.world.first:
-            self._write_epoch(record, rows, better)
         self._record = record
+        if self.world.first:
+            names = ("last.safetensors", *(("best.safetensors",) if better else ()))
+            self._out.weights(names, self.model.state_dict(), weights_metadata(self._about()))
+            if rows is not None:
+                self._out.draw(record, rows, self.source.mean, self.source.std)
+            self._out.epoch(record)
         if not whole:
             return
+        self.at.best = watched if better else self.at.best
+        self.lr.after_epoch(watched)
         self.at.epoch += 1
         self.at.trained = False
         self._train_scores.reset()
@@ -376,48 +341,26 @@ class Trainer:
             self.lr.new_stage()
         self._save()
 
-    def _judge(self) -> panels.Rows | None:
+    def _judge(self, loaders: StageLoaders) -> panels.Rows | None:
         """Run over the validation split; the first samples come back for the panel."""
         self._val_scores.reset()
         self.model.eval()
+        # Batch norms have seen other batches on every rank; what is saved is the first one's.
+        self.world.broadcast_(self.model.buffers())
         rows = self.config.run.panel_rows if self.world.first else 0
-        if self._judged is not None:
+        if loaders.val is not None:
             return evaluate(
-                self._eval_step, self._judged, self._val_scores, rows=rows, stop=self._stop_asked
+                self._eval_step, loaders.val, self._val_scores, rows=rows, stop=self._asked
             )
-        if self._shown is None or not rows:
+        if loaders.shown is None or not rows:
             return None
-        return evaluate(self._eval_step, [self._shown], Scores(self.device), rows=rows)
-
-    def _write_epoch(self, record: dict[str, Any], rows: panels.Rows | None, better: bool) -> None:
-        """The files of an epoch, and its line on the screen."""
-        self.screen.say(epoch_line(record))
-        with self._tolerant("the epoch's files"):
-            self._write_weights("last.safetensors")
-            if better:
-                self._write_weights("best.safetensors")
-            if rows is not None:
-                self._panel = self.out / "panels" / f"epoch-{self.at.epoch:03d}.png"
-                self._panel.parent.mkdir(exist_ok=True)
-                title = f"epoch {self.at.epoch}, {record['res']} px, step {self.at.step}"
-                panels.draw(
-                    self._panel, rows, mean=self.source.mean, std=self.source.std, title=title
-                )
-            self._metrics.append(record)
-
-    def _write_weights(self, name: str) -> None:
-        metadata = weights_metadata(self._about())
-        weights = {
-            key: value.detach().cpu().contiguous() for key, value in self.model.state_dict().items()
-        }
-        save(self.out / name, weights, metadata)
+        return evaluate(self._eval_step, [loaders.shown], Scores(self.device), rows=rows)
 
     def _about(self) -> dict[str, Any]:
         """What somebody who uses the weights must know."""
-        stage = self._stage or self.stages[-1]
         return {
             "config": to_toml(self.config),
-            "res": stage.res,
+            "res": (self._stage or self.stages[-1]).res,
             "step": self.at.step,
             "mean": self.source.mean,
             "std": self.source.std,
@@ -425,32 +368,38 @@ class Trainer:
         }
 
     def _save(self) -> None:
-        """Write a checkpoint; every rank takes part, the first one writes."""
+        """Have a checkpoint written; every rank takes part, the first one writes."""
         state = self.state()
-        if not self.world.first:
-            return
+        self._saved_at = monotonic()
         for name, value in state["model"].items():
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise DivergedError(self._diverged(f"weight {name} is no longer finite"))
-        with self._tolerant("the checkpoint"):
-            self._checkpoints.save(self.at.step, state)
+        if self.world.first:
+            self._out.checkpoint(self.at.step, state)
 
-    @contextmanager
-    def _tolerant(self, what: str) -> Iterator[None]:
-        """A full disk is no reason to lose the run: say so and go on."""
-        try:
-            yield
-        except OSError as error:
-            self.screen.say(f"Warning: {self.out}: {what} could not be written ({error})")
+    def _ask(self) -> bool:
+        """Agree with all ranks on whether to stop; returns whether a checkpoint is overdue."""
+        minutes = self.config.run.checkpoint_minutes
+        overdue = bool(minutes) and monotonic() - self._saved_at > 60 * minutes
+        stop, overdue = self._agreement.ask(self.stop.asked, overdue)
+        self._stopping |= stop
+        return overdue
 
-    def _stop_asked(self) -> bool:
-        return self.world.any(self.stop.asked)
+    def _asked(self) -> bool:
+        self._ask()
+        return self._stopping
 
     def _leave_if_asked(self) -> None:
-        if self._stop_asked():
+        if not self._stopping:
+            return
+        step, out = self.at.step, self._out.out
+        newest = self._out.newest() if self.world.first else None
+        if self.world.first and (newest is None or newest.stem != f"step-{step:08d}"):
+            goes_on = f"goes on from {newest.name}" if newest else "begins again"
             raise Interrupted(
-                f"{self.out}: stopped at step {self.at.step}; --resume goes on from there"
+                f"{out}: stopped at step {step}, which is not saved; --resume {goes_on}"
             )
+        raise Interrupted(f"{out}: stopped at step {step}; --resume goes on from there")
 
     def _finite(self, loss: float) -> float:
         if not isfinite(loss):
@@ -458,22 +407,9 @@ class Trainer:
         return loss
 
     def _diverged(self, found: str) -> str:
-        files = self._checkpoints.files()
-        stands = f"{files[0]} is the last good state" if files else "no checkpoint was written yet"
+        newest = self._out.newest()
+        stands = f"{newest} is the last good state" if newest else "no checkpoint was written yet"
         return (
-            f"{self.out}: step {self.at.step}: {found}; expected finite numbers; "
+            f"{self._out.out}: step {self.at.step}: {found}; expected finite numbers; "
             f"lower --lr (now {self.lr.value:g}) or --clip; {stands}"
         )
-
-    def _close_loaders(self) -> None:
-        for loader in (self._train, self._judged):
-            if loader is not None:
-                loader.close()
-        self._train = self._judged = self._stage = None
-
-
-def make_optimizer(parameters: list[Tensor], optim: Optim) -> Optimizer:
-    """The optimiser that the settings describe."""
-    if optim.optimizer == "adamw":
-        return AdamW(parameters, lr=optim.lr, weight_decay=optim.weight_decay)
-    return SGD(parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)

@@ -1,0 +1,100 @@
+"""The folder of a run: what an epoch and a checkpoint leave in it, and what the user is told.
+
+Large files are written by a thread, in the order they were asked for. A disk that is full is no
+reason to lose a run: the user is told, training goes on, and what was there before stands.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from train import panels
+from train.checkpoint import Checkpoints, save
+from train.logs import JsonLines, Screen, epoch_line
+from train.writer import Writer, snapshot
+
+__all__ = ["Folder"]
+
+
+class Folder:
+    """Where a run writes; only the first rank has one that does."""
+
+    def __init__(self, out: Path, *, keep: int, screen: Screen) -> None:
+        """Describe a folder; it is made elsewhere, and touched by the first write.
+
+        Args:
+            out: The folder.
+            keep: How many of the newest checkpoints stay.
+            screen: Where warnings and epochs are told.
+        """
+        self.out = out
+        self.panel: Path | None = None
+        self.metrics = JsonLines(out / "metrics.jsonl")
+        self._checkpoints = Checkpoints(out / "checkpoints", keep=keep)
+        self._writer = Writer()
+        self._screen = screen
+
+    def checkpoint(self, step: int, state: dict[str, Any]) -> None:
+        """Have the state after ``step`` written; it is copied before this returns."""
+        self._writer.submit(
+            "the checkpoint", partial(self._checkpoints.save, step, snapshot(state))
+        )
+        self._tell()
+
+    def weights(
+        self, names: tuple[str, ...], weights: Mapping[str, Tensor], about: dict[str, str]
+    ) -> None:
+        """Have weights written under each of some names, with metadata ``about`` them."""
+        copied = snapshot(dict(weights))
+        for name in names:
+            self._writer.submit(name, partial(_write_weights, self.out / name, copied, about))
+        self._tell()
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Tell of an epoch on the screen and in ``metrics.jsonl``."""
+        self._screen.say(epoch_line(record))
+        try:
+            self.metrics.append(record)
+        except OSError as error:
+            self._warn(f"metrics.jsonl could not be written ({error})")
+
+    def draw(
+        self,
+        record: dict[str, Any],
+        rows: panels.Rows,
+        mean: dict[str, list[float]],
+        std: dict[str, list[float]],
+    ) -> None:
+        """Draw the panel of the epoch that ``record`` is of."""
+        path = self.out / "panels" / f"epoch-{record['epoch']:03d}.png"
+        title = f"epoch {record['epoch']}, {record['res']} px, step {record['step']}"
+        try:
+            path.parent.mkdir(exist_ok=True)
+            panels.draw(path, rows, mean=mean, std=std, title=title)
+            self.panel = path
+        except OSError as error:
+            self._warn(f"{path.name} could not be written ({error})")
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint, everything asked for written first; None if there is none."""
+        self._writer.wait()
+        return next(iter(self._checkpoints.files()), None)
+
+    def close(self) -> None:
+        """Finish writing."""
+        self._writer.close()
+        self._tell()
+
+    def _tell(self) -> None:
+        for failure in self._writer.failures():
+            self._warn(failure)
+
+    def _warn(self, what: str) -> None:
+        self._screen.say(f"Warning: {self.out}: {what}; training goes on, what was there stands")
+
+
+def _write_weights(path: Path, weights: dict[str, Tensor], about: dict[str, str]) -> None:
+    save(path, {name: value.cpu().contiguous() for name, value in weights.items()}, about)
