@@ -7,14 +7,15 @@ READY := $(VENV)/.ready
 
 export TMPDIR := $(CURDIR)/build/tmp
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-export PYTHONWARNDEFAULTENCODING :=
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-DEMO := demo
+DEMO ?= demo
 DEMO_SAMPLES ?= 600
 DEMO_EPOCHS ?= 6
+DATA := $(DEMO)/synth-$(DEMO_SAMPLES)
+RUN := $(DEMO)/run-$(DEMO_SAMPLES)x$(DEMO_EPOCHS)
 
-.PHONY: help setup demo test lint types unit clean
+.PHONY: help setup demo test lint types unit docs clean
 
 help:
 	@echo 'make demo   set up .venv, make a small data set, build shards, train, evaluate'
@@ -30,6 +31,15 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-cache-dir --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 
+# Safe to run again: the zip and the shards are kept, the run goes on or is reported as it ended.
+demo: setup
+	@mkdir -p '$(TMPDIR)' '$(DEMO)'
+	test -f $(DATA).zip || $(BIN)/shardify synth $(DATA).zip --samples $(DEMO_SAMPLES)
+	$(BIN)/shardify build $(DATA).zip $(DATA) --val 0.1 --group-by bg
+	$(BIN)/train run --shards $(DATA) --res 64 --epochs $(DEMO_EPOCHS) --out $(RUN) --resume
+	$(BIN)/train eval $(RUN) --shards $(DATA) --res 64
+	@echo 'panel: $(RUN)/panels/'`ls $(RUN)/panels | tail -n 1`
+
 test: lint types unit
 
 lint: setup
@@ -42,6 +52,9 @@ types: setup
 unit: setup
 	@mkdir -p '$(TMPDIR)'
 	$(BIN)/pytest
+
+docs: setup
+	$(BIN)/python docs/make_commands.py
 
 clean:
 	rm -rf build $(DEMO)
