@@ -19,7 +19,7 @@ WIDTH = 96
 
 def commands() -> Iterator[tuple[str, click.Context]]:
     """Every command with its full name (``shardify build``) and a context to print its help in."""
-    for name, group in (("shardify", shardify.cli.main), ("train", train.cli.main)):
+    for name, group in (("shardify", shardify.cli.cli), ("train", train.cli.main)):
         yield from _walk(group, click.Context(group, info_name=name, **_settings(group)))
 
 

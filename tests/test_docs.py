@@ -21,7 +21,7 @@ def test_commands_page_is_what_the_commands_print() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "context"), make_commands.commands(), ids=lambda value: str(value)[:40]
+    ("name", "context"), list(make_commands.commands()), ids=lambda value: str(value)[:40]
 )
 def test_every_command_has_help_and_an_example(name: str, context: object) -> None:
     text = context.get_help()  # type: ignore[attr-defined]
