@@ -4,17 +4,29 @@ The comparing half of ``layout``: it sees all names, but knows nothing of backgr
 shards or pixels. Nothing here pairs by position; what the names leave open stays apart.
 """
 
+import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from shardify import naming
+from shardify.maps import EXTENSIONS, Finder
 
-__all__ = ["RULES", "Census", "Folder", "Group", "Table", "join", "take_census"]
+__all__ = [
+    "RULES",
+    "Census",
+    "Folder",
+    "Group",
+    "Table",
+    "join",
+    "join_by_map",
+    "tabulate",
+    "take_census",
+]
 
 IntArray = npt.NDArray[np.int32]
 
@@ -25,6 +37,7 @@ _HOPELESS = 1.5
 """A rule that gives this many rows for each file of the fullest role brings nothing together."""
 
 _NO_ROLE = -1
+_DIGITS = re.compile(r"\d+")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +48,7 @@ class Folder:
     """Evidence of each part, the outermost first, without those that all names share."""
 
     outline: str
-    """The path with every digit as ``#``."""
+    """The path with every number as ``#``."""
 
     stripped: str
     """The path without words for roles."""
@@ -65,6 +78,9 @@ class Census:
     junk: int = 0
     other: Counter[str] = field(default_factory=Counter)
     """Files that are neither junk nor images, by extension."""
+
+    texts: list[int] = field(default_factory=list)
+    """Indexes of files that may be a map of the others."""
 
     shared: int = 0
     """How many leading folders all images have in common."""
@@ -127,6 +143,8 @@ def take_census(names: Sequence[str]) -> Census:
             continue
         extension = extension.lower() if dot else ""
         if extension not in naming.IMAGES:
+            if extension in EXTENSIONS:
+                census.texts.append(index)
             group[index] = _NO_ROLE
             census.other[extension] += 1
             continue
@@ -155,16 +173,88 @@ def join(census: Census, role_of_group: Sequence[str | None]) -> Table:
         [roles.index(role) if role in roles else _NO_ROLE for role in role_of_group], np.int8
     )
     of_name = np.where(census.group >= 0, code[census.group], np.int8(_NO_ROLE))
+    most = int(np.bincount(of_name[of_name >= 0]).max())
     best: Table | None = None
     for rule in RULES:
-        table = _build(census, of_name, rule, roles, hopeless=_HOPELESS)
+        table = tabulate(_keyed(census, of_name, rule), roles, rule, most=_HOPELESS * most + 1000)
         if table and (best is None or table.complete > best.complete):
             best = table
         if table and table.complete >= _NEARLY_ALL * table.rows:
             break
-    best = best or _build(census, of_name, RULES[0], roles, hopeless=np.inf)
+    best = best or tabulate(_keyed(census, of_name, RULES[0]), roles, RULES[0])
     assert best is not None
     return best
+
+
+def tabulate(
+    items: Iterable[tuple[int, int, str]], roles: Sequence[str], rule: str, *, most: float = np.inf
+) -> Table | None:
+    """Put what has the same key into one row.
+
+    Args:
+        items: Index of the name, which of ``roles``, key.
+        roles: Of the table's columns.
+        rule: What the table shall say of how it was made.
+        most: With more rows than this it is given up.
+    """
+    rows: dict[str, int] = {}
+    columns = [array("i") for _ in roles]
+    claims: dict[tuple[int, str], list[int]] = {}
+    for index, code, key in items:
+        row = rows.get(key)
+        if row is None:
+            row = rows[key] = len(rows)
+            for column in columns:
+                column.append(-1)
+            if row > most:
+                return None
+        before = columns[code][row]
+        if before == -1:
+            columns[code][row] = index
+        else:
+            claims.setdefault((row, roles[code]), [before] if before >= 0 else []).append(index)
+            columns[code][row] = -2
+    members = {
+        role: np.array(column, np.int32) for role, column in zip(roles, columns, strict=True)
+    }
+    return Table(rule=rule, members=members, claims=claims)
+
+
+def join_by_map(
+    census: Census, role_of_group: Sequence[str | None], rows: Sequence[Sequence[str]]
+) -> Table | None:
+    """Bring together what stands in one row of a map; None where the map tells of no sample.
+
+    Files that no row names stay apart, each in a row of its own.
+    """
+    roles = [role for role in naming.ROLES if role != "bg" and role in role_of_group]
+    items: list[tuple[int, int, str]] = []
+    found = 0
+    taken: set[tuple[int, int]] = set()
+    indexes = {role: _indexes(census, role_of_group, role) for role in roles}
+    finders = [Finder(census.names, indexes[role].tolist()) for role in roles]
+    for number, cells in enumerate(rows):
+        for code, finder in enumerate(finders):
+            meant = {index for cell in cells if (index := finder.find(cell)) is not None}
+            if len(meant) == 1:
+                index = meant.pop()
+                items.append((index, code, f"row {number}"))
+                taken.add((code, index))
+                found += 1
+    if not found:
+        return None
+    for code, role in enumerate(roles):
+        items += [
+            (index, code, f"file {index}")
+            for index in indexes[role].tolist()
+            if (code, index) not in taken
+        ]
+    return tabulate(items, roles, "rows of a map")
+
+
+def _indexes(census: Census, role_of_group: Sequence[str | None], role: str) -> IntArray:
+    wanted = np.array([each == role for each in role_of_group] + [False])
+    return np.flatnonzero(wanted[census.group]).astype(np.int32)
 
 
 def _study_folder(path: str, shared: int) -> Folder:
@@ -172,7 +262,7 @@ def _study_folder(path: str, shared: int) -> Folder:
     stripped = [text for text in map(naming.strip_words, parts) if text]
     return Folder(
         said=tuple(map(naming.evidence, parts)),
-        outline="/".join("".join("#" if c.isdigit() else c for c in part) for part in parts),
+        outline=_DIGITS.sub("#", "/".join(parts)),
         stripped="/".join(stripped),
         last=stripped[-1] if stripped else "",
     )
@@ -227,48 +317,17 @@ RULES = tuple(_RULES)
 """How companions are known, in order of trust. All compare names without words for roles."""
 
 
-def _keyed(census: Census, of_name: npt.NDArray[np.int8], rule: str) -> Iterator[tuple[int, str]]:
-    """Index and joining key of every name that has a role."""
+def _keyed(
+    census: Census, of_name: npt.NDArray[np.int8], rule: str
+) -> Iterator[tuple[int, int, str]]:
+    """Index, code of the role and joining key of every name that has a role."""
     names, key, shared = census.names, _RULES[rule], census.shared
     stripped = naming.Shapes().stripped
     folders: dict[str, Folder] = {}
-    for index in np.flatnonzero(of_name >= 0).tolist():
+    having = np.flatnonzero(of_name >= 0)
+    for index, code in zip(having.tolist(), of_name[having].tolist(), strict=True):
         path, _, base = names[index].rpartition("/")
         folder = folders.get(path)
         if folder is None:
             folder = folders[path] = _study_folder(path, shared)
-        yield index, key(folder, stripped(base.rpartition(".")[0].lower()))
-
-
-def _build(
-    census: Census,
-    of_name: npt.NDArray[np.int8],
-    rule: str,
-    roles: list[str],
-    *,
-    hopeless: float,
-) -> Table | None:
-    """The table of one rule; None as soon as it has more rows than are worth their memory."""
-    limit = hopeless * np.bincount(of_name[of_name >= 0]).max() + 1000
-    rows: dict[str, int] = {}
-    columns = [array("i") for _ in roles]
-    claims: dict[tuple[int, str], list[int]] = {}
-    for index, key in _keyed(census, of_name, rule):
-        row = rows.get(key)
-        if row is None:
-            row = rows[key] = len(rows)
-            for column in columns:
-                column.append(-1)
-            if row > limit:
-                break
-        code = int(of_name[index])
-        before = columns[code][row]
-        if before == -1:
-            columns[code][row] = index
-        else:
-            claims.setdefault((row, roles[code]), [before] if before >= 0 else []).append(index)
-            columns[code][row] = -2
-    members = {
-        role: np.array(column, np.int32) for role, column in zip(roles, columns, strict=True)
-    }
-    return Table(rule=rule, members=members, claims=claims)
+        yield index, code, key(folder, stripped(base.rpartition(".")[0].lower()))

@@ -1,23 +1,29 @@
 """From names to samples: which files are one sample, in which role, on which background.
 
-Names in, a ``Layout`` out; the order of the names does not matter. This module reads no payload
-and never pairs by position: where names cannot decide, it refuses with ``LayoutError``.
+Names in, a ``Layout`` out; the order of the names does not matter. No file is opened here: where
+names leave a doubt, payloads come through a callable that is passed in. Nothing is ever paired by
+position; what neither names nor pixels can decide is refused with ``LayoutError``.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from shardify import naming
-from shardify.errors import LayoutError
-from shardify.joining import Census, Table, join, take_census
+from shardify import backing, naming, prove, roles, rules
+from shardify.errors import LayoutError, ShardifyError
+from shardify.joining import Census, Table, join, join_by_map, take_census
+from shardify.maps import rows_of
 
 __all__ = ["Layout", "Rejection", "detect"]
 
 IntArray = npt.NDArray[np.int32]
+Read = Callable[[int], bytes]
+
+_MAPS = 8
+"""Most text files that are looked into for a map."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +67,9 @@ class Layout:
     foreground: IntArray | None
     """(N,) int32, the foreground's number, where names tell one for every sample; else None."""
 
+    split: IntArray | None
+    """(N,) int32, 0 train and 1 val, where the source itself says so for all; else None."""
+
     rejected: list[Rejection]
     """Samples that are not whole, sorted by key."""
 
@@ -68,109 +77,187 @@ class Layout:
     """What was detected and why; can be written as JSON."""
 
 
-def detect(names: Sequence[str], *, where: str) -> Layout:
+def detect(
+    names: Sequence[str],
+    *,
+    where: str,
+    read: Read | None = None,
+    layout: rules.Rules | None = None,
+) -> Layout:
     """Find the samples among the names of a source.
 
     Args:
         names: Paths with ``/`` between folders, in any order, files and litter alike.
         where: What to call the source in an error.
+        read: Gives the bytes of the file of an index, raising ``ShardifyError`` where it cannot.
+            Without it nothing is proven, and doubts that only pixels settle are refused.
+        layout: Rules that take the place of detection.
 
     Returns:
         The layout; see there.
 
     Raises:
         LayoutError: There is no image, a role is missing that is needed, nothing belongs
-            together, or names cannot tell the backgrounds.
+            together, or neither names nor pixels tell the backgrounds; or they contradict.
     """
-    census = take_census(names)
-    role_of_group = _roles(census, where)
-    table = join(census, role_of_group)
-    roles = list(table.members)
-    whole = np.flatnonzero(table.whole)
+    if layout is None:
+        found = _found_by_names(names, where, read)
+    else:
+        found = _found_by_rules(names, where, layout)
+    whole = np.flatnonzero(found.table.whole)
     if not whole.size:
-        raise LayoutError(_nothing_fits(names, table, where))
-    keys = _unique_keys(names, table.members["fg_bg"][whole], census.shared)
+        raise LayoutError(_nothing_fits(names, found.table, where))
+    keys = _unique_keys(names, found.table.members["fg_bg"][whole], found.shared)
     order = sorted(range(len(keys)), key=keys.__getitem__)
     rows = whole[order]
-    members = {role: column[rows] for role, column in table.members.items()}
-    samples = _Numbers.of(names, members["fg_bg"], census.shared)
-    description: dict[str, object] = {
-        "join": table.rule,
-        "roles": _describe_roles(census, role_of_group),
-        "ignored": _describe_ignored(census, role_of_group),
-    }
-    background = np.full(len(rows), -1, np.int32)
+    keys = [keys[place] for place in order]
+    members = {role: column[rows] for role, column in found.table.members.items()}
+    split, kept, tests = _given_split(names, members["fg_bg"], layout)
+    if tests:
+        found.ignored["samples of a test split"] = tests
+    if not kept.all():
+        keys = [key for key, keep in zip(keys, kept.tolist(), strict=True) if keep]
+        members = {role: column[kept] for role, column in members.items()}
+        split = split[kept] if split is not None else None
+    if layout is None:
+        slots = backing.slots_of(names, members["fg_bg"], found.shared)
+    else:
+        slots = rules.slots_of(layout, names, members["fg_bg"])
+    description: dict[str, object] = {"join": found.table.rule, "roles": found.told}
+    has = list(members)
+    background = np.full(len(keys), -1, np.int32)
     ids: list[str] = []
-    background_members = np.zeros(0, np.int32)
-    if "bg" in role_of_group:
-        files = np.flatnonzero(_mask_of(census, role_of_group, "bg")).astype(np.int32)
-        background, used = _by_number(names, files, samples.background, where)
-        ids = _unique_keys(names, used, census.shared)
+    used = np.zeros(0, np.int32)
+    if found.backgrounds:
+        has = ["bg", *has]
+        decided = prove.decide(
+            prove.Question(
+                names=names,
+                files=found.backgrounds,
+                members=members,
+                slots=slots,
+                shared=found.shared,
+                maps=found.maps,
+                where=where,
+            ),
+            layout,
+            read,
+        )
+        numbers, row = np.unique(decided.of_sample, return_inverse=True)
+        used = np.array(found.backgrounds, np.int32)[numbers]
+        ids = _unique_keys(names, used, found.shared)
         by_id = sorted(range(len(ids)), key=ids.__getitem__)
-        background = np.argsort(by_id).astype(np.int32)[background]
-        ids, background_members = [ids[place] for place in by_id], used[by_id]
-        roles = ["bg", *roles]
+        background = np.argsort(by_id).astype(np.int32)[row]
+        ids, used = [ids[place] for place in by_id], used[by_id]
         description["background"] = {
-            "rule": "number in the name",
-            "files": len(files),
+            **decided.description,
+            "files": len(found.backgrounds),
             "used": len(ids),
         }
-    foreground = samples.foreground
+    if split is not None:
+        description["splits"] = "given by the source's folders"
     return Layout(
-        roles=tuple(roles),
-        keys=[keys[place] for place in order],
+        roles=tuple(has),
+        keys=keys,
         members=members,
         background=background,
         background_ids=ids,
-        background_members=background_members,
-        foreground=foreground if (foreground >= 0).all() else None,
-        rejected=_rejections(names, table),
-        description=description,
+        background_members=used,
+        foreground=slots.get("fg"),
+        split=split,
+        rejected=_rejections(names, found.table, found.ignored),
+        description={**description, "ignored": found.ignored},
     )
 
 
-def _roles(census: Census, where: str) -> list[str | None]:
-    """Role of each group; None for groups that are left out."""
-    if not census.groups:
-        found = (
-            ", ".join(
-                f"{count} {kind or 'without extension'}"
-                for kind, count in census.other.most_common(3)
-            )
-            or "nothing but litter"
-        )
-        raise LayoutError(
-            f"{where}: no image among the files ({found}); "
-            f"expected composites, masks and depth maps; is it the right source?"
-        )
-    roles = [naming.role_of(group.said) for group in census.groups]
-    if "fg_bg" not in roles:
-        roles = [role or "fg_bg" for role in roles]
-    roles = [None if role == "fg" else role for role in roles]
-    if "fg_bg" not in roles:
-        raise LayoutError(
-            f"{where}: no composite images (folder or name with fg_bg, overlay, "
-            f"images) among {_told(census, roles)}; add them, or pass --layout"
-        )
-    if "bg" in roles and "mask" not in roles:
-        raise LayoutError(
-            f"{where}: no masks (folder or name with mask) among "
-            f"{_told(census, roles)}; add the masks, or pass --layout"
-        )
-    if "mask" not in roles and "depth" not in roles:
-        raise LayoutError(
-            f"{where}: neither masks nor depth maps among "
-            f"{_told(census, roles)}; add them, or pass --layout"
-        )
-    return roles
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Found:
+    """Companions, before anything is known of backgrounds."""
+
+    table: Table
+    backgrounds: list[int]
+    told: dict[str, object]
+    ignored: dict[str, int]
+    shared: int
+    maps: Callable[[], list[list[str]]]
 
 
-def _told(census: Census, roles: Sequence[str | None]) -> str:
-    """``400 bg, 20 fg_bg``: how many files each role has, for an error's line."""
-    files: Counter[str] = Counter()
-    for role, count in zip(roles, census.counts(), strict=True):
-        files[role or "others"] += count
-    return ", ".join(f"{files[role]} {role}" for role in (*naming.ROLES, "others") if files[role])
+def _found_by_names(names: Sequence[str], where: str, read: Read | None) -> _Found:
+    census = take_census(names)
+    role_of_group = roles.assign(census, where, read)
+    table = join(census, role_of_group)
+
+    def maps() -> list[list[str]]:
+        return _maps(census, read)
+
+    fullest = max(int((column != -1).sum()) for column in table.members.values())
+    if table.complete * 2 < fullest and census.texts:
+        mapped = join_by_map(census, role_of_group, maps())
+        if mapped and mapped.complete > table.complete:
+            table = mapped
+    is_background = np.array([role == "bg" for role in role_of_group] + [False])
+    files = np.flatnonzero(is_background[census.group]).tolist()
+    return _Found(
+        table=table,
+        backgrounds=sorted(files, key=names.__getitem__),
+        told=roles.describe(census, role_of_group),
+        ignored=roles.ignored(census, role_of_group),
+        shared=census.shared,
+        maps=maps,
+    )
+
+
+def _found_by_rules(names: Sequence[str], where: str, layout: rules.Rules) -> _Found:
+    applied = rules.apply(layout, names, where=where)
+    wanted = layout.background["rule"] != "none"
+    return _Found(
+        table=applied.table,
+        backgrounds=sorted(applied.backgrounds, key=names.__getitem__) if wanted else [],
+        told={
+            role: {"patterns": [each.pattern for each in patterns]}
+            for role, patterns in layout.patterns.items()
+        },
+        ignored={"no pattern matches": applied.unmatched} if applied.unmatched else {},
+        shared=0,
+        maps=lambda: [list(row) for row in layout.rows],
+    )
+
+
+def _maps(census: Census, read: Read | None) -> list[list[str]]:
+    """The rows of all files that may be maps."""
+    rows: list[list[str]] = []
+    for index in sorted(census.texts, key=census.names.__getitem__)[:_MAPS] if read else ():
+        try:
+            rows += rows_of(read(index)) if read else []
+        except ShardifyError:
+            continue
+    return rows
+
+
+def _given_split(
+    names: Sequence[str], members: IntArray, layout: rules.Rules | None
+) -> tuple[IntArray | None, npt.NDArray[np.bool_], int]:
+    """The source's own split, which samples to keep, and how many of a test split are left out."""
+    known: dict[str, str | None] = {}
+    said = np.zeros(len(members), np.int32)
+    codes = {"train": 0, "val": 1, "test": 2, None: 3}
+    for row, index in enumerate(members.tolist()):
+        path = names[index].rpartition("/")[0]
+        if layout is not None and any(
+            "split" in pattern.groupindex for pattern in layout.patterns["fg_bg"]
+        ):
+            path = rules.text_of(layout, names[index], "split") or ""
+        if path not in known:
+            known[path] = naming.split_of(path)
+        said[row] = codes[known[path]]
+    kept = np.ones(len(members), np.bool_)
+    has = set(np.unique(said).tolist())
+    if 3 in has or 0 not in has or len(has) < 2:
+        return None, kept, 0
+    if 1 in has:
+        kept = said != 2
+        return said, kept, int((~kept).sum())
+    return np.minimum(said, 1), kept, 0
 
 
 def _nothing_fits(names: Sequence[str], table: Table, where: str) -> str:
@@ -183,76 +270,6 @@ def _nothing_fits(names: Sequence[str], table: Table, where: str) -> str:
         f"{where}: no image has companions of its own name (e.g. {', '.join(samples)}); "
         f"expected names that share their numbers; pass --layout"
     )
-
-
-def _mask_of(
-    census: Census, role_of_group: Sequence[str | None], role: str
-) -> npt.NDArray[np.bool_]:
-    """(names,) bool: which files have ``role``."""
-    wanted = np.array([each == role for each in role_of_group])
-    having: npt.NDArray[np.bool_] = (census.group >= 0) & wanted[census.group]
-    return having
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Numbers:
-    """The numbers that names give samples; -1 where they give none."""
-
-    background: IntArray
-    foreground: IntArray
-
-    @classmethod
-    def of(cls, names: Sequence[str], members: IntArray, shared: int) -> "_Numbers":
-        shapes, folders = naming.Shapes(), dict[str, int]()
-        background = np.full(len(members), -1, np.int32)
-        foreground = np.full(len(members), -1, np.int32)
-        for row, index in enumerate(members.tolist()):
-            path, _, base = names[index].rpartition("/")
-            stem = base.rpartition(".")[0].lower()
-            shape, text = shapes.of(stem), shapes.stripped(stem)
-            if shape.background:
-                background[row] = int(text[shape.background])
-            else:
-                if path not in folders:
-                    folders[path] = naming.folder_number(path, shared)
-                background[row] = folders[path]
-            if shape.foreground:
-                foreground[row] = int(text[shape.foreground])
-        return cls(background=background, foreground=foreground)
-
-
-def _by_number(
-    names: Sequence[str], files: IntArray, samples: IntArray, where: str
-) -> tuple[IntArray, IntArray]:
-    """The background whose name has the number that the sample's name gives.
-
-    Returns:
-        (N,) index into the second, (used,) index into the names, in the numbers' order.
-    """
-    of_number: dict[int, int] = {}
-    for index in sorted(files.tolist(), key=names.__getitem__):
-        found = naming.numbers(names[index].rpartition("/")[2].rpartition(".")[0])
-        if not found or of_number.setdefault(found[-1], index) != index:
-            what = f"{names[index]} has " + ("another's number" if found else "no number")
-            raise LayoutError(
-                f"{where}: backgrounds cannot be told by number: {what}; "
-                f"expected one number each; pass --layout"
-            )
-    wanted, row = np.unique(samples, return_inverse=True)
-    if wanted[0] < 0:
-        raise LayoutError(
-            f"{where}: names do not say which background a sample has (nothing "
-            f"like bg_012 in them); pass --layout with a rule for backgrounds"
-        )
-    absent = [number for number in wanted.tolist() if number not in of_number]
-    if absent:
-        raise LayoutError(
-            f"{where}: samples name background {absent[0]}, but backgrounds are numbered "
-            f"{min(of_number)} to {max(of_number)}; so names cannot decide which is meant; "
-            f"pass --layout with a rule for backgrounds"
-        )
-    used = np.array([of_number[number] for number in wanted.tolist()], np.int32)
-    return row.astype(np.int32), used
 
 
 def _unique_keys(names: Sequence[str], members: IntArray, shared: int) -> list[str]:
@@ -278,13 +295,13 @@ def _stem(name: str) -> str:
     return name.rpartition("/")[2].rpartition(".")[0]
 
 
-def _rejections(names: Sequence[str], table: Table) -> list[Rejection]:
-    """One for each row that is not whole."""
+def _rejections(names: Sequence[str], table: Table, ignored: dict[str, int]) -> list[Rejection]:
+    """One for each row that is not whole, but for a test split that has no labels at all."""
     claims: dict[int, tuple[str, list[int]]] = {}
     for (row, role), indexes in table.claims.items():
         claims.setdefault(row, (role, indexes))
     columns = list(table.members.items())
-    rejected = []
+    rejected, unlabelled = [], []
     for row in np.flatnonzero(~table.whole).tolist():
         if row in claims:
             role, indexes = claims[row]
@@ -295,34 +312,11 @@ def _rejections(names: Sequence[str], table: Table) -> list[Rejection]:
             role = next(role for role, column in columns if column[row] < 0)
             member = there.get("fg_bg") or next(iter(there.values()))
             reason = "incomplete: no " + ", no ".join(r for r, _ in columns if r not in there)
+            if list(there) == ["fg_bg"] and naming.split_of(member.rpartition("/")[0]) == "test":
+                unlabelled.append(member)
+                continue
         key = naming.safe_key(_stem(member))
         rejected.append(Rejection(key=key, member=member, role=role, reason=reason))
+    if unlabelled:
+        ignored["images of a test split without labels"] = len(unlabelled)
     return sorted(rejected, key=lambda rejection: (rejection.key, rejection.member))
-
-
-def _describe_roles(census: Census, role_of_group: Sequence[str | None]) -> dict[str, object]:
-    """Role -> the outlines of its files' folders, most frequent first, and their number."""
-    found: dict[str, object] = {}
-    for role in naming.ROLES:
-        groups = [
-            (count, f"{group.outline}/*.{group.extension}".lstrip("/"))
-            for group, count, its in zip(census.groups, census.counts(), role_of_group, strict=True)
-            if its == role
-        ]
-        if groups:
-            groups.sort(key=lambda pair: (-pair[0], pair[1]))
-            found[role] = {
-                "files": sum(count for count, _ in groups),
-                "where": list(dict.fromkeys(outline for _, outline in groups))[:5],
-            }
-    return found
-
-
-def _describe_ignored(census: Census, role_of_group: Sequence[str | None]) -> dict[str, int]:
-    """What was left aside and is no part of any sample, counted."""
-    ignored = {"junk": census.junk}
-    pairs = zip(role_of_group, census.counts(), strict=True)
-    ignored["images without a role"] = sum(count for role, count in pairs if role is None)
-    for extension, count in sorted(census.other.items()):
-        ignored[f".{extension}" if extension else "without extension"] = count
-    return {what: count for what, count in ignored.items() if count}

@@ -24,6 +24,7 @@ __all__ = [
     "role_of",
     "safe_key",
     "shape_of",
+    "split_of",
     "strip_words",
 ]
 
@@ -45,6 +46,12 @@ _JUNK_FILES = re.compile(
 
 _MASK = re.compile(r"mask|trimap|matte|silhouette")
 _DEPTH = re.compile(r"depth|disparity|(?<![a-z])(?:disp|dmap)(?![a-z])")
+_OTHER = re.compile(
+    r"gtfine|gtcoarse|labelids|labeltrainids|instanceids|rightimg|(?<![a-z])normals?(?![a-z])"
+)
+_SPLIT = re.compile(
+    r"(?<![a-z])(?:(train(?:ing)?)|(val(?:id(?:ation)?)?|dev)|(test(?:ing)?))(?![a-z])"
+)
 _BOTH = re.compile(
     r"fgs?[-_ ]?bg|bgs?[-_ ]?fg|overla(?:y|id)|composite"
     r"|(?<![a-z])(?:fg|f)[-_ ]?\d.*(?<![a-z])(?:bg|b)[-_ ]?\d"
@@ -89,9 +96,12 @@ def evidence(part: str) -> str | None:
     Returns:
         ``mask``, ``depth``, ``fg_bg``, ``bg``; ``numbered`` for ``bg_007``, which may be a
         background or the folder of what was pasted on it; ``fg`` for cut-outs; ``picture`` for
-        words such as ``images``; None where it says nothing.
+        words such as ``images``; ``other`` for what is no role here, such as class labels; None
+        where it says nothing.
     """
     part = part.lower()
+    if _OTHER.search(part):
+        return "other"
     mask, depth = (_last(pattern, part) for pattern in (_MASK, _DEPTH))
     if mask >= 0 or depth >= 0:
         return "mask" if mask > depth else "depth"
@@ -113,6 +123,8 @@ def role_of(said: Sequence[str | None]) -> str | None:
     background or a cut-out; then words such as ``images``; then a stem like ``bg_007``.
     """
     inward = list(reversed(said))
+    if "other" in inward:
+        return "other"
     for accepted in (("mask", "depth"), ("fg_bg", "bg", "fg")):
         for word in inward:
             if word in accepted:
@@ -197,6 +209,12 @@ def background_number(text: str) -> int:
     """
     span = _number_span(_BACKGROUND_NUMBER, text)
     return int(text[span]) if span else -1
+
+
+def split_of(path: str) -> str | None:
+    """``train``, ``val`` or ``test``, where a folder's path says so; the outermost word counts."""
+    found = _SPLIT.search(path.lower())
+    return ("train", "val", "test")[(found.lastindex or 1) - 1] if found else None
 
 
 def folder_number(path: str, shared: int) -> int:

@@ -1,0 +1,249 @@
+"""On which background a sample stands: every rule that its name allows.
+
+Names and numbers in, candidates out. A candidate that the names state in so many words is marked;
+the others are guesses that only pixels can settle (``settle``). Reads no payload.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from shardify import naming
+
+__all__ = ["ORDERS", "Candidate", "Files", "by_rule", "candidates", "slots_of"]
+
+IntArray = npt.NDArray[np.int32]
+
+_BLOCKS = (200, 400, 800, 1000, 2000, 4000, 8000)
+"""Sizes of blocks that are tried besides those that follow from the counts."""
+
+_RUNS = re.compile(r"(\d+)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """One way to find every sample's background."""
+
+    rule: str
+    """In words, for people."""
+
+    settings: Mapping[str, str | int]
+    """The same as a layout file's ``[background]`` would say it."""
+
+    of_sample: IntArray
+    """(N,) int32, index into the background files."""
+
+    stated: bool
+    """Whether the names say so, rather than merely allow it."""
+
+
+class Files:
+    """The background files, in every order in which somebody may have counted them."""
+
+    def __init__(self, stems: Sequence[str]) -> None:
+        self.stems = [stem.lower() for stem in stems]
+        places = range(len(stems))
+        self.order = {
+            "lexicographic": sorted(places, key=lambda place: stems[place]),
+            "natural": sorted(places, key=lambda place: _natural(stems[place])),
+        }
+        self.of_number: dict[int, int] = {}
+        self.unnumbered = ""
+        """A stem without a number of its own; empty where every file has one."""
+        for place, stem in enumerate(stems):
+            found = naming.numbers(stem)
+            if not found or self.of_number.setdefault(found[-1], place) != place:
+                self.unnumbered = stem
+
+    def __len__(self) -> int:
+        return len(self.stems)
+
+
+ORDERS = ("lexicographic", "natural")
+"""park1, park10, park2, or park1, park2, park10."""
+
+
+def slots_of(names: Sequence[str], members: IntArray, shared: int) -> dict[str, IntArray]:
+    """Every number that all samples' names have in the same place.
+
+    Args:
+        names: Of the source.
+        members: (N,) index of each sample's composite.
+        shared: How many leading folders to pass over.
+
+    Returns:
+        slot -> (N,) int32, all at least 0. Slots: ``bg`` where a word like ``bg_012`` says what
+        the number is, ``fg`` likewise, ``folder`` for the innermost folder's last number,
+        ``1``, ``2``, … for the runs of digits in the file's name, stripped of role words.
+    """
+    shapes, folders = naming.Shapes(), dict[str, tuple[int, int]]()
+    count = len(members)
+    slots = {name: np.full(count, -1, np.int64) for name in ("bg", "fg", "folder")}
+    runs: list[npt.NDArray[np.int64]] = []
+    for row, index in enumerate(members.tolist()):
+        path, _, base = names[index].rpartition("/")
+        stem = base.rpartition(".")[0].lower()
+        shape, text = shapes.of(stem), shapes.stripped(stem)
+        if path not in folders:
+            folders[path] = naming.folder_number(path, shared), _innermost(path, shared)
+        stated, last = folders[path]
+        slots["bg"][row] = int(text[shape.background]) if shape.background else stated
+        slots["folder"][row] = last
+        if shape.foreground:
+            slots["fg"][row] = int(text[shape.foreground])
+        found = naming.numbers(text)
+        if row == 0:
+            runs = [np.full(count, -1, np.int64) for _ in found]
+        for place, value in enumerate(found[: len(runs)]):
+            runs[place][row] = min(value, 2**31 - 1)
+    slots |= {str(place + 1): values for place, values in enumerate(runs)}
+    return {name: values.astype(np.int32) for name, values in slots.items() if (values >= 0).all()}
+
+
+def candidates(
+    files: Files, slots: Mapping[str, IntArray], texts: Iterable[Sequence[str]] | None, count: int
+) -> list[Candidate]:
+    """Every rule that gives each sample one of the files; those that names state come first.
+
+    Args:
+        files: The backgrounds.
+        slots: Numbers of the samples; see ``slots_of``.
+        texts: For each sample the words that may be its background's whole name, if wanted.
+        count: N, the number of samples.
+
+    Returns:
+        No two of them give the same backgrounds to all samples.
+    """
+    found: list[Candidate] = []
+    seen: set[bytes] = set()
+
+    def offer(candidate: Candidate | None) -> None:
+        if candidate is None:
+            return
+        digest = hashlib.sha256(candidate.of_sample.tobytes()).digest()
+        if digest not in seen:
+            seen.add(digest)
+            found.append(candidate)
+
+    offer(by_rule(files, slots, {"rule": "number", "number": "bg"}, stated=True))
+    if texts is not None:
+        offer(_by_text(files, texts, count))
+    if len(files) == 1:
+        only = np.zeros(count, np.int32)
+        offer(Candidate(rule="the only one", settings={"rule": "only"}, of_sample=only,
+                        stated=True))  # fmt: skip
+    for slot, values in slots.items():
+        for settings in _guesses(files, values) if slot != "fg" else ():
+            offer(by_rule(files, slots, {"number": slot, **settings}))
+    return found
+
+
+def by_rule(
+    files: Files,
+    slots: Mapping[str, IntArray],
+    settings: Mapping[str, str | int],
+    *,
+    stated: bool = False,
+) -> Candidate | None:
+    """The candidate of one rule; None where it does not give every sample a file.
+
+    Args:
+        files: The backgrounds.
+        slots: Numbers of the samples.
+        settings: ``rule`` (number, order, block, modulo), ``number`` (which slot), and as the rule
+            needs ``offset``, ``order``, ``first``, ``size``.
+        stated: Whether the names state the rule.
+    """
+    rule, slot = str(settings["rule"]), str(settings.get("number", "bg"))
+    if slot not in slots or not len(files):
+        return None
+    values = slots[slot].astype(np.int64)
+    where = "the number after bg" if slot == "bg" else f"number {slot}" if slot.isdigit() else slot
+    if rule == "number":
+        offset = int(settings.get("offset", 0))
+        wanted, row = np.unique(values + offset, return_inverse=True)
+        if files.unnumbered or any(each not in files.of_number for each in wanted.tolist()):
+            return None
+        table = np.array([files.of_number[each] for each in wanted.tolist()], np.int32)
+        words = f"{where}" + (f" {offset:+d}" if offset else "")
+        return Candidate(
+            rule=f"background numbered as {words}", settings=settings, of_sample=table[row],
+            stated=stated,
+        )  # fmt: skip
+    order, first = str(settings.get("order", "natural")), int(settings.get("first", 0))
+    place = values - first
+    words = f"{where}, counted from {first}"
+    if rule == "block":
+        size = int(settings["size"])
+        place, words = place // size, f"blocks of {size} by {words}"
+    elif rule == "modulo":
+        place, words = place % len(files), f"{words}, modulo {len(files)}"
+    if place.min(initial=0) < 0 or place.max(initial=0) >= len(files):
+        return None
+    ranked = np.array(files.order[order], np.int32)
+    return Candidate(
+        rule=f"{words}, in {order} order", settings=settings, of_sample=ranked[place],
+        stated=stated,
+    )  # fmt: skip
+
+
+def _guesses(files: Files, values: IntArray) -> list[dict[str, str | int]]:
+    """Rules worth a try for one slot, the likelier first."""
+    low, high = int(values.min(initial=0)), int(values.max(initial=0))
+    guesses: list[dict[str, str | int]] = [
+        {"rule": "number", **({"offset": offset} if offset else {})} for offset in (0, 1, -1)
+    ]
+    guesses += [
+        {"rule": "order", "order": order, "first": first} for order in ORDERS for first in (0, 1)
+    ]
+    if high >= len(files):
+        exact = {-(-(high + 1 - first) // len(files)) for first in (0, 1)} | {
+            -(-len(values) // len(files)),
+            -(-(high - low + 1) // len(files)),
+        }
+        sizes = sorted(exact) + [size for size in _BLOCKS if size not in exact]
+        guesses += [
+            {"rule": "block", "size": size, "order": order, "first": first}
+            for size in sizes
+            if size > 1
+            for order in ORDERS
+            for first in (1, 0)
+        ]
+        guesses += [
+            {"rule": "modulo", "order": order, "first": first}
+            for order in ORDERS
+            for first in (1, 0)
+        ]
+    return guesses
+
+
+def _by_text(files: Files, texts: Iterable[Sequence[str]], count: int) -> Candidate | None:
+    """The background whose whole name is a word of the sample's: its folder, or how it begins."""
+    place = {stem: index for index, stem in enumerate(files.stems)}
+    if len(place) < len(files):
+        return None
+    of_sample = np.full(count, -1, np.int32)
+    for row, words in enumerate(texts):
+        of_sample[row] = next((place[word] for word in words if word in place), -1)
+    if (of_sample < 0).any():
+        return None
+    return Candidate(
+        rule="background's name in the sample's", settings={"rule": "name"}, of_sample=of_sample,
+        stated=True,
+    )  # fmt: skip
+
+
+def _innermost(path: str, shared: int) -> int:
+    parts = path.split("/")[shared:]
+    found = naming.numbers(naming.strip_words(parts[-1])) if parts else []
+    return min(found[-1], 2**31 - 1) if found else -1
+
+
+def _natural(stem: str) -> tuple[list[tuple[int, int, str]], str]:
+    """A key by which digits sort as numbers."""
+    parts = _RUNS.split(stem)
+    return [(1, int(p), "") if p.isdigit() else (0, 0, p) for p in parts], stem

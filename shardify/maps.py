@@ -1,0 +1,70 @@
+"""Maps that come with a data set: a csv, tsv or txt whose rows name files that belong together.
+
+Text in, rows of indexes out. Which column means what is told by the files that its cells name,
+not by a header. Reads nothing itself.
+"""
+
+import csv
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+__all__ = ["EXTENSIONS", "Finder", "rows_of"]
+
+EXTENSIONS = frozenset({"csv", "tsv", "txt"})
+"""Of files that may be maps, in lower case."""
+
+_SEPARATORS = "\t,;|"
+
+
+def rows_of(data: bytes) -> list[list[str]]:
+    """The cells of each line, whatever separates them and however lines end.
+
+    Returns:
+        Rows of at least two cells; nothing for what is no text.
+    """
+    try:
+        lines = data.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        return []
+    head = lines[:50]
+    counts = {mark: sum(mark in line for line in head) for mark in _SEPARATORS}
+    mark = max(counts, key=lambda each: counts[each])
+    try:
+        if counts[mark] * 2 >= len(head) > 0:
+            rows: Iterable[list[str]] = csv.reader(lines, delimiter=mark)
+            cells = [[cell.strip() for cell in row] for row in rows]
+        else:
+            cells = [line.split() for line in lines]
+    except csv.Error:
+        return []
+    return [row for row in cells if len(row) > 1]
+
+
+class Finder:
+    """Finds the file that a map's cell means, among those of one role."""
+
+    def __init__(self, names: Sequence[str], indexes: Iterable[int]) -> None:
+        self._names = names
+        self._by_stem: defaultdict[str, list[int]] = defaultdict(list)
+        for index in indexes:
+            self._by_stem[_stem(names[index])].append(index)
+
+    def find(self, cell: str) -> int | None:
+        """The one file that ``cell`` means: a path, a file's name, or that without extension."""
+        path = cell.replace("\\", "/").removeprefix("./").strip("/").lower()
+        found = self._by_stem.get(_stem(path), [])
+        if len(found) > 1:
+            bare = path.rpartition(".")[0] if "." in path.rpartition("/")[2] else path
+            tails = (f"/{path}", f"/{bare}.")
+            found = [
+                index
+                for index in found
+                if (name := f"/{self._names[index].lower()}").endswith(tails[0])
+                or f"{name.rpartition('.')[0]}.".endswith(tails[1])
+            ]
+        return found[0] if len(found) == 1 else None
+
+
+def _stem(path: str) -> str:
+    base = path.rpartition("/")[2].lower()
+    return base.rpartition(".")[0] or base

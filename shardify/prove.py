@@ -1,0 +1,262 @@
+"""The background of every sample: what names state is checked, what they leave open is settled.
+
+Puts the rules of ``backing`` before the pixels of ``settle`` and judges. A rule is taken when it
+is the only one that fits; where none does, or pixels contradict the names, the source is refused
+with the scores of what was tried.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from shardify import naming
+from shardify.backing import Candidate, Files, by_rule, candidates
+from shardify.errors import LayoutError
+from shardify.maps import Finder
+from shardify.rules import Rules, text_of
+from shardify.settle import Scores, score
+
+__all__ = ["Decision", "Question", "decide"]
+
+IntArray = npt.NDArray[np.int32]
+Read = Callable[[int], bytes]
+
+_CHECKED = 48
+"""Samples on which a stated background is checked."""
+
+_AGREES = 0.9
+_SHOWN = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """All that is known of samples whose backgrounds are sought."""
+
+    names: Sequence[str]
+    files: Sequence[int]
+    """Indexes of the backgrounds, in the order of their names."""
+    members: Mapping[str, IntArray]
+    slots: Mapping[str, IntArray]
+    shared: int
+    maps: Callable[[], list[list[str]]]
+    where: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """The answer."""
+
+    of_sample: IntArray
+    """(N,) int32, index into the question's files."""
+    description: dict[str, object]
+
+
+def decide(question: Question, layout: Rules | None, read: Read | None) -> Decision:
+    """Find the background of every sample.
+
+    Args:
+        question: What is known.
+        layout: A layout file's rules; their background rule is the only candidate.
+        read: Gives a file's bytes; without it nothing is proven.
+
+    Raises:
+        LayoutError: No rule fits the names, none or several fit the pixels, or the pixels
+            contradict what the names state.
+    """
+    if layout is not None:
+        tried = [_as_told(question, layout)]
+        read = read if layout.check else None
+    else:
+        tried = _all_candidates(question)
+    stated = [each for each in tried if each.stated]
+    if not tried:
+        raise LayoutError(_no_rule(question))
+    if read is None or "mask" not in question.members:
+        if not stated:
+            raise LayoutError(
+                f"{_no_rule(question)[: -len(_REMEDY)]}; {len(tried)} rules are possible, such as "
+                f"{tried[0].rule}{_REMEDY}"
+            )
+        return _answer(stated[0], {"proof": "none: only the names were looked at"})
+    if stated:
+        scores = _compare(question, stated, read)
+        if len(stated) == 1 and _holds(scores):
+            return _answer(stated[0], _proof(scores, 0))
+        if len(stated) > 1 and scores.winner is not None:
+            return _answer(stated[scores.winner], _proof(scores, scores.winner))
+    scores = _compare(question, tried, read)
+    if stated and not scores.samples:
+        proof: dict[str, object] = {
+            "proof": f"none: no background fits any of {scores.looked} samples"
+        }
+        return _answer(stated[0], proof)
+    if stated and scores.scores[0].agrees >= _AGREES:
+        return _answer(stated[0], _proof(scores, 0))
+    if stated:
+        raise LayoutError(
+            f"{question.where}: names state the background ({stated[0].rule}), but the pixels "
+            f"contradict: {_ranking(tried, scores)}; expected composites that equal their "
+            f"background outside the mask{_REMEDY}"
+        )
+    if scores.winner is None:
+        raise LayoutError(
+            f"{question.where}: names do not tell the background, and the pixels of "
+            f"{scores.samples} samples single out no rule: {_ranking(tried, scores)}; expected one "
+            f"that fits{_REMEDY}"
+        )
+    return _answer(tried[scores.winner], _proof(scores, scores.winner))
+
+
+_REMEDY = "; pass --layout with a rule for backgrounds"
+
+
+def _answer(candidate: Candidate, proof: dict[str, object]) -> Decision:
+    description = {"rule": candidate.rule, "settings": dict(candidate.settings), **proof}
+    return Decision(of_sample=candidate.of_sample, description=description)
+
+
+def _compare(question: Question, tried: Sequence[Candidate], read: Read) -> Scores:
+    return score(
+        [each.of_sample for each in tried],
+        composites=question.members["fg_bg"],
+        masks=question.members["mask"],
+        files=question.files,
+        read=read,
+        samples=_CHECKED if len(tried) == 1 else 2 * _CHECKED,
+    )
+
+
+def _holds(scores: Scores) -> bool:
+    """Whether a lone candidate fits so many samples that no other can be meant."""
+    return scores.samples * 2 >= scores.looked and scores.scores[0].agrees >= _AGREES
+
+
+def _proof(scores: Scores, number: int) -> dict[str, object]:
+    best = scores.scores[number]
+    proof: dict[str, object] = {
+        "proof": "pixels outside the mask",
+        "samples": scores.samples,
+        "agrees": round(best.agrees, 4),
+        "error": round(best.error, 2),
+    }
+    return proof | ({"margin": round(scores.margin, 2)} if scores.margin else {})
+
+
+def _ranking(tried: Sequence[Candidate], scores: Scores) -> str:
+    """The best candidates, each with its share of fitting samples and its error."""
+    ranked = sorted(
+        zip(tried, scores.scores, strict=True), key=lambda pair: (-pair[1].agrees, pair[1].error)
+    )
+    told = [
+        f"{each.rule} fits {found.agrees:.0%} (error {found.error:.1f})"
+        for each, found in ranked[:_SHOWN]
+    ]
+    return ", ".join(told)
+
+
+def _all_candidates(question: Question) -> list[Candidate]:
+    stems = [_stem(question.names[index]) for index in question.files]
+    files = Files(stems)
+    texts = _texts(question) if "bg" not in question.slots else None
+    tried = candidates(files, question.slots, texts, len(question.members["fg_bg"]))
+    if "bg" not in question.slots or not any(each.stated for each in tried):
+        mapped = _by_map(question, question.maps())
+        if mapped:
+            tried.insert(0, mapped)
+    return tried
+
+
+def _as_told(question: Question, layout: Rules) -> Candidate:
+    """The candidate of a layout file's rule."""
+    settings, rule = layout.background, str(layout.background["rule"])
+    names = question.names
+    stems = [text_of(layout, names[index], "bg") or _stem(names[index]) for index in question.files]
+    told: Candidate | None
+    if rule == "map":
+        told = _by_map(question, layout.rows)
+    elif rule == "name":
+        place = {stem.lower(): number for number, stem in enumerate(stems)}
+        texts = [text_of(layout, names[i], "bg") for i in question.members["fg_bg"].tolist()]
+        found = [place.get((text or "").lower(), -1) for text in texts]
+        told = None if min(found) < 0 else _stated("the group bg", settings, found)
+    elif rule == "only":
+        count = len(question.members["fg_bg"])
+        told = _stated("the only one", settings, [0] * count) if len(stems) == 1 else None
+    else:
+        told = by_rule(Files(stems), question.slots, settings, stated=True)
+    if told is None:
+        raise LayoutError(
+            f"{question.where}: the layout file's background rule ({rule}) does not give every "
+            f"sample one of {len(stems)} backgrounds; expected numbers or names that do; correct "
+            f"[background] or the patterns"
+        )
+    return told
+
+
+def _stated(rule: str, settings: Mapping[str, str | int], found: list[int]) -> Candidate:
+    return Candidate(rule=rule, settings=settings, of_sample=np.array(found, np.int32), stated=True)
+
+
+def _by_map(question: Question, rows: Sequence[Sequence[str]]) -> Candidate | None:
+    """The background that stands in the same row as one of the sample's files."""
+    if not rows:
+        return None
+    members = {role: column.tolist() for role, column in question.members.items()}
+    row_of = {
+        role: {index: row for row, index in enumerate(column)} for role, column in members.items()
+    }
+    finders = {role: Finder(question.names, column) for role, column in members.items()}
+    backs = Finder(question.names, question.files)
+    place = {index: number for number, index in enumerate(question.files)}
+    found = [-1] * len(members["fg_bg"])
+    for cells in rows:
+        meant = {index for cell in cells if (index := backs.find(cell)) is not None}
+        if len(meant) == 1:
+            for role, finder in finders.items():
+                for cell in cells:
+                    index = finder.find(cell)
+                    if index is not None:
+                        found[row_of[role][index]] = place[next(iter(meant))]
+    return _stated("a map in the source", {"rule": "map"}, found) if min(found) >= 0 else None
+
+
+def _texts(question: Question) -> Iterator[list[str]]:
+    """For each sample, what may be its background's name: its folders, and how its name begins."""
+    folders: dict[str, list[str]] = {}
+    for index in question.members["fg_bg"].tolist():
+        path, _, base = question.names[index].lower().rpartition("/")
+        if path not in folders:
+            parts = path.split("/")[question.shared :]
+            folders[path] = [*reversed(parts), *map(naming.strip_words, reversed(parts))]
+        stem = base.rpartition(".")[0]
+        cuts = [place for place, mark in enumerate(stem) if mark in "-_ ."]
+        yield folders[path] + [stem[:place] for place in reversed(cuts)]
+
+
+def _no_rule(question: Question) -> str:
+    """Why names alone cannot decide, in one line."""
+    stems = [_stem(question.names[index]) for index in question.files]
+    if "bg" not in question.slots:
+        sample = question.names[int(question.members["fg_bg"][0])]
+        return (
+            f"{question.where}: names do not tell which background a sample has (nothing like "
+            f"bg_012 in {sample}){_REMEDY}"
+        )
+    files, wanted = Files(stems), np.unique(question.slots["bg"]).tolist()
+    if files.unnumbered:
+        return (
+            f"{question.where}: backgrounds cannot be told by number: {files.unnumbered} has none "
+            f"of its own; expected one number each{_REMEDY}"
+        )
+    absent = [number for number in wanted if number not in files.of_number]
+    return (
+        f"{question.where}: samples name background {absent[0] if absent else wanted[0]}, but "
+        f"backgrounds are numbered {min(files.of_number)} to {max(files.of_number)}; names cannot "
+        f"decide which is meant{_REMEDY}"
+    )
+
+
+def _stem(name: str) -> str:
+    return name.rpartition("/")[2].rpartition(".")[0]

@@ -1,0 +1,292 @@
+"""Proof by pixels: outside its mask, a composite *is* its background.
+
+Reads a few payloads through a callable it is given, shrinks them, and scores candidates. It never
+proposes a rule of its own, and says so when no candidate, or more than one, fits.
+"""
+
+import io
+import struct
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from shardify.errors import ShardifyError
+
+__all__ = ["Score", "Scores", "looks_binary", "score"]
+
+IntArray = npt.NDArray[np.int32]
+Read = Callable[[int], bytes]
+
+_GRID = 48
+"""Pictures are compared at this height and width: JPEG's loss averages out, places do not."""
+
+_FITS = 12.0
+"""Mean difference, of 255, up to which a background can be the composite's at all."""
+
+_ROOM = 0.12
+"""Share of the picture that must lie outside the mask for a sample to tell anything."""
+
+_AGREES = 0.9
+"""Share of the telling samples that the right rule must fit."""
+
+_ENOUGH = 6
+"""Telling samples without which nothing is decided, where there are that many samples."""
+
+_MOST_BACKGROUNDS = 400
+_PIXELS = 1 << 26
+_BROKEN = (
+    ShardifyError, OSError, ValueError, SyntaxError, EOFError, struct.error, IndexError, KeyError,
+    TypeError, OverflowError, ZeroDivisionError, Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """How well one candidate fits."""
+
+    error: float
+    """Median over telling samples of the mean difference outside the mask, in 1/255."""
+
+    agrees: float
+    """Share of the telling samples on which no other background fits clearly better."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scores:
+    """What the pixels say of all candidates."""
+
+    scores: list[Score]
+    """One for each candidate."""
+
+    samples: int
+    """How many samples were telling: something fitted them, outside a mask that leaves room."""
+
+    looked: int
+    """How many samples were looked at."""
+
+    winner: int | None
+    """The one candidate that fits; None where none does, or several that differ do."""
+
+    margin: float
+    """Error of the best other candidate over the winner's, on samples where they differ; 0 where
+    there is no other."""
+
+
+def score(
+    candidates: Sequence[IntArray],
+    *,
+    composites: IntArray,
+    masks: IntArray,
+    files: Sequence[int],
+    read: Read,
+    samples: int = 96,
+) -> Scores:
+    """Compare samples with the backgrounds that each candidate gives them.
+
+    Args:
+        candidates: (N,) int32 each, index into ``files``.
+        composites: (N,) index that ``read`` takes, of each sample's composite.
+        masks: (N,) likewise.
+        files: Indexes that ``read`` takes, of the backgrounds.
+        read: Gives a file's bytes; what it raises of ``ShardifyError`` passes over the file.
+        samples: How many to look at first. Where candidates that fit still differ, more are
+            taken from the samples on which they do.
+    """
+    table = list(candidates)
+    view = _View(composites, masks, files, read)
+    rows = _spread(np.arange(len(composites)), samples)
+    looked: list[int] = []
+    left = list(range(len(table)))
+    for _ in range(8):
+        pool = _pool(table, rows, len(files))
+        for row in rows.tolist():
+            view.look(row, pool)
+        looked += rows.tolist()
+        agrees = view.agreement(table, looked)
+        left = [number for number in left if agrees[number] >= _AGREES]
+        differ = np.zeros(len(composites), np.bool_)
+        for number in left[1:]:
+            differ |= table[number] != table[left[0]]
+        rows = _spread(np.setdiff1d(np.flatnonzero(differ), looked), 48)
+        if not rows.size:
+            break
+    left = _weed(table, left, view)
+    telling = view.telling()
+    errors = [view.error(each, telling) for each in table]
+    winner = left[0] if len(left) == 1 and len(telling) >= min(_ENOUGH, len(composites)) else None
+    margin = 0.0
+    if winner is not None:
+        for number, other in enumerate(table):
+            apart = [row for row in telling if other[row] != table[winner][row]]
+            if number != winner and apart:
+                ratio = view.error(other, apart) / max(view.error(table[winner], apart), 0.5)
+                margin = min(margin, ratio) if margin else ratio
+    return Scores(
+        scores=[
+            Score(error=error, agrees=share)
+            for error, share in zip(errors, view.agreement(table, looked), strict=True)
+        ],
+        samples=len(telling),
+        looked=len(looked),
+        winner=winner,
+        margin=margin,
+    )
+
+
+def looks_binary(data: bytes) -> bool | None:
+    """Whether a picture has next to nothing between its darkest and brightest value.
+
+    Returns:
+        None where it cannot be decoded.
+    """
+    gray = _picture(data, "L", None)
+    if gray is None:
+        return None
+    pixels = np.asarray(gray).astype(np.int16)
+    low, high = int(pixels.min()), int(pixels.max())
+    edge = max(1, (high - low) // 8)
+    return bool(((pixels - low < edge) | (high - pixels < edge)).mean() > 0.9)
+
+
+class _View:
+    """Small pictures of the samples looked at, and how far each is from each background."""
+
+    def __init__(
+        self, composites: IntArray, masks: IntArray, files: Sequence[int], read: Read
+    ) -> None:
+        self._composites, self._masks, self._files, self._read = composites, masks, files, read
+        self._backs: dict[int, npt.NDArray[np.int16] | None] = {}
+        self.errors: dict[int, dict[int, tuple[float, float]]] = {}
+        """row -> background -> error, squashed to the composite's shape and cut to it."""
+
+    def look(self, row: int, pool: Sequence[int]) -> None:
+        """Measure one sample against every background of the pool."""
+        front = self._small(int(self._composites[row]), "RGB")
+        mask = self._small(int(self._masks[row]), "L")
+        if front is None or mask is None:
+            return
+        # A mask of 0 and 1 is as good as one of 0 and 255.
+        free = mask.astype(np.int32) * 255 < 5 * max(1, int(mask.max()))
+        if free.mean() < _ROOM:
+            return
+        found = {}
+        for number in pool:
+            if number not in self._backs:
+                self._backs[number] = self._both(self._files[number])
+            back = self._backs[number]
+            if back is not None:
+                difference = np.abs(back[:, free] - front[free]).mean(axis=(1, 2))
+                found[number] = float(difference[0]), float(difference[1])
+        self.errors[row] = found
+
+    def _small(self, index: int, mode: str) -> npt.NDArray[np.int16] | None:
+        picture = self._picture(index, mode)
+        return None if picture is None else _shrink(picture)
+
+    def _both(self, index: int) -> npt.NDArray[np.int16] | None:
+        """(2, GRID, GRID, 3): the background squashed to a square, and cut to one."""
+        picture = self._picture(index, "RGB")
+        if picture is None:
+            return None
+        width, height = picture.size
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        middle = picture.crop((left, top, left + side, top + side))
+        return np.stack([_shrink(picture), _shrink(middle)])
+
+    def _picture(self, index: int, mode: str) -> Image.Image | None:
+        try:
+            data = self._read(index)
+        except ShardifyError:
+            return None
+        return _picture(data, mode, 3 * _GRID)
+
+    def telling(self) -> list[int]:
+        """Rows that some background fits."""
+        way = self._way()
+        return [
+            row
+            for row, found in self.errors.items()
+            if found and min(each[way] for each in found.values()) <= _FITS
+        ]
+
+    def agreement(self, table: Sequence[IntArray], rows: Sequence[int]) -> list[float]:
+        """Share of the telling rows on which each candidate's background fits best, or nearly."""
+        way, wanted = self._way(), set(rows)
+        telling = [row for row in self.telling() if row in wanted]
+        hits = np.zeros(len(table))
+        for row in telling:
+            found = self.errors[row]
+            limit = 1.4 * min(each[way] for each in found.values()) + 1.0
+            for number, each in enumerate(table):
+                claimed = found.get(int(each[row]))
+                hits[number] += claimed is not None and claimed[way] <= limit
+        return [float(each) / max(1, len(telling)) for each in hits]
+
+    def error(self, candidate: IntArray, rows: Sequence[int]) -> float:
+        """Median error of one candidate; 255 where it was never measured."""
+        way = self._way()
+        found = [self.errors[row].get(int(candidate[row]), (255.0, 255.0))[way] for row in rows]
+        return float(np.median(found)) if found else 255.0
+
+    def _way(self) -> int:
+        """0 where squashed backgrounds fit better, 1 where cut ones do."""
+        best = np.array([
+            [min(each[way] for each in found.values()) for way in (0, 1)]
+            for found in self.errors.values() if found
+        ])  # fmt: skip
+        return int(best.size > 0 and np.median(best[:, 1]) < np.median(best[:, 0]))
+
+
+def _weed(table: Sequence[IntArray], left: list[int], view: _View) -> list[int]:
+    """Drop candidates that are wrong where those that are left differ."""
+    telling = view.telling()
+    for number in list(left):
+        others = [table[each] for each in left if each != number]
+        apart = [row for row in telling if any(each[row] != table[number][row] for each in others)]
+        if apart and view.agreement([table[number]], apart)[0] < _AGREES:
+            left = [each for each in left if each != number]
+    return left
+
+
+def _pool(table: Sequence[IntArray], rows: npt.NDArray[np.int64], files: int) -> list[int]:
+    """Backgrounds to compare with: all, or those that are claimed where that is many fewer."""
+    if files <= _MOST_BACKGROUNDS and len(table) > 1:
+        return list(range(files))
+    claimed: set[int] = set()
+    for each in table:
+        claimed.update(each[rows].tolist())
+    return sorted(claimed)[:_MOST_BACKGROUNDS]
+
+
+def _spread(rows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """At most ``count`` of the rows, evenly spread."""
+    if len(rows) <= count:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, count).astype(np.int64)]
+
+
+def _shrink(picture: Image.Image) -> npt.NDArray[np.int16]:
+    small = picture.resize((_GRID, _GRID), Image.Resampling.BOX)
+    return np.asarray(small).astype(np.int16)
+
+
+def _picture(data: bytes, mode: str, about: int | None) -> Image.Image | None:
+    """Decode, at a reduced size if ``about`` (pixels) allows; None where that fails."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", UserWarning)
+            picture = Image.open(io.BytesIO(data))
+            if picture.width * picture.height > _PIXELS:
+                return None
+            if about:
+                picture.draft(mode, (about, about))
+            return picture.convert(mode)
+    except _BROKEN:
+        return None
