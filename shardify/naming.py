@@ -54,8 +54,9 @@ _SPLIT = re.compile(
 )
 _BOTH = re.compile(
     r"fgs?[-_ ]?bg|bgs?[-_ ]?fg|overla(?:y|id)|composite"
-    r"|(?<![a-z])(?:fg|f)[-_ ]?\d.*(?<![a-z])(?:bg|b)[-_ ]?\d"
-    r"|(?<![a-z])(?:bg|b)[-_ ]?\d.*(?<![a-z])(?:fg|f)[-_ ]?\d"
+    r"|(?<![a-z])fg[-_ ]?\d.*(?<![a-z])bg[-_ ]?\d|(?<![a-z])bg[-_ ]?\d.*(?<![a-z])fg[-_ ]?\d"
+    # Single letters only with separators around: hexadecimal names are full of b1 and f0.
+    r"|(?:^|[-_ ])(?:f\d+[-_ ]b|b\d+[-_ ]f)\d+(?![a-z\d])"
 )
 _BACKGROUND = re.compile(r"(?<![a-z])(?:bgs?|backs?|backgrounds?)(?![a-z])")
 _BACKGROUND_NUMBERED = re.compile(r"(?<![a-z])(?:bg|back|background)[-_ ]?\d")
