@@ -127,8 +127,9 @@ def run_command(file: Path | None, resume: bool, as_json: bool, **flags: Any) ->
         from train.logs import Screen
 
         config = configure(_said(flags), file=file, resume=resume)
-        summary = launch(config, resume=resume, screen=Screen(to_stderr=as_json))
-        click.echo(summary.to_json() if as_json else summary)
+        screen = Screen(to_stderr=as_json)
+        summary = launch(config, resume=resume, screen=screen)
+        screen.result(summary.to_json() if as_json else str(summary))
 
 
 @main.command(name="config")

@@ -4,8 +4,11 @@ One process is a world of size 1: then no process group exists and every functio
 once. ``torchrun`` sets the environment for more. This module knows no models, files or metrics.
 """
 
+import hashlib
 import os
 import re
+import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +17,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from train.errors import ConfigError, PeerError
 
@@ -139,12 +143,14 @@ def connected(world: World, device: torch.device, *, minutes: float = 10.0) -> I
     if world.size == 1:
         yield world
         return
+    timeout = timedelta(minutes=minutes)
     try:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
+            store=_meet(_store(world, timeout), world, timeout),
             rank=world.rank,
             world_size=world.size,
-            timeout=timedelta(minutes=minutes),
+            timeout=timeout,
         )
         yield world
     except (dist.DistError, RuntimeError) as error:
@@ -158,3 +164,44 @@ def connected(world: World, device: torch.device, *, minutes: float = 10.0) -> I
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _store(world: World, timeout: timedelta) -> Store:
+    """The key-value store of all ranks; torchrun's own where there is one."""
+    try:
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"MASTER_ADDR, MASTER_PORT: {error}; use torchrun") from error
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return TCPStore(host, port, world.size, is_master=world.first and not hosted, timeout=timeout)
+
+
+def _meet(store: Store, world: World, timeout: timedelta) -> Store:
+    """A part of the store that only the processes alive now know.
+
+    torchrun keeps one store when it starts dead ranks again, and a process group that finds the
+    addresses of the dead in it waits for them for ever. So every process brings a name that no
+    other ever had; the first rank lists the names until all ranks agree that theirs is among them.
+
+    Raises:
+        PeerError: Not all ranks came in time.
+    """
+    me = uuid.uuid4().hex
+    deadline = time.monotonic() + timeout.total_seconds()
+    store.set(f"here/{world.rank}", me)
+    while time.monotonic() < deadline:
+        if world.first:
+            names = [store.get(f"here/{rank}").decode() for rank in range(world.size)]
+            store.set("names", ",".join(names))
+        names = store.get("names").decode().split(",")
+        if len(names) == world.size and names[world.rank] == me:
+            agreed = ",".join(names)
+            store.set(f"agreed/{world.rank}", agreed)
+            if world.first and all(
+                store.get(f"agreed/{rank}").decode() == agreed for rank in range(world.size)
+            ):
+                store.set("complete", agreed)
+            if store.check(["complete"]) and store.get("complete").decode() == agreed:
+                return PrefixStore(hashlib.sha256(agreed.encode()).hexdigest()[:16], store)
+        time.sleep(0.02)
+    raise PeerError(f"rank {world.rank} of {world.size}: not all ranks came; start them together")

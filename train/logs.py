@@ -85,6 +85,11 @@ class Screen:
         else:
             print(line, file=self._lines, flush=True)
 
+    def result(self, text: str) -> None:
+        """What a command came to, on standard output."""
+        if not self._quiet:
+            print(text, flush=True)
+
     def begin(self, title: str, steps: int) -> None:
         """Start a bar of ``steps``."""
         self.end()
