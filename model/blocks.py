@@ -17,6 +17,7 @@ __all__ = [
     "DoubleConv",
     "Down",
     "Prediction",
+    "Residual",
     "Up",
     "check_input",
     "check_size",
