@@ -5,7 +5,6 @@ are no longer in use). It decodes nothing and chooses no sample.
 """
 
 import weakref
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -82,7 +81,7 @@ class Renderer:
         self._augment = augment
         self._threads = threads
         self._dtype = dtype
-        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self._channels_last = channels_last
         self._noise = noise_table(res)
         self._buffers = Buffers()
         self._pool = ThreadPoolExecutor(threads, "shardline-render") if threads > 1 else None
@@ -96,12 +95,11 @@ class Renderer:
         """
         count, area = len(images), self._res * self._res
         flat = self._buffers.take(count * sum(CHANNELS) * area)
-        tensors, begin = [], 0
-        for channels in CHANNELS:
-            end = begin + count * channels * area
-            tensors.append(flat[begin:end].view(count, channels, self._res, self._res))
-            begin = end
-        outputs = tuple(tensor.numpy() for tensor in tensors)
+        parts = torch.split(flat, [count * channels * area for channels in CHANNELS])
+        outputs = (
+            *(part.view(count, 3 * area).numpy() for part in parts[:2]),
+            *(part.view(count, self._res, self._res).numpy() for part in parts[2:]),
+        )
         looks = np.stack(
             [
                 matrices(draws.angle, width=images[:, k, 1], height=images[:, k, 2], res=self._res)
@@ -113,7 +111,8 @@ class Renderer:
         def part(first: int, last: int) -> None:
             render(
                 images, looks, draws.colour, draws.noise, draws.place, self._noise, self._normal,
-                self._threshold, self._depth_bits, self._augment, outputs, first, last,
+                self._threshold, self._depth_bits, self._augment, self._channels_last, outputs,
+                first, last,
             )  # fmt: skip
 
         cuts = np.linspace(0, count, min(self._threads, max(count, 1)) + 1).astype(int).tolist()
@@ -121,17 +120,17 @@ class Renderer:
             part(0, count)
         else:
             list(self._pool.map(part, cuts[:-1], cuts[1:]))
-        return Batch(*(self._dress(tensor) for tensor in tensors))
+        return Batch(
+            *(self._dress(part, channels) for part, channels in zip(parts, CHANNELS, strict=True))
+        )
 
     def close(self) -> None:
         """End the threads."""
         if self._pool is not None:
             self._pool.shutdown()
 
-    def _dress(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self._dtype).contiguous(memory_format=self._layout)
-
-
-def addresses(images: Sequence[tuple[int, int, int]]) -> npt.NDArray[np.int64]:
-    """(n, 3) int64 from (address, width, height) of n images."""
-    return np.array(images, np.int64).reshape(len(images), 3)
+    def _dress(self, part: torch.Tensor, channels: int) -> torch.Tensor:
+        """As (B, C, R, R) of the dtype and memory order that are wanted."""
+        if self._channels_last:
+            return part.view(-1, self._res, self._res, channels).permute(0, 3, 1, 2).to(self._dtype)
+        return part.view(-1, channels, self._res, self._res).to(self._dtype)

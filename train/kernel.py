@@ -70,6 +70,7 @@ def render(
     threshold: float,
     depth_bits: int,
     augment: bool,
+    interleave: bool,
     outputs: Any,
     begin: int,
     end: int,
@@ -89,12 +90,13 @@ def render(
         threshold: A mask's pixel is 1 where its value after the warp is at least this.
         depth_bits: 8 or 16.
         augment: Whether colour and noise are applied.
-        outputs: bg, fg_bg (B, 3, R, R), mask, depth (B, 1, R, R) float32; written.
+        interleave: Write bg and fg_bg as R x R x 3, else as 3 x R x R.
+        outputs: bg, fg_bg (B, 3 * R * R), mask, depth (B, R, R) float32; written.
         begin: First sample.
         end: One past the last.
     """
     bg, fg_bg, mask, depth = outputs
-    res = bg.shape[2]
+    res = mask.shape[1]
     offset = np.empty(res, np.int32)
     u, v = np.empty(res, np.float32), np.empty(res, np.float32)
     top, low = np.empty(res, np.uint64), np.empty(res, np.uint64)
@@ -107,18 +109,20 @@ def render(
             _look(matrices[n, 1], wide, high, y, offset, u, v)
             _fetch_rgb(images[n, 1, 0], wide, high, offset, top, low)
             _blend_rgb(top, low, u, v, rgb)
-            _finish(rgb, colour[n], noise[n], place[n], table, normal[1], augment, y, fg_bg[n])
+            _finish(rgb, colour[n], noise[n], place[n], table, normal[1], augment, y)
+            _write(rgb, interleave, y, fg_bg[n])
             if images[n, 0, 1] != wide or images[n, 0, 2] != high:
                 _look(matrices[n, 0], images[n, 0, 1], images[n, 0, 2], y, offset, u, v)
             _fetch_rgb(images[n, 0, 0], images[n, 0, 1], images[n, 0, 2], offset, top, low)
             _blend_rgb(top, low, u, v, rgb)
-            _finish(rgb, colour[n], noise[n], place[n], table, normal[0], augment, y, bg[n])
+            _finish(rgb, colour[n], noise[n], place[n], table, normal[0], augment, y)
+            _write(rgb, interleave, y, bg[n])
             # Targets: never coloured, never noisy.
             if images[n, 2, 1] != images[n, 0, 1] or images[n, 2, 2] != images[n, 0, 2]:
                 _look(matrices[n, 2], images[n, 2, 1], images[n, 2, 2], y, offset, u, v)
             _fetch_gray(images[n, 2, 0], images[n, 2, 1], offset, top2, low2)
             _blend_gray(top2, low2, u, v, _8, _BYTE, rgb[0])
-            _step(rgb[0], _f(threshold), mask[n, 0, y])
+            _step(rgb[0], _f(threshold), mask[n, y])
             if images[n, 3, 1] != images[n, 2, 1] or images[n, 3, 2] != images[n, 2, 2]:
                 _look(matrices[n, 3], images[n, 3, 1], images[n, 3, 2], y, offset, u, v)
             if depth_bits == 8:
@@ -127,7 +131,7 @@ def render(
             else:
                 _fetch_gray16(images[n, 3, 0], images[n, 3, 1], offset, top2, low2)
                 _blend_gray(top2, low2, u, v, _16, _WORD, rgb[0])
-            _scale(rgb[0], gray_scale, depth[n, 0, y])
+            _scale(rgb[0], gray_scale, depth[n, y])
 
 
 @_jit
@@ -231,35 +235,51 @@ def _mix(a: Any, b: Any, c: Any, d: Any, u: Any, v: Any) -> Any:
 
 @_jit
 def _finish(
-    rgb: Any,
-    colour: Any,
-    noise: Any,
-    place: Any,
-    table: Any,
-    normal: Any,
-    augment: bool,
-    y: int,
-    out: Any,
+    rgb: Any, colour: Any, noise: Any, place: Any, table: Any, normal: Any, augment: bool, y: int
 ) -> None:
-    """One row: colour and noise if asked for, clip, normalise."""
-    res = rgb.shape[1]
+    """One row, in place: colour and noise if asked for, clip, normalise."""
     red, green, blue = rgb[0], rgb[1], rgb[2]
-    row, column = place[0] + y, place[1]
-    for channel in range(3):
-        scale, shift = normal[0, channel], normal[1, channel]
-        line = out[channel, y]
-        if augment:
-            r, g, b = colour[channel, 0], colour[channel, 1], colour[channel, 2]
-            plus = colour[channel, 3]
-            strength = noise * _UNIT
-            grain = table[channel, row, column : column + res]
-            for x in range(res):
-                value = r * red[x] + g * green[x] + b * blue[x] + plus + strength * _f(grain[x])
-                line[x] = min(max(value, _f(0)), _f(255)) * scale + shift
-        else:
-            plain = rgb[channel]
-            for x in range(res):
-                line[x] = plain[x] * scale + shift
+    res = len(red)
+    s0, s1, s2 = normal[0, 0], normal[0, 1], normal[0, 2]
+    t0, t1, t2 = normal[1, 0], normal[1, 1], normal[1, 2]
+    if not augment:
+        for x in range(res):
+            red[x] = red[x] * s0 + t0
+        for x in range(res):
+            green[x] = green[x] * s1 + t1
+        for x in range(res):
+            blue[x] = blue[x] * s2 + t2
+        return
+    row, column, strength = place[0] + y, place[1], noise * _UNIT
+    grain0 = table[0, row, column : column + res]
+    grain1 = table[1, row, column : column + res]
+    grain2 = table[2, row, column : column + res]
+    m00, m01, m02, m03 = colour[0, 0], colour[0, 1], colour[0, 2], colour[0, 3]
+    m10, m11, m12, m13 = colour[1, 0], colour[1, 1], colour[1, 2], colour[1, 3]
+    m20, m21, m22, m23 = colour[2, 0], colour[2, 1], colour[2, 2], colour[2, 3]
+    for x in range(res):
+        r, g, b = red[x], green[x], blue[x]
+        p = m00 * r + m01 * g + m02 * b + m03 + strength * _f(grain0[x])
+        q = m10 * r + m11 * g + m12 * b + m13 + strength * _f(grain1[x])
+        w = m20 * r + m21 * g + m22 * b + m23 + strength * _f(grain2[x])
+        red[x] = _least(_most(p, _f(0)), _f(255)) * s0 + t0
+        green[x] = _least(_most(q, _f(0)), _f(255)) * s1 + t1
+        blue[x] = _least(_most(w, _f(0)), _f(255)) * s2 + t2
+
+
+@_jit
+def _write(rgb: Any, interleave: bool, y: int, out: Any) -> None:
+    red, green, blue = rgb[0], rgb[1], rgb[2]
+    res = len(red)
+    if interleave:
+        line = out[3 * res * y : 3 * res * (y + 1)]
+        for x in range(res):
+            line[3 * x], line[3 * x + 1], line[3 * x + 2] = red[x], green[x], blue[x]
+        return
+    plane = res * res
+    out[res * y : res * (y + 1)] = red
+    out[plane + res * y : plane + res * (y + 1)] = green
+    out[2 * plane + res * y : 2 * plane + res * (y + 1)] = blue
 
 
 @_jit
