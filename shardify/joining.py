@@ -7,7 +7,7 @@ shards or pixels. Nothing here pairs by position; what the names leave open stay
 import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +22,7 @@ __all__ = [
     "Folder",
     "Group",
     "Table",
+    "indexes_of",
     "join",
     "join_by_map",
     "tabulate",
@@ -221,40 +222,43 @@ def tabulate(
 
 
 def join_by_map(
-    census: Census, role_of_group: Sequence[str | None], rows: Sequence[Sequence[str]]
+    names: Sequence[str], files: Mapping[str, IntArray], rows: Iterable[Sequence[str]]
 ) -> Table | None:
     """Bring together what stands in one row of a map; None where the map tells of no sample.
 
     Files that no row names stay apart, each in a row of its own.
+
+    Args:
+        names: Of the source.
+        files: role -> indexes of its files; without backgrounds.
+        rows: Cells of each row.
     """
-    roles = [role for role in naming.ROLES if role != "bg" and role in role_of_group]
+    roles = list(files)
     items: list[tuple[int, int, str]] = []
-    found = 0
-    taken: set[tuple[int, int]] = set()
-    indexes = {role: _indexes(census, role_of_group, role) for role in roles}
-    finders = [Finder(census.names, indexes[role].tolist()) for role in roles]
+    taken: set[int] = set()
+    finders = [Finder(names, files[role].tolist()) for role in roles]
     for number, cells in enumerate(rows):
         for code, finder in enumerate(finders):
             meant = {index for cell in cells if (index := finder.find(cell)) is not None}
             if len(meant) == 1:
-                index = meant.pop()
-                items.append((index, code, f"row {number}"))
-                taken.add((code, index))
-                found += 1
-    if not found:
+                items.append((min(meant), code, f"row {number}"))
+                taken |= meant
+    if not items:
         return None
     for code, role in enumerate(roles):
-        items += [
-            (index, code, f"file {index}")
-            for index in indexes[role].tolist()
-            if (code, index) not in taken
-        ]
+        apart = (index for index in files[role].tolist() if index not in taken)
+        items += [(index, code, f"file {index}") for index in apart]
     return tabulate(items, roles, "rows of a map")
 
 
-def _indexes(census: Census, role_of_group: Sequence[str | None], role: str) -> IntArray:
-    wanted = np.array([each == role for each in role_of_group] + [False])
-    return np.flatnonzero(wanted[census.group]).astype(np.int32)
+def indexes_of(census: Census, role_of_group: Sequence[str | None]) -> dict[str, IntArray]:
+    """Role -> indexes of its files, for the roles that the source has."""
+    found = {}
+    for role in naming.ROLES:
+        wanted = np.array([each == role for each in role_of_group] + [False])
+        if wanted.any():
+            found[role] = np.flatnonzero(wanted[census.group]).astype(np.int32)
+    return found
 
 
 def _study_folder(path: str, shared: int) -> Folder:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from shardify import backing, naming, prove, roles, rules
 from shardify.errors import LayoutError, ShardifyError
-from shardify.joining import Census, Table, join, join_by_map, take_census
+from shardify.joining import Census, Table, indexes_of, join, join_by_map, take_census
 from shardify.maps import rows_of
 
 __all__ = ["Layout", "Rejection", "detect"]
@@ -103,7 +103,7 @@ def detect(
     if layout is None:
         found = _found_by_names(names, where, read)
     else:
-        found = _found_by_rules(names, where, layout)
+        found = _found_by_rules(names, where, layout, read)
     whole = np.flatnonzero(found.table.whole)
     if not whole.size:
         raise LayoutError(_nothing_fits(names, found.table, where))
@@ -154,6 +154,10 @@ def detect(
             "files": len(found.backgrounds),
             "used": len(ids),
         }
+        if decided.description["settings"] == {"rule": "map"}:
+            description["map"] = found.map
+    if found.table.rule == "rows of a map":
+        description["map"] = found.map
     if split is not None:
         description["splits"] = "given by the source's folders"
     return Layout(
@@ -180,6 +184,8 @@ class _Found:
     ignored: dict[str, int]
     shared: int
     maps: Callable[[], list[list[str]]]
+    map: str | None
+    """Name of the map, if there is one to use."""
 
 
 def _found_by_names(names: Sequence[str], where: str, read: Read | None) -> _Found:
@@ -190,25 +196,30 @@ def _found_by_names(names: Sequence[str], where: str, read: Read | None) -> _Fou
     def maps() -> list[list[str]]:
         return _maps(census, read)
 
-    fullest = max(int((column != -1).sum()) for column in table.members.values())
-    if table.complete * 2 < fullest and census.texts:
-        mapped = join_by_map(census, role_of_group, maps())
+    files = indexes_of(census, role_of_group)
+    backgrounds = files.pop("bg", np.zeros(0, np.int32)).tolist()
+    if table.complete * 2 < max(map(len, files.values())) and census.texts:
+        mapped = join_by_map(names, files, maps())
         if mapped and mapped.complete > table.complete:
             table = mapped
-    is_background = np.array([role == "bg" for role in role_of_group] + [False])
-    files = np.flatnonzero(is_background[census.group]).tolist()
     return _Found(
         table=table,
-        backgrounds=sorted(files, key=names.__getitem__),
+        backgrounds=sorted(backgrounds, key=names.__getitem__),
         told=roles.describe(census, role_of_group),
         ignored=roles.ignored(census, role_of_group),
         shared=census.shared,
         maps=maps,
+        map=min((names[index] for index in census.texts), default=None),
     )
 
 
-def _found_by_rules(names: Sequence[str], where: str, layout: rules.Rules) -> _Found:
-    applied = rules.apply(layout, names, where=where)
+def _found_by_rules(
+    names: Sequence[str], where: str, layout: rules.Rules, read: Read | None
+) -> _Found:
+    def maps() -> list[list[str]]:
+        return rules.map_rows(layout, names, read)
+
+    applied = rules.apply(layout, names, maps, where=where)
     wanted = layout.background["rule"] != "none"
     return _Found(
         table=applied.table,
@@ -219,7 +230,8 @@ def _found_by_rules(names: Sequence[str], where: str, layout: rules.Rules) -> _F
         },
         ignored={"no pattern matches": applied.unmatched} if applied.unmatched else {},
         shared=0,
-        maps=lambda: [list(row) for row in layout.rows],
+        maps=maps,
+        map=layout.map,
     )
 
 

@@ -175,7 +175,7 @@ def _as_told(question: Question, layout: Rules) -> Candidate:
     stems = [text_of(layout, names[index], "bg") or _stem(names[index]) for index in question.files]
     told: Candidate | None
     if rule == "map":
-        told = _by_map(question, layout.rows)
+        told = _by_map(question, question.maps())
     elif rule == "name":
         place = {stem.lower(): number for number, stem in enumerate(stems)}
         texts = [text_of(layout, names[i], "bg") for i in question.members["fg_bg"].tolist()]

@@ -2,53 +2,63 @@ r"""Layout files: a data set's own rules, where detection cannot find them or sh
 
 A layout file is TOML::
 
-    [roles.fg_bg]
-    patterns = ['fg_bg/(?P<bg>\d+)_(?P<n>\d+)\.jpg']
-    [roles.mask]
-    patterns = ['masks/(?P<n>\d+)\.png']
-    [roles.bg]
-    patterns = ['backgrounds/park(?P<bg>\d+)\.jpg']
+    join = 'names'       # or 'map': what stands in one row of the map is one sample
+    map = 'pairs.csv'    # if needed: a csv, tsv or txt beside this file, or in the source
+
+    [roles]              # regular expressions for whole paths
+    bg = ['backgrounds/park(?P<bg>\d+)\.jpg']
+    fg_bg = ['fg_bg/(?P<bg>\d+)_(?P<n>\d+)\.jpg']
+    mask = ['masks/(?P<n>\d+)\.png']
 
     [background]
     rule = 'number'      # number, order, block, modulo, name, map, only or none
     number = 'bg'        # the group that holds the sample's number
     check = true         # prove it by pixels
 
-A pattern is a regular expression for a whole path. Files whose common named groups are equal (as
-numbers, where they are) are one sample. Groups with a meaning of their own: ``bg``, the
-background's name or number; ``fg``, the foreground's; ``split``, ``train`` or ``val``.
-``order`` takes ``order`` (lexicographic or natural) and ``first`` (0 or 1); ``block`` also
-``size``; ``map`` takes ``file``, a csv, tsv or txt beside the layout file.
+Files whose common named groups are equal (as numbers, where they are) are one sample. Groups with
+a meaning of their own: ``bg``, the background's name or number; ``fg``, the foreground's;
+``split``, ``train`` or ``val``. ``number`` takes ``offset``; ``order`` takes ``order``
+(lexicographic or natural) and ``first`` (0 or 1), as do ``modulo`` and ``block``, which also takes
+``size``.
 
 This module parses and applies rules. It proposes none, and knows no pixel.
 """
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from shardify import naming
 from shardify.errors import LayoutError
-from shardify.joining import Table, tabulate
+from shardify.joining import Table, join_by_map, tabulate
 from shardify.maps import rows_of
 
-__all__ = ["BACKGROUND_RULES", "Applied", "Rules", "load", "parse"]
+__all__ = [
+    "BACKGROUND_RULES",
+    "Applied",
+    "Rules",
+    "apply",
+    "load",
+    "map_rows",
+    "match",
+    "parse",
+    "slots_of",
+    "text_of",
+]
 
 IntArray = npt.NDArray[np.int32]
 
 BACKGROUND_RULES = ("number", "order", "block", "modulo", "name", "map", "only", "none")
 
 _SETTINGS: dict[str, type] = {
-    "rule": str, "number": str, "order": str, "file": str, "offset": int, "first": int,
+    "rule": str, "number": str, "order": str, "offset": int, "first": int,
     "size": int, "check": bool,
 }  # fmt: skip
-_MEANT = frozenset({"bg", "fg", "split"})
 _PRECEDENCE = ("depth", "mask", "bg", "fg_bg")
 """Where a path matches the patterns of several roles, the first of these has it."""
 
@@ -61,8 +71,12 @@ class Rules:
     background: Mapping[str, str | int]
     check: bool = True
     """Whether pixels must agree."""
-    rows: Sequence[Sequence[str]] = field(default=())
-    """Of the map file, where the rule is ``map``."""
+    map: str | None = None
+    """Name of the map."""
+    join: str = "names"
+    """``names`` or ``map``."""
+    rows: Sequence[Sequence[str]] | None = None
+    """Of the map, where it lies beside the layout file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,27 +91,25 @@ class Applied:
 
 
 def load(path: Path) -> Rules:
-    """Read a layout file, and the map beside it that it may name.
+    """Read a layout file, and the map beside it, if it names one and that is there.
 
     Raises:
         LayoutError: It cannot be read, is no TOML, or says what no rule understands.
     """
     try:
-        rules, file = parse(path.read_text(encoding="utf-8"), where=str(path))
-        if file is None:
-            return rules
-        rows = rows_of((path.parent / file).read_bytes())
+        rules = parse(path.read_text(encoding="utf-8"), where=str(path))
+        beside = path.parent / rules.map if rules.map else None
+        rows = rows_of(beside.read_bytes()) if beside and beside.is_file() else None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise LayoutError(
-            f"{path}: it, or the map that it names, cannot be read ({reason}); expected a layout "
-            f"file; see shardify inspect"
+            f"{path}: cannot be read ({reason}); expected a layout file; see shardify inspect"
         ) from error
-    return Rules(patterns=rules.patterns, background=rules.background, check=rules.check, rows=rows)
+    return replace(rules, rows=rows)
 
 
-def parse(text: str, *, where: str) -> tuple[Rules, str | None]:
-    """The rules in a layout file's text, and the map file they name.
+def parse(text: str, *, where: str) -> Rules:
+    """The rules in a layout file's text.
 
     Raises:
         LayoutError: It is no TOML, or says what no rule understands.
@@ -106,44 +118,56 @@ def parse(text: str, *, where: str) -> tuple[Rules, str | None]:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise LayoutError(f"{where}: not TOML ({error}); expected a layout file") from error
-    roles = table.get("roles")
-    if not isinstance(roles, dict) or not roles:
-        raise LayoutError(f"{where}: no [roles.fg_bg]; expected a pattern for each role")
-    patterns = {role: _patterns(role, value, where) for role, value in roles.items()}
-    if "fg_bg" not in patterns or not {"mask", "depth"} & set(patterns):
-        raise LayoutError(
-            f"{where}: patterns for {', '.join(patterns)}; expected fg_bg and mask or depth"
-        )
-    background = table.get("background", {"rule": "number" if "bg" in patterns else "none"})
-    if not isinstance(background, dict):
-        raise LayoutError(f"{where}: background is no table; expected [background]")
-    settings = _settings(background, where)
-    unknown = set(table) - {"roles", "background"}
+    unknown = set(table) - {"roles", "background", "map", "join"}
     if unknown:
-        raise LayoutError(f"{where}: [{min(unknown)}] means nothing; expected roles, background")
-    check, file = bool(settings.pop("check", True)), settings.pop("file", None)
-    if (settings["rule"] == "map") != (file is not None):
-        raise LayoutError(f"{where}: rule map and file go together; expected both or neither")
-    rules = Rules(patterns=patterns, background=settings, check=check)
-    return rules, None if file is None else str(file)
+        raise LayoutError(
+            f"{where}: {min(unknown)} means nothing; expected join, map, [roles], [background]"
+        )
+    patterns = _patterns(table.get("roles"), where)
+    settings = _settings(
+        table.get("background", {"rule": "number" if "bg" in patterns else "none"}), where
+    )
+    file, join = table.get("map"), table.get("join", "names")
+    if join not in ("names", "map") or not isinstance(file, str | None):
+        raise LayoutError(f"{where}: join is neither 'names' nor 'map', or map is no file's name")
+    if "map" in (join, settings["rule"]) and file is None:
+        raise LayoutError(f"{where}: a map is asked for; expected map = 'file.csv'; add it")
+    check = bool(settings.pop("check", True))
+    return Rules(patterns=patterns, background=settings, check=check, map=file, join=join)
 
 
-def apply(rules: Rules, names: Sequence[str], *, where: str) -> Applied:
+def map_rows(
+    rules: Rules, names: Sequence[str], read: Callable[[int], bytes] | None
+) -> list[list[str]]:
+    """The rows of the map that the rules name: beside the layout file, or else in the source."""
+    if rules.rows is not None or rules.map is None:
+        return [list(row) for row in rules.rows or ()]
+    tail = f"/{rules.map.strip('/')}"
+    found = [index for index, name in enumerate(names) if f"/{name}".endswith(tail)]
+    if len(found) != 1 or read is None:
+        raise LayoutError(
+            f"{rules.map}: the layout file's map is not beside it, and {len(found)} files of the "
+            f"source have this name; expected one"
+        )
+    return rows_of(read(found[0]))
+
+
+def apply(
+    rules: Rules, names: Sequence[str], rows: Callable[[], list[list[str]]], *, where: str
+) -> Applied:
     """Match every name and bring companions together.
 
+    Args:
+        rules: What to apply.
+        names: Of the source.
+        rows: Gives the map's rows, where the rules join by it.
+        where: What to call the source in an error.
+
     Raises:
-        LayoutError: A role's patterns match nothing, or companions share no group.
+        LayoutError: A role's patterns match nothing, or nothing tells which files are companions.
     """
     roles = [role for role in naming.ROLES if role in rules.patterns and role != "bg"]
-    groups = [
-        {name for pattern in rules.patterns[role] for name in pattern.groupindex} for role in roles
-    ]
-    shared = sorted(set.intersection(*groups) - {"split"})
-    if not shared:
-        raise LayoutError(
-            f"{where}: the patterns of {', '.join(roles)} share no named group; expected one that "
-            f"tells which files belong together, such as (?P<n>\\d+)"
-        )
+    shared = _shared_groups(rules, roles, where) if rules.join == "names" else []
     backgrounds: list[int] = []
     unmatched: list[int] = []
 
@@ -159,14 +183,22 @@ def apply(rules: Rules, names: Sequence[str], *, where: str) -> Applied:
                 key = "/".join(str(int(each)) if each.isdecimal() else each for each in values)
                 yield index, roles.index(role), key
 
-    table = tabulate(items(), roles, "layout file")
-    assert table is not None
-    for role, column in table.members.items():
-        if (column == -1).all():
+    table: Table | None
+    if rules.join == "names":
+        table = tabulate(items(), roles, "layout file")
+    else:
+        files: dict[str, list[int]] = {role: [] for role in roles}
+        for index, code, _ in items():
+            files[roles[code]].append(index)
+        arrays = {role: np.array(indexes, np.int32) for role, indexes in files.items()}
+        table = join_by_map(names, arrays, rows())
+    for role in roles:
+        if table is None or (table.members[role] == -1).all():
             raise LayoutError(
-                f"{where}: no file matches the patterns of {role}; expected e.g. "
-                f"{rules.patterns[role][0].pattern}; correct the layout file"
+                f"{where}: nothing matches the patterns of {role} ("
+                f"{rules.patterns[role][0].pattern}) and the map, if any; correct the layout file"
             )
+    assert table is not None
     return Applied(table=table, backgrounds=backgrounds, unmatched=len(unmatched))
 
 
@@ -203,22 +235,46 @@ def text_of(rules: Rules, name: str, group: str) -> str | None:
     return found.groupdict().get(group) if found else None
 
 
-def _patterns(role: str, value: object, where: str) -> tuple[re.Pattern[str], ...]:
-    listed = value.get("patterns") if isinstance(value, dict) else None
-    if role not in naming.ROLES or not isinstance(listed, list) or not listed:
+def _shared_groups(rules: Rules, roles: Sequence[str], where: str) -> list[str]:
+    """The named groups that the patterns of all roles have."""
+    groups = [
+        {name for pattern in rules.patterns[role] for name in pattern.groupindex} for role in roles
+    ]
+    shared = sorted(set.intersection(*groups) - {"split"})
+    if not shared:
         raise LayoutError(
-            f"{where}: [roles.{role}] is not understood; expected one of "
-            f"{', '.join(naming.ROLES)} with patterns = ['…']"
+            f"{where}: the patterns of {', '.join(roles)} share no named group; expected one that "
+            f"tells which files belong together, such as (?P<n>[0-9]+)"
         )
-    try:
-        return tuple(re.compile(str(each)) for each in listed)
-    except re.error as error:
+    return shared
+
+
+def _patterns(roles: object, where: str) -> dict[str, tuple[re.Pattern[str], ...]]:
+    if not isinstance(roles, dict):
+        raise LayoutError(f"{where}: no [roles]; expected a list of patterns for each role")
+    patterns = {}
+    for role, listed in roles.items():
+        if role not in naming.ROLES or not isinstance(listed, list) or not listed:
+            raise LayoutError(
+                f"{where}: roles.{role} is not understood; expected a list of patterns for any of "
+                f"{', '.join(naming.ROLES)}"
+            )
+        try:
+            patterns[role] = tuple(re.compile(str(each)) for each in listed)
+        except re.error as error:
+            what = f"a pattern of {role} is no regular expression ({error})"
+            raise LayoutError(f"{where}: {what}; correct the layout file") from error
+    if "fg_bg" not in patterns or not {"mask", "depth"} & set(patterns):
         raise LayoutError(
-            f"{where}: a pattern of {role} is no regular expression ({error})"
-        ) from error
+            f"{where}: patterns for {', '.join(patterns) or 'nothing'}; expected fg_bg, and mask "
+            f"or depth or both"
+        )
+    return patterns
 
 
-def _settings(background: Mapping[str, Any], where: str) -> dict[str, str | int]:
+def _settings(background: object, where: str) -> dict[str, str | int]:
+    if not isinstance(background, dict):
+        raise LayoutError(f"{where}: background is no table; expected [background]")
     for name, value in background.items():
         if name not in _SETTINGS or not isinstance(value, _SETTINGS[name]):
             raise LayoutError(

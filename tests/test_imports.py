@@ -10,10 +10,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # A module may import those named before it in its own package, and what ACROSS allows.
 ORDER = {
     "shardify": (
-        "errors", "files", "archive", "extract", "images", "naming", "maps", "joining", "backing",
-        "settle", "roles", "rules", "prove", "layout", "plan", "index", "manifest", "workers",
-        "writer", "survey", "output", "build", "verify", "stats", "report", "textures", "canvas",
-        "scenes", "cutouts", "composites", "zipwriter", "synth", "bench", "cli", "__main__",
+        "errors", "files", "archive", "extract", "images", "png", "pixels", "codecs",
+        "naming", "maps", "joining", "backing", "settle", "roles", "rules", "prove", "layout",
+        "layoutfile", "plan", "index", "manifest", "workers", "writer", "survey", "output",
+        "summary", "bank", "build", "verify", "stats", "report", "textures", "canvas", "scenes",
+        "cutouts", "composites", "zipwriter", "synth", "bench", "cli", "__main__",
     ),
     "model": ("blocks", "resunet", "unet", "losses", "registry"),
     "train": (

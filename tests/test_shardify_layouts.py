@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from shardify import layout
+from shardify import layout, layoutfile, rules
 from shardify.errors import LayoutError
 
 BACKGROUNDS = 12
@@ -259,6 +259,15 @@ def suffixes_and_a_tab_map(pool: Pool) -> Made:
     return files, truth
 
 
+def words_that_matter(pool: Pool) -> Made:
+    files, truth = {f"bg/bg_{n}.jpg": data for n, data in pool.backs.items()}, Truth()
+    for s in pool.samples:
+        stem = f"{'cat' if s.number % 2 else 'dog'}_{s.number // 2}_bg_{s.back}"
+        put(files, truth, s, f"fg_bg/{stem}.jpg", f"mask/{stem}_mask.png", f"depth/{stem}.png",
+            f"bg/bg_{s.back}.jpg")  # fmt: skip
+    return files, truth
+
+
 def modulo(pool: Pool) -> Made:
     files, truth = {f"bg/bg{n}.jpg": data for n, data in pool.backs.items()}, Truth()
     for s, n in pool.moved(lambda n: (n - 1) % BACKGROUNDS + 1):
@@ -291,7 +300,7 @@ def named_backgrounds(pool: Pool) -> Made:
 STATED = [
     padded, role_in_the_middle, glued, role_in_the_zip_alone, prefix_with_labels,
     same_stems_in_every_folder, no_backgrounds, short_words, first_characters,
-    suffixes_and_a_tab_map, named_backgrounds,
+    suffixes_and_a_tab_map, named_backgrounds, words_that_matter,
 ]  # fmt: skip
 SETTLED = [blocks_of_unpadded, blocks_from_one, modulo, index_from_zero]
 
@@ -302,6 +311,24 @@ def test_layout_is_told_whole_and_right(pool: Pool, maker: Maker) -> None:
     found = check(files, truth)
     expected = sorted((s.fg_bg, s.mask, s.depth) for s in pool.samples)
     assert companions(found, files) == expected
+
+
+@pytest.mark.parametrize("maker", [*STATED, *SETTLED, random_names_and_a_csv])
+def test_the_layout_file_that_is_printed_finds_the_same_samples(pool: Pool, maker: Maker) -> None:
+    files, _ = maker(pool)
+    found = detect(files)
+    names = found.description.pop("names")
+    assert isinstance(names, list)
+    text = layoutfile.to_toml(found, names)
+    told = rules.parse(text, where="layout.toml")
+    again = layout.detect(
+        names, where="data.zip", read=lambda index: files[names[index]], layout=told
+    )
+    assert again.keys == found.keys, text
+    assert again.background_ids == found.background_ids, text
+    assert np.array_equal(again.background, found.background), text
+    for role, column in found.members.items():
+        assert np.array_equal(again.members[role], column), text
 
 
 @pytest.mark.parametrize("maker", STATED)
