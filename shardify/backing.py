@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from shardify import naming
 
-__all__ = ["ORDERS", "Candidate", "Files", "by_rule", "candidates", "slots_of"]
+__all__ = ["ORDERS", "Candidate", "Files", "by_rule", "guesses", "runs_of", "slots_of", "stated"]
 
 IntArray = npt.NDArray[np.int32]
 
@@ -36,9 +36,6 @@ class Candidate:
 
     of_sample: IntArray
     """(N,) int32, index into the background files."""
-
-    stated: bool
-    """Whether the names say so, rather than merely allow it."""
 
 
 class Files:
@@ -68,7 +65,7 @@ ORDERS = ("lexicographic", "natural")
 
 
 def slots_of(names: Sequence[str], members: IntArray, shared: int) -> dict[str, IntArray]:
-    """Every number that all samples' names have in the same place.
+    """The numbers that a word or a folder gives all samples.
 
     Args:
         names: Of the source.
@@ -77,77 +74,95 @@ def slots_of(names: Sequence[str], members: IntArray, shared: int) -> dict[str, 
 
     Returns:
         slot -> (N,) int32, all at least 0. Slots: ``bg`` where a word like ``bg_012`` says what
-        the number is, ``fg`` likewise, ``folder`` for the innermost folder's last number,
-        ``1``, ``2``, … for the runs of digits in the file's name, stripped of role words.
+        the number is, ``fg`` likewise, ``folder`` for the innermost folder's last number.
     """
     shapes, folders = naming.Shapes(), dict[str, tuple[int, int]]()
-    count = len(members)
-    slots = {name: np.full(count, -1, np.int64) for name in ("bg", "fg", "folder")}
-    runs: list[npt.NDArray[np.int64]] = []
+    slots = {name: np.full(len(members), -1, np.int32) for name in ("bg", "fg", "folder")}
+    bg, fg, folder = slots.values()
     for row, index in enumerate(members.tolist()):
         path, _, base = names[index].rpartition("/")
         stem = base.rpartition(".")[0].lower()
         shape, text = shapes.of(stem), shapes.stripped(stem)
         if path not in folders:
             folders[path] = naming.folder_number(path, shared), _innermost(path, shared)
-        stated, last = folders[path]
-        slots["bg"][row] = int(text[shape.background]) if shape.background else stated
-        slots["folder"][row] = last
+        stated, folder[row] = folders[path]
+        bg[row] = int(text[shape.background]) if shape.background else stated
         if shape.foreground:
-            slots["fg"][row] = int(text[shape.foreground])
-        found = naming.numbers(text)
-        if row == 0:
-            runs = [np.full(count, -1, np.int64) for _ in found]
+            fg[row] = int(text[shape.foreground])
+    return {name: values for name, values in slots.items() if (values >= 0).all()}
+
+
+def runs_of(names: Sequence[str], members: IntArray) -> dict[str, IntArray]:
+    """The runs of digits that all samples' stems have, stripped of words for roles.
+
+    Returns:
+        ``1``, ``2``, … -> (N,) int32, at most 2**31 - 1.
+    """
+    shapes = naming.Shapes()
+    runs: list[IntArray] | None = None
+    for row, index in enumerate(members.tolist()):
+        stem = names[index].rpartition("/")[2].rpartition(".")[0].lower()
+        found = naming.numbers(shapes.stripped(stem))
+        if runs is None:
+            runs = [np.full(len(members), -1, np.int32) for _ in found]
         for place, value in enumerate(found[: len(runs)]):
             runs[place][row] = min(value, 2**31 - 1)
-    slots |= {str(place + 1): values for place, values in enumerate(runs)}
-    return {name: values.astype(np.int32) for name, values in slots.items() if (values >= 0).all()}
+    numbered = enumerate(runs or (), 1)
+    return {str(place): values for place, values in numbered if (values >= 0).all()}
 
 
-def candidates(
-    files: Files, slots: Mapping[str, IntArray], texts: Iterable[Sequence[str]] | None, count: int
+def stated(
+    files: Files, slots: Mapping[str, IntArray], texts: Iterable[Sequence[str]], count: int
 ) -> list[Candidate]:
-    """Every rule that gives each sample one of the files; those that names state come first.
+    """The candidates that names state in so many words.
 
     Args:
         files: The backgrounds.
         slots: Numbers of the samples; see ``slots_of``.
-        texts: For each sample the words that may be its background's whole name, if wanted.
+        texts: For each sample the words that may be its background's whole name.
         count: N, the number of samples.
-
-    Returns:
-        No two of them give the same backgrounds to all samples.
     """
-    found: list[Candidate] = []
-    seen: set[bytes] = set()
-
-    def offer(candidate: Candidate | None) -> None:
-        if candidate is None:
-            return
-        digest = hashlib.sha256(candidate.of_sample.tobytes()).digest()
-        if digest not in seen:
-            seen.add(digest)
-            found.append(candidate)
-
-    offer(by_rule(files, slots, {"rule": "number", "number": "bg"}, stated=True))
-    if texts is not None:
-        offer(_by_text(files, texts, count))
+    found = [by_rule(files, slots, {"rule": "number", "number": "bg"})]
+    if "bg" not in slots:
+        found.append(_by_text(files, texts, count))
     if len(files) == 1:
         only = np.zeros(count, np.int32)
-        offer(Candidate(rule="the only one", settings={"rule": "only"}, of_sample=only,
-                        stated=True))  # fmt: skip
+        found.append(Candidate(rule="the only one", settings={"rule": "only"}, of_sample=only))
+    return [each for each in found if each]
+
+
+def guesses(
+    files: Files, slots: Mapping[str, IntArray], before: Sequence[Candidate] = ()
+) -> list[Candidate]:
+    """Every rule that names allow and that gives each sample one of the files.
+
+    Args:
+        files: The backgrounds.
+        slots: Numbers of the samples; see ``slots_of`` and ``runs_of``.
+        before: Candidates that there are already.
+
+    Returns:
+        No two, also of ``before``, give the same backgrounds to all samples.
+    """
+    seen = {_digest(each) for each in before}
+    found = []
     for slot, values in slots.items():
         for settings in _guesses(files, values) if slot != "fg" else ():
-            offer(by_rule(files, slots, {"number": slot, **settings}))
+            candidate = by_rule(files, slots, {"number": slot, **settings})
+            if candidate and (digest := _digest(candidate)) not in seen:
+                seen.add(digest)
+                found.append(candidate)
     return found
+
+
+def _digest(candidate: Candidate) -> bytes:
+    return hashlib.sha256(candidate.of_sample.tobytes()).digest()
 
 
 def by_rule(
     files: Files,
     slots: Mapping[str, IntArray],
     settings: Mapping[str, str | int],
-    *,
-    stated: bool = False,
 ) -> Candidate | None:
     """The candidate of one rule; None where it does not give every sample a file.
 
@@ -156,7 +171,6 @@ def by_rule(
         slots: Numbers of the samples.
         settings: ``rule`` (number, order, block, modulo), ``number`` (which slot), and as the rule
             needs ``offset``, ``order``, ``first``, ``size``.
-        stated: Whether the names state the rule.
     """
     rule, slot = str(settings["rule"]), str(settings.get("number", "bg"))
     if slot not in slots or not len(files):
@@ -171,9 +185,8 @@ def by_rule(
         table = np.array([files.of_number[each] for each in wanted.tolist()], np.int32)
         words = f"{where}" + (f" {offset:+d}" if offset else "")
         return Candidate(
-            rule=f"background numbered as {words}", settings=settings, of_sample=table[row],
-            stated=stated,
-        )  # fmt: skip
+            rule=f"background numbered as {words}", settings=settings, of_sample=table[row]
+        )
     order, first = str(settings.get("order", "natural")), int(settings.get("first", 0))
     place = values - first
     words = f"{where}, counted from {first}"
@@ -185,10 +198,7 @@ def by_rule(
     if place.min(initial=0) < 0 or place.max(initial=0) >= len(files):
         return None
     ranked = np.array(files.order[order], np.int32)
-    return Candidate(
-        rule=f"{words}, in {order} order", settings=settings, of_sample=ranked[place],
-        stated=stated,
-    )  # fmt: skip
+    return Candidate(rule=f"{words}, in {order} order", settings=settings, of_sample=ranked[place])
 
 
 def _guesses(files: Files, values: IntArray) -> list[dict[str, str | int]]:
@@ -232,9 +242,7 @@ def _by_text(files: Files, texts: Iterable[Sequence[str]], count: int) -> Candid
     if (of_sample < 0).any():
         return None
     return Candidate(
-        rule="background's name in the sample's", settings={"rule": "name"}, of_sample=of_sample,
-        stated=True,
-    )  # fmt: skip
+        rule="background's name in the sample's", settings={"rule": "name"}, of_sample=of_sample)  # fmt: skip
 
 
 def _innermost(path: str, shared: int) -> int:

@@ -136,6 +136,7 @@ def detect(
                 files=found.backgrounds,
                 members=members,
                 slots=slots,
+                runs=lambda: {} if layout else backing.runs_of(names, members["fg_bg"]),
                 shared=found.shared,
                 maps=found.maps,
                 where=where,

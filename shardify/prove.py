@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from shardify import naming
-from shardify.backing import Candidate, Files, by_rule, candidates
+from shardify import backing, naming
+from shardify.backing import Candidate, Files, by_rule
 from shardify.errors import LayoutError
 from shardify.maps import Finder
 from shardify.rules import Rules, text_of
@@ -39,6 +39,8 @@ class Question:
     """Indexes of the backgrounds, in the order of their names."""
     members: Mapping[str, IntArray]
     slots: Mapping[str, IntArray]
+    runs: Callable[[], Mapping[str, IntArray]]
+    """Further numbers, for guesses."""
     shared: int
     maps: Callable[[], list[list[str]]]
     where: str
@@ -69,36 +71,33 @@ def decide(question: Question, layout: Rules | None, read: Read | None) -> Decis
         tried = [_as_told(question, layout)]
         read = read if layout.check else None
     else:
-        tried = _all_candidates(question)
-    stated = [each for each in tried if each.stated]
-    if not tried:
-        raise LayoutError(_no_rule(question))
-    if read is None or "mask" not in question.members:
-        if not stated:
-            raise LayoutError(
-                f"{_no_rule(question)[: -len(_REMEDY)]}; {len(tried)} rules are possible, such as "
-                f"{tried[0].rule}{_REMEDY}"
-            )
-        return _answer(stated[0], {"proof": "none: only the names were looked at"})
-    if stated:
-        scores = _compare(question, stated, read)
-        if len(stated) == 1 and _holds(scores):
-            return _answer(stated[0], _proof(scores, 0))
-        if len(stated) > 1 and scores.winner is not None:
-            return _answer(stated[scores.winner], _proof(scores, scores.winner))
+        tried = _all_stated(question)
+    blind = read is None or "mask" not in question.members
+    if tried and blind:
+        return _answer(tried[0], {"proof": "none: only the names were looked at"})
+    if tried and read:
+        scores = _compare(question, tried, read)
+        if len(tried) == 1 and _holds(scores):
+            return _answer(tried[0], _proof(scores, 0))
+        if len(tried) > 1 and scores.winner is not None:
+            return _answer(tried[scores.winner], _proof(scores, scores.winner))
+    known = len(tried)
+    tried += backing.guesses(_files(question), {**question.slots, **question.runs()}, tried)
+    if not tried or blind or read is None:
+        raise LayoutError(_no_rule(question, tried))
     scores = _compare(question, tried, read)
-    if stated and not scores.samples:
-        proof: dict[str, object] = {
-            "proof": f"none: no background fits any of {scores.looked} samples"
-        }
-        return _answer(stated[0], proof)
-    if stated and scores.scores[0].agrees >= _AGREES:
-        return _answer(stated[0], _proof(scores, 0))
-    if stated:
+    if known:
+        if not scores.samples:
+            proof = f"none: no background fits any of {scores.looked} samples"
+            return _answer(tried[0], {"proof": proof})
+        if scores.scores[0].agrees >= _AGREES:
+            return _answer(tried[0], _proof(scores, 0))
+        says = "names state" if layout is None else "the layout file states"
+        remedy = _REMEDY if layout is None else "; correct [background], or set check = false"
         raise LayoutError(
-            f"{question.where}: names state the background ({stated[0].rule}), but the pixels "
+            f"{question.where}: {says} the background ({tried[0].rule}), but the pixels "
             f"contradict: {_ranking(tried, scores)}; expected composites that equal their "
-            f"background outside the mask{_REMEDY}"
+            f"background outside the mask{remedy}"
         )
     if scores.winner is None:
         raise LayoutError(
@@ -156,15 +155,16 @@ def _ranking(tried: Sequence[Candidate], scores: Scores) -> str:
     return ", ".join(told)
 
 
-def _all_candidates(question: Question) -> list[Candidate]:
-    stems = [_stem(question.names[index]) for index in question.files]
-    files = Files(stems)
-    texts = _texts(question) if "bg" not in question.slots else None
-    tried = candidates(files, question.slots, texts, len(question.members["fg_bg"]))
-    if "bg" not in question.slots or not any(each.stated for each in tried):
+def _files(question: Question) -> backing.Files:
+    return backing.Files([_stem(question.names[index]) for index in question.files])
+
+
+def _all_stated(question: Question) -> list[Candidate]:
+    count = len(question.members["fg_bg"])
+    tried = backing.stated(_files(question), question.slots, _texts(question), count)
+    if not tried:
         mapped = _by_map(question, question.maps())
-        if mapped:
-            tried.insert(0, mapped)
+        tried = [mapped] if mapped else []
     return tried
 
 
@@ -185,7 +185,7 @@ def _as_told(question: Question, layout: Rules) -> Candidate:
         count = len(question.members["fg_bg"])
         told = _stated("the only one", settings, [0] * count) if len(stems) == 1 else None
     else:
-        told = by_rule(Files(stems), question.slots, settings, stated=True)
+        told = by_rule(Files(stems), question.slots, settings)
     if told is None:
         raise LayoutError(
             f"{question.where}: the layout file's background rule ({rule}) does not give every "
@@ -196,7 +196,7 @@ def _as_told(question: Question, layout: Rules) -> Candidate:
 
 
 def _stated(rule: str, settings: Mapping[str, str | int], found: list[int]) -> Candidate:
-    return Candidate(rule=rule, settings=settings, of_sample=np.array(found, np.int32), stated=True)
+    return Candidate(rule=rule, settings=settings, of_sample=np.array(found, np.int32))
 
 
 def _by_map(question: Question, rows: Sequence[Sequence[str]]) -> Candidate | None:
@@ -235,27 +235,23 @@ def _texts(question: Question) -> Iterator[list[str]]:
         yield folders[path] + [stem[:place] for place in reversed(cuts)]
 
 
-def _no_rule(question: Question) -> str:
+def _no_rule(question: Question, tried: Sequence[Candidate]) -> str:
     """Why names alone cannot decide, in one line."""
-    stems = [_stem(question.names[index]) for index in question.files]
+    files = _files(question)
     if "bg" not in question.slots:
         sample = question.names[int(question.members["fg_bg"][0])]
-        return (
-            f"{question.where}: names do not tell which background a sample has (nothing like "
-            f"bg_012 in {sample}){_REMEDY}"
+        what = f"names do not tell which background a sample has (nothing like bg_012 in {sample})"
+    elif files.unnumbered:
+        what = f"backgrounds cannot be told by number: {files.unnumbered} has none of its own"
+    else:
+        wanted = np.unique(question.slots["bg"]).tolist()
+        absent = next((each for each in wanted if each not in files.of_number), wanted[0])
+        what = (
+            f"samples name background {absent}, but backgrounds are numbered "
+            f"{min(files.of_number)} to {max(files.of_number)}"
         )
-    files, wanted = Files(stems), np.unique(question.slots["bg"]).tolist()
-    if files.unnumbered:
-        return (
-            f"{question.where}: backgrounds cannot be told by number: {files.unnumbered} has none "
-            f"of its own; expected one number each{_REMEDY}"
-        )
-    absent = [number for number in wanted if number not in files.of_number]
-    return (
-        f"{question.where}: samples name background {absent[0] if absent else wanted[0]}, but "
-        f"backgrounds are numbered {min(files.of_number)} to {max(files.of_number)}; names cannot "
-        f"decide which is meant{_REMEDY}"
-    )
+    rules = f"{len(tried)} rules are possible, such as {tried[0].rule}" if tried else "no rule fits"
+    return f"{question.where}: {what}; expected names or pixels that decide: {rules}{_REMEDY}"
 
 
 def _stem(name: str) -> str:
