@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,45 +21,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardify.archive import Catalog
-from shardify.errors import BuildError, EntryError
-from shardify.extract import payload
-from shardify.files import TEMPORARY, publish, write_atomic
-from shardify.images import MASK_THRESHOLD
+from shardify.bank import write_backgrounds
+from shardify.errors import BuildError, EntryError, ImageError
+from shardify.files import write_atomic
+from shardify.images import parse
 from shardify.layout import Rejection
-from shardify.manifest import (
-    BACKGROUNDS,
-    REJECTED,
-    Background,
-    Manifest,
-    Role,
-    Shard,
-    Split,
-    Stats,
-)
+from shardify.manifest import BACKGROUNDS, REJECTED, Manifest, Resolution
 from shardify.output import check_out, claimed, finished, sweep
+from shardify.pixels import Meaning, levels_of, peak_of, settle_meaning
 from shardify.plan import ShardPlan
+from shardify.summary import costs_of, roles_of, splits_of, stats_of
 from shardify.survey import (
     MEMBERS,
     Options,
     Survey,
     check_bad,
-    drop_background,
-    replan,
+    reader_of,
+    rows_of,
     sources_of,
     survey,
     tally,
 )
 from shardify.workers import Workers
-from shardify.writer import (
-    ROW,
-    STATE,
-    BackgroundTask,
-    Moments,
-    ShardRecord,
-    ShardTask,
-    TarWriter,
-    check_picture,
-)
+from shardify.writer import STATE, BackgroundTask, Moments, ShardRecord, ShardTask, Sources
 
 __all__ = ["BuildReport", "build"]
 
@@ -68,6 +51,7 @@ _MEASURED = 500
 """At least this many samples are decoded for the statistics, if there are as many."""
 _MEASURED_BACKGROUNDS = 100
 _BACKGROUNDS_A_TASK = 8
+_LOOKED_AT = 16
 
 Progress = Callable[[int, int], None]
 """Called with samples done and samples in all."""
@@ -81,11 +65,13 @@ class BuildReport:
     already: bool
     """The same data set was there, finished; nothing was done."""
     manifest: Manifest
+    parts: list[Manifest]
+    """The data sets written: one, or one a resolution."""
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
         """For ``build --json``."""
-        manifest = self.manifest
+        manifest = self.parts[0]
         samples = sum(split.samples for split in manifest.splits.values())
         return {
             "out": self.out,
@@ -96,9 +82,14 @@ class BuildReport:
                 for name, split in manifest.splits.items()
             },
             "backgrounds": len(manifest.backgrounds),
+            "resolutions": [each.res for each in self.manifest.resolutions],
             "bytes": sum(
-                shard.bytes for split in manifest.splits.values() for shard in split.shards
+                shard.bytes
+                for part in self.parts
+                for split in part.splits.values()
+                for shard in split.shards
             ),
+            "costs": [part.costs for part in self.parts if part.costs],
             "rejected": dataclasses.asdict(manifest.rejected),
             "seconds": round(self.seconds, 3),
             "samples_per_second": round(samples / self.seconds, 1) if self.seconds else None,
@@ -130,12 +121,11 @@ def build(
     identity = {
         "source": [dataclasses.asdict(each) for each in sources_of(found.catalog)],
         "options": found.options.deciding(),
+        "samples": found.digest(),
     }
     there = finished(out, identity)
     if there is not None:
-        return BuildReport(
-            out=str(out), already=True, manifest=there, seconds=time.perf_counter() - started
-        )
+        return _report(out, there, already=True, started=started)
     count = sum(len(plans) for plans in found.shards.values())
     workers = min(options.workers or os.cpu_count() or 1, max(1, count))
     try:
@@ -147,21 +137,34 @@ def build(
             f"{out}: {error.strerror or error}; what is finished is kept: see to it and run the "
             "same command again"
         ) from error
+    return _report(out, manifest, already=False, started=started)
+
+
+def _report(out: Path, manifest: Manifest, *, already: bool, started: float) -> BuildReport:
+    parts = [Manifest.load(out / each.path) for each in manifest.resolutions] or [manifest]
     return BuildReport(
-        out=str(out), already=False, manifest=manifest, seconds=time.perf_counter() - started
+        out=str(out),
+        already=already,
+        manifest=manifest,
+        parts=parts,
+        seconds=time.perf_counter() - started,
     )
 
 
 def _convert(found: Survey, out: Path, pool: Workers, progress: Progress | None) -> Manifest:
-    found, backgrounds, files = _write_backgrounds(found, out)
-    index = {background.id: background.index for background in backgrounds}
+    meaning = _meaning(found)
+    variants = found.options.variants()
+    for variant in variants:
+        (out / variant.folder).mkdir(exist_ok=True)
+    found, banks = write_backgrounds(found, out, variants, meaning)
+    index = {name: number for number, name in enumerate(banks[0].ids)}
     plans = [plan for split in ("train", "val") for plan in found.shards[split]]
-    jobs = _background_tasks(found, index)
+    jobs = _background_tasks(found, index, meaning)
     total = sum(len(plan.samples) for plan in plans)
     results: dict[int, Any] = {}
     done = 0
     bad: list[Rejection] = []
-    for number, result in pool.map(_tasks(found, out, plans, jobs, index)):
+    for number, result in pool.map(_tasks(found, out, plans, jobs, index, meaning)):
         results[number] = result
         if isinstance(result, ShardRecord):
             done += len(plans[number - len(jobs)].samples)
@@ -176,22 +179,83 @@ def _convert(found: Survey, out: Path, pool: Workers, progress: Progress | None)
         if moments.samples:
             measured.add(moments.mean, moments.std, moments.samples)
     rejected = found.rejected + [each for record in records for each in _rejections(record)]
-    files[REJECTED] = _write_rejected(out, rejected, found.catalog)
+    stats = stats_of(records, measured)
+    layout = dict(found.layout.description)
+    rules = banks[0].rules.copy()
+    for record in records:
+        rules.update(record.rules)
+    layout["digest"] = found.digest()
+    layout["masks"] = meaning.mask
+    layout["converted"] = dict(sorted(rules.items()))
     manifest = Manifest(
         created_by=f"shardline {importlib.metadata.version('shardline')}",
         source=sources_of(found.catalog),
         options=found.options.deciding(),
-        layout=dict(found.layout.description),
-        roles=_roles(records, backgrounds),
-        backgrounds=backgrounds,
-        splits=_splits(plans, records),
+        layout=layout,
+        roles={},
+        backgrounds=[],
+        splits={},
         rejected=tally(rejected, found.catalog),
-        stats=_stats(records, measured),
-        files=files,
+        stats=stats,
+        resolutions=[
+            Resolution(res=variant.res, path=variant.folder)
+            for variant in variants
+            if variant.folder
+        ],
     )
-    sweep(out, manifest)
+    for number, (variant, bank) in enumerate(zip(variants, banks, strict=True)):
+        folder = out / variant.folder
+        files = {REJECTED: _write_rejected(folder, rejected, found.catalog)}
+        if bank.sha256:
+            files[BACKGROUNDS] = bank.sha256
+        whole = dataclasses.replace(
+            manifest,
+            roles=roles_of(records, number, bank.backgrounds, variant),
+            backgrounds=bank.backgrounds,
+            splits=splits_of(plans, records, number),
+            costs=costs_of(records, number, variant),
+            files=files,
+            resolutions=[],
+        )
+        sweep(folder, whole)
+        whole.save(folder)
+    if not manifest.resolutions:
+        return whole
+    manifest = dataclasses.replace(
+        manifest, files={REJECTED: _write_rejected(out, rejected, found.catalog)}
+    )
     manifest.save(out)
     return manifest
+
+
+def _meaning(found: Survey) -> Meaning:
+    """Look at a few masks, and at depths that are arrays, to know how all are to be read."""
+    layout, catalog = found.layout, found.catalog
+    rows = np.flatnonzero(found.usable)
+    rows = rows[:: max(1, len(rows) // _LOOKED_AT)][:_LOOKED_AT]
+    levels: list[NDArray[Any]] = []
+    peaks: list[float] = []
+    with Sources([each.path for each in catalog.sources]) as descriptors:
+        read = reader_of(catalog, descriptors)
+        for role in ("mask", "depth"):
+            if role not in layout.members:
+                continue
+            for entry in layout.members[role][rows].tolist():
+                try:
+                    data = read(entry)
+                    picture = parse(data)
+                    if role == "mask":
+                        levels.append(levels_of(data, picture))
+                    elif picture.kind == "npy" and picture.trait.startswith("float"):
+                        peaks.append(peak_of(data))
+                    else:
+                        break
+                except EntryError:
+                    continue  # The worker that meets it will say so.
+    try:
+        return settle_meaning(levels, peaks)
+    except ImageError as error:
+        raise BuildError(f"{found.where}: {error}; convert the masks first") from error
 
 
 def _rejections(record: ShardRecord) -> list[Rejection]:
@@ -201,74 +265,15 @@ def _rejections(record: ShardRecord) -> list[Rejection]:
     ]
 
 
-def _row_of(catalog: Catalog, numbers: NDArray[np.int32]) -> NDArray[Any]:
-    entries = catalog.entries
-    rows = np.empty(numbers.shape, ROW)
-    for name in ROW.names or ():
-        rows[name] = getattr(entries, name)[numbers]
-    return rows
-
-
-def _write_backgrounds(found: Survey, out: Path) -> tuple[Survey, list[Background], dict[str, str]]:
-    """Write ``backgrounds.tar``; samples on a bad background are left out of a new plan."""
-    layout, catalog = found.layout, found.catalog
-    if not layout.background_ids:
-        return found, [], {}
-    backgrounds: list[Background] = []
-    bad: list[tuple[int, str]] = []
-    used = np.unique(layout.background[found.usable]).tolist()
-    path = out / BACKGROUNDS
-    temporary = path.with_name(path.name + TEMPORARY)
-    descriptors = [os.open(each.path, os.O_RDONLY | os.O_CLOEXEC) for each in catalog.sources]
-    try:
-        with temporary.open("wb", buffering=0) as file:
-            tar = TarWriter(file)
-            for number in used:
-                entry = int(layout.background_members[number])
-                name = catalog.names.raw(entry)
-                row = _row_of(catalog, layout.background_members[number : number + 1])[0].tolist()
-                try:
-                    data = payload(descriptors[row[0]], name, *row[1:])
-                    picture = check_picture(
-                        data, name, "decode" if found.options.verify == "decode" else "headers"
-                    )
-                except EntryError as error:
-                    bad.append((number, str(error)))
-                    continue
-                member = f"{layout.background_ids[number]}.{picture.kind}"
-                tar.add(member.encode(), data)
-                backgrounds.append(
-                    Background(
-                        id=layout.background_ids[number],
-                        index=len(backgrounds),
-                        member=member,
-                        width=picture.width,
-                        height=picture.height,
-                        sha256=hashlib.sha256(data).hexdigest(),
-                    )
-                )
-            digest = tar.finish()
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
-    publish(temporary, path)
-    if bad:
-        usable, rejected = found.usable.copy(), list(found.rejected)
-        for number, reason in bad:
-            drop_background(layout, catalog, number, reason, usable, rejected)
-        found = dataclasses.replace(found, usable=usable, rejected=rejected)
-        check_bad(found)
-        found = dataclasses.replace(found, shards=replan(layout, usable, found.options))
-    return found, backgrounds, {BACKGROUNDS: digest}
-
-
-def _background_tasks(found: Survey, index: dict[str, int]) -> list[BackgroundTask]:
+def _background_tasks(
+    found: Survey, index: dict[str, int], meaning: Meaning
+) -> list[BackgroundTask]:
     """Up to a hundred backgrounds, evenly spaced, to be measured a few at a time."""
     layout, catalog = found.layout, found.catalog
     good = [number for number, name in enumerate(layout.background_ids) if name in index]
     good = good[:: max(1, -(-len(good) // _MEASURED_BACKGROUNDS))]
     entries = layout.background_members[good]
-    rows = _row_of(catalog, entries)
+    rows = rows_of(catalog, entries)
     return [
         BackgroundTask(
             sources=[each.path for each in catalog.sources],
@@ -276,6 +281,7 @@ def _background_tasks(found: Survey, index: dict[str, int]) -> list[BackgroundTa
                 catalog.names.raw(int(entry)) for entry in entries[first:][:_BACKGROUNDS_A_TASK]
             ],
             rows=rows[first:][:_BACKGROUNDS_A_TASK],
+            meaning=meaning,
         )
         for first in range(0, len(good), _BACKGROUNDS_A_TASK)
     ]
@@ -287,6 +293,7 @@ def _tasks(
     plans: Sequence[ShardPlan],
     jobs: Sequence[BackgroundTask],
     index: dict[str, int],
+    meaning: Meaning,
 ) -> Iterator[BackgroundTask | ShardTask]:
     """Every task, in the order of numbering, made when a worker is free for it."""
     yield from jobs
@@ -308,10 +315,12 @@ def _tasks(
             roles=roles,
             keys=[layout.keys[number] for number in plan.samples.tolist()],
             names=[raw[first : first + len(roles)] for first in range(0, len(raw), len(roles))],
-            rows=_row_of(catalog, members),
+            rows=rows_of(catalog, members),
             background=place[layout.background[plan.samples]].tolist(),
             measured=measured.tolist(),
             verify=found.options.verify,
+            meaning=meaning,
+            variants=found.options.variants(),
         )
 
 
@@ -329,81 +338,3 @@ def _write_rejected(out: Path, rejected: Sequence[Rejection], catalog: Catalog) 
     text = "".join(json.dumps(line) + "\n" for line in lines).encode()
     write_atomic(out / REJECTED, text)
     return hashlib.sha256(text).hexdigest()
-
-
-def _roles(records: Sequence[ShardRecord], backgrounds: Sequence[Background]) -> dict[str, Role]:
-    roles: dict[str, Role] = {}
-    if backgrounds:
-        extensions = Counter(each.member.rpartition(".")[2] for each in backgrounds)
-        sizes = Counter((each.width, each.height) for each in backgrounds)
-        roles["bg"] = Role(extensions=_ranked(extensions), channels=3, sizes=_ranked_sizes(sizes))
-    for role in MEMBERS:
-        kinds: Counter[str] = Counter()
-        sizes = Counter()
-        channels: Counter[int] = Counter()
-        bits = 0
-        for record in records:
-            for text, count in record.pictures.get(role, {}).items():
-                kind, *numbers = text.split(" ")
-                width, height, planes, depth = map(int, numbers)
-                kinds[kind] += count
-                if width:
-                    sizes[width, height] += count
-                    channels[planes] += count
-                    bits = max(bits, depth)
-        if kinds:
-            roles[role] = Role(
-                extensions=_ranked(kinds),
-                channels=channels.most_common(1)[0][0] if channels else 0,
-                sizes=_ranked_sizes(sizes),
-                bits=16 if bits == 16 else 8,
-                threshold=MASK_THRESHOLD if role == "mask" else None,
-            )
-    return roles
-
-
-def _ranked(counts: Counter[str]) -> list[str]:
-    return sorted(counts, key=lambda name: (-counts[name], name))
-
-
-def _ranked_sizes(counts: Counter[tuple[int, int]]) -> list[list[int]]:
-    return [
-        [*size, counts[size]] for size in sorted(counts, key=lambda size: (-counts[size], size))
-    ]
-
-
-def _splits(plans: Sequence[ShardPlan], records: Sequence[ShardRecord]) -> dict[str, Split]:
-    splits = {}
-    for name in ("train", "val"):
-        shards = [
-            Shard(
-                name=f"{record.name}.tar",
-                index=f"{record.name}.idx",
-                samples=record.samples,
-                bytes=record.bytes,
-                sha256=record.sha256,
-                index_sha256=record.index_sha256,
-            )
-            for plan, record in zip(plans, records, strict=True)
-            if plan.split == name and record.samples
-        ]
-        splits[name] = Split(samples=sum(shard.samples for shard in shards), shards=shards)
-    return splits
-
-
-def _stats(records: Sequence[ShardRecord], backgrounds: Moments) -> dict[str, Stats]:
-    """Sum in the order of the plan, so that rounding does not depend on who finished first."""
-    total = {"bg": backgrounds, **{role: Moments() for role in MEMBERS}}
-    for record in records:
-        for role, moments in record.moments.items():
-            if moments.samples:
-                total[role].add(moments.mean, moments.std, moments.samples)
-    return {
-        role: Stats(
-            mean=[round(each / moments.samples, 6) for each in moments.mean],
-            std=[round(each / moments.samples, 6) for each in moments.std],
-            samples=moments.samples,
-        )
-        for role, moments in total.items()
-        if moments.samples
-    }

@@ -63,6 +63,12 @@ def _planning(command: Callable[..., None]) -> Callable[..., None]:
     """The options that decide what is written, shared by inspect and build."""
     options = [
         click.option(
+            "--layout",
+            type=click.Path(path_type=Path, exists=True, dir_okay=False),
+            default=None,
+            help="A TOML file that says what belongs together, instead of detecting it.",
+        ),
+        click.option(
             "--val",
             type=click.FloatRange(0, 1, max_open=True),
             default=0.05,
@@ -125,10 +131,17 @@ def inspect(src: tuple[Path, ...], as_json: bool, **options: Any) -> None:
 @_planning
 @click.option(
     "--codec",
-    type=click.Choice(["keep"]),
+    type=click.Choice(["keep", "jpeg", "png", "raw"]),
     default="keep",
     show_default=True,
-    help="How pictures are stored: keep copies their bytes unchanged.",
+    help="How pictures are stored: keep copies their bytes unchanged; jpeg is lossy, and what it "
+    "costs is in the manifest; png decodes faster than most; raw needs no decoding at all.",
+)
+@click.option(
+    "--res",
+    type=click.IntRange(1, 8192),
+    multiple=True,
+    help="Write square pictures of this side; several times for a data set each, in OUT/res-NNN.",
 )
 @click.option(
     "--verify",
@@ -289,7 +302,16 @@ def _build_text(found: dict[str, Any]) -> str:
         f"{found['bytes'] / 1e6:.1f} MB in {found['seconds']:.1f} s "
         f"({found['samples_per_second']:,.0f} samples/s)"
     ]
+    if found["resolutions"]:
+        lines[0] += ", at " + " and ".join(f"{res} px" for res in found["resolutions"])
+    for costs in found["costs"]:
+        told = [f"{role} {_cost(each)}" for role, each in costs.items()]
+        lines.append(f"re-encoding  {', '.join(told)}")
     return "\n".join(lines + _rejected_lines(found["rejected"]))
+
+
+def _cost(found: dict[str, float]) -> str:
+    return f"IoU {found['iou']:.4f}" if "iou" in found else f"RMSE {found['rmse']:.4f}"
 
 
 def _rejected_lines(rejected: dict[str, Any]) -> list[str]:

@@ -1,24 +1,22 @@
-"""What a payload is, from its header to its end marker, and its pixels where they are asked for.
+"""What a payload is, from its header to its end marker.
 
 Parses JPEG and PNG itself, without decoding a pixel: enough to be sure that a decoder will find
-a whole picture of the stated size. Decides no policy: whether a picture may stand for a role is
-for others to say.
+a whole picture of the stated size. Other formats are only recognised and bounded here. Decides no
+policy: whether a picture may stand for a role, and as what, is ``pixels``'s to say.
 
-Sources: ITU-T T.81 annex B (JPEG), ISO/IEC 15948 (PNG).
+Sources: ITU-T T.81 annex B (JPEG), ISO/IEC 15948 (PNG), CIPA DC-008 (EXIF).
 """
 
 import io
 import re
 import warnings
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 from isal import isal_zlib
-from numpy.typing import NDArray
 
 from shardify.errors import ImageError
 
-__all__ = ["MASK_THRESHOLD", "MAX_PIXELS", "Picture", "decode", "measure", "parse"]
+__all__ = ["MASK_THRESHOLD", "MAX_PIXELS", "Picture", "bounded", "parse"]
 
 MASK_THRESHOLD = 150
 """A mask's pixel is object where its 8-bit value is at least this."""
@@ -33,11 +31,11 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _OTHERS = (
-    (b"GIF8", "GIF"),
-    (b"BM", "BMP"),
-    (b"II*\x00", "TIFF"),
-    (b"MM\x00*", "TIFF"),
-    (b"\x93NUMPY", "NumPy array"),
+    (b"GIF8", "gif"),
+    (b"BM", "bmp"),
+    (b"II*\x00", "tif"),
+    (b"MM\x00*", "tif"),
+    (b"\x93NUMPY", "npy"),
 )
 
 
@@ -45,100 +43,56 @@ class Picture(NamedTuple):
     """A picture, as its header states it."""
 
     kind: str
-    """``jpg`` or ``png``: also the extension that it gets in a shard."""
+    """``jpg`` or ``png``: also its extension in a shard; or ``gif``, ``bmp``, ``tif``, ``webp``,
+    ``npy``, which are converted."""
     width: int
     height: int
     channels: int
     """1 gray, 2 gray and alpha, 3 colour (or a palette), 4 colour and alpha or CMYK."""
     bits: int
     """Of one channel."""
+    trait: str = ""
+    """What keeps it from being taken as it is: ``palette``, ``alpha``, ``CMYK``, ``rotated``."""
 
 
 def parse(data: bytes) -> Picture:
-    """Read a JPEG's or PNG's structure from its first byte to its end marker.
+    """Read a picture's structure: for JPEG and PNG from the first byte to the end marker.
 
     Checks for JPEG: the chain of segments, one frame, scan data, the end marker. For PNG: the
     chunk chain with each CRC, IHDR first, IDAT, IEND. Bytes behind the end are allowed.
 
     Raises:
-        ImageError: Not a JPEG or PNG, truncated, damaged, or larger than ``MAX_PIXELS``. The
-            message is the reason alone.
+        ImageError: No picture of a known format, truncated, damaged, or larger than
+            ``MAX_PIXELS``. The message is the reason alone.
     """
     if data.startswith(b"\xff\xd8\xff"):
         return _parse_jpeg(data)
     if data.startswith(_PNG):
         return _parse_png(data)
-    raise ImageError(_foreign(data))
-
-
-def decode(data: bytes, *, mode: str) -> NDArray[Any]:
-    """All pixels of a picture.
-
-    Args:
-        data: The file's bytes.
-        mode: ``RGB``, ``L`` (8-bit gray) or ``I;16`` (16-bit gray).
-
-    Returns:
-        (H, W, 3) or (H, W) uint8, or (H, W) uint16.
-
-    Raises:
-        ImageError: It cannot be decoded whole.
-    """
-    from PIL import Image
-
-    # Pillow raises nearly anything on damaged input, and warns of what parse() has bounded.
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
-                if mode == "I;16":
-                    return np.asarray(image).astype(np.uint16)
-                return np.asarray(image.convert(mode))
-    except Exception as error:
-        raise ImageError(f"cannot be decoded ({type(error).__name__})") from error
-
-
-def measure(data: bytes, picture: Picture, role: str) -> tuple[list[float], list[float]]:
-    """Per-channel mean and standard deviation of one picture, in [0, 1] of its full range.
-
-    A mask is thresholded first; a depth map counts as one channel; all else as RGB.
-
-    Raises:
-        ImageError: It cannot be decoded whole.
-    """
-    if role == "mask":
-        plane = decode(data, mode="L") >= MASK_THRESHOLD
-        mean = float(plane.mean())
-        return [mean], [(mean * (1 - mean)) ** 0.5]
-    if role == "depth":
-        wide = picture.bits == 16
-        depth = decode(data, mode="I;16" if wide else "L")
-        scale = 65535.0 if wide else 255.0
-        return [float(depth.mean()) / scale], [float(depth.std(dtype=np.float64)) / scale]
-    # Moments from a histogram are exact and several times faster than float arrays.
-    levels = np.arange(256, dtype=np.float64) / 255
-    means, deviations = [], []
-    for channel in np.moveaxis(decode(data, mode="RGB"), 2, 0):
-        share = np.bincount(channel.ravel(), minlength=256) / channel.size
-        mean = float(share @ levels)
-        means.append(mean)
-        deviations.append(max(0.0, float(share @ levels**2) - mean * mean) ** 0.5)
-    return means, deviations
-
-
-def _foreign(data: bytes) -> str:
-    for magic, name in _OTHERS:
+    for magic, kind in _OTHERS:
         if data.startswith(magic):
-            return f"a {name} file, which is not taken"
+            return _parse_array(data) if kind == "npy" else _ask_pillow(data, kind)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "a WebP file, which is not taken"
+        return _ask_pillow(data, "webp")
     if not data.strip(b"\x00"):
-        return "all zero bytes"
-    return "not an image (no known signature)"
+        raise ImageError("all zero bytes")
+    raise ImageError("not an image (no known signature)")
+
+
+def bounded(
+    kind: str, width: int, height: int, channels: int, bits: int, trait: str = ""
+) -> Picture:
+    """A picture of a size that may be decoded. Raises ImageError if it is none, or too large."""
+    if not width or not height:
+        raise ImageError(f"a picture of {width}x{height} pixels")
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"over the limit of {MAX_PIXELS >> 20} megapixels")
+    return Picture(kind, width, height, channels, bits, trait)
 
 
 def _parse_jpeg(data: bytes) -> Picture:
     found: Picture | None = None
+    rotated = False
     scans = 0
     at = 2
     length = len(data)
@@ -167,6 +121,8 @@ def _parse_jpeg(data: bytes) -> Picture:
             found = _frame(data, at, size)
         elif marker in _OTHER_FRAMES:
             raise ImageError("a lossless, hierarchical or arithmetic JPEG, which is not taken")
+        elif marker == 0xE1 and not rotated:
+            rotated = _is_rotated(data[at + 4 : at + 2 + size])
         at += 2 + size
         if marker == 0xDA:
             if found is None:
@@ -180,7 +136,7 @@ def _parse_jpeg(data: bytes) -> Picture:
             at = match.end() - 2
     if found is None or not scans:
         raise ImageError("damaged JPEG (no picture in it)")
-    return found
+    return found._replace(trait="rotated") if rotated else found
 
 
 def _frame(data: bytes, at: int, size: int) -> Picture:
@@ -190,7 +146,27 @@ def _frame(data: bytes, at: int, size: int) -> Picture:
         raise ImageError(f"a JPEG of {bits} bits a channel, which is not taken")
     if channels not in (1, 3, 4) or size != 8 + 3 * channels:
         raise ImageError(f"a JPEG of {channels} channels, which is not taken")
-    return _bounded("jpg", width, height, channels, 8)
+    return bounded("jpg", width, height, channels, 8, "CMYK" if channels == 4 else "")
+
+
+def _is_rotated(segment: bytes) -> bool:
+    """Whether an EXIF segment asks for another orientation than the pixels have."""
+    if not segment.startswith(b"Exif\x00\x00"):
+        return False
+    block = segment[6:]
+    if block[:2] not in (b"II", b"MM"):
+        return False
+    order: str = "little" if block[:2] == b"II" else "big"
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(block[at : at + size], order)  # type: ignore[arg-type]
+
+    first = number(4, 4)
+    for entry in range(min(number(first, 2), 200)):
+        at = first + 2 + 12 * entry
+        if number(at, 2) == 0x0112:
+            return number(at + 8, 2) in range(2, 9)
+    return False
 
 
 def _parse_png(data: bytes) -> Picture:
@@ -203,6 +179,7 @@ def _parse_png(data: bytes) -> Picture:
         raise ImageError("damaged PNG (its header states an unknown format)")
     crc32 = isal_zlib.crc32
     pixels = False
+    trait = {3: "palette", 4: "alpha", 6: "alpha"}.get(colour, "")
     palette = colour != 3
     at = 8
     while True:
@@ -219,17 +196,58 @@ def _parse_png(data: bytes) -> Picture:
             pixels = pixels or size > 0
         elif kind == b"PLTE":
             palette = True
+        elif kind == b"tRNS":
+            trait = trait or "alpha"
         elif kind == b"IEND":
             break
         at = stop
     if not pixels or not palette:
         raise ImageError("damaged PNG (no picture in it)")
-    return _bounded("png", width, height, _CHANNELS[colour], bits)
+    return bounded("png", width, height, _CHANNELS[colour], bits, trait)
 
 
-def _bounded(kind: str, width: int, height: int, channels: int, bits: int) -> Picture:
-    if not width or not height:
-        raise ImageError(f"a picture of {width}x{height} pixels")
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"over the limit of {MAX_PIXELS >> 20} megapixels")
-    return Picture(kind, width, height, channels, bits)
+def _ask_pillow(data: bytes, kind: str) -> Picture:
+    """The header of a format that is converted anyway, so that its decoding checks the rest."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=_FORMATS[kind]) as image:
+                frames = getattr(image, "n_frames", 1)
+                wide = image.mode.startswith("I;16") or image.mode in ("I", "F")
+                found = bounded(
+                    kind, *image.size, len(image.getbands()), 16 if wide else 8, image.mode
+                )
+    except ImageError:
+        raise
+    except Exception as error:
+        # Pillow raises nearly anything on damaged input.
+        raise ImageError(f"damaged {kind.upper()} ({type(error).__name__})") from error
+    if frames != 1:
+        raise ImageError(f"a {kind.upper()} of {frames} pictures; expected one")
+    return found
+
+
+_FORMATS = {"gif": ["GIF"], "bmp": ["BMP"], "tif": ["TIFF"], "webp": ["WEBP"]}
+
+
+def _parse_array(data: bytes) -> Picture:
+    from numpy.lib import format as layout
+
+    file = io.BytesIO(data)
+    try:
+        version = layout.read_magic(file)
+        read = layout.read_array_header_1_0 if version == (1, 0) else layout.read_array_header_2_0
+        shape, _, kind = read(file)
+    except Exception as error:
+        raise ImageError(f"damaged NPY ({type(error).__name__})") from error
+    if kind.hasobject or kind.kind not in "buif" or kind.itemsize > 8:
+        raise ImageError(f"an array of {kind}, which is not taken")
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)):
+        raise ImageError(f"an array of shape {shape}; expected (H, W) or (H, W, 1, 3 or 4)")
+    channels = shape[2] if len(shape) == 3 else 1
+    found = bounded("npy", shape[1], shape[0], channels, 8 * kind.itemsize, str(kind))
+    if len(data) - file.tell() != found.width * found.height * channels * kind.itemsize:
+        raise ImageError("an array whose header and length disagree")
+    return found

@@ -44,6 +44,7 @@ def finished(out: Path, identity: dict[str, Any]) -> Manifest | None:
     there = {
         "source": [dataclasses.asdict(each) for each in manifest.source],
         "options": manifest.options,
+        "samples": manifest.layout.get("digest"),
     }
     if there != identity:
         raise OutputError(
@@ -62,6 +63,8 @@ def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
         for name in {*there["options"], *here["options"]}
         if there["options"].get(name) != here["options"].get(name)
     )
+    if not names:
+        return "the same source, read with another layout"
     return "the same source with other options (" + ", ".join(names) + ")"
 
 

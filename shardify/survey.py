@@ -5,8 +5,10 @@ goes where is ``plan``'s; here they meet the user's options.
 """
 
 import dataclasses
+import hashlib
+import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shardify import rules
 from shardify.archive import FAULTS, Catalog, open_catalog
-from shardify.errors import BuildError, PlanError
+from shardify.codecs import Variant
+from shardify.errors import BuildError, EntryError, PlanError, SourceError
+from shardify.extract import payload
 from shardify.layout import Layout, Rejection, detect
 from shardify.manifest import Rejected, Source
 from shardify.plan import ShardPlan, hold_back, plan_shards
+from shardify.writer import ROW, Sources
 
 __all__ = [
     "MEMBERS",
@@ -26,8 +32,10 @@ __all__ = [
     "Survey",
     "check_bad",
     "drop_background",
+    "reader_of",
     "reasons",
     "replan",
+    "rows_of",
     "sources_of",
     "survey",
     "tally",
@@ -39,13 +47,16 @@ MEMBERS = ("fg_bg", "mask", "depth")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """What a user may choose. All but ``workers`` and ``max_bad`` decide the bytes written."""
+    """What a user may choose. All but ``workers`` and ``max_bad`` decide what is written."""
 
     val: float = 0.05
     """Share of the samples held back for validation, in [0, 1)."""
     group_by: str | None = None
     """``bg``, ``fg`` or ``none``: what must not stand in both splits. None: bg where known."""
+    res: tuple[int, ...] = ()
+    """Sides of the square pictures to write; empty keeps each picture's size."""
     codec: str = "keep"
+    """``keep``, ``jpeg``, ``png`` or ``raw``: see ``codecs``."""
     shard_samples: int | None = None
     """Most samples in a shard; None chooses."""
     seed: int = 0
@@ -54,12 +65,20 @@ class Options:
     """A larger share of rejected samples refuses the build."""
     workers: int | None = None
     """Processes; None for one a core."""
+    layout: Path | None = None
+    """A layout file, whose rules take the place of detection."""
 
     def deciding(self) -> dict[str, Any]:
-        """Those that decide the bytes, for the manifest."""
+        """Those that decide the bytes, for the manifest (a layout counts by what it finds)."""
         values = dataclasses.asdict(self)
-        del values["workers"], values["max_bad"]
-        return values
+        del values["workers"], values["max_bad"], values["layout"]
+        return values | {"res": list(self.res)}
+
+    def variants(self) -> tuple[Variant, ...]:
+        """The data sets to write: OUT itself, or a folder a resolution where there are several."""
+        if len(self.res) < 2:
+            return (Variant("", self.res[0] if self.res else 0, self.codec),)
+        return tuple(Variant(f"res-{res:03d}", res, self.codec) for res in sorted(set(self.res)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +100,13 @@ class Survey:
         """Rejected samples, as a share of all."""
         total = int(self.usable.sum()) + len(self.rejected)
         return len(self.rejected) / total if total else 1.0
+
+    def digest(self) -> str:
+        """Of which samples there are, and on which background each stands."""
+        layout = self.layout
+        found = hashlib.sha256("\n".join([*layout.keys, "", *layout.background_ids]).encode())
+        found.update(layout.background.astype("<i4").tobytes())
+        return found.hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """For ``inspect --json``."""
@@ -109,7 +135,11 @@ class Survey:
 
 
 def survey(paths: Sequence[Path], options: Options) -> Survey:
-    """Read the directories, detect the layout and plan, without reading a payload.
+    """Read the directories, detect the layout and plan; read payloads to settle doubts alone.
+
+    Args:
+        paths: Zips, or folders of zips, that together are one data set.
+        options: See there.
 
     Raises:
         SourceError: A source is missing, no zip, damaged or hostile as a whole.
@@ -118,8 +148,11 @@ def survey(paths: Sequence[Path], options: Options) -> Survey:
         BuildError: More samples are bad than ``max_bad`` allows.
     """
     where = ", ".join(path.name for path in paths)
-    catalog = open_catalog(paths)
-    layout = detect(catalog.names, where=where)
+    given = rules.load(options.layout) if options.layout else None
+    catalog = open_catalog(_zips(paths))
+    with Sources([each.path for each in catalog.sources]) as descriptors:
+        read = reader_of(catalog, descriptors)
+        layout = detect(catalog.names, where=where, read=read, layout=given)
     rejected = list(layout.rejected)
     usable = np.ones(len(layout.keys), bool)
     faults = catalog.entries.fault
@@ -155,6 +188,41 @@ def survey(paths: Sequence[Path], options: Options) -> Survey:
     return found
 
 
+def rows_of(catalog: Catalog, numbers: NDArray[Any]) -> NDArray[Any]:
+    """Entries as tasks carry them: the shape of ``numbers``, of ``writer.ROW``."""
+    rows = np.empty(numbers.shape, ROW)
+    for name in ROW.names or ():
+        rows[name] = getattr(catalog.entries, name)[numbers]
+    return rows
+
+
+def reader_of(catalog: Catalog, descriptors: Sequence[int]) -> Callable[[int], bytes]:
+    """A function from an entry's number to its payload; it raises EntryError for a bad one."""
+
+    def read(entry: int) -> bytes:
+        code = int(catalog.entries.fault[entry])
+        if code:
+            raise EntryError(FAULTS[code])
+        source, *rest = rows_of(catalog, np.array([entry]))[0].tolist()
+        return payload(descriptors[source], catalog.names.raw(entry), *rest)
+
+    return read
+
+
+def _zips(paths: Sequence[Path]) -> list[Path]:
+    """The zips that are meant: a folder stands for those in it, in the order of their names."""
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(each for each in path.iterdir() if zipfile.is_zipfile(each))
+        if not inside:
+            raise SourceError(f"{path}: a folder without zips; expected zips in it, or a zip")
+        found += inside
+    return found
+
+
 def _resolved(options: Options, layout: Layout) -> Options:
     if options.group_by is not None:
         return options
@@ -171,7 +239,10 @@ def replan(
     """
     rows = np.flatnonzero(usable)
     groups = None
-    if options.group_by == "bg":
+    given = layout.split
+    if given is not None:
+        pass  # The data set's own splits are kept: results on them shall stay comparable.
+    elif options.group_by == "bg":
         if not layout.background_ids:
             raise PlanError("no backgrounds are known to split by; pass --group-by none")
         groups = layout.background[rows]
@@ -181,7 +252,10 @@ def replan(
         groups = layout.foreground[rows]
     if not len(rows):
         return {"train": [], "val": []}
-    held = hold_back(groups, len(rows), val=options.val, seed=options.seed)
+    if given is not None:
+        held = given[rows] == 1
+    else:
+        held = hold_back(groups, len(rows), val=options.val, seed=options.seed)
     shards = plan_shards(held, shard_samples=options.shard_samples, seed=options.seed)
     return {
         split: [

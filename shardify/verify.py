@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardify.errors import EntryError, VerifyError
+from shardify.errors import EntryError, ManifestError, VerifyError
 from shardify.files import TEMPORARY
-from shardify.images import decode, parse
+from shardify.images import parse
 from shardify.index import parse_index
 from shardify.manifest import BACKGROUNDS, NAME, REJECTED, Manifest, Shard
+from shardify.pixels import PLAIN, pixels
 from shardify.workers import Workers
 
 __all__ = ["DecodeTask", "VerifyReport", "decode_shard", "verify"]
@@ -70,6 +71,8 @@ def verify(
     """
     out = Path(out)
     manifest = Manifest.load(out)
+    if manifest.resolutions:
+        return _verify_all(out, manifest, deep, workers, progress)
     expected: dict[str, tuple[str, int | None]] = {}
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     for shard in shards:
@@ -117,6 +120,35 @@ def verify(
     )
 
 
+def _verify_all(
+    out: Path,
+    manifest: Manifest,
+    deep: bool,
+    workers: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> VerifyReport:
+    """Each resolution, and the files beside them."""
+    problems, total = [], 0
+    for name, digest in manifest.files.items():
+        size, problem = _check_file(out / name, digest, None)
+        total += size
+        problems += [f"{name}: {problem}"] if problem else []
+    problems += _strangers(out, set(manifest.files) | {NAME})
+    files, samples, decoded = len(manifest.files), 0, 0
+    for each in manifest.resolutions:
+        try:
+            part = verify(out / each.path, deep=deep, workers=workers, progress=progress)
+        except ManifestError as error:
+            problems.append(f"{each.path}/{NAME}: {error}")
+            continue
+        files, total = files + part.files, total + part.bytes
+        samples, decoded = part.samples, decoded + part.decoded
+        problems += [f"{each.path}/{problem}" for problem in part.problems]
+    return VerifyReport(
+        out=str(out), files=files, bytes=total, samples=samples, decoded=decoded, problems=problems
+    )
+
+
 def decode_shard(task: DecodeTask) -> tuple[int, list[str]]:
     """Decode all pictures of one shard. Returns how many, and a line for each that fails."""
     count, problems = 0, []
@@ -130,8 +162,10 @@ def decode_shard(task: DecodeTask) -> tuple[int, list[str]]:
                 file.seek(member.offset)
                 data = file.read(member.size)
                 try:
+                    if member.extension.endswith(".raw"):
+                        continue  # Every byte string of the right length is a picture.
                     picture = parse(data)
-                    decode(data, mode="RGB" if picture.channels > 2 else "L")
+                    pixels(data, picture, member.extension.partition(".")[0], PLAIN)
                     count += 1
                 except EntryError as error:
                     problems.append(f"{task.tar}: {member.name}: {error}")

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,19 +20,23 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from shardify.codecs import Variant, cost, resized, store
 from shardify.errors import BuildError, EntryError
 from shardify.extract import payload
 from shardify.files import TEMPORARY, publish, write_atomic
-from shardify.images import Picture, decode, measure, parse
+from shardify.images import Picture, parse
 from shardify.index import Member, format_index
+from shardify.pixels import PLAIN, Meaning, measure, pixels, settle
 
 __all__ = [
     "ROW",
     "STATE",
     "BackgroundTask",
     "Moments",
+    "Part",
     "ShardRecord",
     "ShardTask",
+    "Sources",
     "TarWriter",
     "check_picture",
     "measure_backgrounds",
@@ -96,11 +101,16 @@ class ShardTask:
     """Which samples count for the statistics."""
     verify: str
     """``headers``, ``decode`` or ``none``."""
+    meaning: Meaning
+    variants: tuple[Variant, ...]
 
     def digest(self) -> str:
         """Of all that decides the shard's bytes, so that a kept shard is one of this very plan."""
         chosen = hashlib.sha256()
-        for part in (self.name, self.roles, self.keys, self.names, self.background, self.verify):
+        for part in (
+            self.name, self.roles, self.keys, self.names, self.background, self.measured,
+            self.verify, self.meaning, self.variants,
+        ):  # fmt: skip
             chosen.update(repr(part).encode())
         chosen.update(self.rows.tobytes())
         return chosen.hexdigest()
@@ -114,6 +124,20 @@ class BackgroundTask:
     names: list[bytes]
     rows: NDArray[Any]
     """(N,) of ``ROW``."""
+    meaning: Meaning
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """A shard in one variant."""
+
+    bytes: int
+    sha256: str
+    index_sha256: str
+    pictures: dict[str, dict[str, int]]
+    """role -> ``"jpg 250 250 3 8"`` (kind, width, height, channels, bits) -> count."""
+    costs: dict[str, list[float]]
+    """role -> sum of ``codecs.cost`` over measured samples, and their number."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,13 +147,12 @@ class ShardRecord:
     task: str
     name: str
     samples: int
-    bytes: int
-    sha256: str
-    index_sha256: str
+    parts: list[Part]
+    """One for each variant."""
     rejected: list[list[str]]
     """``[key, member, role, reason]`` of each sample left out."""
-    pictures: dict[str, dict[str, int]]
-    """role -> ``"jpg 250 250 3 8"`` (kind, width, height, channels, bits) -> count."""
+    rules: dict[str, int]
+    """Conversion rule -> pictures that it changed."""
     moments: dict[str, Moments]
 
     def to_json(self) -> str:
@@ -141,6 +164,7 @@ class ShardRecord:
         """The record again. Raises ValueError, TypeError or KeyError if it is none."""
         values = json.loads(text)
         values["moments"] = {role: Moments(**each) for role, each in values["moments"].items()}
+        values["parts"] = [Part(**each) for each in values["parts"]]
         return cls(**values)
 
 
@@ -202,7 +226,7 @@ def run_task(task: ShardTask | BackgroundTask) -> "ShardRecord | Moments":
 
 
 def write_shard(task: ShardTask) -> ShardRecord:
-    """Write one shard, its index and its record, or keep them if they are there and whole.
+    """Write one shard in every variant, with indexes and a record; or keep what is there and whole.
 
     Returns:
         The record; with 0 samples, and no files, when every sample was left out.
@@ -214,23 +238,25 @@ def write_shard(task: ShardTask) -> ShardRecord:
     kept = _kept(task, digest)
     if kept is not None:
         return kept
-    out = Path(task.out)
-    tar, index = out / f"{task.name}.tar", out / f"{task.name}.idx"
-    temporary = tar.with_name(tar.name + TEMPORARY)
+    tars = [Path(task.out) / each.folder / f"{task.name}.tar" for each in task.variants]
+    temporaries = [tar.with_name(tar.name + TEMPORARY) for tar in tars]
     try:
-        with temporary.open("wb", buffering=0) as file:
-            record, text = _fill(task, digest, TarWriter(file))
-        if record.samples:
-            write_atomic(index, text)
-            publish(temporary, tar)
-        else:
-            temporary.unlink()
-        write_atomic(out / STATE / f"{task.name}.json", record.to_json().encode())
+        with ExitStack() as stack:
+            files = [stack.enter_context(each.open("wb", buffering=0)) for each in temporaries]
+            record, indexes = _fill(task, digest, [TarWriter(file) for file in files])
+        for tar, temporary, text in zip(tars, temporaries, indexes, strict=True):
+            if record.samples:
+                write_atomic(tar.with_suffix(".idx"), text)
+                publish(temporary, tar)
+            else:
+                temporary.unlink()
+        write_atomic(Path(task.out) / STATE / f"{task.name}.json", record.to_json().encode())
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
         raise BuildError(
-            f"{tar}: {error.strerror or error}; the shards so far are kept: see to it and run the "
-            "same command again"
+            f"{tars[0]}: {error.strerror or error}; the shards so far are kept: see to it and run "
+            "the same command again"
         ) from error
     return record
 
@@ -238,104 +264,165 @@ def write_shard(task: ShardTask) -> ShardRecord:
 def measure_backgrounds(task: BackgroundTask) -> Moments:
     """Mean and deviation of some backgrounds. Those that cannot be decoded are passed over."""
     moments = Moments()
-    with _Sources(task.sources) as descriptors:
+    with Sources(task.sources) as descriptors:
         for name, row in zip(task.names, task.rows.tolist(), strict=True):
             try:
                 data = payload(descriptors[row[0]], name, *row[1:])
-                moments.add(*measure(data, parse(data), "bg"))
+                plane = pixels(data, parse(data), "bg", task.meaning)
+                moments.add(*measure(plane))
             except EntryError:
                 continue
     return moments
 
 
-def check_picture(data: bytes, name: bytes, verify: str) -> Picture:
-    """Check one payload as ``--verify`` asks.
+def check_picture(
+    data: bytes, name: bytes, role: str, verify: str, meaning: Meaning
+) -> tuple[bytes, Picture, str]:
+    """Check one payload as ``--verify`` asks, and convert it if its meaning is not plain.
 
     Returns:
-        What the picture is; with ``none``, only the kind that its name claims, and zeros.
+        The bytes, what they are, and the rule that changed them, if one did. With ``none`` a
+        JPEG or PNG goes by its name and has no size.
 
     Raises:
         EntryError: It is no whole picture.
     """
-    if verify == "none":
-        extension = name.rpartition(b".")[2].lower()
-        kind = "jpg" if extension in (b"jpg", b"jpeg") else extension.decode("ascii", "replace")
-        return Picture(kind, 0, 0, 0, 0)
-    picture = parse(data)
-    if verify == "decode":
-        decode(data, mode="RGB" if picture.channels > 2 else "L")
-    return picture
+    if verify == "none" and meaning.mask == "threshold":
+        kind = _BY_NAME.get(name.rpartition(b".")[2].lower())
+        if kind:
+            return data, Picture(kind, 0, 0, 0, 0), ""
+    data, picture, rule = settle(data, parse(data), role, meaning)
+    if verify == "decode" and not rule:
+        pixels(data, picture, role, meaning)
+    return data, picture, rule
 
 
-def _fill(task: ShardTask, digest: str, tar: TarWriter) -> tuple[ShardRecord, bytes]:
+_BY_NAME = {b"jpg": "jpg", b"jpeg": "jpg", b"png": "png"}
+
+
+def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRecord, list[bytes]]:
     rejected: list[list[str]] = []
-    lines: list[list[Member]] = []
-    pictures = {role: Counter[Picture]() for role in task.roles}
+    rules: Counter[str] = Counter()
     moments = {role: Moments() for role in task.roles}
-    add = tar.add
-    with _Sources(task.sources) as descriptors:
+    sinks = [_Sink(variant, tar) for variant, tar in zip(task.variants, tars, strict=True)]
+    plain = all(variant.unchanged for variant in task.variants)
+    samples = 0
+    with Sources(task.sources) as descriptors:
         for number, (key, names, rows) in enumerate(
             zip(task.keys, task.names, task.rows.tolist(), strict=True)
         ):
             found: list[tuple[str, bytes, Picture]] = []
-            # What is measured is parsed in any case: it tells the sizes where nothing else does.
+            used: list[str] = []
+            planes: dict[str, NDArray[Any]] = {}
+            # What is measured or encoded anew is parsed in any case.
             measured = task.measured[number]
-            verify = "headers" if measured and task.verify == "none" else task.verify
+            careful = task.verify == "none" and (measured or not plain)
+            verify = "headers" if careful else task.verify
+            role = task.roles[0]
             try:
                 for role, name, row in zip(task.roles, names, rows, strict=True):
                     data = payload(descriptors[row[0]], name, *row[1:])
-                    found.append((role, data, check_picture(data, name, verify)))
-                _check_shapes(found)
-                measures = [
-                    (role, measure(data, picture, role))
-                    for role, data, picture in (found if measured else ())
-                ]
+                    data, picture, rule = check_picture(data, name, role, verify, task.meaning)
+                    found.append((role, data, picture))
+                    if rule:
+                        used.append(rule)
+                for role, _, picture in found[1:]:
+                    _check_shape(role, picture, found[0])
+                if measured or not plain:
+                    for role, data, picture in found:
+                        # A converted mask is 0 or 255 by now.
+                        planes[role] = pixels(data, picture, role, PLAIN)
             except EntryError as error:
-                at = min(len(found), len(names) - 1)
-                member = names[at].decode(errors="replace")
-                rejected.append([key, member, task.roles[at], str(error)])
+                member = names[task.roles.index(role)].decode(errors="replace")
+                rejected.append([key, member, role, str(error)])
                 continue
-            for role, values in measures:
-                moments[role].add(*values)
-            line = []
-            for role, data, picture in found:
-                pictures[role][picture] += 1
-                extension = f"{role}.{picture[0]}"
-                full = f"{key}.{extension}"
-                line.append(Member(extension, add(full.encode(), data), len(data), full))
-            if task.background[number] >= 0:
-                full = f"{key}.bg.cls"
-                start = add(full.encode(), b"%05d" % task.background[number])
-                line.append(Member("bg.cls", start, 5, full))
-            lines.append(line)
-    text = format_index(lines).encode()
+            if measured:
+                for role, plane in planes.items():
+                    moments[role].add(*measure(plane))
+            rules.update(used)
+            samples += 1
+            for sink in sinks:
+                sink.add(key, found, planes, task.background[number], measured)
+    indexes = [format_index(sink.lines).encode() for sink in sinks]
     record = ShardRecord(
         task=digest,
         name=task.name,
-        samples=len(lines),
-        sha256=tar.finish(),
-        bytes=tar.offset,
-        index_sha256=hashlib.sha256(text).hexdigest(),
+        samples=samples,
+        parts=[sink.part(text) for sink, text in zip(sinks, indexes, strict=True)],
         rejected=rejected,
-        pictures={
-            role: {" ".join(map(str, picture)): number for picture, number in sorted(count.items())}
-            for role, count in pictures.items()
-        },
+        rules=dict(sorted(rules.items())),
         moments=moments,
     )
-    return record, text
+    return record, indexes
 
 
-def _check_shapes(found: list[tuple[str, bytes, Picture]]) -> None:
+class _Sink:
+    """One variant of the shard in the making."""
+
+    def __init__(self, variant: Variant, tar: TarWriter) -> None:
+        self._variant = variant
+        self._tar = tar
+        self._pictures: dict[str, Counter[Picture]] = {}
+        self._costs: dict[str, list[float]] = {}
+        self.lines: list[list[Member]] = []
+
+    def add(
+        self,
+        key: str,
+        found: list[tuple[str, bytes, Picture]],
+        planes: dict[str, NDArray[Any]],
+        background: int,
+        measured: bool,
+    ) -> None:
+        """Append one sample."""
+        line = []
+        variant, add = self._variant, self._tar.add
+        for role, data, picture in found:
+            if not variant.unchanged:
+                plane = resized(planes[role], role, variant.res)
+                data, picture = store(plane, role, picture.kind, variant)
+                if measured:
+                    total = self._costs.setdefault(role, [0.0, 0])
+                    total[0] += cost(plane, data, picture, role)
+                    total[1] += 1
+            counts = self._pictures.get(role)
+            if counts is None:
+                counts = self._pictures[role] = Counter()
+            counts[picture] += 1
+            extension = f"{role}.{picture[0]}"
+            full = f"{key}.{extension}"
+            line.append(Member(extension, add(full.encode(), data), len(data), full))
+        if background >= 0:
+            full = f"{key}.bg.cls"
+            line.append(Member("bg.cls", add(full.encode(), b"%05d" % background), 5, full))
+        self.lines.append(line)
+
+    def part(self, index: bytes) -> Part:
+        """End the tar, and say what it holds."""
+        digest = self._tar.finish()
+        return Part(
+            bytes=self._tar.offset,
+            sha256=digest,
+            index_sha256=hashlib.sha256(index).hexdigest(),
+            pictures={
+                role: {
+                    " ".join(map(str, each[:5])): number for each, number in sorted(count.items())
+                }
+                for role, count in self._pictures.items()
+            },
+            costs=self._costs,
+        )
+
+
+def _check_shape(role: str, picture: Picture, first: tuple[str, bytes, Picture]) -> None:
     """A sample's pictures may differ in size, but not in aspect. 2 % or a pixel is rounding."""
-    _, _, first = found[0]
-    for role, _, picture in found[1:]:
-        off = abs(first.width * picture.height - picture.width * first.height)
-        if off > max(0.02 * first.width * picture.height, first.width, first.height):
-            raise EntryError(
-                f"{role} of {picture.width}x{picture.height} has another aspect than "
-                f"{found[0][0]} of {first.width}x{first.height}"
-            )
+    main = first[2]
+    off = abs(main.width * picture.height - picture.width * main.height)
+    if off > max(0.02 * main.width * picture.height, main.width, main.height):
+        raise EntryError(
+            f"{role} of {picture.width}x{picture.height} has another aspect than {first[0]} of "
+            f"{main.width}x{main.height}"
+        )
 
 
 def _kept(task: ShardTask, digest: str) -> ShardRecord | None:
@@ -345,19 +432,19 @@ def _kept(task: ShardTask, digest: str) -> ShardRecord | None:
         record = ShardRecord.from_json((out / STATE / f"{task.name}.json").read_text())
         if record.task != digest:
             return None
-        if record.samples:
-            with (out / f"{task.name}.tar").open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != record.sha256:
-                    return None
-            with (out / f"{task.name}.idx").open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != record.index_sha256:
-                    return None
+        for variant, part in zip(task.variants, record.parts, strict=True):
+            stem = out / variant.folder / task.name
+            for suffix, wanted in ((".tar", part.sha256), (".idx", part.index_sha256)):
+                if record.samples:
+                    with stem.with_suffix(suffix).open("rb") as file:
+                        if hashlib.file_digest(file, "sha256").hexdigest() != wanted:
+                            return None
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return record
 
 
-class _Sources:
+class Sources:
     """The zips, opened for reading by descriptor."""
 
     def __init__(self, paths: list[str]) -> None:

@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from shardify.archive import open_catalog
+from shardify.codecs import Variant
 from shardify.errors import BuildError
+from shardify.pixels import PLAIN
 from shardify.writer import (
     ROW,
     STATE,
@@ -72,6 +74,8 @@ def task_of(tmp_path: Path, files: dict[str, bytes], **other: object) -> ShardTa
         background=[number % 7 for number in range(len(members))],
         measured=[number % 2 == 0 for number in range(len(members))],
         verify="headers",
+        meaning=PLAIN,
+        variants=(Variant(),),
     )
     return dataclasses.replace(task, **other)  # type: ignore[arg-type]
 
@@ -113,7 +117,7 @@ def test_a_shard_holds_every_payload_unchanged_in_order(tmp_path: Path) -> None:
         assert found[f"key{number}.mask.jpg"] == files[f"mask/{number}.jpg"]
         assert found[f"key{number}.depth.png"] == files[f"depth/{number}.png"]
         assert found[f"key{number}.bg.cls"] == b"%05d" % number
-    assert record.pictures["depth"] == {"png 16 16 1 8": 5}
+    assert record.parts[0].pictures["depth"] == {"png 16 16 1 8": 5}
     assert record.moments["fg_bg"].samples == 3
     assert len(record.moments["fg_bg"].mean) == 3
 
@@ -197,7 +201,7 @@ def test_a_finished_shard_is_kept_and_a_damaged_one_written_again(tmp_path: Path
     state.write_text("{}")
     assert write_shard(task) == record
     other = dataclasses.replace(task, background=[5, 5, 5])
-    assert write_shard(other).sha256 != record.sha256
+    assert write_shard(other).parts != record.parts
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(
@@ -226,6 +230,6 @@ def test_backgrounds_are_measured_and_bad_ones_passed_over(tmp_path: Path) -> No
     files["mask/0.jpg"] = b"text"
     task = task_of(tmp_path, files)
     moments = measure_backgrounds(
-        BackgroundTask(sources=task.sources, names=task.names[0], rows=task.rows[0])
+        BackgroundTask(sources=task.sources, names=task.names[0], rows=task.rows[0], meaning=PLAIN)
     )
     assert moments.samples == 2

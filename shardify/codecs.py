@@ -1,0 +1,139 @@
+"""How a role's pixels are stored: size and codec of one variant of a data set, and what it costs.
+
+Pixels in, bytes out, and back for the comparison. It reads no archive and no file. Formats:
+
+- ``keep``: payload bytes unchanged; with a new size, pictures that were JPEG stay JPEG, all
+  others become PNG (masks and depths always do: a JPEG would blur them).
+- ``jpeg``: quality 95, no chroma subsampling; a mask is read back by its threshold. Depth of 16
+  bits stays PNG, which JPEG cannot hold.
+- ``png``: lossless.
+- ``raw``: no header at all. ``bg`` and ``fg_bg``: uint8, planar (3, H, W). ``mask``: bits of
+  (H, W), rows joined, most significant bit first, the last byte filled up with 0. ``depth``:
+  (H, W) uint8, or uint16 little-endian where the role has 16 bits. The manifest's role states
+  H, W and bits.
+"""
+
+import io
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardify.images import MASK_THRESHOLD, Picture, parse
+from shardify.pixels import PLAIN, pixels
+from shardify.png import encode_png
+
+__all__ = ["Variant", "cost", "resized", "store", "unpack_raw"]
+
+_QUALITY = 95
+
+
+class Variant(NamedTuple):
+    """One data set that a build writes: its folder, and its pictures' size and codec."""
+
+    folder: str = ""
+    """Empty for OUT itself."""
+    res: int = 0
+    """Side of every picture, or 0 for the size that it has."""
+    codec: str = "keep"
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether payload bytes go through as they are."""
+        return self.codec == "keep" and not self.res
+
+
+def store(plane: NDArray[Any], role: str, kind: str, variant: Variant) -> tuple[bytes, Picture]:
+    """Encode pixels that have the variant's size already.
+
+    Args:
+        plane: As ``pixels.pixels`` gives them.
+        role: ``bg``, ``fg_bg``, ``mask`` or ``depth``.
+        kind: ``jpg`` or ``png``: what the picture was, for ``keep``.
+        variant: Its codec counts.
+
+    Returns:
+        The bytes, and what they are.
+    """
+    codec = variant.codec
+    height, width = plane.shape[:2]
+    channels = 3 if plane.ndim == 3 else 1
+    bits = 8 * plane.itemsize
+    if codec == "raw":
+        raw = _raw(plane, role)
+        return raw, Picture("raw", width, height, channels, 1 if role == "mask" else bits)
+    if codec == "keep":
+        codec = "jpeg" if kind == "jpg" and role in ("bg", "fg_bg") else "png"
+    if codec == "jpeg" and bits == 8:
+        from PIL import Image
+
+        buffer = io.BytesIO()
+        Image.fromarray(plane).save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
+        return buffer.getvalue(), Picture("jpg", width, height, channels, 8)
+    return encode_png(plane), Picture("png", width, height, channels, bits)
+
+
+def resized(plane: NDArray[Any], role: str, res: int) -> NDArray[Any]:
+    """Squash pixels to (res, res) with antialiasing; a mask stays 0 or 255; 0 changes nothing."""
+    if not res or plane.shape[:2] == (res, res):
+        return plane
+    from PIL import Image
+    from PIL.Image import Resampling
+
+    size = (res, res)
+    if role == "mask":
+        soft = np.asarray(Image.fromarray(plane).resize(size, Resampling.BOX))
+        return np.where(soft >= 128, np.uint8(255), np.uint8(0))
+    if plane.dtype == np.uint16:
+        wide = Image.fromarray(plane.astype(np.float32)).resize(size, Resampling.BILINEAR)
+        steps: NDArray[Any] = np.clip(np.rint(np.asarray(wide)), 0, 65535).astype(np.uint16)
+        return steps
+    return np.asarray(Image.fromarray(plane).resize(size, Resampling.BILINEAR))
+
+
+def cost(plane: NDArray[Any], stored: bytes, picture: Picture, role: str) -> float:
+    """What storing lost: the mask's IoU, else the root mean square error, of the full range.
+
+    Args:
+        plane: What was to be stored.
+        stored: What ``store`` made of it.
+        picture: What ``store`` said that it is.
+        role: Of the picture.
+    """
+    if picture.kind == "raw":
+        back = unpack_raw(stored, picture, role)
+    else:
+        back = pixels(stored, parse(stored), role, PLAIN)
+    if role == "mask":
+        one, two = plane >= MASK_THRESHOLD, back >= MASK_THRESHOLD
+        union = int((one | two).sum())
+        return float((one & two).sum() / union) if union else 1.0
+    full = float(np.iinfo(plane.dtype).max)
+    difference = (plane.astype(np.float64) - back.astype(np.float64)) / full
+    return float(np.sqrt((difference**2).mean()))
+
+
+def unpack_raw(data: bytes, picture: Picture, role: str) -> NDArray[Any]:
+    """A raw member's pixels, shaped as ``pixels.pixels`` gives them.
+
+    Raises:
+        ValueError: The length does not fit the size.
+    """
+    height, width = picture.height, picture.width
+    if role == "mask":
+        bits = np.unpackbits(np.frombuffer(data, np.uint8))
+        if not 0 <= len(bits) - height * width < 8:
+            raise ValueError(f"{len(data)} bytes; expected the bits of {width}x{height}")
+        return bits[: height * width].reshape(height, width) * np.uint8(255)
+    if picture.channels == 3:
+        return np.frombuffer(data, np.uint8).reshape(3, height, width).transpose(1, 2, 0)
+    kind = "<u2" if picture.bits == 16 else "u1"
+    return np.frombuffer(data, kind).reshape(height, width)
+
+
+def _raw(plane: NDArray[Any], role: str) -> bytes:
+    if role == "mask":
+        return np.packbits(plane >= MASK_THRESHOLD).tobytes()
+    if plane.ndim == 3:
+        return plane.transpose(2, 0, 1).tobytes()
+    return plane.astype("<u2" if plane.dtype == np.uint16 else "u1").tobytes()

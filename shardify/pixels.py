@@ -1,0 +1,239 @@
+"""From a picture of any kind that is taken to pixels whose meaning is plain.
+
+``bg`` and ``fg_bg`` become 8-bit RGB, ``depth`` 8 or 16 bits of gray, ``mask`` 0 or 255. ``settle``
+keeps bytes that say this already and converts the others, naming the rule. It reads no archive and
+chooses no codec; a picture whose meaning cannot be told is refused, never guessed.
+"""
+
+import io
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardify.errors import ImageError
+from shardify.images import MASK_THRESHOLD, Picture
+from shardify.png import encode_png
+
+__all__ = ["Meaning", "levels_of", "measure", "peak_of", "pixels", "settle", "settle_meaning"]
+
+_MAX_LEVELS = 8
+_GRAY_SLACK = 8
+_METRE = 256
+"""Steps of a 16-bit depth map to a unit of a floating-point one, as KITTI's maps have."""
+
+
+class Meaning(NamedTuple):
+    """How this data set's masks and floating-point depths are to be read."""
+
+    mask: str = "threshold"
+    """``threshold``: object where at least ``MASK_THRESHOLD``; ``level N``: object where N, and
+    background where 0; ``trimap``: object where 1, of 1 (object), 2 (ground) and 3 (border)."""
+    depth_scale: int = _METRE
+    """16-bit steps to a unit of a floating-point depth: 65535 where all are at most 1."""
+
+
+PLAIN = Meaning()
+"""How every picture in a shard is to be read."""
+
+
+def settle(
+    data: bytes, picture: Picture, role: str, meaning: Meaning
+) -> tuple[bytes, Picture, str]:
+    """Keep a payload whose meaning is plain to any decoder, or convert it to a PNG that is.
+
+    Returns:
+        The bytes, what they are, and the rule that changed them (empty if they are unchanged).
+
+    Raises:
+        ImageError: It cannot be decoded, or its meaning cannot be told.
+    """
+    kind, _, _, channels, bits, trait = picture
+    if not trait and kind in ("jpg", "png"):
+        if role == "mask":
+            plain = bits == 8 and meaning.mask == "threshold"
+        elif role == "depth":
+            plain = bits >= 8 and channels == 1
+        else:
+            plain = bits == 8
+        if plain:
+            return data, picture, ""
+    plane = pixels(data, picture, role, meaning)
+    height, width = plane.shape[:2]
+    stored = Picture("png", width, height, 3 if plane.ndim == 3 else 1, 8 * plane.itemsize)
+    what = " ".join(filter(None, (trait, kind.upper())))
+    if not trait and bits != 8:
+        what = f"{bits}-bit {what}"
+    if role == "mask" and meaning.mask != "threshold":
+        what = f"{what} ({meaning.mask})"
+    return encode_png(plane), stored, f"{role}: {what} to PNG"
+
+
+def pixels(data: bytes, picture: Picture, role: str, meaning: Meaning) -> NDArray[Any]:
+    """A picture's pixels, in its role's meaning.
+
+    Returns:
+        ``bg``, ``fg_bg``: (H, W, 3) uint8. ``mask``: (H, W) uint8, 0 or 255. ``depth``: (H, W)
+        uint8 or uint16.
+
+    Raises:
+        ImageError: It cannot be decoded whole, or its meaning cannot be told.
+    """
+    if picture.kind == "npy":
+        return _array(data, role, meaning)
+    if role == "depth":
+        return _depth(data, meaning)
+    if role == "mask":
+        return _object(_open(data, "L"), meaning)
+    return _open(data, "RGB")
+
+
+def levels_of(data: bytes, picture: Picture) -> NDArray[Any]:
+    """The different values in a mask, in ascending order. Raises ImageError."""
+    if picture.kind == "npy":
+        return np.unique(_loaded(data))
+    return np.unique(_open(data, "L"))
+
+
+def peak_of(data: bytes) -> float:
+    """The largest finite value in a floating-point array. Raises ImageError."""
+    plane = _loaded(data)
+    return float(np.max(plane, where=np.isfinite(plane), initial=0))
+
+
+def settle_meaning(masks: list[NDArray[Any]], depth_peaks: list[float]) -> Meaning:
+    """Say from some of a data set's pictures how all of them are to be read.
+
+    Args:
+        masks: The values found in each of some masks.
+        depth_peaks: The largest value of each of some floating-point depth maps; may be empty.
+
+    Raises:
+        ImageError: The masks' values fit no known meaning.
+    """
+    scale = 65535 if depth_peaks and max(depth_peaks) <= 1 else _METRE
+    found = sorted({float(level) for levels in masks for level in levels})
+    mask = "threshold"
+    if found and found[-1] < MASK_THRESHOLD and found != [0.0]:
+        if set(found) <= {1.0, 2.0, 3.0} and len(found) > 1:
+            mask = "trimap"
+        elif len(set(found) | {0.0}) == 2:
+            mask = f"level {found[-1]:g}"
+        else:
+            shown = ", ".join(f"{level:g}" for level in found[:_MAX_LEVELS])
+            raise ImageError(
+                f"masks hold the values {shown}{' ...' if len(found) > _MAX_LEVELS else ''}; "
+                f"expected 0 and one other, 1/2/3, or gray of which {MASK_THRESHOLD} and more is "
+                "object"
+            )
+    return Meaning(mask, scale)
+
+
+def measure(plane: NDArray[Any]) -> tuple[list[float], list[float]]:
+    """Per-channel mean and standard deviation of pixels, in [0, 1] of their full range.
+
+    Args:
+        plane: (H, W) or (H, W, 3), uint8 or uint16, as ``pixels`` gives them.
+    """
+    full = np.iinfo(plane.dtype).max
+    # Moments from a histogram are exact and several times faster than those of float arrays.
+    levels = np.arange(full + 1, dtype=np.float64) / full
+    means, deviations = [], []
+    for channel in np.moveaxis(np.atleast_3d(plane), 2, 0):
+        share = np.bincount(channel.ravel(), minlength=full + 1) / channel.size
+        mean = float(share @ levels)
+        means.append(mean)
+        deviations.append(float(share @ (levels - mean) ** 2) ** 0.5)
+    return means, deviations
+
+
+def _open(data: bytes, mode: str) -> NDArray[Any]:
+    """Decode with Pillow, turned as EXIF asks. ``mode`` may be empty: whatever it is."""
+    from PIL import Image, ImageOps
+
+    # Pillow raises nearly anything on damaged input, and warns of what parse() has bounded.
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data)) as image:
+                image.load()
+                turned = ImageOps.exif_transpose(image)
+                if turned.mode.startswith("I;16") or turned.mode == "I":
+                    wide: NDArray[Any] = np.asarray(turned)
+                    if mode:
+                        gray = (np.clip(wide, 0, 65535) >> 8).astype(np.uint8)
+                        return gray if mode == "L" else np.repeat(gray[..., None], 3, axis=2)
+                    bounded: NDArray[Any] = np.clip(wide, 0, 65535).astype(np.uint16)
+                    return bounded
+                if turned.mode == "1" and not mode:
+                    mode = "L"
+                if turned.mode in ("P", "PA", "LA", "CMYK", "RGBA") and not mode:
+                    mode = "RGB"
+                return np.asarray(turned.convert(mode) if mode else turned)
+    except Exception as error:
+        raise ImageError(f"cannot be decoded ({type(error).__name__})") from error
+
+
+def _object(plane: NDArray[Any], meaning: Meaning) -> NDArray[np.uint8]:
+    if meaning.mask == "threshold":
+        found = plane >= MASK_THRESHOLD
+    elif meaning.mask == "trimap":
+        if plane.size and (plane.min() < 1 or plane.max() > 3):
+            raise ImageError("a trimap with values other than 1, 2 and 3")
+        found = plane == 1
+    else:
+        level = int(float(meaning.mask.split()[1]))
+        found = plane == level
+        if not np.all(found | (plane == 0)):
+            raise ImageError(f"a mask with values other than 0 and {level}")
+    return np.where(found, np.uint8(255), np.uint8(0))
+
+
+def _depth(data: bytes, meaning: Meaning) -> NDArray[Any]:
+    plane = _open(data, "")
+    if plane.ndim == 2 and plane.dtype.kind == "f":
+        return _scaled(plane, meaning)
+    if plane.ndim == 3:
+        low, high = plane.min(axis=2), plane.max(axis=2)
+        if int((high.astype(np.int16) - low).max()) > _GRAY_SLACK:
+            raise ImageError("a depth map in colours, whose values cannot be told")
+        return np.ascontiguousarray(plane[..., 1])
+    return plane
+
+
+def _scaled(plane: NDArray[Any], meaning: Meaning) -> NDArray[np.uint16]:
+    """Floating-point depth in 16 bits; what was not measured (NaN, negative) becomes 0."""
+    steps = np.nan_to_num(plane.astype(np.float64), nan=0, posinf=0, neginf=0) * meaning.depth_scale
+    if steps.max(initial=0) > 65535.5:
+        raise ImageError(
+            f"a depth of {steps.max() / meaning.depth_scale:.4g}; at most "
+            f"{65535 / meaning.depth_scale:.4g} can be stored"
+        )
+    return np.clip(np.rint(steps), 0, 65535).astype(np.uint16)
+
+
+def _loaded(data: bytes) -> NDArray[Any]:
+    try:
+        plane: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:
+        raise ImageError(f"cannot be decoded ({type(error).__name__})") from error
+    return plane
+
+
+def _array(data: bytes, role: str, meaning: Meaning) -> NDArray[Any]:
+    plane = _loaded(data)
+    if plane.ndim == 3 and plane.shape[2] == 1:
+        plane = plane[..., 0]
+    if role == "mask" and plane.ndim == 2:
+        return _object(plane.astype(np.float64) if plane.dtype.kind == "f" else plane, meaning)
+    if role == "depth" and plane.ndim == 2:
+        if plane.dtype.kind == "f":
+            return _scaled(plane, meaning)
+        if plane.dtype == np.uint8:
+            return np.ascontiguousarray(plane)
+        if plane.dtype.kind in "ui" and plane.size and 0 <= plane.min() and plane.max() <= 65535:
+            return plane.astype(np.uint16)
+    if role in ("bg", "fg_bg") and plane.dtype == np.uint8 and plane.ndim == 3:
+        return np.ascontiguousarray(plane[..., :3])
+    raise ImageError(f"an array of {plane.dtype} and shape {plane.shape}, which is no {role}")

@@ -1,0 +1,114 @@
+"""Every codec gives back what it stored, or says what that cost."""
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from shardify.codecs import Variant, cost, resized, store, unpack_raw
+from shardify.images import parse
+from shardify.pixels import PLAIN, pixels
+from shardify.png import encode_png
+
+RNG = np.random.Generator(np.random.Philox(key=3))
+COLOUR = RNG.integers(0, 256, (13, 17, 3)).astype(np.uint8)
+GRAY = COLOUR[..., 0]
+WIDE = (GRAY.astype(np.uint16) << 8) | COLOUR[..., 1]
+MASK = np.where(GRAY > 99, np.uint8(255), np.uint8(0))
+PLANES = [("fg_bg", COLOUR), ("depth", GRAY), ("depth", WIDE), ("mask", MASK)]
+
+
+@pytest.mark.parametrize(("role", "plane"), PLANES)
+@pytest.mark.parametrize("codec", ["png", "raw"])
+def test_lossless_codecs_lose_nothing(role: str, plane: np.ndarray, codec: str) -> None:
+    data, picture = store(plane, role, "jpg", Variant(codec=codec))
+    perfect = 1.0 if role == "mask" else 0.0
+    assert cost(plane, data, picture, role) == perfect
+    assert (picture.width, picture.height) == (17, 13)
+    if codec == "raw":
+        assert (unpack_raw(data, picture, role) == plane).all()
+        assert picture.bits == (1 if role == "mask" else 8 * plane.itemsize)
+    else:
+        assert parse(data) == picture
+        assert (pixels(data, picture, role, PLAIN) == plane).all()
+
+
+def test_raw_members_are_planes_without_a_header() -> None:
+    data, _ = store(COLOUR, "fg_bg", "jpg", Variant(codec="raw"))
+    assert data == COLOUR.transpose(2, 0, 1).tobytes()
+    data, _ = store(WIDE, "depth", "png", Variant(codec="raw"))
+    assert data == WIDE.astype("<u2").tobytes()
+    data, _ = store(MASK, "mask", "png", Variant(codec="raw"))
+    assert len(data) == -(-13 * 17 // 8)
+    assert data[0] == int("".join("1" if each else "0" for each in MASK.ravel()[:8]), 2)
+
+
+def test_raw_bytes_of_another_length_are_refused() -> None:
+    data, picture = store(MASK, "mask", "png", Variant(codec="raw"))
+    for bad in (data[:-1], data + b"\0"):
+        with pytest.raises(ValueError, match="bits of 17x13"):
+            unpack_raw(bad, picture, "mask")
+
+
+def test_jpeg_costs_something_and_says_how_much() -> None:
+    smooth = np.asarray(Image.fromarray(COLOUR).resize((64, 64)))
+    data, picture = store(smooth, "fg_bg", "png", Variant(codec="jpeg"))
+    assert picture.kind == "jpg"
+    assert 0 < cost(smooth, data, picture, "fg_bg") < 0.05
+    mask = resized(MASK, "mask", 64)
+    data, picture = store(mask, "mask", "png", Variant(codec="jpeg"))
+    assert 0.9 < cost(mask, data, picture, "mask") <= 1
+    data, picture = store(WIDE, "depth", "png", Variant(codec="jpeg"))
+    assert (picture.kind, picture.bits) == ("png", 16)
+
+
+def test_an_empty_mask_kept_empty_costs_nothing() -> None:
+    data, picture = store(np.zeros_like(MASK), "mask", "png", Variant(codec="png"))
+    assert cost(np.zeros_like(MASK), data, picture, "mask") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("role", "kind", "expected"),
+    [("fg_bg", "jpg", "jpg"), ("fg_bg", "png", "png"), ("mask", "jpg", "png"),
+     ("depth", "png", "png"), ("bg", "jpg", "jpg")],
+)  # fmt: skip
+def test_a_new_size_keeps_the_family_but_never_blurs_targets(
+    role: str, kind: str, expected: str
+) -> None:
+    plane = COLOUR if role in ("bg", "fg_bg") else MASK
+    _, picture = store(resized(plane, role, 8), role, kind, Variant(res=8))
+    assert (picture.kind, picture.width, picture.height) == (expected, 8, 8)
+
+
+@pytest.mark.parametrize(("role", "plane"), PLANES)
+def test_a_new_size_keeps_kind_and_mean(role: str, plane: np.ndarray) -> None:
+    small = resized(plane, role, 6)
+    assert small.dtype == plane.dtype
+    assert small.shape == (6, 6, *plane.shape[2:])
+    assert resized(small, role, 6) is small
+    assert resized(plane, role, 0) is plane
+    if role == "mask":
+        assert set(np.unique(small)) <= {0, 255}
+    else:
+        assert small.mean() == pytest.approx(plane.mean(), rel=0.1)
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.sampled_from(["L", "I;16", "RGB"]))
+def test_the_png_writer_is_read_back_by_pillow(width: int, height: int, mode: str) -> None:
+    plane = RNG.integers(0, 256, (height, width, 3)).astype(np.uint8)
+    if mode != "RGB":
+        plane = plane[..., 0] if mode == "L" else plane[..., 0].astype(np.uint16) * 251
+    data = encode_png(plane)
+    parse(data)
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.mode == mode
+        assert (np.asarray(image) == plane).all()
+
+
+def test_the_png_writer_refuses_what_it_cannot_say() -> None:
+    for bad in (np.zeros((3, 3)), np.zeros((3, 3, 4), np.uint8), np.zeros((3, 3, 3), np.uint16)):
+        with pytest.raises(ValueError, match="expected"):
+            encode_png(bad)
