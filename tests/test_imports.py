@@ -20,9 +20,9 @@ ORDER = {
     "train": (
         "errors", "config", "settings", "distributed", "order", "draws", "shards", "batch",
         "kernel", "fused", "feed", "prefetch", "pipeline", "baselines", "schedule", "step",
-        "metrics", "logs", "panels", "checkpoint", "writer", "folder", "stop", "source",
-        "evaluate", "trainer", "launch", "predict", "bench", "suite", "report", "export", "cli",
-        "__main__",
+        "metrics", "logs", "panels", "checkpoint", "writer", "folder", "progress", "stop", "source",
+        "memory", "tracing", "evaluate", "trainer", "launch", "predict", "contenders", "bench",
+        "suite", "report", "export", "cli", "__main__",
     ),
 }  # fmt: skip
 

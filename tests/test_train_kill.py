@@ -22,7 +22,7 @@ OPTIONS = {
     "res": "16,32", "epochs": "2,1", "batch": 8, "device": "cpu", "torch-threads": 1,
     "panel-rows": 0, "checkpoint-steps": 2, "keep": 3, "lr": 0.1,
 }  # fmt: skip
-CLOCK = {"samples_per_s", "data_wait", "seconds", "val_seconds"}
+CLOCK = {"samples_per_s", "data_wait", "seconds", "val_seconds", "peak_memory_mb"}
 
 
 def start(out: Path, *extra: str, delay: float = 0.0, **popen: Any) -> "subprocess.Popen[str]":

@@ -32,7 +32,7 @@ def make(
 def moved(model: torch.nn.Module, step: TrainStep, batch: Batch) -> torch.Tensor:
     """All weights' change by one step, flat."""
     before = copy.deepcopy(model.state_dict())
-    step(batch)
+    step([batch])
     after = model.state_dict()
     return torch.cat([(after[name] - before[name]).flatten() for name in before])
 
@@ -41,7 +41,7 @@ def test_a_step_lowers_the_loss_of_its_own_batch() -> None:
     batch = synthetic(4, 16)
     batch = batch._replace(fg_bg=batch.bg + batch.mask)
     _, step = make()
-    losses = [float(step(batch).parts.total) for _ in range(40)]
+    losses = [float(step([batch])[0].parts.total) for _ in range(40)]
     assert losses[-1] < 0.8 * losses[0]
 
 
@@ -66,7 +66,7 @@ def test_the_gradient_is_clipped_by_norm_or_by_value() -> None:
 def test_results_carry_no_graph_and_predictions_are_probabilities() -> None:
     batch = synthetic(2, 16)
     model, step = make()
-    for result in (step(batch), EvalStep(model.eval(), Criterion(), FP32)(batch)):
+    for result in (*step([batch]), EvalStep(model.eval(), Criterion(), FP32)(batch)):
         assert not result.parts.total.requires_grad
         for plane in result.prediction:
             assert plane.dtype == torch.float32
@@ -85,11 +85,34 @@ def test_bf16_computes_nearly_what_fp32_does_with_float32_weights() -> None:
     batch = synthetic(2, 16)
     model, step = make(precision="bf16")
     _, exact = make()
-    assert float(step(batch).parts.total) == pytest.approx(
-        float(exact(batch).parts.total), rel=0.02
-    )
+    loss, expected = (float(each([batch])[0].parts.total) for each in (step, exact))
+    assert loss == pytest.approx(expected, rel=0.02)
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
 def test_auto_is_fp32_on_a_cpu() -> None:
     assert precision_of("auto", CPU).name == "fp32"
+
+
+def test_two_batches_in_one_step_are_one_batch_of_both() -> None:
+    whole = synthetic(4, 16)
+    halves = [Batch(*(part[:2] for part in whole)), Batch(*(part[2:] for part in whole))]
+    one, other = make(lr=0.5), make(lr=0.5)
+    before = copy.deepcopy(one[0].state_dict())
+    one[1]([whole])
+    results = other[1](halves)
+    assert [result.prediction.mask.shape[0] for result in results] == [2, 2]
+    for name, weight in one[0].state_dict().items():
+        torch.testing.assert_close(weight, other[0].state_dict()[name])
+        assert not torch.equal(weight, before[name])
+
+
+def test_a_gradient_alone_moves_no_weight_and_is_forgotten() -> None:
+    model, step = make()
+    before = copy.deepcopy(model.state_dict())
+    step.gradient(synthetic(2, 16))
+    assert any(parameter.grad is not None for parameter in model.parameters())
+    step.forget()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, before[name])

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 from pathlib import Path
@@ -11,12 +12,13 @@ from tiny_run import TinyNet, TinySource
 from train.batch import Batch
 from train.checkpoint import Checkpoints, Stored
 from train.config import Config
-from train.errors import DataError, DivergedError, Interrupted
+from train.distributed import World
+from train.errors import ConfigError, DataError, DivergedError, FitError, Interrupted
 from train.logs import JsonLines, Screen
 from train.settings import resolve
 from train.trainer import Trainer
 
-TIMES = {"samples_per_s", "data_wait", "seconds", "val_seconds"}
+TIMES = {"samples_per_s", "data_wait", "seconds", "val_seconds", "peak_memory_mb"}
 
 
 @pytest.fixture(autouse=True)
@@ -298,3 +300,67 @@ def test_a_stage_counts_its_epochs_on_so_that_no_order_repeats(tmp_path: Path) -
     make(tmp_path / "run", source, panel_rows=0).run()
     train = [loader for loader in source.opened if loader._augment]
     assert [loader.epoch for loader in train] == [2, 3]
+
+
+def test_gradients_of_several_batches_make_one_step_and_none_is_left_over(tmp_path: Path) -> None:
+    options: dict[str, object] = {"model": "unet", "res": (16,), "epochs": (2,)}
+    make(tmp_path / "one", TinySource(40, 10), batch=8, **options).run()
+    make(tmp_path / "two", TinySource(40, 10), batch=4, grad_accum=2, **options).run()
+    make(tmp_path / "odd", TinySource(40, 10), batch=4, grad_accum=4, **options).run()
+    one, two, odd = (figures(tmp_path / name) for name in ("one", "two", "odd"))
+    assert [r["step"] for r in one] == [r["step"] for r in two] == [5, 10]
+    assert [r["step"] for r in odd] == [3, 6]  # 10 batches an epoch: 4, 4 and 2.
+    for a, b in zip(one, two, strict=True):
+        for name, value in a["val"].items():
+            assert value == pytest.approx(b["val"][name], abs=1e-4), name
+
+
+def test_a_batch_that_does_not_fit_ends_the_run_with_one_that_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = TinyNet.forward
+
+    def limited(self: TinyNet, x: torch.Tensor) -> Any:
+        if x.shape[0] > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(self, x)
+
+    monkeypatch.setattr(TinyNet, "forward", limited)
+    with pytest.raises(FitError, match=r"--batch 8: .* at 16 px; the largest that does is 5"):
+        make(tmp_path / "run").run()
+
+
+def test_an_error_of_the_network_is_not_taken_for_missing_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> Any:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(TinyNet, "forward", broken)
+    with pytest.raises(RuntimeError, match="shapes cannot"):
+        make(tmp_path / "run").run()
+
+
+@pytest.mark.parametrize("steps", [20, 5])
+def test_a_profile_is_written_even_of_a_short_run(tmp_path: Path, steps: int) -> None:
+    make(tmp_path / "run", profile=True, max_steps=steps, panel_rows=0).run()
+    trace = json.loads((tmp_path / "run" / "trace.json").read_text())
+    names = {event.get("name", "") for event in trace["traceEvents"]}
+    assert any("conv" in name for name in names)
+
+
+def test_norms_over_all_ranks_need_gpus(tmp_path: Path) -> None:
+    config = settings(tmp_path / "run", sync_bn=True)
+    world = World(rank=0, size=2)
+    with pytest.raises(ConfigError, match="--sync-bn"):
+        Trainer(config, TinySource(40, 10), world=world, make_model=TinyNet)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_gives_the_figures_of_the_plain_one(tmp_path: Path) -> None:
+    options: dict[str, object] = {"model": "unet", "res": (16,), "epochs": (1,), "panel_rows": 0}
+    make(tmp_path / "plain", **options).run()
+    make(tmp_path / "compiled", compile="yes", **options).run()
+    for a, b in zip(figures(tmp_path / "plain"), figures(tmp_path / "compiled"), strict=True):
+        for name, value in a["val"].items():
+            assert value == pytest.approx(b["val"][name], abs=1e-3), name

@@ -196,3 +196,45 @@ def predict_command(trained: Path, bits: str, **flags: Any) -> None:
 
         files = predict(trained, bits=int(bits), **flags)
         click.echo(f"{flags['out']}: {len(files)} files of {len(files) // 3} pictures")
+
+
+@main.command(name="bench")
+@click.option("--shards", required=True, help="Folder that `shardify build` made.")
+@click.option("--res", type=int, required=True, help="Resolution. Pixels.")
+@click.option("--batch", default=16, show_default=True, help="Samples a batch.")
+@click.option("--threads", default=2, show_default=True, help="Threads, or worker processes.")
+@click.option("--model", default="resunet", show_default=True, help="Network to train with.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--order", type=click.Choice(["permuted", "block", "sequential"]), help="Of samples.")
+@click.option("--cache", type=click.Choice(["disk", "ram"]), default="disk", show_default=True,
+              help="Where the shards' bytes are.")  # fmt: skip
+@click.option("--windows", default=5, show_default=True, help="Windows of each contender.")
+@click.option("--seconds", default=2.0, show_default=True, help="Length of a window.")
+@click.option("--only", multiple=True, metavar="NAME", help="Measure this one; may be repeated.")
+@click.option("--out", type=FILE, help="Folder for bench.json and bench.png.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
+def bench_command(only: tuple[str, ...], out: Path | None, as_json: bool, **flags: Any) -> None:
+    """Measure where the time goes: the loader's stages, the network, and other loaders.
+
+    All take turns in short windows. Names the bottleneck and what to try next.
+
+    \b
+    train bench --shards out --res 64
+    train bench --shards out --res 256 --batch 64 --out bench-256
+    train bench --shards out --res 64 --only augment --only "webdataset + Pillow"
+    """
+    with _one_line_errors():
+        from rich.console import Console
+
+        from train.bench import bench
+
+        errors = Console(stderr=True)
+        say = errors.print if errors.is_terminal else (lambda _: None)
+        report = bench(contenders=only or None, say=say, **flags)
+        if out is not None:
+            report.save(out)
+        if as_json:
+            click.echo(report.to_json(), nl=False)
+        else:
+            Console(width=max(100, Console().width)).print(report.table())
+            click.echo("\n".join(report.lines()))

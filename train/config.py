@@ -103,6 +103,9 @@ class Optim:
     weight_decay: float = 1e-3
     """Weight decay."""
 
+    grad_accum: int = 1
+    """Batches whose gradients make one optimiser step."""
+
     clip: float = 1.0
     """Largest gradient, measured as --clip-by says; 0 clips nothing."""
 
@@ -122,6 +125,7 @@ class Optim:
         _check(0 < self.lr < inf, "lr", self.lr, "a positive number")
         _check(0 <= self.momentum < 1, "momentum", self.momentum, "0 or more, and less than 1")
         _check(0 <= self.weight_decay < inf, "weight_decay", self.weight_decay, "0 or more")
+        _check(self.grad_accum > 0, "grad_accum", self.grad_accum, "at least 1")
         _check(0 <= self.clip < inf, "clip", self.clip, "0 or more")
         _check(self.patience >= 0, "patience", self.patience, "0 or more")
         _check(0 < self.factor < 1, "factor", self.factor, "a number between 0 and 1")
@@ -145,6 +149,12 @@ class Compute:
 
     channels_last: bool = True
     """Keep a pixel's channels side by side in memory: faster on CPU and GPU."""
+
+    compile: Literal["no", "yes", "graphs"] = "no"
+    """Compile the network once a resolution; graphs: with CUDA graphs (one GPU, fixed sizes)."""
+
+    sync_bn: bool = False
+    """With several GPUs, norm each batch by the statistics of all ranks."""
 
     deterministic: bool = False
     """On a GPU, take only algorithms that repeat bit for bit (a CPU's always do)."""
@@ -180,6 +190,9 @@ class Run:
 
     log_steps: int = 10
     """Read the loss back every so many steps; between them nothing waits for the device."""
+
+    profile: bool = False
+    """Write a trace of a few steps to trace.json, for chrome://tracing or Perfetto."""
 
     panel_rows: int = 6
     """Validation samples shown in each epoch's panel; 0 draws none."""

@@ -6,6 +6,7 @@
     ├── RunError          the run's folder holds something else, or nothing to go on from
     │   └── CheckpointError   a checkpoint is damaged, foreign, or of another schema version
     ├── DivergedError     the loss is no longer a finite number
+    ├── FitError          a batch does not fit into memory
     └── PeerError         another rank of a distributed run ended or does not answer
 
 A message is one line: ``WHERE: what was found; what was expected; REMEDY``.
@@ -17,6 +18,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DivergedError",
+    "FitError",
     "Interrupted",
     "PeerError",
     "RunError",
@@ -46,6 +48,10 @@ class CheckpointError(RunError):
 
 class DivergedError(TrainError):
     """The loss is no longer a finite number."""
+
+
+class FitError(TrainError):
+    """A batch does not fit into memory; the message says which would."""
 
 
 class PeerError(TrainError):

@@ -17,10 +17,11 @@ from train.distributed import World, connected
 from train.errors import ConfigError, RunError
 from train.evaluate import MakeModel, pick_device
 from train.logs import JsonLines, Screen
+from train.progress import Summary
 from train.schedule import plan, stage_of
 from train.settings import from_text, from_toml, resolve, settings, to_toml
 from train.source import Shards, Source
-from train.trainer import Summary, Trainer
+from train.trainer import Trainer
 
 __all__ = ["MakeSource", "configure", "launch"]
 
@@ -30,7 +31,7 @@ FREE = {
     *("shards", "res", "epochs", "batch"),
     *("device", "threads", "torch_threads", "channels_last", "deterministic"),
     *("out", "max_steps", "checkpoint_steps", "checkpoint_minutes", "keep"),
-    *("log_steps", "panel_rows"),
+    *("log_steps", "panel_rows", "profile", "compile"),
 }
 """Settings that a resumed run may change: none of them is part of the state."""
 

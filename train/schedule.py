@@ -7,13 +7,14 @@ own, set up as the settings say. No file, no model, no device.
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from train.config import Optim
 
-__all__ = ["LearningRate", "Stage", "make_optimizer", "plan", "stage_of"]
+__all__ = ["LearningRate", "Stage", "load_optimizer", "make_optimizer", "plan", "stage_of"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,10 +62,24 @@ def stage_of(stages: tuple[Stage, ...], epoch: int) -> Stage | None:
 
 
 def make_optimizer(parameters: list[Tensor], optim: Optim) -> Optimizer:
-    """The optimiser that the settings describe."""
+    """The optimiser that the settings describe, all of a step in one pass over the weights."""
+    options: dict[str, Any] = {"lr": optim.lr, "weight_decay": optim.weight_decay, "fused": True}
     if optim.optimizer == "adamw":
-        return AdamW(parameters, lr=optim.lr, weight_decay=optim.weight_decay)
-    return SGD(parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
+        return AdamW(parameters, **options)
+    return SGD(parameters, momentum=optim.momentum, **options)
+
+
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Go on as the optimiser that gave ``state``.
+
+    A file keeps no memory format, and torch's fused steps walk weights and momenta in memory
+    order: every momentum is laid out as its weight is.
+    """
+    optimizer.load_state_dict(state)
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter).copy_(value)
 
 
 class LearningRate:

@@ -1,8 +1,10 @@
-"""One step of training or of evaluation: a batch in, a result out.
+"""One step of training or of evaluation: batches in, results out.
 
 Nothing is read back from the device, logged or saved here, so a GPU's queue never drains.
 """
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import NamedTuple, cast
 
 import torch
@@ -101,12 +103,23 @@ class TrainStep:
             self._parameters[0].device.type, enabled=precision.name == "fp16"
         )
 
-    def __call__(self, batch: Batch) -> StepResult:
-        """Train on one batch, the network in training mode."""
-        raw = _forward(self._model, batch, self._precision)
-        parts = self._criterion(raw, batch.mask, batch.depth)
+    def __call__(self, batches: Sequence[Batch]) -> list[StepResult]:
+        """Make one step of the optimiser, the network in training mode.
+
+        Args:
+            batches: Of equal size; the step follows the mean of their losses.
+
+        Returns:
+            A result for each batch.
+        """
         self._optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(self.scaler.scale(parts.total))
+        results = []
+        for i, batch in enumerate(batches):
+            last = i == len(batches) - 1
+            # Gradients travel between ranks once a step, with the last batch.
+            silent = None if last else getattr(self._model, "no_sync", None)
+            with silent() if silent else nullcontext():
+                results.append(self.gradient(batch, share=1 / len(batches)))
         if self._clip:
             self.scaler.unscale_(self._optimizer)
             if self._clip_by == "norm":
@@ -115,9 +128,21 @@ class TrainStep:
                 nn.utils.clip_grad_value_(self._parameters, self._clip)
         self.scaler.step(self._optimizer)
         self.scaler.update()
+        return results
+
+    def gradient(self, batch: Batch, *, share: float = 1.0) -> StepResult:
+        """Add the gradient of ``share`` times a batch's loss; the weights stay."""
+        raw = _forward(self._model, batch, self._precision)
+        parts = self._criterion(raw, batch.mask, batch.depth)
+        loss = parts.total if share == 1 else parts.total * share
+        torch.autograd.backward(self.scaler.scale(loss))
         with torch.no_grad():
-            prediction = self._criterion.activate(Prediction(*(raw_.detach() for raw_ in raw)))
+            prediction = self._criterion.activate(Prediction(*(each.detach() for each in raw)))
         return StepResult(LossParts(*(part.detach() for part in parts)), prediction)
+
+    def forget(self) -> None:
+        """Drop all gradients, and the memory they take."""
+        self._optimizer.zero_grad(set_to_none=True)
 
 
 def _forward(model: nn.Module, batch: Batch, precision: Precision) -> Prediction:

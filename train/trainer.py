@@ -9,12 +9,12 @@ Every rank runs the same code and decides the same: what one rank alone knows (a
 is agreed on first. This module decodes nothing, draws nothing and computes no figure.
 """
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from itertools import islice
 from math import isfinite
 from pathlib import Path
 from time import monotonic, perf_counter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -22,71 +22,27 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model.registry import create
 from train import panels
+from train.batch import Batch
 from train.config import Config
 from train.distributed import Agreement, World
-from train.errors import DataError, DivergedError, Interrupted
+from train.errors import ConfigError, DataError, DivergedError, FitError, Interrupted
 from train.evaluate import MakeModel, criterion_of, evaluate, pick_device, place, weights_metadata
 from train.folder import Folder
-from train.logs import Screen, plain
+from train.logs import Screen
+from train.memory import OUT_OF_MEMORY, is_out_of_memory, peak_mb, refusal
 from train.metrics import Scores
-from train.schedule import LearningRate, Stage, make_optimizer, plan, stage_of
+from train.progress import Position, Summary
+from train.schedule import LearningRate, Stage, load_optimizer, make_optimizer, plan, stage_of
 from train.settings import to_toml
 from train.source import Source, StageLoaders
-from train.step import EvalStep, TrainStep, precision_of
+from train.step import EvalStep, StepResult, TrainStep, precision_of
 from train.stop import Stop
+from train.tracing import Tracer
 
-__all__ = ["Position", "Summary", "Trainer"]
-
-
-@dataclass(slots=True)
-class Position:
-    """How far a run has come."""
-
-    epoch: int = 0
-    """Epochs that are wholly done; the number of the one at work."""
-
-    step: int = 0
-    """Optimiser steps done in all."""
-
-    trained: bool = False
-    """Whether the epoch at work has seen all its batches, and only its judgement is missing."""
-
-    best: float | None = None
-    """Lowest watched loss at this resolution; None before the first."""
+__all__ = ["Trainer"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Summary:
-    """What a run came to."""
-
-    out: Path
-    """Its folder."""
-
-    steps: int
-    """Optimiser steps in all."""
-
-    last: dict[str, Any] | None
-    """The record of the last epoch, as in ``metrics.jsonl``; None if there was nothing to do."""
-
-    panel: Path | None
-    """The last panel; None if none was drawn."""
-
-    def __str__(self) -> str:
-        lines = [f"{self.out}: {self.steps} steps"]
-        if self.last is not None:
-            lines.append(f"  data-wait  {100 * self.last['data_wait']:.1f} % of the step time")
-            lines.append(f"  throughput {self.last['samples_per_s']:.1f} samples/s")
-        lines.append(f"  weights    {self.out / 'best.safetensors'}")
-        if self.panel is not None:
-            lines.append(f"  panel      {self.panel}")
-        return "\n".join(lines)
-
-    def to_json(self) -> str:
-        """One JSON object on one line."""
-        panel = str(self.panel) if self.panel else None
-        return json.dumps(
-            plain({"out": str(self.out), "steps": self.steps, "last": self.last, "panel": panel})
-        )
+TRACE = "trace.json"
 
 
 class Trainer:
@@ -136,7 +92,7 @@ class Trainer:
         criterion = criterion_of(config.loss)
         precision = precision_of(config.compute.precision, self.device)
         self._train_step = TrainStep(
-            self._shared(self.model),
+            self._compiled(self._shared(self.model)),
             criterion,
             self.optimizer,
             precision=precision,
@@ -155,6 +111,7 @@ class Trainer:
         self._loader_state: dict[str, Any] | None = None
         self._speed = {"samples_per_s": 0.0, "data_wait": 0.0, "seconds": 0.0}
         self._record: dict[str, Any] | None = None
+        self._tracer: Tracer | None = None
 
     def run(self) -> Summary:
         """Train to the end of the last stage, or of ``max_steps``.
@@ -166,6 +123,8 @@ class Trainer:
         """
         try:
             with self.stop.listening():
+                if self.config.run.profile and self.world.first:
+                    self._tracer = Tracer(self._out.out / TRACE, self.device)
                 while (stage := stage_of(self.stages, self.at.epoch)) and not self._enough():
                     loaders = self._enter(stage)
                     if not self.at.trained:
@@ -173,6 +132,8 @@ class Trainer:
                     self._close_epoch(stage, loaders)
         finally:
             self.screen.end()
+            if self._tracer is not None:
+                self._tracer.close()
             if self._loaders is not None:
                 self._loaders.close()
             self._out.close()
@@ -208,7 +169,7 @@ class Trainer:
             )
         self.at = Position(**state["position"])
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self._train_step.scaler.load_state_dict(state["scaler"])
         self.lr.load_state_dict(state["lr"])
         # Whole epochs may have ended at another resolution, whose shards may be others.
@@ -223,8 +184,21 @@ class Trainer:
         """The network whose gradients are averaged over all ranks; same weights as ``model``."""
         if self.world.size == 1:
             return model
-        ids = [self.device] if self.device.type == "cuda" else None
+        on_gpu = self.device.type == "cuda"
+        if self.config.compute.sync_bn:
+            if not on_gpu:
+                raise ConfigError("--sync-bn: torch has it for GPUs only; expected --device cuda")
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        ids = [self.device] if on_gpu else None
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+
+    def _compiled(self, model: nn.Module) -> nn.Module:
+        """The network as it trains: compiled anew when a size is seen for the first time."""
+        how = self.config.compute.compile
+        if how == "no":
+            return model
+        mode = "reduce-overhead" if how == "graphs" else "default"
+        return cast(nn.Module, torch.compile(model, dynamic=False, mode=mode))
 
     def _enough(self) -> bool:
         most = self.config.run.max_steps
@@ -254,23 +228,25 @@ class Trainer:
         run = self.config.run
         self.model.train()
         batches = iter(loaders.train)
-        self.screen.begin(f"epoch {self.at.epoch} · {stage.res} px", len(loaders.train))
+        total = -(-len(loaders.train) // self.config.optim.grad_accum)
+        self.screen.begin(f"epoch {self.at.epoch} · {stage.res} px", total)
         steps, samples, waited, started = 0, 0, 0.0, perf_counter()
         while True:
             asked = perf_counter()
-            batch = next(batches, None)
+            group = list(islice(batches, self.config.optim.grad_accum))
             waited += perf_counter() - asked
-            if batch is None:
+            if not group:
                 self.at.trained = True
                 break
-            result = self._train_step(batch)
-            self._train_scores.update(result, batch)
+            results = self._step(group, stage.res)
+            for result, batch in zip(results, group, strict=True):
+                self._train_scores.update(result, batch)
+                samples += batch.mask.shape[0] * self.world.size
             self.at.step += 1
             steps += 1
-            samples += batch.mask.shape[0] * self.world.size
             note = None
             if self.at.step % run.log_steps == 0:
-                loss = self._finite(float(result.parts.total))
+                loss = self._finite(float(results[-1].parts.total))
                 seconds = perf_counter() - started
                 note = f"loss {loss:.4f} · {samples / seconds:.1f} samples/s · "
                 note += f"data-wait {100 * waited / seconds:.1f} %"
@@ -292,6 +268,23 @@ class Trainer:
             # What follows must not enter the state: a run that goes on from here does it later.
             self._save()
         self._leave_if_asked()
+
+    def _step(self, group: list[Batch], res: int) -> list[StepResult]:
+        """One step of the optimiser; memory that runs out ends the run with what would fit."""
+        try:
+            results = self._train_step(group)
+        except OUT_OF_MEMORY as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            if self._tracer is not None and self._tracer.step():
+                self.screen.say(f"{self._out.out / TRACE}: written")
+            return results
+        # Outside the handler: the failed step's tensors are free only when its traceback is.
+        size = group[0].mask.shape[0]
+        group.clear()
+        layout = self.config.compute.channels_last
+        raise FitError(refusal(self._train_step, size, res, self.device, channels_last=layout))
 
     def _close_epoch(self, stage: Stage, loaders: StageLoaders) -> None:
         """Judge the network, write what the epoch leaves, and move on to the next.
@@ -320,6 +313,7 @@ class Trainer:
             "train": train,
             "val": val,
             **self._speed,
+            "peak_memory_mb": peak_mb(self.device),
             "val_seconds": perf_counter() - started,
         }
         self._record = record

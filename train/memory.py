@@ -1,0 +1,95 @@
+"""How much memory a step takes, and which batch would have fitted.
+
+Measures and tries; changes no setting.
+"""
+
+import gc
+import resource
+from collections.abc import Callable
+
+import torch
+
+from train.batch import synthetic
+from train.step import TrainStep
+
+__all__ = ["OUT_OF_MEMORY", "is_out_of_memory", "largest_batch", "peak_mb", "refusal"]
+
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError, RuntimeError)
+"""What to catch before asking `is_out_of_memory`: a CPU's allocator raises a plain RuntimeError."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return "can't allocate memory" in text or "not enough memory" in text or "bad_alloc" in text
+
+
+def peak_mb(device: torch.device) -> float:
+    """The most memory in use so far. MB: of the GPU by torch, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def largest_batch(fits: Callable[[int], bool], below: int) -> int:
+    """The largest batch that fits, by bisection.
+
+    Args:
+        fits: Whether a batch of so many samples does.
+        below: A number of samples that does not.
+
+    Returns:
+        0 if not even a single sample fits.
+    """
+    good, bad = 0, below
+    while bad - good > max(1, good // 16):  # Near enough: memory varies a little between steps.
+        middle = (good + bad) // 2
+        if fits(middle):
+            good = middle
+        else:
+            bad = middle
+    return good
+
+
+def refusal(
+    step: TrainStep, batch: int, res: int, device: torch.device, *, channels_last: bool
+) -> str:
+    """The line for a batch that did not fit, with the largest that would.
+
+    Args:
+        step: The step that failed.
+        batch: Samples that it was given.
+        res: Their resolution. Pixels.
+        device: Where they lie.
+        channels_last: Their memory format.
+    """
+
+    def fits(samples: int) -> bool:
+        _free(device)
+        try:
+            step.gradient(synthetic(samples, res, device=device, channels_last=channels_last))
+        except OUT_OF_MEMORY as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        finally:
+            step.forget()
+        return True
+
+    step.forget()
+    largest = largest_batch(fits, batch)
+    _free(device)
+    remedy = (
+        f"the largest that does is {largest}: use it, with --grad-accum to keep the step's size"
+        if largest
+        else "not even one sample does: lower --res, or use another device"
+    )
+    return f"--batch {batch}: does not fit into the memory of {device} at {res} px; {remedy}"
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,62 @@
+"""How far a run is, and what it came to: plain values, without the means to change them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train.logs import plain
+
+__all__ = ["Position", "Summary"]
+
+
+@dataclass(slots=True)
+class Position:
+    """How far a run has come."""
+
+    epoch: int = 0
+    """Epochs that are wholly done; the number of the one at work."""
+
+    step: int = 0
+    """Optimiser steps done in all."""
+
+    trained: bool = False
+    """Whether the epoch at work has seen all its batches, and only its judgement is missing."""
+
+    best: float | None = None
+    """Lowest watched loss at this resolution; None before the first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """What a run came to."""
+
+    out: Path
+    """Its folder."""
+
+    steps: int
+    """Optimiser steps in all."""
+
+    last: dict[str, Any] | None
+    """The record of the last epoch, as in ``metrics.jsonl``; None if there was nothing to do."""
+
+    panel: Path | None
+    """The last panel; None if none was drawn."""
+
+    def __str__(self) -> str:
+        lines = [f"{self.out}: {self.steps} steps"]
+        if self.last is not None:
+            lines.append(f"  data-wait  {100 * self.last['data_wait']:.1f} % of the step time")
+            lines.append(f"  throughput {self.last['samples_per_s']:.1f} samples/s")
+            lines.append(f"  memory     {self.last['peak_memory_mb']:.0f} MB at the peak")
+        lines.append(f"  weights    {self.out / 'best.safetensors'}")
+        if self.panel is not None:
+            lines.append(f"  panel      {self.panel}")
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """One JSON object on one line."""
+        panel = str(self.panel) if self.panel else None
+        return json.dumps(
+            plain({"out": str(self.out), "steps": self.steps, "last": self.last, "panel": panel})
+        )
