@@ -241,8 +241,8 @@ def _by_text(files: Files, texts: Iterable[Sequence[str]], count: int) -> Candid
         of_sample[row] = next((place[word] for word in words if word in place), -1)
     if (of_sample < 0).any():
         return None
-    return Candidate(
-        rule="background's name in the sample's", settings={"rule": "name"}, of_sample=of_sample)  # fmt: skip
+    rule = "background's name in the sample's"
+    return Candidate(rule=rule, settings={"rule": "name"}, of_sample=of_sample)
 
 
 def _innermost(path: str, shared: int) -> int:

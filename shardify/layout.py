@@ -5,7 +5,6 @@ names leave a doubt, payloads come through a callable that is passed in. Nothing
 position; what neither names nor pixels can decide is refused with ``LayoutError``.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,9 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from shardify import backing, naming, prove, roles, rules
+from shardify.census import Census, indexes_of, take_census
 from shardify.errors import LayoutError, ShardifyError
-from shardify.joining import Census, Table, indexes_of, join, join_by_map, take_census
+from shardify.joining import Table, join, join_by_map
+from shardify.keys import unique_keys
 from shardify.maps import rows_of
+from shardify.splits import given_split
 
 __all__ = ["Layout", "Rejection", "detect"]
 
@@ -107,12 +109,12 @@ def detect(
     whole = np.flatnonzero(found.table.whole)
     if not whole.size:
         raise LayoutError(_nothing_fits(names, found.table, where))
-    keys = _unique_keys(names, found.table.members["fg_bg"][whole], found.shared)
+    keys = unique_keys(names, found.table.members["fg_bg"][whole], found.shared)
     order = sorted(range(len(keys)), key=keys.__getitem__)
     rows = whole[order]
     keys = [keys[place] for place in order]
     members = {role: column[rows] for role, column in found.table.members.items()}
-    split, kept, tests = _given_split(names, members["fg_bg"], layout)
+    split, kept, tests = given_split(names, members["fg_bg"], layout)
     if tests:
         found.ignored["samples of a test split"] = tests
     if not kept.all():
@@ -146,7 +148,7 @@ def detect(
         )
         numbers, row = np.unique(decided.of_sample, return_inverse=True)
         used = np.array(found.backgrounds, np.int32)[numbers]
-        ids = _unique_keys(names, used, found.shared)
+        ids = unique_keys(names, used, found.shared)
         by_id = sorted(range(len(ids)), key=ids.__getitem__)
         background = np.argsort(by_id).astype(np.int32)[row]
         ids, used = [ids[place] for place in by_id], used[by_id]
@@ -247,32 +249,6 @@ def _maps(census: Census, read: Read | None) -> list[list[str]]:
     return rows
 
 
-def _given_split(
-    names: Sequence[str], members: IntArray, layout: rules.Rules | None
-) -> tuple[IntArray | None, npt.NDArray[np.bool_], int]:
-    """The source's own split, which samples to keep, and how many of a test split are left out."""
-    known: dict[str, str | None] = {}
-    said = np.zeros(len(members), np.int32)
-    codes = {"train": 0, "val": 1, "test": 2, None: 3}
-    for row, index in enumerate(members.tolist()):
-        path = names[index].rpartition("/")[0]
-        if layout is not None and any(
-            "split" in pattern.groupindex for pattern in layout.patterns["fg_bg"]
-        ):
-            path = rules.text_of(layout, names[index], "split") or ""
-        if path not in known:
-            known[path] = naming.split_of(path)
-        said[row] = codes[known[path]]
-    kept = np.ones(len(members), np.bool_)
-    has = set(np.unique(said).tolist())
-    if 3 in has or 0 not in has or len(has) < 2:
-        return None, kept, 0
-    if 1 in has:
-        kept = said != 2
-        return said, kept, int((~kept).sum())
-    return np.minimum(said, 1), kept, 0
-
-
 def _nothing_fits(names: Sequence[str], table: Table, where: str) -> str:
     samples = []
     for column in table.members.values():
@@ -283,25 +259,6 @@ def _nothing_fits(names: Sequence[str], table: Table, where: str) -> str:
         f"{where}: no image has companions of its own name (e.g. {', '.join(samples)}); "
         f"expected names that share their numbers; pass --layout"
     )
-
-
-def _unique_keys(names: Sequence[str], members: IntArray, shared: int) -> list[str]:
-    """A safe key for each file: its stem, or its path where stems repeat.
-
-    Paths that are alike once made safe are told apart by digits of their SHA-256.
-    """
-    keys = [naming.safe_key(_stem(names[index])) for index in members.tolist()]
-    if len(set(keys)) == len(keys):
-        return keys
-    paths = [
-        "/".join(names[index].split("/")[shared:]).rpartition(".")[0] for index in members.tolist()
-    ]
-    keys = [naming.safe_key(path) for path in paths]
-    often = {key for key, count in Counter(keys).items() if count > 1}
-    return [
-        naming.safe_key(key, of=names[index]) if key in often else key
-        for key, index in zip(keys, members.tolist(), strict=True)
-    ]
 
 
 def _stem(name: str) -> str:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from shardify import naming
+from shardify.census import Census
 from shardify.errors import LayoutError, ShardifyError
-from shardify.joining import Census
 from shardify.settle import looks_binary
 
 __all__ = ["assign", "describe", "ignored"]

@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = {
     "shardify": (
         "errors", "files", "archive", "extract", "images", "png", "pixels", "codecs",
-        "naming", "maps", "joining", "backing", "settle", "roles", "rules", "prove", "layout",
-        "layoutfile", "plan", "index", "manifest", "workers", "writer", "survey", "output",
+        "naming", "keys", "maps", "census", "joining", "backing", "settle", "roles", "rules",
+        "splits", "prove", "layout", "layoutfile", "plan", "index", "manifest", "workers", "writer", "survey", "output",
         "summary", "bank", "build", "verify", "stats", "report", "textures", "canvas", "scenes",
         "cutouts", "composites", "zipwriter", "synth", "bench", "cli", "__main__",
     ),
