@@ -430,7 +430,7 @@ def test_a_batch_that_the_split_cannot_fill_is_refused(data) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"res": 0}, {"batch_size": 0}, {"rank": 1}, {"seed": -1}, {"kernel": "none"},
+        {"res": 0}, {"batch_size": 0}, {"rank": 1}, {"seed": -1}, {"kernel": "other"},
         {"cache": "tape"}, {"kernel": "fused", "device": "cuda"}, {"order": "random"},
     ],
 )  # fmt: skip

@@ -6,7 +6,9 @@ Nothing here is on the training path.
 """
 
 import io
-from collections.abc import Iterator
+import tarfile
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,18 @@ from PIL import Image
 from shardify.manifest import Manifest
 from train.batch import Batch
 from train.draws import NOISE_UNIT, Augmentation, Draws, draw, matrices, noise_table, still
-from train.shards import background_payloads
+from train.shards import IMAGES, background_payloads
 
-__all__ = ["PillowRenderer", "open_image", "warp", "webdataset_batches"]
+__all__ = [
+    "PillowRenderer",
+    "ZipSamples",
+    "litdata_batches",
+    "open_image",
+    "warp",
+    "webdataset_batches",
+    "write_zip",
+    "zip_batches",
+]
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -82,6 +93,7 @@ class PillowRenderer:
         self.threshold = self.manifest.roles["mask"].threshold or 128
         self.depth_levels = 2 ** self.manifest.roles["depth"].bits - 1
         self.noise = noise_table(res)
+        self.normal = {role: self._normal(role) for role in ("bg", "fg_bg")}
 
     def draws(self, index: int, *, seed: int, epoch: int) -> Draws:
         """The draws of one sample, as the loader makes them."""
@@ -119,6 +131,27 @@ class PillowRenderer:
             far[None],
         )
 
+    def encoded(self, files: Mapping[str, bytes], draws: Draws) -> tuple[Floats, ...]:
+        """Decode and render one sample.
+
+        Args:
+            files: fg_bg, mask and depth as image files, bg as the digits of its index.
+            draws: Of this one sample.
+        """
+        return self(
+            open_image(files["fg_bg"], "RGB"),
+            open_image(files["mask"], "L"),
+            open_image(files["depth"], "L" if self.depth_levels == 255 else "I;16"),
+            int(files["bg"]),
+            draws,
+        )
+
+    def _normal(self, role: str) -> tuple[Floats, Floats]:
+        """Scale and shift of the channels, from levels of 255 to normalised."""
+        stats = self.manifest.stats[role]
+        mean, std = np.array(stats.mean).reshape(3, 1, 1), np.array(stats.std).reshape(3, 1, 1)
+        return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
+
     def moved(self, image: Image.Image, draws: Draws) -> Image.Image:
         """Resize and rotation in one; black outside, as Pillow has it."""
         width, height = image.size
@@ -132,21 +165,32 @@ class PillowRenderer:
 
     def picture(self, image: Image.Image, draws: Draws, role: str) -> Floats:
         """Warp, colour, noise, normalise: (3, R, R) float32."""
-        levels = np.asarray(self.moved(image, draws), np.float32)
+        moved = self.moved(image, draws)
+        if self.augment:
+            # Pillow's own colour matrix: rounds to whole levels and clips.
+            moved = moved.convert("RGB", tuple(draws.colour[0].ravel().tolist()))
+        planes = np.asarray(moved).transpose(2, 0, 1).astype(np.float32, order="C")
         if self.augment:
             row, column = draws.place[0]
             grain = self.noise[:, row : row + self.res, column : column + self.res]
-            levels = levels @ draws.colour[0, :, :3].T + draws.colour[0, :, 3]
-            levels += grain.transpose(1, 2, 0) * (draws.noise[0] / np.float32(NOISE_UNIT))
-            np.clip(levels, 0, 255, out=levels)
-        stats = self.manifest.stats[role]
-        mean, std = np.array(stats.mean, np.float32), np.array(stats.std, np.float32)
-        levels = (levels / np.float32(255) - mean) / std
-        return np.ascontiguousarray(levels.transpose(2, 0, 1))
+            strength = np.float32(float(draws.noise[0]) / NOISE_UNIT)
+            planes += grain * strength
+            np.clip(planes, 0, 255, out=planes)
+        scale, shift = self.normal[role]
+        planes *= scale
+        planes += shift
+        return planes
 
 
 def webdataset_batches(
-    folder: Path, *, split: str, res: int, batch_size: int, workers: int, augment: bool = True
+    folder: Path,
+    *,
+    split: str,
+    res: int,
+    batch_size: int,
+    workers: int,
+    augment: bool = True,
+    repeat: bool = False,
 ) -> Iterator[Batch]:
     """One epoch by ``webdataset`` and Pillow, shuffled in a buffer of 1,000 samples.
 
@@ -157,12 +201,15 @@ def webdataset_batches(
         batch_size: Samples a batch.
         workers: Processes; 0: in this one.
         augment: Rotation, colour and noise.
+        repeat: Go on without end, in the same processes.
     """
     render = PillowRenderer(folder, res=res, augment=augment)
     shards = [str(folder / shard.name) for shard in render.manifest.splits[split].shards]
     dataset = webdataset.WebDataset(shards, shardshuffle=len(shards) if augment else False)
     if augment:
         dataset = dataset.shuffle(1000)
+    if repeat:
+        dataset = dataset.repeat()
     dataset = dataset.map(_Sample(render)).batched(batch_size, partial=split == "val")
     return iter(
         webdataset.WebLoader(dataset, batch_size=None, num_workers=workers, collate_fn=_tensors)
@@ -181,14 +228,133 @@ class _Sample:
             name.partition(".")[0]: data for name, data in sample.items() if isinstance(data, bytes)
         }
         self._count += 1
-        deep = self._render.depth_levels > 255
-        return self._render(
-            open_image(images["fg_bg"], "RGB"),
-            open_image(images["mask"], "L"),
-            open_image(images["depth"], "I;16" if deep else "L"),
-            int(images["bg"]),
-            self._render.draws(self._count, seed=0, epoch=0),
-        )
+        return self._render.encoded(images, self._render.draws(self._count, seed=0, epoch=0))
+
+
+def write_zip(folder: Path, split: str, path: Path) -> int:
+    """Put a split's images back into one zip, stored: what a user without shards reads from.
+
+    Returns:
+        Samples.
+    """
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as bundle:
+        count = 0
+        for shard in Manifest.load(folder).splits[split].shards:
+            with tarfile.open(folder / shard.name) as tar:
+                for member in tar:
+                    stream = tar.extractfile(member)
+                    assert stream is not None
+                    key, role = member.name.split(".")[:2]
+                    bundle.writestr(f"{role}/{key}", stream.read())
+                    count += role == "bg"
+    return count
+
+
+class ZipSamples(torch.utils.data.Dataset[tuple[Floats, ...]]):
+    """The samples of such a zip, by number; each process opens it for itself."""
+
+    def __init__(self, path: Path, render: PillowRenderer) -> None:
+        self._path = path
+        self._render = render
+        self._zip: zipfile.ZipFile | None = None
+        with zipfile.ZipFile(path) as bundle:
+            names = bundle.namelist()
+        self._keys = [name.partition("/")[2] for name in names if name.startswith("bg/")]
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, index: int) -> tuple[Floats, ...]:
+        self._zip = self._zip or zipfile.ZipFile(self._path)
+        key = self._keys[index]
+        images = {role: self._zip.read(f"{role}/{key}") for role in (*IMAGES, "bg")}
+        return self._render.encoded(images, self._render.draws(index, seed=0, epoch=0))
+
+
+def zip_batches(
+    path: Path,
+    folder: Path,
+    *,
+    res: int,
+    batch_size: int,
+    workers: int,
+    augment: bool = True,
+    repeat: bool = False,
+) -> Iterator[Batch]:
+    """One epoch from a zip of ``write_zip``, by Pillow and torch's ``DataLoader``.
+
+    Args:
+        path: The zip.
+        folder: The data set, for its manifest and backgrounds.
+        res: R. Pixels.
+        batch_size: Samples a batch.
+        workers: Processes; 0: in this one.
+        augment: Rotation, colour and noise; and a random order.
+        repeat: Go on almost without end, in the same processes.
+    """
+    samples = ZipSamples(path, PillowRenderer(folder, res=res, augment=augment))
+    rounds = 1_000_000 if repeat else 1
+    loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
+        samples,
+        batch_size=batch_size,
+        sampler=torch.utils.data.RandomSampler(samples, num_samples=len(samples) * rounds)
+        if augment
+        else None,
+        num_workers=workers,
+        collate_fn=_stack,
+        drop_last=augment,
+    )
+    return iter(loader)
+
+
+def litdata_batches(
+    copy: Path, folder: Path, *, split: str, res: int, batch_size: int, workers: int
+) -> Iterator[Batch]:
+    """Augmented epochs without end by ``litdata`` and Pillow, in the same processes.
+
+    Args:
+        copy: The split in that library's format; written here if it is not there.
+        folder: The data set.
+        split: ``train`` or ``val``.
+        res: R. Pixels.
+        batch_size: Samples a batch.
+        workers: Processes.
+    """
+    import litdata
+    from litdata.streaming.cache import Cache
+
+    if not copy.exists():
+        cache = Cache(str(copy), chunk_bytes="64MB")
+        for index, sample in enumerate(webdataset_samples(folder, split)):
+            cache[index] = sample
+        cache.done()
+        cache.merge()
+    render = _Sample(PillowRenderer(folder, res=res))
+
+    class Rendered(litdata.StreamingDataset):  # type: ignore[misc]  # the library has no types
+        def __getitem__(self, index: Any) -> tuple[Floats, ...]:
+            return render(super().__getitem__(index))
+
+    loader = litdata.StreamingDataLoader(
+        Rendered(str(copy), shuffle=True, drop_last=True),
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=_stack,
+        persistent_workers=workers > 0,
+    )
+    while True:
+        yield from loader
+
+
+def webdataset_samples(folder: Path, split: str) -> Iterator[dict[str, bytes]]:
+    """Each sample of a split as written: role to bytes."""
+    for shard in Manifest.load(folder).splits[split].shards:
+        for sample in webdataset.WebDataset(str(folder / shard.name), shardshuffle=False):
+            yield {name.partition(".")[0]: data for name, data in sample.items() if name[0] != "_"}
+
+
+def _stack(samples: list[tuple[Floats, ...]]) -> Batch:
+    return Batch(*(torch.from_numpy(np.stack(planes)) for planes in zip(*samples, strict=True)))
 
 
 def _tensors(batch: tuple[Array, ...]) -> Batch:

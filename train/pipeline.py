@@ -95,7 +95,8 @@ class Loader:
             order: ``permuted``, ``block`` or ``sequential``; None: permuted in training, else
                 sequential.
             augmentation: How far the draws go.
-            kernel: ``fused`` or ``dali``; None: fused on a CPU. A GPU runs ``dali``.
+            kernel: ``fused`` or ``dali``; None: fused on a CPU. A GPU runs ``dali``. ``none``:
+                images are decoded and dropped, and batches come empty: to measure decoding.
             cache: ``disk`` or ``ram``, see ``shards.open_split``.
             verify: Check every shard's digest first: reads every byte.
             exclude: Keys of samples to train without. Not for ``val``: its figures would no longer
@@ -108,8 +109,8 @@ class Loader:
             ValueError: An argument is out of range.
         """
         kernel = kernel or ("fused" if device == "cpu" else "dali")
-        if (kernel == "fused" and device != "cpu") or kernel not in ("fused", "dali"):
-            raise ValueError(f"kernel {kernel!r} on {device}: expected fused (CPU) or dali")
+        if (kernel == "fused" and device != "cpu") or kernel not in ("fused", "dali", "none"):
+            raise ValueError(f"kernel {kernel!r} on {device}: expected fused (CPU), dali or none")
         if min(res, batch_size, threads, prefetch) < 1 or not 0 <= rank < world_size or seed < 0:
             raise ValueError(
                 "expected res, batch_size, threads, prefetch >= 1, rank < world_size, seed >= 0"
@@ -294,7 +295,7 @@ class _Engine:
         self._device = torch.device(device)
         self._dtype = dtype
         self._channels_last = channels_last
-        self._fused = kernel == "fused"
+        self._decode_only = kernel != "dali"
         self._steps: Iterator[Step] = iter(())
         self._next: Step | None = None
         self._tail: Step | None = None
@@ -313,8 +314,8 @@ class _Engine:
             threads=threads,
         )
         self._renderer: Renderer | None = None
-        if self._fused:
-            self._backgrounds: Any = table
+        self._backgrounds: Any = table
+        if kernel == "fused":
             self._renderer = Renderer(
                 res=res,
                 normal=normal,
@@ -325,10 +326,11 @@ class _Engine:
                 dtype=dtype,
                 channels_last=channels_last,
             )
-        else:
+        elif kernel == "dali":
             on_gpu = self._device.type == "cuda"
             noise = np.ascontiguousarray(noise_table(res).transpose(1, 2, 0))
-            self._backgrounds = torch.from_numpy(table).to(self._device) if on_gpu else table
+            if on_gpu:
+                self._backgrounds = torch.from_numpy(table).to(self._device)
             self._noise: Any = torch.from_numpy(noise).to(self._device) if on_gpu else noise
             stream: Any = torch.cuda.Stream
             self._stream = stream(self._device) if on_gpu else None
@@ -336,7 +338,7 @@ class _Engine:
         self._pipe = _graph(
             self._inputs_of,
             device=self._device,
-            decode_only=self._fused,
+            decode_only=self._decode_only,
             batch_size=batch_size,
             threads=threads,
             res=res,
@@ -401,7 +403,7 @@ class _Engine:
     def _lists(self, step: Step) -> list[list[Any]]:
         """What the graph takes, in the order of its inputs: a list of n arrays each."""
         lists: list[list[Any]] = [step.payloads[role] for role in IMAGES]
-        if self._fused:
+        if self._decode_only:
             return lists
         draws = step.draws
         # The unit square's matrix; the graph scales it to each image's size.
@@ -426,14 +428,14 @@ class _Engine:
                     raise self._culprit(step, error) from error
             if step is None:
                 return None
-            batch = self._render(step, outputs) if self._fused else self._hand_over(outputs)
-            return batch, step.used
+            if self._renderer is not None:
+                return self._render(self._renderer, step, outputs), step.used
+            return self._empty() if self._decode_only else self._hand_over(outputs), step.used
         finally:
             self._waiting.popleft()
             self._pipe.release_outputs()
 
-    def _render(self, step: Step, outputs: Any) -> Batch:
-        assert self._renderer is not None
+    def _render(self, renderer: Renderer, step: Step, outputs: Any) -> Batch:
         height, width = self._shape
         base = self._backgrounds.__array_interface__["data"][0]
         images = np.empty((len(step.indexes), 4, 3), np.int64)
@@ -447,7 +449,7 @@ class _Engine:
                         f"{shape[1]}x{shape[0]} pixels; expected 2x2 or more; leave it out"
                     )
                 images[place, column] = decoded[place].data_ptr(), shape[1], shape[0]
-        return self._renderer(images, step.draws)
+        return renderer(images, step.draws)
 
     def _hand_over(self, outputs: Any) -> Batch:
         """Copy the graph's outputs, device to device, into tensors of their own."""

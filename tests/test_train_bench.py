@@ -1,0 +1,90 @@
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from shardline_samples import write_data_set
+
+from train.bench import Report, Result, bench
+from train.contenders import OWN, PEERS
+from train.errors import ConfigError, DataError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_data_set(tmp_path_factory.mktemp("bench") / "data", train=64)
+
+
+def report(rates: dict[str, list[float]], **extra) -> Report:
+    results = [
+        Result(name=name, rates=found, cpu_ms=1.0, memory_mb=100.0) for name, found in rates.items()
+    ]
+    return Report(
+        date="", command="train bench", job={"shards": "x", "res": 64, "batch_size": 16,
+        "threads": 2}, windows=1, seconds=1.0, hardware={}, versions={}, results=results, **extra,
+    )  # fmt: skip
+
+
+def test_bench_measures_each_contender_and_keeps_the_figures(data, tmp_path) -> None:
+    chosen = ("augment", "zip + Pillow")
+    found = bench(str(data), res=32, batch=8, threads=1, windows=2, seconds=0.2, contenders=chosen)
+    assert [one.name for one in found.results] == list(chosen)
+    for one in found.results:
+        assert len(one.rates) == 2
+        assert min(one.rates) > 0
+        assert one.memory_mb > 30
+    own = found.of("augment")
+    assert own is not None
+    # Work that is done takes CPU time: at least a hundredth of a millisecond a sample.
+    assert own.cpu_ms > 0.01
+    found.save(tmp_path / "out")
+    kept = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert kept["results"][0]["rate"]["median"] == own.rate
+    assert kept["lead"]["over"] in PEERS
+    assert kept["versions"]["torch"]
+    assert kept["hardware"]["cores"] >= 1
+    with Image.open(tmp_path / "out" / "bench.png") as chart:
+        assert chart.size[0] == 900
+        assert len(chart.getcolors(100_000) or []) > 2
+
+
+def test_a_contender_that_fails_says_why(tmp_path) -> None:
+    with pytest.raises(DataError, match=r"bench: augment: .*no manifest\.json"):
+        bench(str(tmp_path), res=32, windows=1, seconds=0.1, contenders=("augment",))
+
+
+def test_an_unknown_contender_is_refused_before_anything_starts(data) -> None:
+    with pytest.raises(ConfigError, match="'ffcv' is no contender; choose from: read"):
+        bench(str(data), res=32, contenders=("augment", "ffcv"))
+
+
+def test_the_slowest_stage_of_the_loader_is_named() -> None:
+    found = report({"read": [9000.0], "decode": [1000.0], "augment": [900.0]})
+    assert found.bottleneck.startswith("the loader: decode takes 0.89 ms a sample, 80%")
+    assert "--res" in found.bottleneck
+    found = report({"read": [9000.0], "decode": [1000.0], "augment": [100.0]})
+    assert found.bottleneck.startswith("the loader: augment takes 9.00 ms")
+
+
+def test_a_network_slower_than_the_loader_is_the_bottleneck() -> None:
+    found = report({"decode": [1000.0], "augment": [900.0], "model alone": [10.0]})
+    assert found.bottleneck.startswith("the network: it takes 10 samples/s")
+
+
+def test_the_lead_is_over_the_fastest_other_loader() -> None:
+    first, second = list(PEERS)[:2]
+    found = report({"augment": [900.0, 1000.0, 1100.0], first: [100.0], second: [250.0]})
+    assert found.lead == (second, 4.0)
+    assert found.epoch_seconds == 400.0
+    assert "An epoch of 400,000 samples: 6.7 min." in found.lines()
+    assert any(line.startswith("4.0 times") for line in found.lines())
+
+
+def test_what_was_left_out_is_said() -> None:
+    found = report({"augment": [900.0]}, left_out={"LitData + Pillow": "not installed"})
+    assert found.lead is None
+    assert "Left out: LitData + Pillow (not installed)." in found.lines()
+
+
+def test_no_name_is_both_a_stage_and_a_peer() -> None:
+    assert not set(OWN) & set(PEERS)

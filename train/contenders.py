@@ -1,0 +1,241 @@
+"""What `train bench` sets side by side: stages of the loader, the network, and other loaders.
+
+Each contender is a function that gives, without end, how many samples it has just finished. They
+run one to a process, so that threads, caches and peak memory are each one's own. Nothing here
+keeps time; that is ``bench``.
+"""
+
+import importlib.util
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.losses import Criterion
+from model.registry import create
+from train.batch import Batch, synthetic
+from train.step import TrainStep, precision_of
+
+__all__ = ["OWN", "PEERS", "Job", "Work", "available", "begin"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What is measured; the same for all contenders."""
+
+    shards: str
+    split: str
+    res: int
+    batch_size: int
+    threads: int
+    """DALI's, the renderer's and torch's; for other loaders, worker processes."""
+
+    device: str
+    model: str
+    scratch: str
+    """A folder for copies of the data in the formats of others; may be filled already."""
+
+    order: str | None = None
+    cache: str = "disk"
+
+
+@dataclass(kw_only=True, slots=True)
+class Work:
+    """A contender at work."""
+
+    samples: Iterator[int]
+    """Gives the samples of each batch as it is finished."""
+
+    waited: list[float]
+    """Seconds spent waiting for data, a number a batch; only where a network trains."""
+
+
+def _read(job: Job, _work: Work) -> Generator[int, None, None]:
+    """Bytes of the three images, in the order of training, copied out of the shards."""
+    from train.feed import Feed
+    from train.shards import load_manifest, open_split
+
+    folder, manifest = load_manifest(Path(job.shards), res=job.res)
+    feed = Feed(
+        open_split(folder, manifest, job.split, cache=job.cache),
+        backgrounds=len(manifest.backgrounds),
+        batch_size=job.batch_size,
+        rank=0,
+        world_size=1,
+        seed=0,
+        kind=job.order or "permuted",
+        drop_last=True,
+        augmentation=None,
+    )
+    for epoch in itertools.count():
+        for step in feed.steps(epoch, 0):
+            for payloads in step.payloads.values():
+                for payload in payloads:
+                    payload.tobytes()
+            yield len(step.indexes)
+
+
+def _batches(job: Job, **options: Any) -> Iterator[Batch]:
+    """The loader, epoch after epoch, as training has it."""
+    from train.pipeline import Loader
+
+    loader = Loader(
+        job.shards,
+        split=job.split,
+        res=job.res,
+        batch_size=job.batch_size,
+        threads=job.threads,
+        order=job.order,
+        cache=job.cache,
+        **options,
+    )
+    while True:
+        yield from loader
+
+
+def _decode(job: Job, _work: Work) -> Generator[int, None, None]:
+    for _ in _batches(job, kernel="none"):
+        yield job.batch_size
+
+
+def _augment(job: Job, _work: Work) -> Generator[int, None, None]:
+    for batch in _batches(job):
+        yield len(batch.bg)
+
+
+def _to_device(job: Job, _work: Work) -> Generator[int, None, None]:
+    for batch in _batches(job, device=job.device, channels_last=True):
+        if batch.bg.is_cuda:
+            torch.cuda.synchronize()
+        yield len(batch.bg)
+
+
+def _train_step(job: Job) -> Callable[[Batch], object]:
+    """A training step as `train run` takes it, its result waited for."""
+    torch.manual_seed(0)
+    device = torch.device(job.device)
+    model = create(job.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    step = TrainStep(
+        model,
+        Criterion(),
+        torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9),
+        precision=precision_of("auto", device),
+        clip=0.1,
+        clip_by="value",
+    )
+    model.train()
+
+    def run(batch: Batch) -> None:
+        step([batch])
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+def _model(job: Job, _work: Work) -> Generator[int, None, None]:
+    step = _train_step(job)
+    batch = synthetic(job.batch_size, job.res, device=job.device, channels_last=True)
+    while True:
+        step(batch)
+        yield job.batch_size
+
+
+def _train(job: Job, work: Work) -> Generator[int, None, None]:
+    step = _train_step(job)
+    batches = _batches(job, device=job.device, channels_last=True)
+    while True:
+        begun = time.perf_counter()
+        batch = next(batches)
+        work.waited.append(time.perf_counter() - begun)
+        step(batch)
+        yield len(batch.bg)
+
+
+def _webdataset(job: Job, _work: Work) -> Generator[int, None, None]:
+    from train.baselines import webdataset_batches
+
+    for batch in webdataset_batches(
+        Path(job.shards),
+        split=job.split,
+        res=job.res,
+        batch_size=job.batch_size,
+        workers=job.threads,
+        repeat=True,
+    ):
+        yield len(batch.bg)
+
+
+def _zip(job: Job, _work: Work) -> Generator[int, None, None]:
+    from train.baselines import write_zip, zip_batches
+
+    path = Path(job.scratch) / f"{job.split}.zip"
+    if not path.exists():
+        write_zip(Path(job.shards), job.split, path)
+    for batch in zip_batches(
+        path,
+        Path(job.shards),
+        res=job.res,
+        batch_size=job.batch_size,
+        workers=job.threads,
+        repeat=True,
+    ):
+        yield len(batch.bg)
+
+
+def _litdata(job: Job, _work: Work) -> Generator[int, None, None]:
+    from train.baselines import litdata_batches
+
+    for batch in litdata_batches(
+        Path(job.scratch) / f"litdata-{job.split}",
+        Path(job.shards),
+        split=job.split,
+        res=job.res,
+        batch_size=job.batch_size,
+        workers=job.threads,
+    ):
+        yield len(batch.bg)
+
+
+Contender = Callable[[Job, Work], Generator[int, None, None]]
+
+OWN: dict[str, Contender] = {
+    "read": _read,
+    "decode": _decode,
+    "augment": _augment,
+    "to device": _to_device,
+    "model alone": _model,
+    "end to end": _train,
+}
+"""Each stage holds all before it, but for the model alone."""
+
+PEERS: dict[str, Contender] = {
+    "webdataset + Pillow": _webdataset,
+    "zip + Pillow": _zip,
+    "LitData + Pillow": _litdata,
+}
+"""They give the same batches as ``augment``."""
+
+_NEEDS = {"LitData + Pillow": "litdata"}
+
+
+def available(name: str) -> bool:
+    """Whether a contender's library is installed."""
+    return name not in _NEEDS or importlib.util.find_spec(_NEEDS[name]) is not None
+
+
+def begin(name: str, job: Job) -> Work:
+    """Start a contender; it begins to work with the first ``next``."""
+    work = Work(samples=iter(()), waited=[])
+    work.samples = {**OWN, **PEERS}[name](job, work)
+    return work
+
+
+def scratch() -> "tempfile.TemporaryDirectory[str]":
+    """A folder for ``Job.scratch`` that goes away by itself."""
+    return tempfile.TemporaryDirectory(prefix="shardline-bench-")
