@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.blocks import Prediction, check_input, init_conv
+from model.blocks import Prediction, check_input, init_conv, norm
 
 __all__ = ["PairUNet", "UNet"]
 
@@ -26,10 +26,10 @@ def _double(in_channels: int, middle: int, out_channels: int) -> nn.Sequential:
     """Convolution, batch norm, ReLU, twice. The bias is redundant before a norm, and published."""
     return nn.Sequential(
         nn.Conv2d(in_channels, middle, 3, padding=1),
-        nn.BatchNorm2d(middle),
+        norm(middle),
         nn.ReLU(inplace=True),
         nn.Conv2d(middle, out_channels, 3, padding=1),
-        nn.BatchNorm2d(out_channels),
+        norm(out_channels),
         nn.ReLU(inplace=True),
     )
 
