@@ -12,17 +12,18 @@ ORDER = {
     "shardify": (
         "errors", "files", "archive", "extract", "images", "png", "pixels", "codecs",
         "naming", "keys", "maps", "census", "joining", "backing", "settle", "roles", "rules",
-        "splits", "prove", "layout", "layoutfile", "plan", "index", "manifest", "workers", "writer", "survey", "output",
-        "summary", "bank", "build", "verify", "stats", "report", "textures", "canvas", "scenes",
-        "cutouts", "composites", "zipwriter", "synth", "bench", "cli", "__main__",
+        "splits", "prove", "layout", "layoutfile", "plan", "index", "manifest", "workers",
+        "writer", "survey", "output", "summary", "bank", "build", "verify", "stats", "report",
+        "textures", "canvas", "scenes", "cutouts", "composites", "zipwriter", "synth", "bench",
+        "cli", "__main__",
     ),
     "model": ("blocks", "resunet", "unet", "losses", "registry"),
     "train": (
         "errors", "config", "settings", "distributed", "order", "draws", "shards", "batch",
         "kernel", "fused", "feed", "prefetch", "pipeline", "baselines", "schedule", "step",
-        "metrics", "logs", "panels", "checkpoint", "writer", "folder", "progress", "stop", "source",
-        "memory", "tracing", "evaluate", "trainer", "launch", "predict", "contenders", "bench",
-        "suite", "report", "export", "cli", "__main__",
+        "metrics", "logs", "panels", "checkpoint", "writer", "board", "folder", "progress", "stop",
+        "source", "memory", "tracing", "evaluate", "samples", "charts", "report", "trainer",
+        "launch", "compare", "predict", "contenders", "bench", "suite", "export", "cli", "__main__",
     ),
 }  # fmt: skip
 

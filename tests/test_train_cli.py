@@ -18,7 +18,10 @@ from train.launch import configure, launch
 from train.logs import JsonLines
 from train.settings import resolve, settings, to_toml
 
-SHORT = ["--res", "16", "--epochs", "2", "--batch", "8", "--device", "cpu", "--panel-rows", "0"]
+SHORT = [
+    *("--res", "16", "--epochs", "2", "--batch", "8"),
+    *("--panel-rows", "0", "--no-tensorboard", "--no-report", "--device", "cpu"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +76,8 @@ def test_the_run_leaves_its_settings_whole(tmp_path: Path) -> None:
     options = ["--config", tmp_path / "my.toml", "--seed", "4", "--max-steps", "1"]
     assert call("run", *SHORT, "--out", out, *options).exit_code == 0
     expected = {"lr": 0.25, "seed": 4, "res": 16, "epochs": 2, "batch": 8, "device": "cpu"}
-    expected |= {"panel_rows": 0, "max_steps": 1, "out": str(out)}
+    expected |= {"panel_rows": 0, "tensorboard": False, "report": False}
+    expected |= {"max_steps": 1, "out": str(out)}
     assert (out / "config.toml").read_text() == to_toml(resolve(Config(), expected))
 
 
@@ -112,7 +116,7 @@ def test_an_unknown_key_of_a_file_is_answered_with_the_nearest(tmp_path: Path) -
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_named(tmp_path: Path) -> None:
-    result = call("run", *SHORT[:-4], "--device", "cuda", "--out", tmp_path / "run")
+    result = call("run", *SHORT[:-2], "--device", "cuda", "--out", tmp_path / "run")
     assert_one_line(result, 2, "--device cuda: torch sees no GPU")
     assert not (tmp_path / "run").exists()
 

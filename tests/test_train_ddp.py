@@ -36,7 +36,7 @@ def command(ranks: int, out: Path, *extra: str, restarts: int = 0, **options: ob
         *(torchrun if ranks > 1 else [sys.executable]),
         *(str(SCRIPT), "run"),
         *(f"--{name.replace('_', '-')}={value}" for name, value in flags.items()),
-        *extra,
+        *("--no-tensorboard", *extra),
     ]
 
 
@@ -81,6 +81,7 @@ def test_ranks_together_are_one_rank_with_their_global_batch(
     assert said.count("epoch 0 (16 px)") == 1  # One rank speaks,
     assert json.loads(said.splitlines()[0])["steps"] == 12  # and says what came out.
     assert (out / "panels" / "epoch-002.png").is_file()
+    assert "tiny100010" in (out / "report.html").read_text()  # Written by one rank, of all samples.
 
 
 def test_a_run_goes_on_with_another_number_of_ranks(alone: Path, tmp_path: Path) -> None:

@@ -77,6 +77,8 @@ def test_a_real_network_trains_on_photographs_and_is_judged_alike(
 ) -> None:
     (record,) = JsonLines(trained / "metrics.jsonl").read()
     assert record["step"] == 3 and 0 < record["val"]["loss"] < 3
+    assert (trained / "report.html").stat().st_size > 10_000
+    assert any((trained / "tensorboard").iterdir())
     with Image.open(trained / "panels" / "epoch-000.png") as panel:
         assert panel.size[0] > 500
     last = trained / "last.safetensors"
@@ -136,6 +138,7 @@ def test_a_run_on_the_real_loader_resumes_bit_for_bit(shards: Path, tmp_path: Pa
     def train(name: str, resume: bool = False, **values: object) -> None:
         base = {"shards": str(shards), "out": str(tmp_path / name), "res": (16, 32)}
         base |= {"epochs": (2, 1), "batch": 8, "device": "cpu", "threads": 1, "panel_rows": 0}
+        base |= {"tensorboard": False, "report": False}
         config = resolve(Config(), {**base, "keep": 99, **values})
         launch(config, make_model=TinyNet, resume=resume)
 
@@ -169,6 +172,7 @@ def test_changed_data_is_refused_on_resume(zipped: Path, shards: Path, tmp_path:
     other = tmp_path / "other"
     build([zipped], other, Options(val=0.4, workers=1))
     base = {"out": str(tmp_path / "run"), "res": 16, "batch": 8, "device": "cpu", "threads": 1}
+    base |= {"tensorboard": False, "report": False}
     config = resolve(Config(), {**base, "shards": str(shards), "max_steps": 2, "panel_rows": 0})
     launch(config, make_model=TinyNet)
     with pytest.raises(DataError, match="trained on other data"):

@@ -29,7 +29,7 @@ def start(out: Path, *extra: str, delay: float = 0.0, **popen: Any) -> "subproce
     """`train run` on the tiny data set, as a process of its own."""
     flags = [f"--{name}={value}" for name, value in OPTIONS.items()]
     command = [sys.executable, str(SCRIPT), "run", *flags, f"--out={out}"]
-    command += [f"--shards=64:10:{delay}", *extra]
+    command += [f"--shards=64:10:{delay}", "--no-tensorboard", "--no-report", *extra]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen
     )

@@ -26,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("run")
     values = {"out": str(out), "res": (16, 32), "epochs": (8, 4), "batch": 8, "lr": 0.1}
-    config = resolve(Config(), {**values, "device": "cpu", "panel_rows": 0})
+    config = resolve(Config(), {**values, "device": "cpu", "panel_rows": 0, "tensorboard": False})
     Trainer(config, TinySource(64, 10), make_model=TinyNet).run()
     return out
 

@@ -39,6 +39,7 @@ def settings(out: Path, **values: object) -> Config:
         "panel_rows": 2,
         "log_steps": 3,
         "keep": 100,
+        "tensorboard": False,
     }
     return resolve(Config(), {**base, **values})
 

@@ -101,6 +101,15 @@ class TinyLoader:
             *(torch.tensor(np.stack(part), dtype=torch.float32) for part in zip(*rows, strict=True))
         )
 
+    def samples_of(self, epoch: int, step: int) -> np.ndarray:
+        whole = self._batch * self._world.size
+        return self.indexes(epoch)[step * whole : (step + 1) * whole][
+            self._world.rank :: self._world.size
+        ]
+
+    def keys(self, indexes: np.ndarray) -> list[str]:
+        return [f"tiny{self._samples[int(i)]:06d}" for i in indexes]
+
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "consumed": self._used, "data": self._fingerprint}
 

@@ -27,6 +27,7 @@ __all__ = [
     "load",
     "read",
     "save",
+    "save_text",
     "write",
 ]
 
@@ -137,6 +138,24 @@ def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> No
         os.fsync(folder)  # The rename itself.
     finally:
         os.close(folder)
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write a text file atomically.
+
+    Raises:
+        OSError: No room, no permission.
+    """
+    temporary = path.with_name(f".{path.name}{TEMPORARY}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read(path: Path) -> Stored:

@@ -238,3 +238,37 @@ def bench_command(only: tuple[str, ...], out: Path | None, as_json: bool, **flag
         else:
             Console(width=max(100, Console().width)).print(report.table())
             click.echo("\n".join(report.lines()))
+
+
+@main.command(name="report")
+@click.argument("run", type=FILE)
+@click.option("--shards", help="Where the data set lies now; by default where the run read it.")
+@click.option("-o", "--out", type=FILE, help="The page; by default RUN/report.html.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
+def report_command(run: Path, **flags: Any) -> None:
+    """Write a run's page: curves, panels, worst samples, small and large objects.
+
+    \b
+    train report run
+    train report run --shards out -o run.html
+    """
+    with _one_line_errors():
+        from train.report import report_of
+
+        click.echo(f"{report_of(run, **flags)}: written")
+
+
+@main.command(name="compare")
+@click.argument("runs", metavar="RUN...", type=FILE, nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the table as one JSON object.")
+def compare_command(runs: tuple[Path, ...], as_json: bool) -> None:
+    """Show runs side by side: what was set differently, and what came of it.
+
+    \b
+    train compare run run2
+    """
+    with _one_line_errors():
+        from train.compare import compare
+
+        comparison = compare(runs)
+        click.echo(comparison.to_json() if as_json else comparison)

@@ -194,6 +194,12 @@ class Run:
     profile: bool = False
     """Write a trace of a few steps to trace.json, for chrome://tracing or Perfetto."""
 
+    tensorboard: bool = True
+    """Write figures, panels and settings for TensorBoard."""
+
+    report: bool = True
+    """Write report.html when the run ends."""
+
     panel_rows: int = 6
     """Validation samples shown in each epoch's panel; 0 draws none."""
 

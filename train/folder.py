@@ -12,7 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from train import panels
+from train.board import Board
 from train.checkpoint import Checkpoints, save
+from train.config import Config
 from train.logs import JsonLines, Screen, epoch_line
 from train.writer import Writer, snapshot
 
@@ -36,6 +38,7 @@ class Folder:
         self._checkpoints = Checkpoints(out / "checkpoints", keep=keep)
         self._writer = Writer()
         self._screen = screen
+        self._board: Board | None = None
 
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
         """Have the state after ``step`` written; it is copied before this returns."""
@@ -53,13 +56,23 @@ class Folder:
             self._writer.submit(name, partial(_write_weights, self.out / name, copied, about))
         self._tell()
 
+    def board(self, config: Config, step: int) -> None:
+        """Write for TensorBoard too, from ``step`` on, if it is installed."""
+        try:
+            self._board = Board(self.out / "tensorboard", config, step=step)
+        except ImportError as error:
+            self._screen.say(f"Without TensorBoard ({error}); --no-tensorboard says so at once")
+
     def epoch(self, record: dict[str, Any]) -> None:
-        """Tell of an epoch on the screen and in ``metrics.jsonl``."""
+        """Tell of an epoch on the screen, in ``metrics.jsonl``, and with its panel on the board."""
         self._screen.say(epoch_line(record))
         try:
             self.metrics.append(record)
+            if self._board is not None:
+                drawn = self._panel_path(record)
+                self._board.epoch(record, drawn if self.panel == drawn else None)
         except OSError as error:
-            self._warn(f"metrics.jsonl could not be written ({error})")
+            self._warn(f"the epoch's figures could not be written ({error})")
 
     def draw(
         self,
@@ -69,7 +82,7 @@ class Folder:
         std: dict[str, list[float]],
     ) -> None:
         """Draw the panel of the epoch that ``record`` is of."""
-        path = self.out / "panels" / f"epoch-{record['epoch']:03d}.png"
+        path = self._panel_path(record)
         title = f"epoch {record['epoch']}, {record['res']} px, step {record['step']}"
         try:
             path.parent.mkdir(exist_ok=True)
@@ -86,7 +99,13 @@ class Folder:
     def close(self) -> None:
         """Finish writing."""
         self._writer.close()
+        if self._board is not None:
+            self._board.close()
+            self._board = None
         self._tell()
+
+    def _panel_path(self, record: dict[str, Any]) -> Path:
+        return self.out / "panels" / f"epoch-{record['epoch']:03d}.png"
 
     def _tell(self) -> None:
         for failure in self._writer.failures():

@@ -18,6 +18,7 @@ from train.errors import ConfigError, RunError
 from train.evaluate import MakeModel, pick_device
 from train.logs import JsonLines, Screen
 from train.progress import Summary
+from train.report import write_report
 from train.schedule import plan, stage_of
 from train.settings import from_text, from_toml, resolve, settings, to_toml
 from train.source import Shards, Source
@@ -31,7 +32,7 @@ FREE = {
     *("shards", "res", "epochs", "batch"),
     *("device", "threads", "torch_threads", "channels_last", "deterministic"),
     *("out", "max_steps", "checkpoint_steps", "checkpoint_minutes", "keep"),
-    *("log_steps", "panel_rows", "profile", "compile"),
+    *("log_steps", "panel_rows", "profile", "compile", "tensorboard", "report"),
 }
 """Settings that a resumed run may change: none of them is part of the state."""
 
@@ -121,7 +122,12 @@ def launch(
         if world.first:
             _prepare(out, config, trainer.at.epoch)
         world.barrier()
-        return trainer.run()
+        summary = trainer.run()
+    if world.first and config.run.report and summary.last is not None:
+        alone = source if world.size == 1 else (make_source or _shards)(config, World(), device)
+        page = write_report(out, alone, device=device, make_model=make_model)
+        screen.say(f"{page}: written")
+    return summary
 
 
 def _check_resolutions(config: Config) -> None:

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from shardify.manifest import Manifest
 from train.batch import Batch
@@ -36,6 +38,12 @@ class Batches(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there; refuses the state of other data."""
+
+    def samples_of(self, epoch: int, step: int) -> NDArray[np.int64]:
+        """Numbers of the samples in this rank's batch ``step`` of a whole epoch."""
+
+    def keys(self, indexes: NDArray[np.int64]) -> list[str]:
+        """Names of samples."""
 
     def close(self) -> None:
         """Free threads and memory."""

@@ -125,6 +125,8 @@ class Trainer:
             with self.stop.listening():
                 if self.config.run.profile and self.world.first:
                     self._tracer = Tracer(self._out.out / TRACE, self.device)
+                if self.config.run.tensorboard and self.world.first:
+                    self._out.board(self.config, self.at.step)
                 while (stage := stage_of(self.stages, self.at.epoch)) and not self._enough():
                     loaders = self._enter(stage)
                     if not self.at.trained:

@@ -1,0 +1,96 @@
+"""Runs side by side: what was set differently, and what came of it.
+
+Reads what runs left; judges nothing anew.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from train.errors import RunError
+from train.logs import JsonLines, plain
+from train.metrics import FIGURES
+from train.settings import from_toml, settings
+
+__all__ = ["Comparison", "compare"]
+
+SPEEDS = ("samples_per_s", "data_wait", "peak_memory_mb")
+PLACES = {"out", "shards"}
+"""Settings that say where, not what."""
+
+
+class Comparison:
+    """Several runs, ready to print."""
+
+    def __init__(self, runs: Sequence[dict[str, Any]]) -> None:
+        self.runs = list(runs)
+
+    def to_json(self) -> str:
+        """One JSON object: ``runs``, each with name, differing settings, figures and speed."""
+        return json.dumps(plain({"runs": self.runs}))
+
+    def __str__(self) -> str:
+        rows = [["", *(run["run"] for run in self.runs)]]
+        rows += [
+            [key, *(str(run["settings"][key]) for run in self.runs)]
+            for key in self.runs[0]["settings"]
+        ]
+        for name in ("epochs", "steps", "res", "judged_on", *FIGURES, *SPEEDS):
+            rows.append([name, *(_cell(run[name]) for run in self.runs)])
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        return "\n".join(
+            "  ".join(
+                [row[0].ljust(widths[0])]
+                + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+            ).rstrip()
+            for row in rows
+        )
+
+
+def compare(paths: Sequence[Path]) -> Comparison:
+    """Read runs: the settings in which they differ, and each one's best epoch.
+
+    The best epoch is that of the lowest loss at the run's last resolution, on the validation split
+    where there is one.
+
+    Raises:
+        RunError: One of them is no run, or has not finished an epoch.
+        ConfigError: The settings of one cannot be read.
+    """
+    configs, runs = [], []
+    for path in paths:
+        records = JsonLines(path / "metrics.jsonl").read()
+        if not (path / "config.toml").is_file() or not records:
+            raise RunError(f"{path}: no run that has judged an epoch; expected one of `train run`")
+        configs.append(from_toml(path / "config.toml"))
+        last = records[-1]["res"]
+        best = min((r for r in records if r["res"] == last), key=lambda r: _loss(r))
+        runs.append(
+            {
+                "run": str(path),
+                "epochs": len(records),
+                "steps": records[-1]["step"],
+                "res": last,
+                "judged_on": "val" if best["val"] else "train",
+                **(best["val"] or best["train"]),
+                **{name: records[-1][name] for name in SPEEDS},
+            }
+        )
+    differing = {}
+    for setting in settings():
+        values = [getattr(getattr(config, setting.section), setting.name) for config in configs]
+        if setting.name not in PLACES and any(value != values[0] for value in values):
+            differing[setting.key] = values
+    for place, run in enumerate(runs):
+        run["settings"] = {key: values[place] for key, values in differing.items()}
+    return Comparison(runs)
+
+
+def _loss(record: dict[str, Any]) -> float:
+    loss = (record["val"] or record["train"])["loss"]
+    return float("inf") if loss is None else float(loss)
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)

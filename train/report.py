@@ -1,0 +1,226 @@
+"""A run as one HTML page that stands alone: curves, panels, the worst samples, small and large.
+
+Reads what a run left and judges its network once more, sample by sample; it trains nothing. All
+pictures lie inside the page, so it can be sent by mail.
+"""
+
+import base64
+import io
+import tempfile
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from model.registry import create
+from train.charts import chart
+from train.checkpoint import save_text
+from train.distributed import World
+from train.errors import RunError
+from train.evaluate import MakeModel, load_trained, pick_device
+from train.logs import JsonLines
+from train.metrics import FIGURES
+from train.panels import draw
+from train.samples import Band, Fare, bands, fare
+from train.source import Shards, Source
+
+__all__ = ["report_of", "write_report"]
+
+WORST = 8
+PANELS = 8
+"""Panels shown at most, evenly spread over the epochs."""
+
+CHARTS = {
+    "Total loss": "loss",
+    "Mask: IoU": "mask_iou",
+    "Mask: Dice": "mask_dice",
+    "Depth: RMSE": "depth_rmse",
+    "Depth: δ<1.25": "depth_delta1",
+}
+SPEEDS = {"Learning rate": "lr", "Samples/s": "samples_per_s", "Data-wait, share": "data_wait"}
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em;
+  color: #222 }
+table { border-collapse: collapse } td, th { padding: 2px 12px 2px 0; text-align: right }
+td:first-child, th:first-child { text-align: left } th { border-bottom: 1px solid #999 }
+img { max-width: 100%; display: block; margin: .3em 0 1.2em }
+svg { margin: 0 12px 12px 0 } svg text { font: 12px system-ui, sans-serif; fill: #444 }
+svg .title { font-weight: 600 } svg .end { text-anchor: end } svg line { stroke: #e2e2e2 }
+svg polyline { fill: none; stroke-width: 1.8 } pre { background: #f5f5f5; padding: 1em }
+"""
+
+
+def report_of(
+    run: Path, *, shards: str | None = None, out: Path | None = None, device: str = "auto"
+) -> Path:
+    """Write the report of a run, from its folder alone.
+
+    Args:
+        run: The run's folder.
+        shards: Where the data set lies now; where the run read it by default.
+        out: The page; ``run/report.html`` by default.
+        device: Where to judge the network.
+
+    Raises:
+        TrainError: There is no run, no network, or no data set.
+    """
+    trained = load_trained(run)
+    where = pick_device(device, World())
+    source = Shards(
+        shards or trained.config.data.shards, world=World(), device=where, res=trained.res
+    )
+    return write_report(run, source, out=out, device=where)
+
+
+def write_report(
+    run: Path,
+    source: Source,
+    *,
+    out: Path | None = None,
+    device: torch.device,
+    make_model: MakeModel = create,
+) -> Path:
+    """Write the report of a run on a data set that is open.
+
+    Args:
+        run: The run's folder: records, panels and weights.
+        source: The data set, as one rank sees it alone.
+        out: The page; ``run/report.html`` by default.
+        device: Where to judge the network.
+        make_model: Makes the network that the weights name.
+
+    Raises:
+        RunError: There are no records, or the page cannot be written.
+        CheckpointError: There are no weights.
+    """
+    records = JsonLines(run / "metrics.jsonl").read()
+    if not records:
+        raise RunError(f"{run}: no metrics.jsonl, or an empty one; train first")
+    trained = load_trained(run, make_model=make_model)
+    split = "val" if source.samples("val") else "train"
+    loader = source.open(split, res=trained.res, batch=16, augment=False, seed=0)
+    try:
+        fares, rows, worst = fare(trained, loader, device=device, precision="auto", worst=WORST)
+    finally:
+        loader.close()
+    picture = ""
+    if rows is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "worst.png"
+            draw(path, rows, mean=trained.mean, std=trained.std)
+            picture = _image(path)
+    path = out or run / "report.html"
+    body = [
+        f"<h1>{escape(run.resolve().name)}</h1>",
+        _summary(records, trained.path.name, trained.step),
+        "<h2>Curves</h2>",
+        _curves(records),
+        "<h2>Panels</h2><p>The same samples after each epoch shown.</p>",
+        *_panels(run / "panels"),
+        f"<h2>Worst samples ({split})</h2><p>By IoU of the mask, lowest first.</p>",
+        _worst(worst),
+        picture,
+        "<h2>Small and large objects</h2>",
+        _sizes(bands(fares)),
+        f"<h2>Settings</h2><pre>{escape(_text(run / 'config.toml'))}</pre>",
+    ]
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(run.name)}</title>'
+        f"<style>{STYLE}</style>" + "\n".join(body) + "</html>\n"
+    )
+    try:
+        save_text(path, page)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error})") from error
+    return path
+
+
+def _summary(records: Sequence[Mapping[str, Any]], weights: str, step: int) -> str:
+    """The last epoch's figures, and how fast it was."""
+    last = records[-1]
+    rows = [
+        (what, *(_number((last[split] or {}).get(name)) for split in ("train", "val")))
+        for name, what in FIGURES.items()
+    ]
+    return (
+        f"<p>{len(records)} epochs, {last['step']} steps, last at {last['res']} px; "
+        f"{last['samples_per_s']:.1f} samples/s, data-wait {100 * last['data_wait']:.1f} % of the "
+        f"step time, {last['peak_memory_mb']:.0f} MB at the peak. Samples below are judged by "
+        f"{escape(weights)} (step {step}).</p>" + _table(("last epoch", "train", "val"), rows)
+    )
+
+
+def _curves(records: Sequence[Mapping[str, Any]]) -> str:
+    charts = []
+    for title, name in CHARTS.items():
+        lines = {
+            split: [(r["epoch"], r[split][name]) for r in records if r[split]]
+            for split in ("train", "val")
+        }
+        charts.append(chart(title, lines))
+    for title, name in SPEEDS.items():
+        charts.append(chart(title, {name: [(r["epoch"], r[name]) for r in records]}))
+    return "".join(charts)
+
+
+def _panels(folder: Path) -> list[str]:
+    files = sorted(folder.glob("epoch-*.png"))
+    if len(files) > PANELS:
+        files = [files[i * (len(files) - 1) // (PANELS - 1)] for i in range(PANELS)]
+    return [_image(path) for path in files] or ["<p>None were drawn.</p>"]
+
+
+def _worst(worst: Sequence[Fare]) -> str:
+    rows = [
+        (one.key, f"{one.iou:.3f}", f"{one.rmse:.4f}", f"{100 * one.area:.1f} %") for one in worst
+    ]
+    return _table(("sample", "IoU", "depth RMSE", "object"), rows)
+
+
+def _sizes(groups: Sequence[Band]) -> str:
+    rows = [
+        (
+            f"{100 * band.low:.1f} to {100 * band.high:.1f} %",
+            str(band.samples),
+            *(f"{value:.3f}" for value in (band.iou, band.precision, band.recall)),
+            f"{100 * (1 - band.recall):.1f} %",
+            f"{100 * (1 - band.precision):.1f} %",
+            f"{band.rmse:.4f}",
+        )
+        for band in groups
+    ]
+    heads = ("object, share of the picture", "samples", "IoU", "precision", "recall")
+    more = ("object taken for ground", "ground in what was taken for object", "depth RMSE")
+    return _table((*heads, *more), rows)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _image(path: Path) -> str:
+    """A picture inside the page; JPEG, since panels are mostly photographs."""
+    with Image.open(path) as image, io.BytesIO() as buffer:
+        image.convert("RGB").save(buffer, "JPEG", quality=85)
+        data = base64.b64encode(buffer.getvalue()).decode()
+    name = escape(path.stem)
+    return (
+        f"<figure><figcaption>{name}</figcaption>"
+        f'<img alt="{name}" src="data:image/jpeg;base64,{data}"></figure>'
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
