@@ -225,7 +225,10 @@ def _split(name: str) -> tuple[str, str, str]:
 
 def _quote(text: str) -> str:
     """A TOML string: literal where it can be, for a pattern's sake."""
-    return f"'{text}'" if "'" not in text and text.isprintable() else json.dumps(text)
+    if "'" not in text and text.isprintable():
+        return f"'{text}'"
+    plain = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08X}" for c in plain) + '"'
 
 
 def _value(value: object) -> str:

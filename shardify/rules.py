@@ -26,6 +26,7 @@ This module parses and applies rules. It proposes none, and knows no pixel.
 
 import re
 import tomllib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -260,8 +261,10 @@ def _patterns(roles: object, where: str) -> dict[str, tuple[re.Pattern[str], ...
                 f"{', '.join(naming.ROLES)}"
             )
         try:
-            patterns[role] = tuple(re.compile(str(each)) for each in listed)
-        except re.error as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                patterns[role] = tuple(re.compile(str(each)) for each in listed)
+        except (re.error, OverflowError, RecursionError) as error:
             what = f"a pattern of {role} is no regular expression ({error})"
             raise LayoutError(f"{where}: {what}; correct the layout file") from error
     if "fg_bg" not in patterns or not {"mask", "depth"} & set(patterns):

@@ -1,0 +1,37 @@
+"""Maps: any separator, any line end, and cells that name files more or less exactly."""
+
+import pytest
+
+from shardify.maps import Finder, rows_of
+
+
+@pytest.mark.parametrize("mark", [",", "\t", ";", "|", "  "])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_rows_are_read_whatever_separates_them(mark: str, end: str) -> None:
+    text = end.join(mark.join(row) for row in (["a.jpg", "b.png"], ["c.jpg", "d.png"]))
+    assert rows_of(text.encode()) == [["a.jpg", "b.png"], ["c.jpg", "d.png"]]
+
+
+def test_what_is_no_table_gives_no_rows() -> None:
+    assert rows_of(b"\xff\xfe\x00") == []
+    assert rows_of(b"") == []
+    assert rows_of(b"one\ntwo\n") == []
+
+
+def test_quoted_cells_and_a_byte_order_mark_are_understood() -> None:
+    assert rows_of('\ufeff"a, b.jpg",c.png\n'.encode()) == [["a, b.jpg", "c.png"]]
+
+
+@pytest.mark.parametrize(
+    "cell", ["x/one.jpg", "./x/one.jpg", "one.jpg", "one", "X\\ONE.JPG", "root/data/x/one.jpg"]
+)
+def test_a_cell_means_the_one_file_that_it_names(cell: str) -> None:
+    assert Finder(["data/x/one.jpg", "data/x/two.jpg"], [0, 1]).find(cell) == 0
+
+
+def test_a_cell_that_could_mean_two_files_means_none() -> None:
+    finder = Finder(["a/one.jpg", "b/one.jpg", "b/two.jpg"], [0, 1, 2])
+    assert finder.find("one.jpg") is None
+    assert finder.find("b/one.jpg") == 1
+    assert finder.find("b/one") == 1
+    assert finder.find("three.jpg") is None

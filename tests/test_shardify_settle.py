@@ -1,0 +1,110 @@
+"""Pixels outside the mask say which background a composite has, or that they cannot say."""
+
+import io
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from shardify import settle
+from shardify.errors import EntryError
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def png(pixels: Bytes) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+class World:
+    """Six backgrounds of 80 x 50 pixels and thirty composites of 40 x 40 on them."""
+
+    def __init__(self, *, cut: bool = False, masked: float = 0.3, ones: bool = False) -> None:
+        rng = np.random.default_rng(1)
+        grids = rng.integers(0, 256, (6, 5, 8, 3), np.uint8)
+        backs = [Image.fromarray(each).resize((80, 50), Image.Resampling.BICUBIC) for each in grids]
+        self.data = {100 + n: png(np.asarray(each)) for n, each in enumerate(backs)}
+        self.truth = np.arange(30, dtype=np.int32) % 6
+        self.reads: list[int] = []
+        for row, back in enumerate(self.truth.tolist()):
+            picture = backs[back].crop((15, 0, 65, 50)) if cut else backs[back]
+            front = np.asarray(picture.resize((40, 40))).copy()
+            mask = np.zeros((40, 40), np.uint8)
+            mask[: int(40 * masked)] = 1 if ones else 255
+            front[mask > 0] = 7
+            self.data[row], self.data[50 + row] = png(front), png(mask)
+
+    def read(self, index: int) -> bytes:
+        self.reads.append(index)
+        return self.data[index]
+
+    def score(self, *candidates: npt.NDArray[np.int32]) -> settle.Scores:
+        rows = np.arange(30, dtype=np.int32)
+        return settle.score(
+            candidates, composites=rows, masks=rows + 50, files=range(100, 106), read=self.read
+        )
+
+
+@pytest.mark.parametrize("world", [World(), World(cut=True), World(ones=True)])
+def test_the_right_candidate_wins_by_a_margin(world: World) -> None:
+    wrong = (world.truth + 1).astype(np.int32) % 6
+    scores = world.score(wrong, world.truth)
+    assert scores.winner == 1
+    assert scores.scores[1].agrees == 1.0
+    assert scores.scores[1].error < 6
+    assert scores.scores[0].agrees < 0.1
+    assert scores.margin > 5
+    assert scores.samples == 30
+
+
+def test_candidates_that_differ_seldom_are_compared_where_they_differ() -> None:
+    world = World()
+    nearly = world.truth.copy()
+    nearly[[4, 17]] = (nearly[[4, 17]] + 1) % 6
+    rows = np.arange(30, dtype=np.int32)
+    scores = settle.score(
+        [nearly, world.truth], composites=rows, masks=rows + 50, files=range(100, 106),
+        read=world.read, samples=6,
+    )  # fmt: skip
+    assert scores.winner == 1
+    assert 4 in world.reads
+    assert 17 in world.reads
+
+
+def test_no_candidate_wins_where_none_is_right() -> None:
+    world = World()
+    wrong = [((world.truth + step) % 6).astype(np.int32) for step in (1, 2)]
+    assert world.score(*wrong).winner is None
+
+
+def test_a_mask_that_leaves_no_room_tells_nothing() -> None:
+    world = World(masked=0.95)
+    scores = world.score(world.truth, ((world.truth + 1) % 6).astype(np.int32))
+    assert scores.samples == 0
+    assert scores.winner is None
+
+
+def test_damaged_pictures_are_passed_over() -> None:
+    world = World()
+    good = world.read
+
+    def read(index: int) -> bytes:
+        if index in (3, 60):
+            raise EntryError("cut")
+        return good(index)[: 40 if index in (5, 61) else None]
+
+    world.read = read  # type: ignore[method-assign]
+    scores = world.score(world.truth, ((world.truth + 1) % 6).astype(np.int32))
+    assert scores.winner == 0
+    assert scores.samples == 26
+
+
+def test_masks_are_told_from_depth_by_their_values() -> None:
+    ramp = np.repeat(np.arange(0, 250, 5, dtype=np.uint8)[:, None], 50, axis=1)
+    assert settle.looks_binary(png((ramp > 100).astype(np.uint8))) is True
+    assert settle.looks_binary(png((ramp > 100).astype(np.uint8) * 255)) is True
+    assert settle.looks_binary(png(ramp)) is False
+    assert settle.looks_binary(b"no picture") is None
