@@ -121,7 +121,8 @@ def inspect(src: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     """
     from shardify.survey import Options, survey
 
-    found = survey(src, Options(**options)).to_json()
+    surveyed = survey(src, Options(**options))
+    found = {**surveyed.to_json(), "layout_file": surveyed.layout_file()}
     click.echo(json.dumps(found, indent=1) if as_json else _survey_text(found))
 
 
@@ -287,7 +288,8 @@ def _survey_text(found: dict[str, Any]) -> str:
         lines.append(f"{name:12} {split['samples']}{on}, in {split['shards']} shards")
     lines += _rejected_lines(found["rejected"])
     lines += [f"layout       {key}: {_plain(value)}" for key, value in found["layout"].items()]
-    return "\n".join(lines)
+    # All of it can be saved as a layout file, and edited.
+    return "\n".join([*(f"# {line}" for line in lines), found["layout_file"]]).rstrip()
 
 
 def _build_text(found: dict[str, Any]) -> str:

@@ -35,7 +35,7 @@ def to_toml(layout: Layout, names: Sequence[str]) -> str:
     settings: dict[str, object] = {"rule": "none"}
     if isinstance(background, Mapping) and isinstance(background["settings"], Mapping):
         settings = dict(background["settings"])
-    lines = ["# Samples are files whose named groups are equal; see shardify inspect --help."]
+    lines = ["# A layout file: samples are files whose named groups are equal; see docs/layouts.md."]
     join = "map" if told["join"] == "rows of a map" else "names"
     if "map" in (join, settings["rule"]):
         lines += [f"join = {_quote(join)}", f"map = {_quote(str(told.get('map', '')))}"]
@@ -189,6 +189,8 @@ def _general(name: str, join: str, settings: Mapping[str, object]) -> str:
 
 def _numbers_suffice(names: Sequence[str], indexes: Sequence[int], join: str) -> bool:
     """Whether no two samples differ in words alone."""
+    if len({_words(names[index], join) for index in indexes}) == 1:
+        return True
     seen = set()
     for index in indexes:
         path, base, _ = _split(names[index])
@@ -196,6 +198,13 @@ def _numbers_suffice(names: Sequence[str], indexes: Sequence[int], join: str) ->
         parts = {"same path": parts, "same folder and name": parts[-1:]}.get(join, [])
         seen.add(tuple(tuple(naming.numbers(part)) for part in (*parts, naming.strip_words(base))))
     return len(seen) == len(indexes)
+
+
+def _words(name: str, join: str) -> str:
+    """What else than numbers joins a file with its companions."""
+    path, base, _ = _split(name)
+    parts = path if join in ("same path", "same folder and name") else ""
+    return _DIGITS.sub("0", f"{parts}{base}")
 
 
 def _spans(text: str, piece: slice) -> list[tuple[int, int]]:

@@ -22,6 +22,7 @@ from shardify.codecs import Variant
 from shardify.errors import BuildError, EntryError, PlanError, SourceError
 from shardify.extract import payload
 from shardify.layout import Layout, Rejection, detect
+from shardify.layoutfile import to_toml
 from shardify.manifest import Rejected, Source
 from shardify.plan import ShardPlan, hold_back, plan_shards
 from shardify.writer import ROW, Sources
@@ -107,6 +108,10 @@ class Survey:
         found = hashlib.sha256("\n".join([*layout.keys, "", *layout.background_ids]).encode())
         found.update(layout.background.astype("<i4").tobytes())
         return found.hexdigest()
+
+    def layout_file(self) -> str:
+        """The layout, as a layout file that finds it again."""
+        return to_toml(self.layout, self.catalog.names)
 
     def to_json(self) -> dict[str, Any]:
         """For ``inspect --json``."""
