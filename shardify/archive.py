@@ -68,6 +68,7 @@ _END = struct.Struct("<4s4H2LH")
 _END64_LOCATOR = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _CHUNK = 1 << 16
+_LISTED = 1 << 18
 _ALL_ONES = 0xFFFFFFFF
 
 # Looked for in many names at once, a line each; so a newline itself is looked for apart.
@@ -128,6 +129,10 @@ class Names(Sequence[str]):
         self._parts = list(parts)
         counts = [len(starts) for _, starts, _, _ in self._parts]
         self._first = [sum(counts[:place]) for place in range(len(counts) + 1)]
+        # As lists the names of a small source are ten times faster to reach; those of a large one
+        # would be most of the memory in use.
+        self._all: list[str] | None = None
+        self._all = list(self) if len(self) <= _LISTED else None
 
     def __len__(self) -> int:
         return self._first[-1]
@@ -148,6 +153,8 @@ class Names(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
+        if self._all is not None:
+            return self._all[index]
         index = int(index)
         if index < 0:
             index += len(self)
@@ -155,6 +162,9 @@ class Names(Sequence[str]):
         return self._parts[bisect_right(self._first, index) - 1][3] + _decode(raw)
 
     def __iter__(self) -> Iterator[str]:
+        if self._all is not None:
+            yield from self._all
+            return
         for directory, starts, ends, prefix in self._parts:
             for first in range(0, len(starts), _CHUNK):
                 low = starts[first : first + _CHUNK].tolist()

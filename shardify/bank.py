@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from shardify.codecs import Variant, resized, store
 from shardify.errors import EntryError
-from shardify.files import TEMPORARY, publish
+from shardify.files import TEMPORARY
 from shardify.manifest import BACKGROUNDS, Background
 from shardify.pixels import PLAIN, Meaning, pixels
 from shardify.survey import Survey, check_bad, drop_background, reader_of, replan
@@ -104,7 +104,7 @@ def write_backgrounds(
                 )
         digests = [tar.finish() for tar in tars]
     for temporary, path in zip(temporaries, paths, strict=True):
-        publish(temporary, path)
+        temporary.replace(path)
     if bad:
         found = _without(found, bad)
     return found, [

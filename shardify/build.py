@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from shardify.archive import Catalog
 from shardify.bank import write_backgrounds
 from shardify.errors import BuildError, EntryError, ImageError
-from shardify.files import write_atomic
+from shardify.files import sync_files, write_atomic
 from shardify.images import parse
 from shardify.layout import Rejection
 from shardify.manifest import BACKGROUNDS, REJECTED, Manifest, Resolution
@@ -117,21 +117,21 @@ def build(
     started = time.perf_counter()
     out = Path(out)
     check_out(out)
-    found = survey(paths, options)
-    identity = {
-        "source": [dataclasses.asdict(each) for each in sources_of(found.catalog)],
-        "options": found.options.deciding(),
-        "samples": found.digest(),
-    }
-    there = finished(out, identity)
-    if there is not None:
-        return _report(out, there, already=True, started=started)
-    count = sum(len(plans) for plans in found.shards.values())
-    workers = min(options.workers or os.cpu_count() or 1, max(1, count))
     try:
-        with claimed(out, identity), Workers("shardify.writer:run_task", workers) as pool:
-            manifest = _convert(found, out, pool, progress)
-            shutil.rmtree(out / STATE)
+        # Started before the survey, so that their imports cost no time of their own.
+        with Workers("shardify.writer:run_task", options.workers or os.cpu_count() or 1) as pool:
+            found = survey(paths, options)
+            identity = {
+                "source": [dataclasses.asdict(each) for each in sources_of(found.catalog)],
+                "options": found.options.deciding(),
+                "samples": found.digest(),
+            }
+            there = finished(out, identity)
+            if there is not None:
+                return _report(out, there, already=True, started=started)
+            with claimed(out, identity):
+                manifest = _convert(found, out, pool, progress)
+                shutil.rmtree(out / STATE)
     except OSError as error:
         raise BuildError(
             f"{out}: {error.strerror or error}; what is finished is kept: see to it and run the "
@@ -218,6 +218,8 @@ def _convert(found: Survey, out: Path, pool: Workers, progress: Progress | None)
             resolutions=[],
         )
         sweep(folder, whole)
+        shards = [shard for split in whole.splits.values() for shard in split.shards]
+        sync_files(folder, [*files, *(name for each in shards for name in (each.name, each.index))])
         whole.save(folder)
     if not manifest.resolutions:
         return whole

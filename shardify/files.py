@@ -4,9 +4,11 @@ Knows nothing of zips, tars or manifests. It never follows a name taken from an 
 """
 
 import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-__all__ = ["TEMPORARY", "publish", "sync_folder", "write_atomic"]
+__all__ = ["TEMPORARY", "publish", "sync_files", "sync_folder", "write_atomic", "write_quick"]
 
 TEMPORARY = ".tmp"
 """Suffix of a file that is still being written; such files are never read as data."""
@@ -25,6 +27,37 @@ def write_atomic(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     publish(temporary, path)
+
+
+def write_quick(path: Path, data: bytes) -> None:
+    """The same without flushing to disk: for what ``sync_files`` flushes later, or digests guard.
+
+    Raises:
+        OSError: The folder is missing, not writable, or the disk is full.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def sync_files(folder: Path, names: Iterable[str]) -> None:
+    """Flush finished files of one folder to disk, several at a time, and the folder itself.
+
+    Raises:
+        OSError: One is missing, or the disk is full.
+    """
+
+    def flush(name: str) -> None:
+        descriptor = os.open(folder / name, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(flush, names):
+            pass
+    sync_folder(folder)
 
 
 def publish(temporary: Path, path: Path) -> None:

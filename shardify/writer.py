@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from shardify.codecs import Variant, cost, resized, store
 from shardify.errors import BuildError, EntryError
 from shardify.extract import payload
-from shardify.files import TEMPORARY, publish, write_atomic
+from shardify.files import TEMPORARY, write_quick
 from shardify.images import Picture, parse
 from shardify.index import Member, format_index
-from shardify.pixels import PLAIN, Meaning, measure, pixels, settle
+from shardify.pixels import PLAIN, Meaning, glance, measure, pixels, settle
 
 __all__ = [
     "ROW",
@@ -202,14 +202,12 @@ class TarWriter:
         return start
 
     def finish(self) -> str:
-        """Write the end of the archive and flush to disk. Returns the SHA-256 of all bytes."""
+        """Write the end of the archive. Returns the SHA-256 of all bytes."""
         end = 2 * _BLOCK
         end += -(self.offset + end) % _RECORD
         self._pieces.append(bytes(end))
         self.offset += end
         self._flush()
-        self._file.flush()
-        os.fsync(self._file.fileno())
         return self._digest.hexdigest()
 
     def _flush(self) -> None:
@@ -246,11 +244,13 @@ def write_shard(task: ShardTask) -> ShardRecord:
             record, indexes = _fill(task, digest, [TarWriter(file) for file in files])
         for tar, temporary, text in zip(tars, temporaries, indexes, strict=True):
             if record.samples:
-                write_atomic(tar.with_suffix(".idx"), text)
-                publish(temporary, tar)
+                write_quick(tar.with_suffix(".idx"), text)
+                temporary.replace(tar)
             else:
                 temporary.unlink()
-        write_atomic(Path(task.out) / STATE / f"{task.name}.json", record.to_json().encode())
+        # None of this is flushed to disk: a rerun believes digests only, and before the manifest
+        # appears everything is flushed at once.
+        write_quick(Path(task.out) / STATE / f"{task.name}.json", record.to_json().encode())
     except OSError as error:
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)
@@ -268,7 +268,8 @@ def measure_backgrounds(task: BackgroundTask) -> Moments:
         for name, row in zip(task.names, task.rows.tolist(), strict=True):
             try:
                 data = payload(descriptors[row[0]], name, *row[1:])
-                plane = pixels(data, parse(data), "bg", task.meaning)
+                # At the size of training, not of a camera: faster, and what a network will see.
+                plane = glance(data, parse(data), "bg", task.meaning, least=256)
                 moments.add(*measure(plane))
             except EntryError:
                 continue

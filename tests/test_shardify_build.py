@@ -336,3 +336,101 @@ def test_photographs_convert_exactly(tmp_path: Path, photos: Path) -> None:
     assert manifest.roles["fg_bg"].sizes == [[250, 250, 2000]]
     assert manifest.roles["depth"].sizes == [[224, 224, 2000]]
     assert not verify(tmp_path / "out").problems
+
+
+def test_several_resolutions_are_data_sets_with_the_same_keys_in_the_same_order(
+    tmp_path: Path,
+) -> None:
+    source = pack(tmp_path / "x.zip", files_of() | {BAD: b"text"})
+    report = run(source, tmp_path / "out", res=(16, 8), codec="raw", max_bad=0.1)
+    top = Manifest.load(tmp_path / "out")
+    assert [(each.res, each.path) for each in top.resolutions] == [(8, "res-008"), (16, "res-016")]
+    assert top.splits == {}
+    keys = []
+    for each in top.resolutions:
+        folder = tmp_path / "out" / each.path
+        part = Manifest.load(folder)
+        assert part.roles["fg_bg"].sizes == [[each.res, each.res, 23]]
+        assert part.roles["fg_bg"].codec == "raw"
+        assert (part.roles["mask"].bits, part.roles["depth"].bits) == (1, 8)
+        assert part.roles["bg"].sizes == [[each.res, each.res, 4]]
+        assert part.costs["mask"]["iou"] == 1
+        found = {}
+        for split in part.splits.values():
+            for shard in split.shards:
+                with tarfile.open(folder / shard.name) as tar:
+                    found |= {info.name: info.size for info in tar}
+        assert {size for name, size in found.items() if name.endswith("fg_bg.raw")} == {
+            3 * each.res**2
+        }
+        assert {size for name, size in found.items() if name.endswith("mask.raw")} == {
+            each.res**2 // 8
+        }
+        keys.append(list(found))
+    assert keys[0] == keys[1]
+    assert len(report.parts) == 2
+    assert not verify(tmp_path / "out", deep=True, workers=1).problems
+    damaged = tmp_path / "out" / "res-008" / "train-00000.idx"
+    damaged.write_text("")
+    (problem,) = verify(tmp_path / "out").problems
+    assert problem.startswith("res-008/train-00000.idx")
+    again = run(source, tmp_path / "out", res=(16, 8), codec="raw", max_bad=0.1)
+    assert again.already
+
+
+def test_one_resolution_is_written_to_out_itself(tmp_path: Path) -> None:
+    manifest = run(pack(tmp_path / "x.zip", files_of()), tmp_path / "out", res=(8,)).manifest
+    assert manifest.roles["fg_bg"].extensions == ["jpg"]
+    assert manifest.roles["mask"].extensions == ["png"]
+    assert manifest.roles["depth"].sizes == [[8, 8, 24]]
+    assert 0 < manifest.costs["fg_bg"]["rmse"] < 0.1
+    assert manifest.costs["depth"]["rmse"] == 0
+
+
+def test_raw_pictures_of_several_sizes_are_refused(tmp_path: Path) -> None:
+    name = "data_all/bg/park1.jpg"
+    source = pack(tmp_path / "x.zip", files_of() | {name: picture(1, "JPEG", "RGB", (44, 33))})
+    with pytest.raises(BuildError, match="pass --res"):
+        run(source, tmp_path / "out", codec="raw")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_masks_of_zeros_and_ones_are_converted_and_that_is_recorded(tmp_path: Path) -> None:
+    files = files_of()
+    for number, name in enumerate(files):
+        if "mask" in name:
+            plane = np.random.Generator(np.random.Philox(key=number)).integers(0, 2, (24, 24))
+            buffer = io.BytesIO()
+            Image.fromarray(plane.astype(np.uint8)).save(buffer, "PNG")
+            files[name] = buffer.getvalue()
+    manifest = run(pack(tmp_path / "x.zip", files), tmp_path / "out").manifest
+    assert manifest.layout["masks"] == "level 1"
+    assert list(manifest.layout["converted"].values()) == [24]
+    assert manifest.roles["mask"].extensions == ["png"]
+    assert manifest.stats["mask"].mean[0] == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("options", [{}, {"codec": "png", "res": (8, 16)}])
+def test_a_worker_that_dies_costs_nothing_but_a_rerun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object]
+) -> None:
+    source = pack(tmp_path / "x.zip", files_of(48))
+    from shardify.workers import Workers
+
+    ordinary = Workers.map
+
+    def killing(self: Workers, tasks: object) -> object:
+        for number, result in enumerate(ordinary(self, tasks)):  # type: ignore[arg-type]
+            yield result
+            if number == 4:
+                for pid in self.pids:
+                    os.kill(pid, signal.SIGKILL)
+
+    monkeypatch.setattr(Workers, "map", killing)
+    with pytest.raises(BuildError, match=r"died by signal 9.*run the same command again"):
+        run(source, tmp_path / "out", workers=2, **options)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    monkeypatch.setattr(Workers, "map", ordinary)
+    run(source, tmp_path / "out", workers=2, **options)
+    run(source, tmp_path / "whole", **options)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")

@@ -204,18 +204,22 @@ def test_a_finished_shard_is_kept_and_a_damaged_one_written_again(tmp_path: Path
     assert write_shard(other).parts != record.parts
 
 
+@pytest.mark.parametrize("call", ["write", "replace"])
 def test_a_full_disk_is_one_line_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     task = task_of(tmp_path, payloads(2))
 
-    def full(_: int) -> None:
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", full)
+    if call == "write":
+        monkeypatch.setattr("shardify.writer.TarWriter._flush", full)
+    else:
+        monkeypatch.setattr("pathlib.Path.replace", full)
     with pytest.raises(BuildError, match=r"No space left on device.*run the same command again"):
         write_shard(task)
-    assert [each.name for each in (tmp_path / "out").iterdir()] == [STATE]
+    assert not list((tmp_path / "out").glob("*.tar*"))
 
 
 def test_a_zip_that_went_away_is_one_line(tmp_path: Path) -> None:

@@ -1,0 +1,249 @@
+"""How fast zips become shards, beside what people do today, in one interleaved run.
+
+    python -m shardify.bench data.zip --repeats 3 --json docs/benchmarks/convert.json
+
+Question: how many samples a second does ``shardify build`` convert, with its default checks and
+with ``--verify none``, and how many do ``zipfile`` + ``tarfile`` and ``zipfile`` +
+``webdataset.ShardWriter``? Each run is a process of its own; the contenders take turns, so that a
+slow minute of the machine hits all of them; the zip is read once before, so that it is cached.
+The peers only copy: they check nothing but the zip's CRC, which ``zipfile`` does by itself.
+
+It measures and prints; it judges nothing. webdataset is imported here alone, by its own peer.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["CONTENDERS", "Run", "main", "measure", "summarise"]
+
+_SHARD = 1000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """One conversion, measured from outside."""
+
+    wall: float
+    """Seconds from the start of its process to its end."""
+    cpu: float
+    """Seconds, user and system, of the process and its children."""
+    memory: int
+    """Largest resident size of any one of its processes. Bytes."""
+
+
+def _samples(source: zipfile.ZipFile) -> Iterator[tuple[str, list[tuple[str, zipfile.ZipInfo]]]]:
+    """The stand-in's samples by name: key, and (extension, entry) of each member."""
+    entries = {info.filename: info for info in source.infolist()}
+    for name, info in entries.items():
+        if "/fg_bg/" not in name:
+            continue
+        head, _, tail = name.partition("/fg_bg/")
+        folder, _, file = tail.rpartition("/")
+        key = file.partition(".")[0]
+        yield (
+            key,
+            [
+                ("fg_bg.jpg", info),
+                ("mask.jpg", entries[f"{head}/fg_bg_mask/{folder}/mask_{key}.jpg"]),
+                ("depth.png", entries[f"{head}/fg_bg_depth/{folder}/depth_{key}.png"]),
+            ],
+        )
+
+
+def _tarfile(source: Path, out: Path) -> None:
+    """``zipfile`` reads, ``tarfile`` writes plain USTAR."""
+    tar: tarfile.TarFile | None = None
+    with zipfile.ZipFile(source) as file:
+        for number, (key, members) in enumerate(_samples(file)):
+            if number % _SHARD == 0:
+                if tar:
+                    tar.close()
+                name = out / f"train-{number // _SHARD:05d}.tar"
+                tar = tarfile.open(name, "w", format=tarfile.USTAR_FORMAT)
+            assert tar is not None
+            for extension, info in members:
+                data = file.read(info)
+                head = tarfile.TarInfo(f"{key}.{extension}")
+                head.size = len(data)
+                tar.addfile(head, io.BytesIO(data))
+            cls = key.partition("_bg_")[2][:3].encode()
+            head = tarfile.TarInfo(f"{key}.bg.cls")
+            head.size = len(cls)
+            tar.addfile(head, io.BytesIO(cls))
+    if tar:
+        tar.close()
+
+
+def _shardwriter(source: Path, out: Path) -> None:
+    """``zipfile`` reads, ``webdataset.ShardWriter`` writes with its defaults."""
+    import webdataset
+
+    writer = webdataset.ShardWriter(f"{out}/train-%05d.tar", maxcount=_SHARD, verbose=0)
+    with zipfile.ZipFile(source) as file, writer:
+        for key, members in _samples(file):
+            sample: dict[str, Any] = {"__key__": key}
+            for extension, info in members:
+                sample[extension] = file.read(info)
+            sample["bg.cls"] = int(key.partition("_bg_")[2][:3])
+            writer.write(sample)
+
+
+_PEERS: dict[str, Callable[[Path, Path], None]] = {
+    "zipfile + tarfile": _tarfile,
+    "zipfile + webdataset.ShardWriter": _shardwriter,
+}
+
+CONTENDERS: dict[str, list[str]] = {
+    "shardify build": ["-m", "shardify", "build", "{source}", "{out}"],
+    "shardify build --verify none": [
+        "-m", "shardify", "build", "{source}", "{out}", "--verify", "none",
+    ],
+    **{name: ["-m", "shardify.bench", "--peer", name, "{source}", "{out}"] for name in _PEERS},
+}  # fmt: skip
+"""Name -> arguments to the interpreter."""
+
+
+def measure(name: str, source: Path, folder: Path) -> Run:
+    """Run one contender into a fresh folder inside ``folder``, and remove what it wrote.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    out = folder / "out"
+    words = [word.format(source=source, out=out) for word in CONTENDERS[name]]
+    begun = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    assert process.stderr is not None
+    errors = process.stderr.read()
+    process.stderr.close()
+    _, status, usage = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - begun
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{name}: exit code {process.returncode}: {errors.decode()[-500:]}")
+    shutil.rmtree(out)
+    return Run(wall=wall, cpu=usage.ru_utime + usage.ru_stime, memory=usage.ru_maxrss * 1024)
+
+
+def summarise(runs: dict[str, list[Run]], samples: int) -> dict[str, dict[str, float]]:
+    """Median, least and most of each contender, and how many times the last one's speed.
+
+    Args:
+        runs: As measured, in the order of ``CONTENDERS``; each list in order of time.
+        samples: In the source.
+    """
+    reference = list(runs)[-1]
+    table = {}
+    for name, each in runs.items():
+        walls = [run.wall for run in each]
+        # Neighbours in time share the machine's mood: their ratio is sturdier than any speed.
+        ratios = [other.wall / run.wall for run, other in zip(each, runs[reference], strict=True)]
+        table[name] = {
+            "samples_per_second": samples / statistics.median(walls),
+            "wall_median": statistics.median(walls),
+            "wall_min": min(walls),
+            "wall_max": max(walls),
+            "cpu_median": statistics.median(run.cpu for run in each),
+            "memory_max": max(run.memory for run in each),
+            "times_median": statistics.median(ratios),
+            "times_min": min(ratios),
+            "times_max": max(ratios),
+        }
+    return table
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure all contenders and print a table; ``--json`` keeps the figures."""
+    parser = argparse.ArgumentParser(prog="python -m shardify.bench", description=__doc__)
+    parser.add_argument("source", type=Path, help="a zip that `shardify synth` made")
+    parser.add_argument("out", type=Path, nargs="?", help="where a peer writes")
+    parser.add_argument("--peer", choices=list(_PEERS), help="run one peer, unmeasured")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--folder", type=Path, default=None, help="where shards go meanwhile")
+    chosen = parser.parse_args(arguments)
+    if chosen.peer:
+        chosen.out.mkdir(parents=True)
+        _PEERS[chosen.peer](chosen.source, chosen.out)
+        return
+    with zipfile.ZipFile(chosen.source) as file:
+        samples = sum("/fg_bg/" in name for name in file.namelist())
+    with chosen.source.open("rb") as file_:
+        while file_.read(1 << 24):
+            pass
+    runs: dict[str, list[Run]] = {name: [] for name in CONTENDERS}
+    with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
+        measure("shardify build", chosen.source, Path(folder))  # Warms the caches.
+        for _ in range(chosen.repeats):
+            for name in CONTENDERS:
+                runs[name].append(measure(name, chosen.source, Path(folder)))
+    table = summarise(runs, samples)
+    print(
+        f"{samples} samples, {chosen.source.stat().st_size / 1e6:.0f} MB; {chosen.repeats} rounds"
+    )
+    print(f"{'':34}{'samples/s':>10}{'wall s (min to max)':>24}{'CPU s':>8}{'MB':>6}{'times':>20}")
+    for name, row in table.items():
+        wall = f"{row['wall_median']:.2f} ({row['wall_min']:.2f} to {row['wall_max']:.2f})"
+        times = f"{row['times_median']:.1f} ({row['times_min']:.1f} to {row['times_max']:.1f})"
+        print(
+            f"{name:34}{row['samples_per_second']:10,.0f}{wall:>24}{row['cpu_median']:8.1f}"
+            f"{row['memory_max'] / 1e6:6.0f}{times:>20}"
+        )
+    if chosen.json:
+        chosen.json.write_text(
+            json.dumps(
+                {
+                    "command": " ".join(["python -m shardify.bench", *sys.argv[1:]]),
+                    "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                    "samples": samples,
+                    "bytes": chosen.source.stat().st_size,
+                    "machine": {
+                        "processor": _processor(),
+                        "cores": os.cpu_count(),
+                        "load_before": os.getloadavg()[0],
+                        "python": platform.python_version(),
+                    },
+                    "versions": {
+                        name: importlib.metadata.version(name)
+                        for name in ("shardline", "numpy", "isal", "webdataset")
+                    },
+                    "table": table,
+                    "runs": {name: [asdict(run) for run in each] for name, each in runs.items()},
+                },
+                indent=1,
+            )
+            + "\n"
+        )
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.machine()
+
+
+if __name__ == "__main__":
+    main()
