@@ -333,7 +333,8 @@ def litdata_batches(
 
     class Rendered(litdata.StreamingDataset):  # type: ignore[misc]  # the library has no types
         def __getitem__(self, index: Any) -> tuple[Floats, ...]:
-            return render(super().__getitem__(index))
+            sample = super().__getitem__(index)
+            return render({name: bytes(data) for name, data in sample.items()})
 
     loader = litdata.StreamingDataLoader(
         Rendered(str(copy), shuffle=True, drop_last=True),

@@ -335,6 +335,8 @@ def _serve(pipe: Connection, name: str, job: Job) -> None:
     """The contender's process: a window for each number that arrives, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(job.threads)
+    # The worker processes of other loaders start as they do for their users.
+    multiprocessing.set_start_method("fork", force=True)
     try:
         work = begin(name, job)
         next(work.samples)
