@@ -87,8 +87,8 @@ def decide(question: Question, layout: Rules | None, read: Read | None) -> Decis
         raise LayoutError(_no_rule(question, tried))
     scores = _compare(question, tried, read)
     if known:
-        if not scores.samples:
-            proof = f"none: no background fits any of {scores.looked} samples"
+        if scores.samples * 10 < scores.looked:
+            proof = f"none: any background fits {scores.samples} of {scores.looked} samples alone"
             return _answer(tried[0], {"proof": proof})
         if scores.scores[0].agrees >= _AGREES:
             return _answer(tried[0], _proof(scores, 0))
