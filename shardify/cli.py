@@ -208,6 +208,48 @@ def verify(out: Path, decode: bool, workers: int | None, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("out", type=_PATH)
+@_JSON
+def stats(out: Path, as_json: bool) -> None:
+    """Print each role's mean and deviation, range, sizes and bytes.
+
+    Means and deviations, in [0, 1], were measured by the build, as the mean over pictures of each
+    picture's own; ranges come from up to 200 samples.
+
+    \b
+    shardify stats out/
+    shardify stats out/ --json
+    """
+    from shardify.stats import figures
+
+    found = figures(out)
+    click.echo(json.dumps(found, indent=1) if as_json else _stats_text(found))
+
+
+@cli.command()
+@click.argument("out", type=_PATH)
+@click.option(
+    "-o",
+    "--output",
+    type=_PATH,
+    default=Path("report.html"),
+    show_default=True,
+    help="The page to write.",
+)
+def report(out: Path, output: Path) -> None:
+    """Write one self-contained page about OUT: samples, backgrounds, distributions, rejects.
+
+    \b
+    shardify report out/
+    shardify report out/ -o out.html
+    """
+    from shardify.report import write_report
+
+    write_report(out, output)
+    click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, one file")
+
+
+@cli.command()
+@click.argument("out", type=_PATH)
 @click.option("--samples", type=click.IntRange(1), default=2000, show_default=True)
 @click.option("--backgrounds", type=click.IntRange(1), default=100, show_default=True)
 @click.option(
@@ -310,6 +352,25 @@ def _build_text(found: dict[str, Any]) -> str:
         told = [f"{role} {_cost(each)}" for role, each in costs.items()]
         lines.append(f"re-encoding  {', '.join(told)}")
     return "\n".join(lines + _rejected_lines(found["rejected"]))
+
+
+def _stats_text(found: dict[str, Any]) -> str:
+    splits = ", ".join(f"{count:,} {name}" for name, count in found["samples"].items())
+    lines = [f"{found['out']}: {splits}; {found['backgrounds']} backgrounds"]
+    for role, each in found["roles"].items():
+        sizes = ", ".join(f"{w}x{h} ({count:,})" for w, h, count in each["sizes"][:3])
+        more = " ..." if len(each["sizes"]) > 3 else ""
+        lines.append(
+            f"{role:6} {'/'.join(each['extensions'])} {each['bits']} bit, {sizes}{more}, "
+            f"{(each['bytes'] or 0) / 1e6:,.1f} MB"
+        )
+        if each["mean"]:
+            mean = ", ".join(f"{value:.4f}" for value in each["mean"])
+            std = ", ".join(f"{value:.4f}" for value in each["std"])
+            lines.append(f"       mean {mean}; std {std} ({each['measured']} measured)")
+        if each["range"]:
+            lines.append("       range {:.4f} to {:.4f}".format(*each["range"]))
+    return "\n".join(lines)
 
 
 def _cost(found: dict[str, float]) -> str:

@@ -1,0 +1,275 @@
+"""One self-contained page about a finished data set: to look at before training on it.
+
+Contact sheet with the masks' outlines, where the backgrounds come from and how often each is used,
+mask areas and depths, sizes, what was left out and why. No script, no link, no other file. It
+reads the data set and changes nothing.
+"""
+
+import base64
+import html
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardify.errors import OutputError
+from shardify.files import write_atomic
+from shardify.images import MASK_THRESHOLD
+from shardify.manifest import REJECTED, Manifest
+from shardify.stats import BINS, DataSet, Findings, Sample, findings
+
+__all__ = ["outlined", "page", "write_report"]
+
+_SHOWN = 24
+_TILE = 160
+_LINES = 50
+_COLOURS = {"train": "#4477aa", "val": "#cc6677"}
+
+_STYLE = """
+body{font:15px/1.45 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}
+h1{font-size:1.5em}h2{font-size:1.15em;margin:2em 0 .4em;border-bottom:1px solid #ddd}
+table{border-collapse:collapse}td,th{padding:.15em .8em .15em 0;text-align:left;vertical-align:top}
+td.n{text-align:right;font-variant-numeric:tabular-nums}
+.sheet{display:grid;grid-template-columns:repeat(auto-fill,minmax(330px,1fr));gap:12px}
+figure{margin:0}figcaption{font-size:11px;color:#666;overflow-wrap:anywhere}
+img{width:32%;vertical-align:top;background:#eee}small{color:#666}svg{max-width:100%;height:auto}
+"""
+
+
+def write_report(out: Path, path: Path, *, most: int = 200) -> None:
+    """Write the page of data set ``out`` to ``path``, atomically.
+
+    Raises:
+        ManifestError: There is no manifest, or it is unreadable.
+        VerifyError: A shard is missing or damaged.
+        OutputError: ``path`` is a folder, or cannot be written.
+    """
+    text = page(out, most=most)
+    if path.is_dir():
+        raise OutputError(f"{path}: a folder; expected a file to write; pass -o FILE.html")
+    try:
+        write_atomic(path, text.encode())
+    except OSError as error:
+        raise OutputError(f"{path}: {error.strerror or error}; choose another place") from error
+
+
+def page(out: Path, *, most: int = 200) -> str:
+    """The page, as HTML. Arguments and errors as for ``write_report``."""
+    data = DataSet(out)
+    manifest = data.manifest
+    found = findings(data, most=most)
+    uses = data.uses()
+    title = f"{', '.join(each.name for each in manifest.source)}: {len(data):,} samples"
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        _overview(data),
+        "<h2>Samples</h2>",
+        "<p><small>Background, composite with its mask's outline, depth.</small></p>",
+        '<div class="sheet">',
+        *(_figure(data, sample) for sample in data.samples(_SHOWN)),
+        "</div>",
+        "<h2>Backgrounds</h2>",
+        _backgrounds(data, uses),
+        "<h2>Masks and depths</h2>",
+        _distributions(found),
+        "<h2>Roles</h2>",
+        _roles(manifest),
+        "<h2>Left out</h2>",
+        _rejected(manifest, data.folder / REJECTED),
+    ]
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>"
+        + "\n".join(parts)
+        + "</body></html>\n"
+    )
+
+
+def outlined(picture: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.uint8]:
+    """A picture with its mask's border drawn in.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        mask: (H, W) uint8 of the same size, thresholded here.
+
+    Returns:
+        (H, W, 3) uint8; object pixels that touch others, or the edge, are magenta.
+    """
+    inside = np.pad(mask >= MASK_THRESHOLD, 1)
+    core = inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
+    drawn = picture.copy()
+    drawn[inside[1:-1, 1:-1] & ~core] = (255, 0, 255)
+    return drawn
+
+
+def _overview(data: DataSet) -> str:
+    manifest = data.manifest
+    rows = [
+        (name, f"{split.samples:,} samples in {len(split.shards)} shards")
+        for name, split in manifest.splits.items()
+    ]
+    rows += [
+        ("source", f"{each.name}, {each.entries:,} entries, {each.bytes / 1e6:,.1f} MB")
+        for each in manifest.source
+    ]
+    rows.append(("options", ", ".join(f"{k} {v}" for k, v in manifest.options.items())))
+    if data.top.resolutions:
+        rows.append(("resolutions", ", ".join(str(each.res) for each in data.top.resolutions)))
+    for role, cost in manifest.costs.items():
+        rows.append((f"cost, {role}", ", ".join(f"{k} {v:g}" for k, v in cost.items())))
+    return _table(rows)
+
+
+def _figure(data: DataSet, sample: Sample) -> str:
+    planes = sample.planes
+    composite = planes["fg_bg"]
+    height, width = composite.shape[:2]
+    scale = _TILE / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    shown = []
+    if sample.background >= 0:
+        shown.append(_resize(data.background(sample.background)[0], size))
+    small = _resize(composite, size)
+    if "mask" in planes:
+        small = outlined(small, _resize(planes["mask"], size))
+    shown.append(small)
+    if "depth" in planes:
+        depth = planes["depth"].astype(np.float32)
+        low, high = float(depth.min()), float(depth.max())
+        stretched = ((depth - low) * (255 / (high - low) if high > low else 0)).astype(np.uint8)
+        shown.append(_resize(stretched, size))
+    images = "".join(f'<img alt="" src="{_uri(each)}">' for each in shown)
+    name = f"{sample.key} ({sample.split})"
+    return f"<figure>{images}<figcaption>{html.escape(name)}</figcaption></figure>"
+
+
+def _backgrounds(data: DataSet, uses: dict[str, Counter[int]]) -> str:
+    manifest = data.manifest
+    if not manifest.backgrounds:
+        return "<p>The data set has none.</p>"
+    rule = manifest.layout.get("background", {})
+    rows: list[tuple[str, str]] = []
+    if isinstance(rule, dict):
+        rows = [(str(key), _plain(value)) for key, value in rule.items()]
+    both = set.intersection(*(set(each) for each in uses.values())) if len(uses) > 1 else set()
+    rows.append(("in both splits", str(len(both)) if both else "none"))
+    stored = sum(data.background(index)[1] for index in _some(len(manifest.backgrounds)))
+    mean = stored / max(1, len(_some(len(manifest.backgrounds))))
+    copies = mean * sum(sum(each.values()) for each in uses.values())
+    once = mean * len(manifest.backgrounds)
+    rows.append(
+        ("stored once each", f"{once / 1e6:,.1f} MB instead of {copies / 1e6:,.1f} MB of copies")
+    )
+    order = range(len(manifest.backgrounds))
+    bars = [
+        (manifest.backgrounds[index].id, {name: each[index] for name, each in uses.items()})
+        for index in order
+    ]
+    legend = ", ".join(
+        f'<span style="color:{colour}">{name}</span>' for name, colour in _COLOURS.items()
+    )
+    return (
+        _table(rows)
+        + f"<p><small>Samples on each background ({legend}).</small></p>"
+        + _bars([each for _, each in bars], [name for name, _ in bars])
+    )
+
+
+def _some(count: int) -> range:
+    """Up to 20 numbers, evenly spaced."""
+    return range(0, count, max(1, -(-count // 20)))
+
+
+def _distributions(found: Findings) -> str:
+    charts = []
+    for name, counts in (("Share of the picture that is object", found.mask_area),
+                         ("Depth, of its full range", found.depth)):  # fmt: skip
+        if any(counts):
+            marks = [f"{step / BINS:.2f} to {(step + 1) / BINS:.2f}" for step in range(BINS)]
+            chart = _bars([{"train": count} for count in counts], marks)
+            charts.append(f"<p><small>{name}, 0 to 1; {found.samples} samples</small></p>{chart}")
+    return "".join(charts)
+
+
+def _roles(manifest: Manifest) -> str:
+    rows = ["<tr><th>role<th>files<th>sizes<th>mean<th>deviation</tr>"]
+    for role, each in manifest.roles.items():
+        stats = manifest.stats.get(role)
+        sizes = ", ".join(f"{w}x{h} ({count:,})" for w, h, count in each.sizes[:4])
+        more = " ..." if len(each.sizes) > 4 else ""
+        mean = ", ".join(f"{value:.4f}" for value in stats.mean) if stats else ""
+        std = ", ".join(f"{value:.4f}" for value in stats.std) if stats else ""
+        rows.append(
+            f"<tr><td>{role}<td>{', '.join(each.extensions)}, {each.bits} bit"
+            f"<td>{sizes}{more}<td>{mean}<td>{std}</tr>"
+        )
+    converted = manifest.layout.get("converted") or {}
+    told = "".join(f"<li>{html.escape(k)}: {v:,}" for k, v in converted.items())
+    return f"<table>{''.join(rows)}</table>" + (f"<p>Converted:</p><ul>{told}</ul>" if told else "")
+
+
+def _rejected(manifest: Manifest, path: Path) -> str:
+    if not manifest.rejected.count:
+        return "<p>Nothing: every sample is in the shards.</p>"
+    reasons = _table([(f"{count:,}", why) for why, count in manifest.rejected.by_reason.items()])
+    lines = []
+    try:
+        with path.open() as file:
+            for _, line in zip(range(_LINES), file, strict=False):
+                each = json.loads(line)
+                lines.append((each["key"] or each["member"], f"{each['role']} {each['reason']}"))
+    except (OSError, ValueError, KeyError):
+        return reasons + f"<p>{REJECTED} cannot be read.</p>"
+    return reasons + f"<h3>The first {len(lines)}</h3>" + _table(lines)
+
+
+def _bars(columns: Sequence[dict[str, int]], names: Sequence[str]) -> str:
+    """A bar chart as SVG, parts of a bar on top of each other; names as tooltips."""
+    width, height = 1000, 120
+    step = width / max(1, len(columns))
+    top = max((sum(each.values()) for each in columns), default=0) or 1
+    shapes = []
+    for place, (each, name) in enumerate(zip(columns, names, strict=True)):
+        base = float(height)
+        for split, count in each.items():
+            tall = count / top * (height - 4)
+            base -= tall
+            shapes.append(
+                f'<rect x="{place * step:.1f}" y="{base:.1f}" width="{max(0.5, step * 0.9):.1f}" '
+                f'height="{tall:.1f}" fill="{_COLOURS.get(split, "#888")}">'
+                f"<title>{html.escape(name)}: {count:,}</title></rect>"
+            )
+    return (
+        f'<svg viewBox="0 0 {width} {height}" role="img" width="{width}" height="{height}">'
+        f'{"".join(shapes)}<line x2="{width}" y1="{height}" y2="{height}" stroke="#888"/></svg>'
+    )
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> str:
+    cells = "".join(
+        f"<tr><th>{html.escape(name)}<td>{html.escape(value)}</tr>" for name, value in rows
+    )
+    return f"<table>{cells}</table>"
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _resize(plane: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(plane).resize(size))
+
+
+def _uri(plane: NDArray[Any]) -> str:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(plane).save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
