@@ -10,11 +10,12 @@ a square, but for JPEG's loss.
 
 import multiprocessing
 import os
+import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -129,8 +130,10 @@ def make(
             ]
             sections = [Section(cast(BinaryIO, spool)) for spool in spools]
             tasks = list(_tasks(samples, backgrounds, size, seed))
+            # Closed whatever happens, so that work not yet begun is dropped, not waited for.
+            parts = stack.enter_context(closing(_run(tasks, workers)))
             done = 0
-            for task, part in zip(tasks, _run(tasks, workers), strict=True):
+            for task, part in zip(tasks, parts, strict=True):
                 _add(sections, task, part)
                 done += len(task.samples)
                 if progress:
@@ -139,6 +142,8 @@ def make(
             out.flush()
             os.fsync(out.fileno())
         publish(temporary, path)
+    except BrokenExecutor as error:
+        raise OutputError(f"{path}: a worker died; expected room in memory; try again") from error
     except OSError as error:
         what = error.strerror or str(error)
         raise OutputError(
@@ -179,14 +184,16 @@ def _tasks(samples: int, backgrounds: int, size: int, seed: int) -> Iterator[_Ta
             )
 
 
-def _run(tasks: list[_Task], workers: int | None) -> Iterable[_Part]:
+def _run(tasks: list[_Task], workers: int | None) -> Generator[_Part, None, None]:
     """The tasks' results, in order."""
     workers = min(workers or len(os.sched_getaffinity(0)), len(tasks))
     if workers == 1:
         yield from map(_work, tasks)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    # An interrupt is for the parent to handle.
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(workers, context, signal.signal, ignore) as pool:
         yield from pool.map(_work, tasks)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import time
 import zipfile
 from pathlib import Path
 
@@ -169,6 +170,18 @@ def test_nothing_is_left_behind_by_a_failure(
     monkeypatch.setattr(synth, "finish", full)
     with pytest.raises(OutputError, match=r"a.zip: cannot be written \(No space left on device\)"):
         synth.make(tmp_path / "a.zip", samples=1, backgrounds=1, size=32, seed=0, workers=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_ends_the_work_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(synth.Section, "add", full)
+    begun = time.monotonic()
+    with pytest.raises(OutputError, match="No space left on device"):
+        synth.make(tmp_path / "a.zip", samples=4000, backgrounds=400, size=250, seed=0, workers=2)
+    assert time.monotonic() - begun < 30
     assert list(tmp_path.iterdir()) == []
 
 
