@@ -3,6 +3,8 @@
 import io
 import stat
 import struct
+import subprocess
+import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -259,3 +261,48 @@ def test_seventy_thousand_entries_are_read_in_a_second(tmp_path: Path) -> None:
     assert time.process_time() - begun < 1
     assert catalog.names[69_999] == names[-1].decode()
     assert catalog.entries.offset[-1] == 69_999 * 120
+
+
+_MEASURE = """
+import resource, sys
+from pathlib import Path
+from shardify.archive import open_catalog
+from shardify.layout import detect
+catalog = open_catalog([Path(sys.argv[1])])
+layout = detect(catalog.names, where="x")
+print(len(catalog.names), len(layout.keys))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_over_a_million_entries_stay_under_400_mb(tmp_path: Path) -> None:
+    count = 400_000
+    path = tmp_path / "x.zip"
+    with path.open("wb") as file:
+        body = (3 * count + 100) * 200
+        file.seek(body)  # Sparse: nothing but the directory is ever read.
+        place = entries = length = 0
+        names = [b"data_all/bg/park%d.jpg" % (n + 1) for n in range(100)]
+        for role, lead, kind in ((b"fg_bg", b"", b"jpg"), (b"fg_bg_mask", b"mask_", b"jpg"),
+                                 (b"fg_bg_depth", b"depth_", b"png")):  # fmt: skip
+            names += [
+                b"data_all/%s/bg_%03d/%sfg_%03d_bg_%03d_%06d.%s"
+                % (role, n // 4000 + 1, lead, n % 100, n // 4000 + 1, n, kind)
+                for n in range(count)
+            ]
+        for name in names:
+            length += file.write(central(name, place, 20, 21))
+            place, entries = place + 200, entries + 1
+        end64 = struct.pack(
+            "<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, entries, entries, length, body
+        )
+        locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, body + length, 1)
+        end = struct.pack("<4s4H2LH", END, 0, 0, 0xFFFF, 0xFFFF, length, body, 0)
+        file.write(end64 + locator + end)
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURE, path], capture_output=True, text=True, check=True
+    )
+    found, memory = done.stdout.splitlines()
+    assert found == f"{3 * count + 100} {count}"
+    assert int(memory) * 1024 < 400e6

@@ -434,3 +434,30 @@ def test_a_worker_that_dies_costs_nothing_but_a_rerun(
     run(source, tmp_path / "out", workers=2, **options)
     run(source, tmp_path / "whole", **options)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_what_inspect_prints_builds_the_same_data_set_as_a_layout_file(tmp_path: Path) -> None:
+    source = pack(tmp_path / "x.zip", files_of())
+    (tmp_path / "layout.toml").write_text(survey([source], OPTIONS).layout_file())
+    given = survey([source], Options(val=0.25, layout=tmp_path / "layout.toml"))
+    assert given.digest() == survey([source], OPTIONS).digest()
+    plain = run(source, tmp_path / "plain").manifest
+    told = run(source, tmp_path / "told", layout=tmp_path / "layout.toml").manifest
+    assert told.splits == plain.splits
+
+
+def test_a_folder_of_zips_is_one_data_set(tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    files = files_of()
+    for role in ("bg/", "fg_bg/", "fg_bg_mask/", "fg_bg_depth/"):
+        part = {name: data for name, data in files.items() if f"data_all/{role}" in name}
+        pack(tmp_path / "parts" / f"{role[:-1]}.zip", part)
+    whole = run(pack(tmp_path / "x.zip", files), tmp_path / "whole").manifest
+    parts = run(tmp_path / "parts", tmp_path / "out").manifest
+    assert [each.name for each in parts.source] == [
+        "bg.zip", "fg_bg.zip", "fg_bg_depth.zip", "fg_bg_mask.zip",
+    ]  # fmt: skip
+    assert parts.splits["train"].samples == whole.splits["train"].samples
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ShardifyError, match="a folder without zips"):
+        run(tmp_path / "empty", tmp_path / "nothing")
