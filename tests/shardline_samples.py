@@ -19,7 +19,11 @@ Images = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def encode(image: np.ndarray, kind: str, **options: object) -> bytes:
-    """One image as a file."""
+    """One image as a file; RAW: colour planar, a mask of booleans as bits."""
+    if kind == "RAW":
+        if image.dtype == bool:
+            return np.packbits(image).tobytes()
+        return (image.transpose(2, 0, 1) if image.ndim == 3 else image).tobytes()
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, kind, **options)
     return stream.getvalue()
@@ -60,10 +64,12 @@ def write_data_set(
         backgrounds: Sample i has background i % backgrounds.
         images: Of a sample's number.
         background: Of a background's index; (H, W, 3) uint8.
-        picture: How fg_bg, mask and backgrounds are encoded: PNG (exact) or JPEG.
+        picture: How fg_bg, mask and backgrounds are encoded: PNG (exact) or JPEG; RAW: all, also
+            depth, are stored without a codec.
     """
     out.mkdir(parents=True)
-    extension = {"PNG": "png", "JPEG": "jpg"}[picture]
+    extension = {"PNG": "png", "JPEG": "jpg", "RAW": "raw"}[picture]
+    deep = "RAW" if picture == "RAW" else "PNG"
     background = background or (lambda index: scene(1000 + index, size=60)[0])
     splits, sizes = {}, {}
     for split, numbers in (("train", range(train)), ("val", range(train, train + val))):
@@ -73,12 +79,16 @@ def write_data_set(
             members = []
             for number in chosen:
                 fg_bg, mask, depth = images(number)
+                seen = mask >= 150 if picture == "RAW" else mask
                 sizes = {"fg_bg": fg_bg.shape, "mask": mask.shape, "depth": depth.shape}
                 bits = 16 if depth.dtype == np.uint16 else 8
                 for role, data in (
                     (f"fg_bg.{extension}", encode(fg_bg, picture)),
-                    (f"mask.{extension}", encode(mask, picture)),
-                    ("depth.png", encode(depth, "PNG")),
+                    (
+                        f"mask.{extension}",
+                        encode(seen, picture),
+                    ),
+                    (f"depth.{'raw' if picture == 'RAW' else 'png'}", encode(depth, deep)),
                     ("bg.cls", b"%05d" % (number % backgrounds)),
                 ):
                     members.append((f"s{number:05d}", role, data))
@@ -103,14 +113,19 @@ def write_data_set(
     def role(name: str, extension: str, channels: int, **extra: int) -> Role:
         height, width = sizes[name][:2]
         return Role(
-            extensions=[extension], channels=channels, sizes=[[width, height, count]], **extra
-        )
+            extensions=[extension], channels=channels, sizes=[[width, height, count]],
+            codec="raw" if picture == "RAW" else "keep", **extra,
+        )  # fmt: skip
 
     Manifest(
         created_by="tests", source=[Source(name="t.zip", bytes=1, entries=1, digest="0")],
         options={}, layout={}, backgrounds=bank, splits=splits,
         roles={
-            "bg": Role(extensions=[extension], channels=3, sizes=[[60, 60, backgrounds]]),
+            "bg": Role(
+                extensions=[extension], channels=3,
+                sizes=[[bank[0].width, bank[0].height, backgrounds]],
+                codec="raw" if picture == "RAW" else "keep",
+            ),
             "fg_bg": role("fg_bg", extension, 3),
             "mask": role("mask", extension, 1, threshold=150),
             "depth": role("depth", "png", 1, bits=bits),

@@ -1,9 +1,13 @@
+import dataclasses
+import gc
+import hashlib
 import io
 import itertools
 import json
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -13,6 +17,7 @@ import torch
 from PIL import Image
 from shardline_samples import Images, scene, write_data_set
 
+from shardify.manifest import Manifest
 from train.baselines import PillowRenderer
 from train.batch import Batch
 from train.draws import Augmentation, draw, matrices
@@ -148,6 +153,44 @@ def test_kernel_and_dali_operators_give_the_same_batches(tmp_path, res, depth_bi
             assert (one.fg_bg - other.fg_bg).abs().max() < 1e-3
             assert (one.depth - other.depth).abs().max() < 1e-5
             assert (one.mask != other.mask).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("kernel", ["fused", "dali"])
+@pytest.mark.parametrize("depth_bits", [8, 16])
+def test_raw_shards_give_the_batches_of_encoded_ones(tmp_path, depth_bits, kernel) -> None:
+    def odd(number: int) -> Images:
+        fg_bg, mask, depth = scene(number, size=37, depth_size=29)
+        return fg_bg, mask, depth if depth_bits == 8 else depth.astype(np.uint16) * 251
+
+    folders = [
+        write_data_set(
+            tmp_path / picture,
+            train=20,
+            images=odd,
+            background=lambda index: scene(50 + index, size=37)[0],
+            picture=picture,
+        )
+        for picture in ("PNG", "RAW")
+    ]
+    for split, augment in (("train", True), ("val", False)):
+        settings = {"split": split, "augment": augment, "res": 32, "batch_size": 8}
+        encoded, raw = (collect(Loader(folder, kernel=kernel, **settings)) for folder in folders)
+        assert len(encoded) == len(raw) == 2
+        assert all(same(*pair) for pair in zip(encoded, raw, strict=True))
+
+
+def test_a_raw_member_of_another_length_is_named(tmp_path) -> None:
+    folder = write_data_set(tmp_path / "data", picture="RAW")
+    manifest = Manifest.load(folder)
+    for role, text in (("mask", "raw mask of 200 bytes"), ("depth", "raw depth of 1296 bytes")):
+        wide = dataclasses.replace(manifest.roles[role], sizes=[[44, 40, 53]])
+        dataclasses.replace(manifest, roles={**manifest.roles, role: wide}).save(folder)
+        with pytest.raises(DataError, match=rf"s00000: {text}; the manifest's 44x40 pixels take"):
+            Loader(folder)
+    mixed = dataclasses.replace(manifest.roles["mask"], codec="keep")
+    dataclasses.replace(manifest, roles={**manifest.roles, "mask": mixed}).save(folder)
+    with pytest.raises(DataError, match="only bg, fg_bg, depth in the raw codec"):
+        Loader(folder)
 
 
 def test_sixteen_bit_depth_keeps_its_precision(tmp_path) -> None:
@@ -306,6 +349,59 @@ def test_a_new_loader_goes_on_bit_for_bit(data, epoch, step) -> None:
     assert all(same(*pair) for pair in zip(rest, again, strict=True))
 
 
+def digest(batch: Batch) -> str:
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in batch)).hexdigest()
+
+
+def test_a_new_process_goes_on_bit_for_bit(data) -> None:
+    code = (
+        "import hashlib, itertools, json, sys\n"
+        "from train.pipeline import Loader\n"
+        "state, takes = json.loads(sys.argv[1])\n"
+        f"loader = Loader({str(data)!r}, res=24, batch_size=8, seed=3)\n"
+        "if state: loader.load_state_dict(state)\n"
+        "digest = lambda b: hashlib.sha256(b''.join(t.numpy().tobytes() for t in b)).hexdigest()\n"
+        "found = [digest(b) for take in takes for b in itertools.islice(loader, take)]\n"
+        "print(json.dumps([found, loader.state_dict()]))\n"
+        "loader.close()\n"
+    )
+
+    def in_a_process(state: object, takes: list[int]) -> list[object]:
+        command = [sys.executable, "-c", code, json.dumps([state, takes])]
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return json.loads(found)
+
+    first, state = in_a_process(None, [3])
+    # The rest of the first epoch, and one more step than the second has in all.
+    second, end = in_a_process(state, [9, 9])
+    with Loader(data, res=24, batch_size=8, seed=3) as loader:
+        expected = [digest(batch) for batch in [*loader, *loader]]
+        assert end == loader.state_dict()
+    assert first + second == expected
+    assert len(set(expected)) == 10
+
+
+def test_memory_is_flat_over_fifty_epochs(data) -> None:
+    def held() -> int:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+    with Loader(data, res=64, batch_size=8) as loader:
+        # Buffers and arenas settle in the first epochs.
+        for _ in range(10):
+            for _ in loader:
+                pass
+        gc.collect()
+        before = held()
+        for _ in range(50):
+            for _ in loader:
+                pass
+        gc.collect()
+        grown = held() - before
+    # One batch is 1 MB: a leak of one an epoch would be fifty.
+    assert grown < 4_000, f"{grown} KB more after 250 batches"
+
+
 def test_another_number_of_ranks_goes_on_without_loss_or_repeat(data) -> None:
     first = [Loader(data, res=24, batch_size=4, rank=rank, world_size=2) for rank in range(2)]
     seen: list[int] = []
@@ -401,11 +497,6 @@ def test_an_index_that_lies_is_named_with_the_sample(tmp_path) -> None:
 
 
 def test_an_undecodable_background_is_named_at_once(tmp_path) -> None:
-    import hashlib
-    import tarfile
-
-    from shardify.manifest import Manifest
-
     folder = write_data_set(tmp_path / "data")
     path = folder / "backgrounds.tar"
     with tarfile.open(path) as tar:

@@ -13,7 +13,7 @@ import torch
 
 from train.batch import Batch
 from train.draws import Draws, matrices, noise_table
-from train.kernel import render
+from train.kernel import render, unpack
 
 __all__ = ["Buffers", "Renderer"]
 
@@ -84,15 +84,26 @@ class Renderer:
         self._channels_last = channels_last
         self._noise = noise_table(res)
         self._buffers = Buffers()
+        self._rgb = np.empty((0, 1, 1, 3), np.uint8)
+        self._masks = np.empty((0, 1, 1), np.uint8)
         self._pool = ThreadPoolExecutor(threads, "shardline-render") if threads > 1 else None
 
-    def __call__(self, images: npt.NDArray[np.int64], draws: Draws) -> Batch:
+    def __call__(
+        self,
+        images: npt.NDArray[np.int64],
+        draws: Draws,
+        packed: npt.NDArray[np.int64] | None = None,
+    ) -> Batch:
         """Render one batch of B samples, B >= 0.
 
         Args:
-            images: (B, 4, 3): address, width, height of bg, fg_bg, mask and depth.
+            images: (B, 4, 3): address, width, height of bg, fg_bg, mask and depth. Where
+                ``packed`` is given, fg_bg's and mask's addresses are set here.
             draws: Of the same samples.
+            packed: (B, 2) addresses of raw fg_bg and raw masks, all of one size.
         """
+        if packed is not None:
+            self._make_room(images)
         count, area = len(images), self._res * self._res
         flat = self._buffers.take(count * sum(CHANNELS) * area)
         parts = torch.split(flat, [count * channels * area for channels in CHANNELS])
@@ -109,6 +120,8 @@ class Renderer:
         )
 
         def part(first: int, last: int) -> None:
+            if packed is not None:
+                unpack(packed, self._rgb, self._masks, first, last)
             render(
                 images, looks, draws.colour, draws.noise, draws.place, self._noise, self._normal,
                 self._threshold, self._depth_bits, self._augment, self._channels_last, outputs,
@@ -123,6 +136,17 @@ class Renderer:
         return Batch(
             *(self._dress(part, channels) for part, channels in zip(parts, CHANNELS, strict=True))
         )
+
+    def _make_room(self, images: npt.NDArray[np.int64]) -> None:
+        """Have memory for a batch of unpacked images, and note where each will be."""
+        count = len(images)
+        if len(self._rgb) < count:
+            (wide, high), (width, height) = images[0, 1, 1:].tolist(), images[0, 2, 1:].tolist()
+            self._rgb = np.empty((count, high, wide, 3), np.uint8)
+            self._masks = np.empty((count, height, width), np.uint8)
+        for column, memory in ((1, self._rgb), (2, self._masks)):
+            first, stride = memory.__array_interface__["data"][0], memory.strides[0]
+            images[:, column, 0] = first + stride * np.arange(count)
 
     def close(self) -> None:
         """End the threads."""

@@ -22,7 +22,7 @@ from numba.extending import intrinsic
 
 from train.draws import NOISE_UNIT
 
-__all__ = ["first_lie", "render"]
+__all__ = ["first_lie", "render", "unpack"]
 
 
 def _load(bits: int, kind: Any) -> Any:
@@ -132,6 +132,31 @@ def render(
                 _fetch_gray16(images[n, 3, 0], images[n, 3, 1], offset, top2, low2)
                 _blend_gray(top2, low2, u, v, _16, _WORD, rgb[0])
             _scale(rgb[0], gray_scale, depth[n, y])
+
+
+@_jit
+def unpack(packed: Any, rgb: Any, mask: Any, begin: int, end: int) -> None:
+    """Raw samples ``begin`` to ``end`` as decoded images.
+
+    Args:
+        packed: (B, 2) int64, addresses of fg_bg's planes (3, H, W) and of the mask's bits.
+        rgb: (B, H, W, 3) uint8; written.
+        mask: (B, h, w) uint8; written, 0 and 255.
+        begin: First sample.
+        end: One past the last.
+    """
+    area = rgb.shape[1] * rgb.shape[2]
+    bits = mask.shape[1] * mask.shape[2]
+    for n in range(begin, end):
+        red = packed[n, 0]
+        pixels, seen = rgb[n].reshape(3 * area), mask[n].reshape(bits)
+        for k in range(area):
+            pixels[3 * k] = _load8(red + k)
+            pixels[3 * k + 1] = _load8(red + area + k)
+            pixels[3 * k + 2] = _load8(red + 2 * area + k)
+        for k in range(bits):
+            byte = np.int32(_load8(packed[n, 1] + (k >> 3)))
+            seen[k] = np.uint8(-((byte >> (7 - (k & 7))) & 1))
 
 
 @_jit

@@ -32,6 +32,7 @@ from train.feed import Feed, Step
 from train.fused import Renderer
 from train.order import Indexes
 from train.prefetch import Ahead
+from train.raw import check_sizes, is_raw, pixels, size_of
 from train.shards import IMAGES, Bytes, background_payloads, load_manifest, open_split
 
 __all__ = ["Loader"]
@@ -290,6 +291,10 @@ class _Engine:
         hw_decoder_load: float,
     ) -> None:
         self._feed = feed
+        self._manifest = manifest
+        self._raw = is_raw(manifest)
+        if self._raw:
+            check_sizes(feed.shards, manifest)
         self._res = res
         self._augment = augment
         self._device = torch.device(device)
@@ -305,14 +310,16 @@ class _Engine:
         depth_bits = manifest.roles["depth"].bits
         threshold = float(manifest.roles["mask"].threshold or 128)
         normal = _normal(manifest, folder)
-        width, height, _ = manifest.roles["fg_bg"].sizes[0]
-        table = _background_table(
-            background_payloads(folder, manifest),
-            [f"{folder}: background {one.id}" for one in manifest.backgrounds],
-            width=width,
-            height=height,
-            threads=threads,
-        )
+        payloads = background_payloads(folder, manifest)
+        if self._raw:
+            table = np.stack([pixels(payload, manifest, "bg") for payload in payloads])
+        else:
+            table = _background_table(
+                payloads,
+                [f"{folder}: background {one.id}" for one in manifest.backgrounds],
+                size=size_of(manifest, "fg_bg"),
+                threads=threads,
+            )
         self._renderer: Renderer | None = None
         self._backgrounds: Any = table
         if kernel == "fused":
@@ -334,9 +341,12 @@ class _Engine:
             self._noise: Any = torch.from_numpy(noise).to(self._device) if on_gpu else noise
             stream: Any = torch.cuda.Stream
             self._stream = stream(self._device) if on_gpu else None
-        self._shape = (height, width)
+        self._pipe: Any = None
+        if self._raw and self._decode_only:
+            return
         self._pipe = _graph(
             self._inputs_of,
+            raw={role: size_of(manifest, role) for role in IMAGES} if self._raw else None,
             device=self._device,
             decode_only=self._decode_only,
             batch_size=batch_size,
@@ -349,11 +359,16 @@ class _Engine:
             channels_last=channels_last,
             half=dtype != torch.float32,
             hw_decoder_load=hw_decoder_load,
-            bg_shape=(height, width),
+            bg_size=(table.shape[2], table.shape[1]),
         )
 
     def batches(self, steps: Iterator[Step]) -> Generator[tuple[Batch, int], None, None]:
         """Each step's batch, with the samples of the epoch used after it."""
+        if self._pipe is None:
+            for step in steps:
+                batch = self._empty() if self._renderer is None else self._render_raw(step)
+                yield batch, step.used
+            return
         self._steps = steps
         try:
             self._pull()
@@ -405,6 +420,9 @@ class _Engine:
         lists: list[list[Any]] = [step.payloads[role] for role in IMAGES]
         if self._decode_only:
             return lists
+        if self._raw:
+            for role, payloads in zip(IMAGES, lists, strict=True):
+                payloads[:] = [pixels(payload, self._manifest, role) for payload in payloads]
         draws = step.draws
         # The unit square's matrix; the graph scales it to each image's size.
         lists.append(list(matrices(draws.angle, width=1, height=1, res=self._res)))
@@ -436,11 +454,7 @@ class _Engine:
             self._pipe.release_outputs()
 
     def _render(self, renderer: Renderer, step: Step, outputs: Any) -> Batch:
-        height, width = self._shape
-        base = self._backgrounds.__array_interface__["data"][0]
-        images = np.empty((len(step.indexes), 4, 3), np.int64)
-        images[:, 0, 0] = base + step.backgrounds * (height * width * 3)
-        images[:, 0, 1:] = width, height
+        images = self._places(step)
         for column, (role, decoded) in enumerate(zip(IMAGES, outputs, strict=True), start=1):
             for place, shape in enumerate(decoded.shape()):
                 if min(shape[:2]) < 2:
@@ -450,6 +464,27 @@ class _Engine:
                     )
                 images[place, column] = decoded[place].data_ptr(), shape[1], shape[0]
         return renderer(images, step.draws)
+
+    def _render_raw(self, step: Step) -> Batch:
+        """Render a batch straight from the shards' bytes."""
+        assert self._renderer is not None
+        shards = self._feed.shards
+        images = self._places(step)
+        for column, role in enumerate(IMAGES, start=1):
+            images[:, column, 1:] = size_of(self._manifest, role)
+        first = shards.base[shards.shard_of(step.indexes)][:, None]
+        packed = first + shards.offsets[step.indexes, :3]
+        images[:, 3, 0] = packed[:, 2]
+        return self._renderer(images, step.draws, np.ascontiguousarray(packed[:, :2]))
+
+    def _places(self, step: Step) -> npt.NDArray[np.int64]:
+        """(n, 4, 3) address, width and height of each image, so far of the backgrounds only."""
+        table = self._backgrounds
+        images = np.empty((len(step.indexes), 4, 3), np.int64)
+        images[:, 0, 0] = table.__array_interface__["data"][0]
+        images[:, 0, 0] += step.backgrounds * table.strides[0]
+        images[:, 0, 1:] = table.shape[2], table.shape[1]
+        return images
 
     def _hand_over(self, outputs: Any) -> Batch:
         """Copy the graph's outputs, device to device, into tensors of their own."""
@@ -512,7 +547,8 @@ def _graph(
     channels_last: bool,
     half: bool,
     hw_decoder_load: float,
-    bg_shape: tuple[int, int],
+    bg_size: tuple[int, int],
+    raw: dict[str, tuple[int, int]] | None,
 ) -> Any:
     """The DALI graph, for both devices.
 
@@ -520,6 +556,7 @@ def _graph(
     mask, depth; then, unless ``decode_only``, the unit square's matrix (2 x 3); if ``augment``, the
     colour matrix (3 x 4), the noise's strength and its place (2); then, on the device, the
     background (H x W x 3 uint8) and, if ``augment``, the noise table (S x S x 3 int8).
+    With ``raw``, the sizes of raw images, the first three are no files but pixels (H x W x C).
     Outputs: the decoded images; or bg, fg_bg, mask and depth as a batch has them.
     """
     gpu = device.type == "cuda"
@@ -549,6 +586,10 @@ def _graph(
                 no_copy=True,
             )
         )
+
+    def constant(size: tuple[int, int]) -> Any:
+        """A shape as ``peek_image_shape`` gives it."""
+        return types.Constant([size[1], size[0], 3], dtype=types.INT64, device="cpu")
 
     def warp(image: Any, shape: Any, turn: Any) -> Any:
         """Resize and rotation in one interpolation; pixels outside repeat the edge."""
@@ -580,7 +621,12 @@ def _graph(
     )
     with pipe:
         encoded = inputs(0, 3, "cpu")
-        decoded = [images(role, one) for role, one in zip(IMAGES, encoded, strict=True)]
+        if raw is None:
+            decoded = [images(role, one) for role, one in zip(IMAGES, encoded, strict=True)]
+            shapes = [fn.peek_image_shape(one, adjust_orientation=False) for one in encoded]
+        else:
+            decoded = [one.gpu() if gpu else one for one in encoded]
+            shapes = [constant(raw[role]) for role in IMAGES]
         if decode_only:
             pipe.set_outputs(*decoded)
             pipe.build()
@@ -590,11 +636,10 @@ def _graph(
             decoded[2] = fn.cast(decoded[2], dtype=types.FLOAT)
         turn, *drawn = inputs(3, 7 if augment else 4, "cpu")
         bg, *table = inputs(7, 9, place) if augment else inputs(4, 5, place)
-        shapes = [fn.peek_image_shape(one, adjust_orientation=False) for one in encoded]
         fg_bg, mask, depth = (
             warp(image, shape, turn) for image, shape in zip(decoded, shapes, strict=True)
         )
-        bg = warp(bg, types.Constant(list(bg_shape), dtype=types.INT64, device="cpu"), turn)
+        bg = warp(bg, constant(bg_size), turn)
         pictures = [bg, fg_bg]
         if augment:
             colour, strength, corner = drawn
@@ -620,7 +665,7 @@ def _graph(
 
 
 def _background_table(
-    payloads: Sequence[Bytes], names: Sequence[str], *, width: int, height: int, threads: int
+    payloads: Sequence[Bytes], names: Sequence[str], *, size: tuple[int, int], threads: int
 ) -> Bytes:
     """Every background, decoded and squashed to one size with antialiasing.
 
@@ -630,6 +675,7 @@ def _background_table(
     Raises:
         DataError: One does not decode.
     """
+    width, height = size
     table = np.empty((len(payloads), height, width, 3), np.uint8)
     queue: list[Bytes] = []
     pipe = Pipeline(batch_size=_TABLE_BATCH, num_threads=threads, device_id=None, **_ONE_BY_ONE)
