@@ -130,6 +130,12 @@ def detect(
     background = np.full(len(keys), -1, np.int32)
     ids: list[str] = []
     used = np.zeros(0, np.int32)
+    if layout is None and not found.backgrounds and "bg" in slots and found.unknown:
+        raise LayoutError(
+            f"{where}: samples name a background (such as {int(slots['bg'][0])}), but no folder is "
+            f"named for backgrounds; expected bg or background; if {found.unknown[0]} are meant, "
+            f"pass --layout"
+        )
     if found.backgrounds:
         has = ["bg", *has]
         decided = prove.decide(
@@ -187,6 +193,8 @@ class _Found:
     ignored: dict[str, int]
     shared: int
     maps: Callable[[], list[list[str]]]
+    unknown: list[str]
+    """Images that have no role for want of a word; see ``roles.unknown``."""
     map: str | None
     """Name of the map, if there is one to use."""
 
@@ -212,6 +220,7 @@ def _found_by_names(names: Sequence[str], where: str, read: Read | None) -> _Fou
         ignored=roles.ignored(census, role_of_group),
         shared=census.shared,
         maps=maps,
+        unknown=roles.unknown(census, role_of_group),
         map=min((names[index] for index in census.texts), default=None),
     )
 
@@ -234,6 +243,7 @@ def _found_by_rules(
         ignored={"no pattern matches": applied.unmatched} if applied.unmatched else {},
         shared=0,
         maps=maps,
+        unknown=[],
         map=layout.map,
     )
 

@@ -58,7 +58,9 @@ _BOTH = re.compile(
     # Single letters only with separators around: hexadecimal names are full of b1 and f0.
     r"|(?:^|[-_ ])(?:f\d+[-_ ]b|b\d+[-_ ]f)\d+(?![a-z\d])"
 )
-_BACKGROUND = re.compile(r"(?<![a-z])(?:bgs?|backs?|backgrounds?)(?![a-z])")
+_BACKGROUND = re.compile(
+    r"(?<![a-z])(?:bgs?|backs?|backgrounds?)(?:(?![a-z])|(?=images?(?![a-z])|imgs?(?![a-z])))"
+)
 _BACKGROUND_NUMBERED = re.compile(r"(?<![a-z])(?:bg|back|background)[-_ ]?\d")
 _FOREGROUND = re.compile(r"^(?:fgs?|foregrounds?|cut[-_ ]?outs?)(?:[-_ ](?:images?|png|rgba))?$")
 _PICTURE = re.compile(

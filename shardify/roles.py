@@ -4,6 +4,7 @@ Sees groups, not samples. Reads a handful of payloads at most, and only where tw
 their extension alone, so that no word tells a mask from a depth map.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -16,6 +17,7 @@ from shardify.settle import looks_binary
 
 __all__ = ["assign", "describe", "ignored"]
 
+_CUTOUT_MASK = re.compile(r"(?<![a-z])(?:fg|foreground)s?[-_ ]?masks?(?![a-z])")
 _PHOTOGRAPHS = frozenset({"jpg", "jpeg", "jpe", "jfif"})
 
 
@@ -44,6 +46,7 @@ def assign(
     pairs = zip(roles, census.groups, strict=True)
     if not any(role == "fg_bg" and "fg_bg" in group.said for role, group in pairs):
         _give_the_rest(census, roles, where, read)
+    _without_cutouts(census, roles)
     roles = [role if role in naming.ROLES else None for role in roles]
     told = _told(census, roles)
     if "fg_bg" not in roles:
@@ -57,6 +60,15 @@ def assign(
             f"--layout"
         )
     return roles
+
+
+def unknown(census: Census, role_of_group: Sequence[str | None]) -> list[str]:
+    """Folders and extensions of images of which no word tells anything, the fullest first."""
+    files: Counter[str] = Counter()
+    for group, count, role in zip(census.groups, census.counts(), role_of_group, strict=True):
+        if role is None and naming.role_of(group.said) is None:
+            files[f"{group.outline}/*.{group.extension}".lstrip("/")] += count
+    return sorted(files, key=lambda outline: (-files[outline], outline))
 
 
 def describe(census: Census, role_of_group: Sequence[str | None]) -> dict[str, object]:
@@ -85,6 +97,15 @@ def ignored(census: Census, role_of_group: Sequence[str | None]) -> dict[str, in
     for extension, count in sorted(census.other.items()):
         left[f".{extension}" if extension else "without extension"] = count
     return {what: count for what, count in left.items() if count}
+
+
+def _without_cutouts(census: Census, roles: list[str | None]) -> None:
+    """Leave masks of cut-outs aside, where there are masks of composites too."""
+    masks = [number for number, role in enumerate(roles) if role == "mask"]
+    cut = {number for number in masks if _CUTOUT_MASK.search(census.groups[number].outline.lower())}
+    if len(cut) < len(masks):
+        for number in cut:
+            roles[number] = "fg"
 
 
 def _give_the_rest(

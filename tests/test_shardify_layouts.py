@@ -386,6 +386,23 @@ def test_two_backgrounds_that_look_alike_leave_no_winner(pool: Pool) -> None:
         detect(files)
 
 
+def test_backgrounds_in_a_folder_that_no_word_tells_are_asked_for(pool: Pool) -> None:
+    files, _ = padded(pool)
+    renamed = {name.replace("data/bg/", "data/places/"): data for name, data in files.items()}
+    with pytest.raises(LayoutError, match=r"no folder is named for backgrounds; .* places/\*\.jpg"):
+        detect(renamed)
+    left = {name: data for name, data in files.items() if "/bg/" not in name}
+    assert detect(left).roles == ("fg_bg", "mask", "depth")
+
+
+def test_cutouts_and_their_masks_are_left_aside(pool: Pool) -> None:
+    files, truth = padded(pool)
+    for number in range(9):
+        files |= {f"data/fg/fg_{number}.png": b"cut-out", f"data/fg_mask/fg_{number}.png": b"mask"}
+    found = check(files, truth)
+    assert found.description["ignored"] == {"images without a role": 18}
+
+
 def test_unequal_counts_are_paired_by_name_and_the_rest_is_named(pool: Pool) -> None:
     files = Files()
     for s in pool.samples:
