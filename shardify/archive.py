@@ -16,13 +16,14 @@ import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardify.errors import ArchiveError
+from shardify.ranges import Handle, Ranges, close_source, open_source, pread
+from shardify.remote import Place
 
 __all__ = [
     "FAULTS",
@@ -183,7 +184,7 @@ class Catalog:
     refused: list[Refused]
 
 
-def open_catalog(paths: Sequence[Path]) -> Catalog:
+def open_catalog(paths: Sequence[Place]) -> Catalog:
     """Read the central directories of one or more zips.
 
     Args:
@@ -222,19 +223,15 @@ def _decode(raw: bytes) -> str:
         return raw.decode("cp437")
 
 
-def _open_zip(path: Path) -> tuple[ZipSource, bytes, dict[str, NDArray[Any]], list[Refused]]:
+def _open_zip(path: Place) -> tuple[ZipSource, bytes, dict[str, NDArray[Any]], list[Refused]]:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        handle = open_source(str(path))
         try:
-            status = os.fstat(descriptor)
-            if stat.S_ISDIR(status.st_mode):
-                raise ArchiveError(f"{path}: a folder; expected a zip")
-            if not stat.S_ISREG(status.st_mode):
-                raise ArchiveError(f"{path}: not a regular file; expected a zip")
-            count, begin, length, shift = _find_directory(descriptor, status.st_size, path)
-            directory = _read(descriptor, begin, length)
+            total = _size_of(handle, path)
+            count, begin, length, shift = _find_directory(handle, total, path)
+            directory = _read(handle, begin, length)
         finally:
-            os.close(descriptor)
+            close_source(handle)
     except OSError as error:
         raise ArchiveError(f"{path}: cannot be read ({error.strerror}); expected a zip") from error
     if len(directory) != length:
@@ -243,18 +240,29 @@ def _open_zip(path: Path) -> tuple[ZipSource, bytes, dict[str, NDArray[Any]], li
     source = ZipSource(
         path=str(path.absolute()),
         name=path.name,
-        bytes=status.st_size,
+        bytes=total,
         entries=count,
         digest=hashlib.sha256(directory).hexdigest(),
     )
     return source, directory, table, refused
 
 
-def _read(descriptor: int, offset: int, length: int) -> bytes:
+def _size_of(handle: Handle, path: Place) -> int:
+    if isinstance(handle, Ranges):
+        return handle.size
+    status = os.fstat(handle)
+    if stat.S_ISDIR(status.st_mode):
+        raise ArchiveError(f"{path}: a folder; expected a zip")
+    if not stat.S_ISREG(status.st_mode):
+        raise ArchiveError(f"{path}: not a regular file; expected a zip")
+    return status.st_size
+
+
+def _read(handle: Handle, offset: int, length: int) -> bytes:
     """``length`` bytes, or fewer at the end of the file (one pread gives 2 GiB at most)."""
     pieces = []
     while length:
-        piece = os.pread(descriptor, min(length, 1 << 30), offset)
+        piece = pread(handle, min(length, 1 << 30), offset)
         if not piece:
             break
         pieces.append(piece)
@@ -263,12 +271,12 @@ def _read(descriptor: int, offset: int, length: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _find_directory(descriptor: int, total: int, path: Path) -> tuple[int, int, int, int]:
+def _find_directory(handle: Handle, total: int, path: Place) -> tuple[int, int, int, int]:
     """Entry count, first byte and length of the directory, and by how much offsets are short."""
     if total == 0:
         raise ArchiveError(f"{path}: an empty file (0 bytes); expected a zip; copy it again")
     reach = min(total, _END.size + 0xFFFF + _END64_LOCATOR.size)
-    tail = _read(descriptor, total - reach, reach)
+    tail = _read(handle, total - reach, reach)
     ends = []
     place = tail.rfind(b"PK\x05\x06")
     while place >= 0:
@@ -278,7 +286,7 @@ def _find_directory(descriptor: int, total: int, path: Path) -> tuple[int, int, 
                 ends.append(place)
         place = tail.rfind(b"PK\x05\x06", 0, place)
     if not ends:
-        if _read(descriptor, 0, 4) in (b"PK\x03\x04", b"PK\x07\x08"):
+        if _read(handle, 0, 4) in (b"PK\x03\x04", b"PK\x07\x08"):
             raise ArchiveError(
                 f"{path}: a zip without its end (no central directory); it was cut, or bytes were "
                 "added to it; copy or download it again"
@@ -294,7 +302,7 @@ def _find_directory(descriptor: int, total: int, path: Path) -> tuple[int, int, 
     position = total - reach + end
     wide = None
     if end >= _END64_LOCATOR.size and tail[end - 20 : end - 16] == b"PK\x06\x07":
-        wide = _find_directory64(descriptor, tail, end, position)
+        wide = _find_directory64(handle, tail, end, position)
     if wide is not None:
         count, length, stated, position = wide
     elif count == 0xFFFF or length == _ALL_ONES or stated == _ALL_ONES:
@@ -314,14 +322,14 @@ def _find_directory(descriptor: int, total: int, path: Path) -> tuple[int, int, 
 
 
 def _find_directory64(
-    descriptor: int, tail: bytes, end: int, position: int
+    handle: Handle, tail: bytes, end: int, position: int
 ) -> tuple[int, int, int, int] | None:
     _, _, stated_at, disks = _END64_LOCATOR.unpack_from(tail, end - _END64_LOCATOR.size)
     locator = position - _END64_LOCATOR.size
     # Prepended bytes shift the record; without an extensible part it ends where the locator begins.
     for at in (stated_at, locator - _END64.size):
         if 0 <= at <= locator - _END64.size:
-            record = _read(descriptor, at, _END64.size)
+            record = _read(handle, at, _END64.size)
             if len(record) == _END64.size and record.startswith(b"PK\x06\x06"):
                 _, extent, _, _, disk, first_disk, _, count, length, stated = _END64.unpack(record)
                 if disk or first_disk or disks > 1:
@@ -332,7 +340,7 @@ def _find_directory64(
 
 
 def _columns(
-    directory: bytes, count: int, begin: int, shift: int, path: Path
+    directory: bytes, count: int, begin: int, shift: int, path: Place
 ) -> tuple[dict[str, NDArray[Any]], list[Refused]]:
     places = _walk(directory, count, path)
     window = np.lib.stride_tricks.as_strided(
@@ -388,7 +396,7 @@ def _columns(
     return table, refused
 
 
-def _walk(directory: bytes, count: int, path: Path) -> NDArray[np.int64]:
+def _walk(directory: bytes, count: int, path: Place) -> NDArray[np.int64]:
     """Where each of the ``count`` records begins. Follows the chain of lengths, vectorised."""
     damaged = ArchiveError(
         f"{path}: its central directory is damaged (it does not hold the {count} entries that it "
@@ -433,7 +441,7 @@ def _widen(
     offset: NDArray[np.int64],
     packed: NDArray[np.int64],
     size: NDArray[np.int64],
-    path: Path,
+    path: Place,
 ) -> None:
     """Put in the 64-bit values of the entries that have them, in place."""
     wide = (size == _ALL_ONES) | (packed == _ALL_ONES) | (offset == _ALL_ONES)

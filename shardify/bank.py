@@ -9,18 +9,19 @@ import hashlib
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardify.codecs import Variant, resized, store
+from shardify.drafts import Draft
 from shardify.errors import EntryError
-from shardify.files import TEMPORARY
 from shardify.manifest import BACKGROUNDS, Background
 from shardify.pixels import PLAIN, Meaning, pixels
-from shardify.survey import Survey, check_bad, drop_background, reader_of, replan
+from shardify.ranges import expect
+from shardify.remote import Place
+from shardify.survey import Survey, check_bad, drop_background, reader_of, replan, rows_of
 from shardify.writer import Sources, TarWriter, check_picture
 
 __all__ = ["Bank", "write_backgrounds"]
@@ -43,7 +44,7 @@ class Bank:
 
 
 def write_backgrounds(
-    found: Survey, out: Path, variants: tuple[Variant, ...], meaning: Meaning
+    found: Survey, out: Place, variants: tuple[Variant, ...], meaning: Meaning
 ) -> tuple[Survey, list[Bank]]:
     """Write ``backgrounds.tar`` into each variant's folder.
 
@@ -62,14 +63,13 @@ def write_backgrounds(
     rules: Counter[str] = Counter()
     backgrounds: list[list[Background]] = [[] for _ in variants]
     paths = [out / variant.folder / BACKGROUNDS for variant in variants]
-    temporaries = [path.with_name(path.name + TEMPORARY) for path in paths]
     used = np.unique(layout.background[found.usable]).tolist()
     verify = "decode" if found.options.verify == "decode" else "headers"
     with ExitStack() as stack:
         descriptors = stack.enter_context(Sources([each.path for each in catalog.sources]))
-        tars = [
-            TarWriter(stack.enter_context(each.open("wb", buffering=0))) for each in temporaries
-        ]
+        drafts = [stack.enter_context(Draft(path)) for path in paths]
+        tars = [TarWriter(draft.file) for draft in drafts]
+        expect(descriptors, rows_of(catalog, layout.background_members[used]))
         read = reader_of(catalog, descriptors)
         for number in used:
             entry = int(layout.background_members[number])
@@ -103,8 +103,8 @@ def write_backgrounds(
                     )
                 )
         digests = [tar.finish() for tar in tars]
-    for temporary, path in zip(temporaries, paths, strict=True):
-        temporary.replace(path)
+        for draft in drafts:
+            draft.publish()
     if bad:
         found = _without(found, bad)
     return found, [

@@ -9,12 +9,9 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,14 +19,16 @@ from numpy.typing import NDArray
 
 from shardify.archive import Catalog
 from shardify.bank import write_backgrounds
+from shardify.cluster import Pool, pool_of
 from shardify.errors import BuildError, EntryError, ImageError
 from shardify.files import sync_files, write_atomic
 from shardify.images import parse
 from shardify.layout import Rejection
 from shardify.manifest import BACKGROUNDS, REJECTED, Manifest, Resolution
-from shardify.output import check_out, claimed, finished, sweep
+from shardify.output import check_out, claimed, finished, forget, sweep
 from shardify.pixels import Meaning, levels_of, peak_of, settle_meaning
 from shardify.plan import ShardPlan
+from shardify.remote import Place, place
 from shardify.summary import costs_of, roles_of, splits_of, stats_of
 from shardify.survey import (
     MEMBERS,
@@ -42,8 +41,7 @@ from shardify.survey import (
     survey,
     tally,
 )
-from shardify.workers import Workers
-from shardify.writer import STATE, BackgroundTask, Moments, ShardRecord, ShardTask, Sources
+from shardify.writer import BackgroundTask, Moments, ShardRecord, ShardTask, Sources
 
 __all__ = ["BuildReport", "build"]
 
@@ -97,13 +95,14 @@ class BuildReport:
 
 
 def build(
-    paths: Sequence[Path], out: Path, options: Options, *, progress: Progress | None = None
+    paths: Sequence[Place], out: Place, options: Options, *, progress: Progress | None = None
 ) -> BuildReport:
     """Convert zips to shards, or go on with a conversion that was cut off.
 
     Args:
-        paths: Zips that together are one data set.
-        out: Folder to make; or one that an interrupted run of the same build left.
+        paths: Zips that together are one data set; a ``Url`` is read by ranges.
+        out: Folder to make, or ``Url`` to put objects under; or one that an interrupted run of
+            the same build left.
         options: See there.
         progress: Called in this process as shards are finished.
 
@@ -115,11 +114,16 @@ def build(
             the next run where that can help.
     """
     started = time.perf_counter()
-    out = Path(out)
+    out = place(out)
     check_out(out)
     try:
         # Started before the survey, so that their imports cost no time of their own.
-        with Workers("shardify.writer:run_task", options.workers or os.cpu_count() or 1) as pool:
+        with pool_of(
+            "shardify.writer:run_task",
+            workers=options.workers,
+            scheduler=options.scheduler,
+            places=[*paths, out],
+        ) as pool:
             found = survey(paths, options)
             identity = {
                 "source": [dataclasses.asdict(each) for each in sources_of(found.catalog)],
@@ -131,7 +135,7 @@ def build(
                 return _report(out, there, already=True, started=started)
             with claimed(out, identity):
                 manifest = _convert(found, out, pool, progress)
-                shutil.rmtree(out / STATE)
+                forget(out)
     except OSError as error:
         raise BuildError(
             f"{out}: {error.strerror or error}; what is finished is kept: see to it and run the "
@@ -140,7 +144,7 @@ def build(
     return _report(out, manifest, already=False, started=started)
 
 
-def _report(out: Path, manifest: Manifest, *, already: bool, started: float) -> BuildReport:
+def _report(out: Place, manifest: Manifest, *, already: bool, started: float) -> BuildReport:
     parts = [Manifest.load(out / each.path) for each in manifest.resolutions] or [manifest]
     return BuildReport(
         out=str(out),
@@ -151,7 +155,7 @@ def _report(out: Path, manifest: Manifest, *, already: bool, started: float) -> 
     )
 
 
-def _convert(found: Survey, out: Path, pool: Workers, progress: Progress | None) -> Manifest:
+def _convert(found: Survey, out: Place, pool: Pool, progress: Progress | None) -> Manifest:
     meaning = _meaning(found)
     variants = found.options.variants()
     for variant in variants:
@@ -291,7 +295,7 @@ def _background_tasks(
 
 def _tasks(
     found: Survey,
-    out: Path,
+    out: Place,
     plans: Sequence[ShardPlan],
     jobs: Sequence[BackgroundTask],
     index: dict[str, int],
@@ -311,7 +315,7 @@ def _tasks(
         measured = (np.arange(seen, seen + count) % step == 0) & (plan.split == "train")
         seen += count
         yield ShardTask(
-            out=str(out),
+            out=str(out.absolute()),
             name=plan.name,
             sources=[each.path for each in catalog.sources],
             roles=roles,
@@ -326,7 +330,7 @@ def _tasks(
         )
 
 
-def _write_rejected(out: Path, rejected: Sequence[Rejection], catalog: Catalog) -> str:
+def _write_rejected(out: Place, rejected: Sequence[Rejection], catalog: Catalog) -> str:
     """Write ``rejected.jsonl``, sorted. Returns its SHA-256."""
     lines = [
         {"key": each.key, "member": each.member, "role": each.role, "reason": each.reason}

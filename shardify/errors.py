@@ -13,6 +13,7 @@ formats, logs or exits; the command line turns a ``ShardifyError`` into exit cod
     ├── LayoutError         the names do not say what belongs together
     ├── PlanError           samples and options make no usable splits
     ├── BuildError          too much was rejected, a worker died, the disk is full
+    ├── StoreError          a URL's store is not reachable, has no such bucket, or denies access
     ├── OutputError         OUT is a file, or holds something else
     ├── ManifestError       manifest.json is missing, unreadable or of another version
     └── VerifyError         a published file differs from what the manifest says
@@ -29,6 +30,7 @@ __all__ = [
     "PlanError",
     "ShardifyError",
     "SourceError",
+    "StoreError",
     "VerifyError",
 ]
 
@@ -66,6 +68,10 @@ class PlanError(ShardifyError):
 
 class BuildError(ShardifyError):
     """A build cannot be finished: too much rejected, a dead worker, a full disk."""
+
+
+class StoreError(ShardifyError):
+    """An object store cannot be reached or used; or the package that knows it is missing."""
 
 
 class OutputError(ShardifyError):

@@ -4,13 +4,13 @@ Reads ranges of an open file; writes nothing, and trusts neither the directory's
 local header's. Memory is bounded by the size that the directory states (checked by ``archive``).
 """
 
-import os
 import struct
 
 from isal import isal_zlib
 from isal.igzip_lib import IsalError
 
 from shardify.errors import EntryError
+from shardify.ranges import Handle, pread
 
 __all__ = ["payload"]
 
@@ -21,7 +21,7 @@ _SLACK = 64
 
 
 def payload(
-    descriptor: int,
+    handle: Handle,
     name: bytes,
     offset: int,
     limit: int,
@@ -33,7 +33,7 @@ def payload(
     """Read and unpack one entry.
 
     Args:
-        descriptor: The open zip.
+        handle: The open zip.
         name: The name's bytes in the central directory; the local header must agree.
         offset: First byte of the local header.
         limit: First byte that belongs to something else.
@@ -47,7 +47,7 @@ def payload(
             The message is the reason alone.
         OSError: The disk cannot be read.
     """
-    block = os.pread(descriptor, min(limit - offset, _HEAD + len(name) + packed + _SLACK), offset)
+    block = pread(handle, min(limit - offset, _HEAD + len(name) + packed + _SLACK), offset)
     if len(block) < _HEAD:
         raise EntryError("cut: the zip ends inside its local header")
     signature, _, flags, local_method, _, _, _, local_packed, local_size, names, extra = _unpack(
@@ -65,7 +65,7 @@ def payload(
     if start + packed > limit - offset:
         raise EntryError("its data run into the next entry")
     if start + packed > len(block):
-        block = os.pread(descriptor, packed, offset + start)
+        block = pread(handle, packed, offset + start)
         start = 0
         if len(block) < packed:
             raise EntryError("cut: the zip ends inside its data")

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: write beside, flush to disk, rename.
+"""Files that appear whole or not at all: write beside, flush to disk, rename; or put, at a URL.
 
 Knows nothing of zips, tars or manifests. It never follows a name taken from an archive.
 """
@@ -8,18 +8,24 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from shardify.remote import Place, Url
+
 __all__ = ["TEMPORARY", "publish", "sync_files", "sync_folder", "write_atomic", "write_quick"]
 
 TEMPORARY = ".tmp"
 """Suffix of a file that is still being written; such files are never read as data."""
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Place, data: bytes) -> None:
     """Put ``data`` at ``path`` so that a reader sees the old file or the new one, never half.
 
     Raises:
         OSError: The folder is missing, not writable, or the disk is full.
+        StoreError: The object store does not take it.
     """
+    if isinstance(path, Url):
+        path.write_bytes(data)
+        return
     temporary = path.with_name(path.name + TEMPORARY)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     with os.fdopen(descriptor, "wb") as file:
@@ -29,23 +35,28 @@ def write_atomic(path: Path, data: bytes) -> None:
     publish(temporary, path)
 
 
-def write_quick(path: Path, data: bytes) -> None:
+def write_quick(path: Place, data: bytes) -> None:
     """The same without flushing to disk: for what ``sync_files`` flushes later, or digests guard.
 
     Raises:
         OSError: The folder is missing, not writable, or the disk is full.
     """
+    if isinstance(path, Url):
+        path.write_bytes(data)
+        return
     temporary = path.with_name(path.name + TEMPORARY)
     temporary.write_bytes(data)
     temporary.replace(path)
 
 
-def sync_files(folder: Path, names: Iterable[str]) -> None:
+def sync_files(folder: Place, names: Iterable[str]) -> None:
     """Flush finished files of one folder to disk, several at a time, and the folder itself.
 
     Raises:
         OSError: One is missing, or the disk is full.
     """
+    if isinstance(folder, Url):
+        return  # What a store has taken, it keeps.
 
     def flush(name: str) -> None:
         descriptor = os.open(folder / name, os.O_RDONLY)

@@ -11,11 +11,11 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 from shardify.errors import ManifestError
 from shardify.files import write_atomic
+from shardify.remote import Place, place
 
 __all__ = [
     "BACKGROUNDS",
@@ -156,7 +156,7 @@ class Manifest:
     """What re-encoding cost, by role: see docs/shardify.md. Empty when nothing was re-encoded."""
 
     @classmethod
-    def load(cls, path: Path) -> "Manifest":
+    def load(cls, path: Place) -> "Manifest":
         """Read a manifest.
 
         Args:
@@ -166,7 +166,7 @@ class Manifest:
             ManifestError: Missing, not JSON, another version, or a field is missing or of the
                 wrong type.
         """
-        path = Path(path)
+        path = place(path)
         file = path / NAME if path.is_dir() else path
         try:
             text = file.read_text(encoding="utf-8")
@@ -221,13 +221,13 @@ class Manifest:
         """The manifest as it is written: indented, keys in schema order, ends in a newline."""
         return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=True) + "\n"
 
-    def save(self, out: Path) -> None:
+    def save(self, out: Place) -> None:
         """Write ``out/manifest.json`` atomically.
 
         Raises:
             OSError: The folder is missing, not writable, or the disk is full.
         """
-        write_atomic(Path(out) / NAME, self.to_json().encode())
+        write_atomic(out / NAME, self.to_json().encode())
 
 
 def _record(kind: type[T], document: object, where: str) -> T:

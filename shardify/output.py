@@ -16,14 +16,16 @@ from typing import Any
 from shardify.errors import OutputError
 from shardify.files import TEMPORARY, write_atomic
 from shardify.manifest import BACKGROUNDS, NAME, REJECTED, Manifest
+from shardify.remote import Place, Url
 from shardify.writer import STATE
 
-__all__ = ["check_out", "claimed", "finished", "sweep"]
+__all__ = ["check_out", "claimed", "finished", "forget", "sweep"]
 
 _OURS = re.compile(r"(train|val)-\d{5}\.(tar|idx)")
+_STATES = re.compile(r"build\.json|(train|val)-\d{5}\.json")
 
 
-def check_out(out: Path) -> None:
+def check_out(out: Place) -> None:
     """Refuse what can be refused before any work."""
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out}: a file; expected a new folder; choose another OUT")
@@ -36,7 +38,7 @@ def check_out(out: Path) -> None:
             )
 
 
-def finished(out: Path, identity: dict[str, Any]) -> Manifest | None:
+def finished(out: Place, identity: dict[str, Any]) -> Manifest | None:
     """The manifest, if OUT is this very data set. Raises OutputError if it is another."""
     if not (out / NAME).exists():
         return None
@@ -51,7 +53,7 @@ def finished(out: Path, identity: dict[str, Any]) -> Manifest | None:
             f"{out}: holds a finished data set built from {_difference(there, identity)}; choose "
             "another OUT, or delete it"
         )
-    shutil.rmtree(out / STATE, ignore_errors=True)
+    forget(out)
     return manifest
 
 
@@ -69,32 +71,55 @@ def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
 
 
 @contextmanager
-def claimed(out: Path, identity: dict[str, Any]) -> Iterator[None]:
-    """Hold OUT for one build at a time, of this identity only; clear what a kill left behind."""
+def claimed(out: Place, identity: dict[str, Any]) -> Iterator[None]:
+    """Hold OUT for one build at a time, of this identity only; clear what a kill left behind.
+
+    A store has no locks: two builds of one identity at once put the same bytes twice, no harm
+    done, and one of another identity finds the first one's statement.
+    """
     state = out / STATE
+    if isinstance(state, Url):
+        _state_identity(out, state / "build.json", identity)
+        yield
+        return
+    assert isinstance(out, Path)
     state.mkdir(parents=True, exist_ok=True)
     with (state / "lock").open("wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise OutputError(f"{out}: another build is writing there; wait for it") from None
-        stated = state / "build.json"
-        wanted = json.dumps(identity, sort_keys=True)
-        if stated.exists():
-            text = stated.read_text()
-            if text != wanted:
-                raise OutputError(
-                    f"{out}: holds an unfinished build of {_difference(json.loads(text), identity)}"
-                    "; choose another OUT, or delete it"
-                )
-        else:
-            write_atomic(stated, wanted.encode())
+        _state_identity(out, state / "build.json", identity)
         for leftover in [*out.glob(f"*{TEMPORARY}"), *state.glob(f"*{TEMPORARY}")]:
             leftover.unlink()
         yield
 
 
-def sweep(out: Path, manifest: Manifest) -> None:
+def forget(out: Place) -> None:
+    """Delete what only a rerun needs."""
+    state = out / STATE
+    if not isinstance(state, Url):
+        shutil.rmtree(state, ignore_errors=True)
+    elif state.is_dir():
+        for each in state.iterdir():
+            if _STATES.fullmatch(each.name):
+                each.unlink(missing_ok=True)
+
+
+def _state_identity(out: Place, stated: Place, identity: dict[str, Any]) -> None:
+    wanted = json.dumps(identity, sort_keys=True)
+    if not stated.exists():
+        write_atomic(stated, wanted.encode())
+        return
+    text = stated.read_text()
+    if text != wanted:
+        raise OutputError(
+            f"{out}: holds an unfinished build of {_difference(json.loads(text), identity)}"
+            "; choose another OUT, or delete it"
+        )
+
+
+def sweep(out: Place, manifest: Manifest) -> None:
     """Delete shards that are not in the manifest: an earlier program's, of the same build."""
     listed = {BACKGROUNDS, REJECTED}
     for split in manifest.splits.values():

@@ -25,6 +25,8 @@ from shardify.layout import Layout, Rejection, detect
 from shardify.layoutfile import to_toml
 from shardify.manifest import Rejected, Source
 from shardify.plan import ShardPlan, hold_back, plan_shards
+from shardify.ranges import Handle
+from shardify.remote import Place, Url
 from shardify.writer import ROW, Sources
 
 __all__ = [
@@ -48,7 +50,7 @@ MEMBERS = ("fg_bg", "mask", "depth")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """What a user may choose. All but ``workers`` and ``max_bad`` decide what is written."""
+    """What a user may choose. All but who works, and ``max_bad``, decide what is written."""
 
     val: float = 0.05
     """Share of the samples held back for validation, in [0, 1)."""
@@ -66,13 +68,16 @@ class Options:
     """A larger share of rejected samples refuses the build."""
     workers: int | None = None
     """Processes; None for one a core."""
+    scheduler: str | None = None
+    """Address of a Dask cluster whose workers shall do the work, as ``tcp://HOST:PORT``."""
     layout: Path | None = None
     """A layout file, whose rules take the place of detection."""
 
     def deciding(self) -> dict[str, Any]:
         """Those that decide the bytes, for the manifest (a layout counts by what it finds)."""
         values = dataclasses.asdict(self)
-        del values["workers"], values["max_bad"], values["layout"]
+        for name in ("workers", "scheduler", "max_bad", "layout"):
+            del values[name]
         return values | {"res": list(self.res)}
 
     def variants(self) -> tuple[Variant, ...]:
@@ -139,7 +144,7 @@ class Survey:
         }
 
 
-def survey(paths: Sequence[Path], options: Options) -> Survey:
+def survey(paths: Sequence[Place], options: Options) -> Survey:
     """Read the directories, detect the layout and plan; read payloads to settle doubts alone.
 
     Args:
@@ -201,7 +206,7 @@ def rows_of(catalog: Catalog, numbers: NDArray[Any]) -> NDArray[Any]:
     return rows
 
 
-def reader_of(catalog: Catalog, descriptors: Sequence[int]) -> Callable[[int], bytes]:
+def reader_of(catalog: Catalog, descriptors: Sequence[Handle]) -> Callable[[int], bytes]:
     """A function from an entry's number to its payload; it raises EntryError for a bad one."""
 
     def read(entry: int) -> bytes:
@@ -214,14 +219,18 @@ def reader_of(catalog: Catalog, descriptors: Sequence[int]) -> Callable[[int], b
     return read
 
 
-def _zips(paths: Sequence[Path]) -> list[Path]:
+def _zips(paths: Sequence[Place]) -> list[Place]:
     """The zips that are meant: a folder stands for those in it, in the order of their names."""
-    found: list[Path] = []
+    found: list[Place] = []
     for path in paths:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = sorted(each for each in path.iterdir() if zipfile.is_zipfile(each))
+        inside: list[Place] = []
+        if isinstance(path, Url):
+            inside += sorted(each for each in path.iterdir() if each.name.lower().endswith(".zip"))
+        else:
+            inside += sorted(each for each in path.iterdir() if zipfile.is_zipfile(each))
         if not inside:
             raise SourceError(f"{path}: a folder without zips; expected zips in it, or a zip")
         found += inside

@@ -9,16 +9,16 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from shardify.cluster import pool_of
 from shardify.errors import EntryError, ManifestError, VerifyError
 from shardify.files import TEMPORARY
 from shardify.images import parse
 from shardify.index import parse_index
 from shardify.manifest import BACKGROUNDS, NAME, REJECTED, Manifest, Shard
 from shardify.pixels import PLAIN, pixels
-from shardify.workers import Workers
+from shardify.remote import Place, place
 
 __all__ = ["DecodeTask", "VerifyReport", "decode_shard", "verify"]
 
@@ -51,7 +51,7 @@ class DecodeTask:
 
 
 def verify(
-    out: Path,
+    out: Place,
     *,
     deep: bool = False,
     workers: int | None = None,
@@ -69,7 +69,7 @@ def verify(
         ManifestError: There is no manifest, or it is unreadable.
         BuildError: A worker died.
     """
-    out = Path(out)
+    out = place(out)
     manifest = Manifest.load(out)
     if manifest.resolutions:
         return _verify_all(out, manifest, deep, workers, progress)
@@ -104,7 +104,11 @@ def verify(
             for shard in shards
             if not any(problem.startswith((shard.name, shard.index)) for problem in problems)
         ]
-        with Workers("shardify.verify:decode_shard", min(count, max(1, len(tasks)))) as pool_:
+        with pool_of(
+            "shardify.verify:decode_shard",
+            workers=min(count, max(1, len(tasks))),
+            places=[out],
+        ) as pool_:
             results = dict(pool_.map(tasks))
         for number in sorted(results):
             pictures, faults = results[number]
@@ -121,7 +125,7 @@ def verify(
 
 
 def _verify_all(
-    out: Path,
+    out: Place,
     manifest: Manifest,
     deep: bool,
     workers: int | None,
@@ -152,8 +156,9 @@ def _verify_all(
 def decode_shard(task: DecodeTask) -> tuple[int, list[str]]:
     """Decode all pictures of one shard. Returns how many, and a line for each that fails."""
     count, problems = 0, []
-    tar = Path(task.out) / task.tar
-    samples = parse_index((Path(task.out) / task.index).read_text())
+    out = place(task.out)
+    tar = out / task.tar
+    samples = parse_index((out / task.index).read_text())
     with tar.open("rb") as file:
         for members in samples:
             for member in members:
@@ -172,7 +177,7 @@ def decode_shard(task: DecodeTask) -> tuple[int, list[str]]:
     return count, problems
 
 
-def _check_file(path: Path, digest: str, size: int | None) -> tuple[int, str]:
+def _check_file(path: Place, digest: str, size: int | None) -> tuple[int, str]:
     """Bytes read, and what is wrong, if anything."""
     try:
         there = path.stat().st_size
@@ -189,7 +194,7 @@ def _check_file(path: Path, digest: str, size: int | None) -> tuple[int, str]:
     return there, ""
 
 
-def _check_index(out: Path, shard: Shard) -> list[str]:
+def _check_index(out: Place, shard: Shard) -> list[str]:
     """Whether index and tar speak of the same samples: each member's header stands before it."""
     try:
         samples = parse_index((out / shard.index).read_text())
@@ -206,9 +211,10 @@ def _check_index(out: Path, shard: Shard) -> list[str]:
     return []
 
 
-def _strangers(out: Path, known: set[str]) -> list[str]:
+def _strangers(out: Place, known: set[str]) -> list[str]:
     problems = []
-    for file in sorted(out.iterdir()):
+    there: list[Place] = [*out.iterdir()]
+    for file in sorted(there, key=lambda each: each.name):
         if file.name in known:
             continue
         if file.name.endswith((".tar", ".idx", TEMPORARY)):

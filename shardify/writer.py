@@ -10,23 +10,24 @@ The tar is plain USTAR with constant times, owners and modes, so equal samples g
 import dataclasses
 import hashlib
 import json
-import os
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardify.codecs import Variant, cost, resized, store
+from shardify.drafts import Draft
 from shardify.errors import BuildError, EntryError
 from shardify.extract import payload
-from shardify.files import TEMPORARY, write_quick
+from shardify.files import write_quick
 from shardify.images import Picture, parse
 from shardify.index import Member, format_index
 from shardify.pixels import PLAIN, Meaning, glance, measure, pixels, settle
+from shardify.ranges import Handle, close_source, expect, open_source
+from shardify.remote import Url, place
 
 __all__ = [
     "ROW",
@@ -236,24 +237,20 @@ def write_shard(task: ShardTask) -> ShardRecord:
     kept = _kept(task, digest)
     if kept is not None:
         return kept
-    tars = [Path(task.out) / each.folder / f"{task.name}.tar" for each in task.variants]
-    temporaries = [tar.with_name(tar.name + TEMPORARY) for tar in tars]
+    out = place(task.out)
+    tars = [out / each.folder / f"{task.name}.tar" for each in task.variants]
     try:
         with ExitStack() as stack:
-            files = [stack.enter_context(each.open("wb", buffering=0)) for each in temporaries]
-            record, indexes = _fill(task, digest, [TarWriter(file) for file in files])
-        for tar, temporary, text in zip(tars, temporaries, indexes, strict=True):
-            if record.samples:
-                write_quick(tar.with_suffix(".idx"), text)
-                temporary.replace(tar)
-            else:
-                temporary.unlink()
+            drafts = [stack.enter_context(Draft(tar)) for tar in tars]
+            record, indexes = _fill(task, digest, [TarWriter(each.file) for each in drafts])
+            for tar, draft, text in zip(tars, drafts, indexes, strict=True):
+                if record.samples:
+                    write_quick(tar.with_suffix(".idx"), text)
+                    draft.publish()
         # None of this is flushed to disk: a rerun believes digests only, and before the manifest
         # appears everything is flushed at once.
-        write_quick(Path(task.out) / STATE / f"{task.name}.json", record.to_json().encode())
+        write_quick(out / STATE / f"{task.name}.json", record.to_json().encode())
     except OSError as error:
-        for temporary in temporaries:
-            temporary.unlink(missing_ok=True)
         raise BuildError(
             f"{tars[0]}: {error.strerror or error}; the shards so far are kept: see to it and run "
             "the same command again"
@@ -265,6 +262,7 @@ def measure_backgrounds(task: BackgroundTask) -> Moments:
     """Mean and deviation of some backgrounds. Those that cannot be decoded are passed over."""
     moments = Moments()
     with Sources(task.sources) as descriptors:
+        expect(descriptors, task.rows)
         for name, row in zip(task.names, task.rows.tolist(), strict=True):
             try:
                 data = payload(descriptors[row[0]], name, *row[1:])
@@ -309,6 +307,7 @@ def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRec
     plain = all(variant.unchanged for variant in task.variants)
     samples = 0
     with Sources(task.sources) as descriptors:
+        expect(descriptors, task.rows)
         for number, (key, names, rows) in enumerate(
             zip(task.keys, task.names, task.rows.tolist(), strict=True)
         ):
@@ -428,15 +427,19 @@ def _check_shape(role: str, picture: Picture, first: tuple[str, bytes, Picture])
 
 def _kept(task: ShardTask, digest: str) -> ShardRecord | None:
     """The record of an earlier run, if the shard that it describes is there, byte for byte."""
-    out = Path(task.out)
+    out = place(task.out)
     try:
         record = ShardRecord.from_json((out / STATE / f"{task.name}.json").read_text())
         if record.task != digest:
             return None
         for variant, part in zip(task.variants, record.parts, strict=True):
-            stem = out / variant.folder / task.name
+            stem = out / variant.folder / f"{task.name}.tar"
             for suffix, wanted in ((".tar", part.sha256), (".idx", part.index_sha256)):
-                if record.samples:
+                if record.samples and isinstance(stem, Url) and suffix == ".tar":
+                    # It was put whole, before its record was: no need to fetch it all.
+                    if stem.with_suffix(suffix).stat().st_size != part.bytes:
+                        return None
+                elif record.samples:
                     with stem.with_suffix(suffix).open("rb") as file:
                         if hashlib.file_digest(file, "sha256").hexdigest() != wanted:
                             return None
@@ -446,23 +449,23 @@ def _kept(task: ShardTask, digest: str) -> ShardRecord | None:
 
 
 class Sources:
-    """The zips, opened for reading by descriptor."""
+    """The zips, opened for reading: by descriptor, or by ranges."""
 
     def __init__(self, paths: list[str]) -> None:
         self._paths = paths
-        self._descriptors: list[int] = []
+        self._handles: list[Handle] = []
 
-    def __enter__(self) -> list[int]:
+    def __enter__(self) -> list[Handle]:
         try:
             for path in self._paths:
-                self._descriptors.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                self._handles.append(open_source(path))
         except OSError as error:
             self.__exit__()
             raise BuildError(
                 f"{error.filename}: {error.strerror}; it was there a moment ago"
             ) from error
-        return self._descriptors
+        return self._handles
 
     def __exit__(self, *_: object) -> None:
-        for descriptor in self._descriptors:
-            os.close(descriptor)
+        for handle in self._handles:
+            close_source(handle)

@@ -1,0 +1,268 @@
+"""Who does the work: processes of this machine, a Dask cluster, or this process itself.
+
+``pool_of`` chooses; each pool hands out tasks and gives back results in the order of finishing,
+and what it gives does not depend on which pool it is. A worker of the cluster that dies is made
+up for by the others. Knows nothing of what a task does; starts no cluster.
+"""
+
+import importlib
+import importlib.metadata
+import itertools
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Protocol
+
+from shardify.errors import BuildError, ShardifyError, StoreError
+from shardify.remote import Place, Url, place
+from shardify.workers import Workers
+
+__all__ = ["Cluster", "Inline", "Pool", "pool_of"]
+
+_PATIENCE = 30
+"""How long to wait for a first worker. Seconds."""
+_CONNECT = 10
+_AHEAD = 2
+"""Tasks handed out for each thread of the cluster, so that none waits for the next."""
+
+
+class Pool(Protocol):
+    """What ``Workers`` is, too."""
+
+    def map(self, tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        """Yield (number of the task, its result), in the order of finishing."""
+        ...
+
+    def __enter__(self) -> "Pool": ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+def pool_of(
+    target: str,
+    *,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    places: Sequence[Place] = (),
+) -> Pool:
+    """The pool that suits.
+
+    Args:
+        target: ``module:function`` of one argument.
+        workers: Processes on this machine; None for one a core.
+        scheduler: Address of a Dask scheduler, whose workers shall do it instead.
+        places: What is read and written: ``memory://`` is seen by this process alone, so the work
+            is done here then.
+
+    Raises:
+        BuildError: The cluster cannot be used.
+        StoreError: A cluster cannot see such a place.
+    """
+    private = [each for each in places if isinstance(each, Url) and each.is_local]
+    if scheduler is not None:
+        if private:
+            raise StoreError(
+                f"{private[0]}: lives in one process; expected a place that every worker of "
+                f"{scheduler} sees; choose s3:// or a shared folder"
+            )
+        return Cluster(target, scheduler, places)
+    return Inline(target) if private else Workers(target, workers or os.cpu_count() or 1)
+
+
+class Inline:
+    """No workers at all: each task is done when its result is asked for."""
+
+    def __init__(self, target: str) -> None:
+        self._function = _function_of(target)
+
+    def __enter__(self) -> "Inline":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def map(self, tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        """Yield (number of the task, its result), in order."""
+        for number, task in enumerate(tasks):
+            yield number, self._function(task)
+
+
+class Cluster:
+    """The workers of a Dask cluster that is already there.
+
+    Raises:
+        BuildError: It cannot be reached, has no workers, runs another version of this package, or
+            does not see the places.
+    """
+
+    def __init__(self, target: str, scheduler: str, places: Sequence[Place] = ()) -> None:
+        self._scheduler = scheduler
+        self._target = target
+        self._quiet = _Quiet()
+        try:
+            self._dask = importlib.import_module("distributed")
+        except ImportError as error:
+            raise BuildError(
+                f"{scheduler}: --scheduler needs the package distributed, which is not installed; "
+                "pip install 'shardline[dask]'"
+            ) from error
+        with self._quiet:
+            self._client = self._connect()
+            try:
+                self._examine(places)
+            except BaseException:
+                self._client.close()
+                raise
+
+    def __enter__(self) -> "Cluster":
+        self._quiet.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # Results that nobody waits for are dropped with the client; the cluster is not ours.
+        with suppress(OSError, TimeoutError):
+            self._client.close()
+        self._quiet.__exit__()
+
+    def map(self, tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        """Hand out tasks as workers come free; a dead worker's are handed out again.
+
+        Raises:
+            ShardifyError: What a task raised.
+            BuildError: Workers died again and again, the scheduler is gone, or a task failed.
+        """
+        run = uuid.uuid4().hex
+        numbered = enumerate(tasks)
+        threads = sum(self._client.nthreads().values())
+        queue = self._dask.as_completed()
+        numbers: dict[str, int] = {}
+
+        def submit(number: int, task: Any) -> None:
+            key = f"shardify-{run}-{number}"
+            numbers[key] = number
+            queue.add(self._client.submit(_run, self._target, task, key=key, pure=False))
+
+        for number, task in itertools.islice(numbered, max(1, threads * _AHEAD)):
+            submit(number, task)
+        for future in queue:
+            number = numbers.pop(future.key)
+            result = self._result_of(future)
+            future.release()
+            following = next(numbered, None)
+            if following is not None:
+                submit(*following)
+            yield number, result
+
+    def _result_of(self, future: Any) -> Any:
+        try:
+            return future.result()
+        except ShardifyError:
+            raise
+        except Exception as error:
+            name = type(error).__name__
+            if name == "KilledWorker":
+                raise BuildError(
+                    f"{self._scheduler}: one task after another killed the worker that ran it (out "
+                    "of memory?); what is finished is kept: run the same command again, with "
+                    "workers of fewer threads or more memory"
+                ) from error
+            if future.status in ("cancelled", "lost") or name in ("CommClosedError",):
+                raise BuildError(
+                    f"{self._scheduler}: the scheduler is gone; what is finished is kept: start it "
+                    "and run the same command again"
+                ) from error
+            raise BuildError(
+                f"{self._scheduler}: a worker failed: {name}: {error}; see its log, and run the "
+                "same command again"
+            ) from error
+
+    def _connect(self) -> Any:
+        try:
+            client = self._dask.Client(self._scheduler, timeout=_CONNECT, set_as_default=False)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise BuildError(
+                f"{self._scheduler}: no Dask scheduler answers; expected tcp://HOST:PORT of one "
+                "that runs; start it, or go without --scheduler"
+            ) from error
+        try:
+            client.wait_for_workers(1, timeout=_PATIENCE)
+        except TimeoutError as error:
+            client.close()
+            raise BuildError(
+                f"{self._scheduler}: no worker came within {_PATIENCE} s; expected at least one; "
+                "start workers"
+            ) from error
+        return client
+
+    def _examine(self, places: Sequence[Place]) -> None:
+        """Whether every worker can do the work, before any of it is handed out."""
+        sources = [str(each.absolute()) for each in places if not isinstance(each, Url)]
+        here = _version()
+        try:
+            answers = self._client.run(_look, sources)
+        except Exception as error:
+            raise BuildError(
+                f"{self._scheduler}: its workers cannot run shardline ({type(error).__name__}: "
+                f"{error}); expected version {here}; install it on every worker"
+            ) from error
+        seen_here = set(_look(sources)[1])
+        for worker, (version, seen) in sorted(answers.items()):
+            if version != here:
+                raise BuildError(
+                    f"{self._scheduler}: worker {worker} has shardline {version}; expected {here}, "
+                    "as here; install it on every worker"
+                )
+            for path in sorted(seen_here - set(seen)):
+                raise BuildError(
+                    f"{path}: worker {worker} of {self._scheduler} does not see it; expected a "
+                    "folder that all share, or a URL"
+                )
+
+
+class _Quiet:
+    """Dask's own log tells of lost connections at length; here the one line that counts is told."""
+
+    def __init__(self) -> None:
+        self._logger = logging.getLogger("distributed")
+        self._level = self._logger.level
+
+    def __enter__(self) -> None:
+        self._logger.setLevel(logging.CRITICAL)
+        for name in ("client", "comm", "core", "worker", "utils", "batched"):
+            logging.getLogger(f"distributed.{name}").setLevel(logging.CRITICAL)
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.setLevel(self._level)
+
+
+def _look(paths: Sequence[str]) -> tuple[str, list[str]]:
+    """Run on each worker: its version, and which of the paths (or their folders) it sees."""
+    return _version(), [each for each in paths if place(each).exists()]
+
+
+def _run(target: str, task: Any) -> Any:
+    """Run on a worker: one task."""
+    return _function_of(target)(task)
+
+
+def _version() -> str:
+    return importlib.metadata.version("shardline")
+
+
+def _function_of(target: str) -> Callable[[Any], Any]:
+    module, _, name = target.partition(":")
+    function: Callable[[Any], Any] = getattr(importlib.import_module(module), name)
+    return function
