@@ -37,6 +37,9 @@ VERSION = 1
 TEMPORARY = ".tmp"
 """End of the name of a file that is being written; whoever finds one after a kill may delete it."""
 
+UMASK = os.umask(0)
+os.umask(UMASK)
+
 TENSOR = "$tensor"
 ITEMS = "$items"
 TUPLE = "$tuple"
@@ -124,6 +127,7 @@ def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> No
     temporary = path.with_name(f".{path.name}{TEMPORARY}")
     try:
         save_file(tensors, temporary, metadata)
+        temporary.chmod(0o666 & ~UMASK)  # safetensors lets nobody else read it.
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -240,6 +240,32 @@ def bench_command(only: tuple[str, ...], out: Path | None, as_json: bool, **flag
             click.echo("\n".join(report.lines()))
 
 
+@main.command(name="export")
+@click.argument("trained", metavar="CHECKPOINT_OR_RUN", type=FILE)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["onnx", "torchscript", "safetensors"]),
+    default="onnx",
+    show_default=True,
+    help="Of the file.",
+)
+@click.option("-o", "--out", type=FILE, help="The file; by default beside the weights.")
+def export_command(trained: Path, **flags: Any) -> None:
+    """Write a trained network for use without this program.
+
+    What is written takes pictures in [0, 1], any number of them, of any size divisible by 16, and
+    gives mask and depth in [0, 1].
+
+    \b
+    train export run --format onnx -o net.onnx
+    """
+    with _one_line_errors():
+        from train.export import export
+
+        click.echo(f"{export(trained, **flags)}: written")
+
+
 @main.command(name="report")
 @click.argument("run", type=FILE)
 @click.option("--shards", help="Where the data set lies now; by default where the run read it.")

@@ -74,7 +74,7 @@ def compare(paths: Sequence[Path]) -> Comparison:
                 "res": last,
                 "judged_on": "val" if best["val"] else "train",
                 **(best["val"] or best["train"]),
-                **{name: records[-1][name] for name in SPEEDS},
+                **{name: records[-1].get(name) for name in SPEEDS},
             }
         )
     differing = {}

@@ -1,0 +1,154 @@
+"""A trained network for use without this package: ONNX, TorchScript, or plain weights.
+
+What is exported takes pictures as they are and gives mask and depth: normalisation and activation
+are part of it. Batch size and picture size stay open. It trains and judges nothing.
+
+    bg, fg_bg   (B, 3, H, W) float32 in [0, 1]; H and W multiples of 16, at least 32
+    mask, depth (B, 1, H, W) float32 in [0, 1]
+"""
+
+import json
+import logging
+import warnings
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from model.registry import create
+from train.checkpoint import TEMPORARY, save
+from train.errors import ConfigError, RunError
+from train.evaluate import MakeModel, Trained, load_trained, weights_metadata
+from train.settings import to_toml
+
+__all__ = ["FORMATS", "Deployed", "export"]
+
+FORMATS = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors"}
+"""Name of a format → how its files end."""
+
+EXAMPLE = (2, 3, 32, 64)
+"""A batch to trace with: no side is 1, none equals another where it may differ."""
+
+
+class Deployed(nn.Module):
+    """Pictures in, mask and depth out."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, trained: Trained) -> None:
+        super().__init__()
+        self.network = trained.model
+        self.sigmoid = trained.criterion.activation == "sigmoid"
+        for name in ("mean", "std"):
+            values = getattr(trained, name)
+            both = torch.tensor([*values["bg"], *values["fg_bg"]])
+            self.register_buffer(name, both.view(1, 6, 1, 1))
+
+    def forward(self, bg: Tensor, fg_bg: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) twice, float32 in [0, 1] → mask and depth (B, 1, H, W) in [0, 1]."""
+        images = (torch.cat((bg, fg_bg), dim=1) - self.mean) / self.std
+        raw = self.network(images)
+        if self.sigmoid:
+            return torch.sigmoid(raw.mask), torch.sigmoid(raw.depth)
+        return raw.mask.clamp(0, 1), raw.depth.clamp(0, 1)
+
+
+def export(
+    path: Path, *, kind: str, out: Path | None = None, make_model: MakeModel = create
+) -> Path:
+    """Write a trained network in another format.
+
+    Args:
+        path: A run's folder, weights, or a checkpoint.
+        kind: A key of ``FORMATS``. safetensors holds the weights with their settings, for this
+            package; the others run without it.
+        out: The file; ``best.onnx`` and so on beside the weights by default.
+        make_model: Makes the network that the weights name.
+
+    Returns:
+        The file written.
+
+    Raises:
+        CheckpointError: No weights there.
+        ConfigError: No such format, or a package that it needs is missing.
+        RunError: The file cannot be written.
+    """
+    if kind not in FORMATS:
+        raise ConfigError(f"--format {kind}: expected one of {', '.join(FORMATS)}")
+    trained = load_trained(path, make_model=make_model)
+    target = out or trained.path.with_suffix(FORMATS[kind])
+    if target.resolve() == trained.path.resolve():
+        raise ConfigError(f"--out {target}: is what would be exported; choose another --out")
+    temporary = target.with_name(f".{target.name}{TEMPORARY}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if kind == "safetensors":
+            _weights(trained, temporary)
+        elif kind == "torchscript":
+            _torchscript(Deployed(trained).eval(), temporary, trained)
+        else:
+            _onnx(Deployed(trained).eval(), temporary)
+        temporary.replace(target)
+    except OSError as error:
+        raise RunError(f"{target}: cannot be written ({error})") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    return target
+
+
+def _weights(trained: Trained, target: Path) -> None:
+    about = {
+        "config": to_toml(trained.config),
+        "res": trained.res,
+        "step": trained.step,
+        "mean": trained.mean,
+        "std": trained.std,
+    }
+    save(target, dict(trained.model.state_dict()), weights_metadata(about))
+
+
+def _torchscript(network: Deployed, target: Path, trained: Trained) -> None:
+    example = torch.rand(EXAMPLE), torch.rand(EXAMPLE)
+    with warnings.catch_warnings():
+        # A trace's checks of sizes are for the traced size; TorchScript is asked for by the user.
+        warnings.simplefilter("ignore")
+        with torch.no_grad():
+            traced = torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]
+        extra = {"shardline.json": json.dumps({"res": trained.res, "step": trained.step})}
+        torch.jit.save(traced, str(target), _extra_files=extra)
+
+
+def _onnx(network: Deployed, target: Path) -> None:
+    batch = Dim("batch", min=1, max=4096)
+    # Sizes are 16 times something: the graph itself then refuses all others.
+    height, width = 16 * Dim("rows", min=2, max=512), 16 * Dim("columns", min=2, max=512)
+    shape = {0: batch, 2: height, 3: width}
+    example = torch.rand(EXAMPLE), torch.rand(EXAMPLE)
+    # What the exporter says of itself: its own deprecations, and that torchvision is not there.
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                network,
+                example,
+                str(target),
+                input_names=["bg", "fg_bg"],
+                output_names=["mask", "depth"],
+                dynamic_shapes=(shape, shape),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    except ImportError as error:
+        raise ConfigError(
+            f"--format onnx: {error}; pip install onnx onnxscript, or use --format torchscript"
+        ) from error
+    finally:
+        logger.setLevel(before)
