@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from shardify.errors import ShardifyError
+from shardify.remote import Place, place
 
 __all__ = ["main"]
 
@@ -109,10 +110,10 @@ def _planning(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @cli.command()
-@click.argument("src", nargs=-1, required=True, type=_PATH)
+@click.argument("src", nargs=-1, required=True, type=place)
 @_planning
 @_JSON
-def inspect(src: tuple[Path, ...], as_json: bool, **options: Any) -> None:
+def inspect(src: tuple[Place, ...], as_json: bool, **options: Any) -> None:
     """Say what `build` would make of SRC, and write nothing.
 
     \b
@@ -127,8 +128,8 @@ def inspect(src: tuple[Path, ...], as_json: bool, **options: Any) -> None:
 
 
 @cli.command()
-@click.argument("src", nargs=-1, required=True, type=_PATH)
-@click.argument("out", type=_PATH)
+@click.argument("src", nargs=-1, required=True, type=place)
+@click.argument("out", type=place)
 @_planning
 @click.option(
     "--codec",
@@ -155,15 +156,23 @@ def inspect(src: tuple[Path, ...], as_json: bool, **options: Any) -> None:
 @click.option(
     "--workers", type=click.IntRange(1, 256), default=None, help="Processes.  [default: one a core]"
 )
+@click.option(
+    "--scheduler",
+    metavar="tcp://HOST:PORT",
+    default=None,
+    help="Let the workers of this Dask cluster do the work; they must see SRC and OUT as well.",
+)
 @_JSON
-def build(src: tuple[Path, ...], out: Path, as_json: bool, **options: Any) -> None:
+def build(src: tuple[Place, ...], out: Place, as_json: bool, **options: Any) -> None:
     """Convert SRC (one or more zips) to shards in the new folder OUT.
 
-    An interrupted build goes on where it was when it is run again with the same options.
+    An interrupted build goes on where it was when it is run again with the same options. SRC and
+    OUT may be URLs as well: a zip is read by ranges, shards are put whole.
 
     \b
     shardify build data.zip out/
     shardify build fg_bg.zip masks.zip depth.zip backgrounds.zip out/ --val 0.1
+    shardify build s3://bucket/data.zip s3://bucket/out --scheduler tcp://10.0.0.1:8786
     """
     from shardify.build import build as run
     from shardify.survey import Options
@@ -175,11 +184,11 @@ def build(src: tuple[Path, ...], out: Path, as_json: bool, **options: Any) -> No
 
 
 @cli.command()
-@click.argument("out", type=_PATH)
+@click.argument("out", type=place)
 @click.option("--decode", is_flag=True, help="Decode every picture as well.")
 @click.option("--workers", type=click.IntRange(1, 256), default=None, help="[default: one a core]")
 @_JSON
-def verify(out: Path, decode: bool, workers: int | None, as_json: bool) -> None:
+def verify(out: Place, decode: bool, workers: int | None, as_json: bool) -> None:
     """Compare every byte of OUT with its manifest; name each file at fault.
 
     \b
