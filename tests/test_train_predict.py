@@ -208,8 +208,17 @@ def test_what_holds_no_usable_weights_is_refused(run: Path, tmp_path: Path) -> N
 
 def test_a_split_without_samples_and_a_missing_gpu_are_refused(run: Path) -> None:
     trained = load_trained(run, make_model=TinyNet)
-    with pytest.raises(DataError, match="split 'val': has no samples"):
+    with pytest.raises(DataError, match="split 'val': has no samples here"):
         judge(trained, TinySource(64, 0), split="val", res=32, batch=4, device=CPU)
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="torch sees no GPU"):
             pick_device("cuda", World())
+
+
+def test_five_lines_of_python_predict(run: Path, tmp_path: Path) -> None:
+    for name in ("bg.png", "fg_bg.png"):
+        Image.fromarray(plain(30, 20, (9, 9, 9))).save(tmp_path / name)
+    predictor = Predictor(load_trained(str(run), make_model=TinyNet))
+    background, picture = (read_image(str(tmp_path / name)) for name in ("bg.png", "fg_bg.png"))
+    (maps,) = predictor([(background, picture)])
+    assert maps.mask.shape == maps.depth.shape == (30, 20)

@@ -225,13 +225,13 @@ def test_the_rate_falls_after_an_epoch_without_a_better_loss(tmp_path: Path) -> 
 class Broken(TinySource):
     """A training sample holds NaN from step ``at`` on."""
 
-    def __init__(self, at: int) -> None:
+    def __init__(self, at: int, split: str = "train") -> None:
         super().__init__(40, 10)
-        self._at = at
+        self._at, self._split = at, split
 
     def open(self, split: str, **options: Any) -> Any:
         loader = super().open(split, **options)
-        if split == "train":
+        if split == self._split:
             make, left = loader._make, [self._at]
 
             def made(*args: Any) -> Batch:
@@ -254,6 +254,11 @@ def test_a_loss_that_is_no_number_ends_the_run_and_no_such_weights_are_saved(
     assert newest(out).state["position"]["step"] == 7
     for tensor in newest(out).state["model"].values():
         assert torch.isfinite(tensor).all()
+
+
+def test_a_validation_loss_that_is_no_number_ends_the_run_too(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="loss is nan"):
+        make(tmp_path / "run", Broken(1, "val")).run()
 
 
 def test_a_full_disk_does_not_end_the_run(
@@ -286,7 +291,7 @@ def test_other_data_is_refused_on_resume(tmp_path: Path) -> None:
 
 
 def test_an_empty_training_split_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="split 'train': has no samples"):
+    with pytest.raises(DataError, match="split 'train' has no samples"):
         make(tmp_path / "run", TinySource(0, 10))
 
 

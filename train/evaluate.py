@@ -182,7 +182,7 @@ def judge(
         DataError: The data set has no such split.
     """
     if source.samples(split) == 0:
-        raise DataError(f"split {split!r}: has no samples; expected some; use another --split")
+        raise DataError(f"split {split!r}: has no samples here; judge on another with --split")
     world = world or World()
     model = place(trained.model, device, channels_last=channels_last)
     step = EvalStep(model.eval(), trained.criterion, precision_of(precision, device))
@@ -231,7 +231,7 @@ def weights_metadata(about: Mapping[str, Any]) -> dict[str, str]:
     return {"shardline": json.dumps(dict(about))}
 
 
-def load_trained(path: Path, *, make_model: MakeModel = create) -> Trained:
+def load_trained(path: str | Path, *, make_model: MakeModel = create) -> Trained:
     """The network of a run, a file of weights, or a checkpoint.
 
     Args:
@@ -241,6 +241,7 @@ def load_trained(path: Path, *, make_model: MakeModel = create) -> Trained:
     Raises:
         CheckpointError: Nothing there, damaged, or weights of another network.
     """
+    path = Path(path)
     if path.is_dir():
         found = [path / name for name in ("best.safetensors", "last.safetensors")]
         file = next((name for name in found if name.is_file()), None)

@@ -52,12 +52,14 @@ class Maps(NamedTuple):
 class Predictor:
     """A trained network, ready for pictures of any size."""
 
-    def __init__(self, trained: Trained, *, device: torch.device, res: int | None = None) -> None:
+    def __init__(
+        self, trained: Trained, *, device: torch.device | None = None, res: int | None = None
+    ) -> None:
         """Move the network to a device.
 
         Args:
             trained: From `train.evaluate.load_trained`.
-            device: Where to compute.
+            device: Where to compute; a GPU where there is one by default.
             res: Resolution to compute at; the one it was trained at last by default. Pixels.
 
         Raises:
@@ -68,6 +70,7 @@ class Predictor:
             check_resolution(self.res)
         except ValueError as error:
             raise ConfigError(f"--res {self.res}: {error}") from error
+        device = device or pick_device("auto", World())
         self._device = device
         self._model = place(trained.model.eval(), device, channels_last=True)
         self._criterion = trained.criterion
@@ -214,7 +217,7 @@ def pair(bg: Path, fg_bg: Path) -> list[Job]:
     return jobs
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
+def read_image(path: str | Path) -> NDArray[np.uint8]:
     """A picture as (H, W, 3) uint8 RGB, as it is stored: EXIF does not turn it.
 
     Raises:

@@ -83,7 +83,9 @@ class Trainer:
         self.stop = Stop()
         self.stages = plan(config.data.res, config.data.epochs)
         if source.samples("train") == 0:
-            raise DataError("split 'train': has no samples; expected some; build with other --val")
+            raise DataError(
+                f"{config.data.shards}: split 'train' has no samples; build it with a smaller --val"
+            )
         torch.manual_seed(config.run.seed)
         self.model = make_model(config.network.model)
         place(self.model, self.device, channels_last=config.compute.channels_last)
@@ -303,7 +305,7 @@ class Trainer:
             self._save()
         self._leave_if_asked()
         val = self._val_scores.compute(self.world) if loaders.val is not None else None
-        watched = (val or train)["loss"]
+        watched = self._finite((val or train)["loss"])
         better = self.at.best is None or (whole and watched < self.at.best)
         record = {
             "epoch": self.at.epoch,
