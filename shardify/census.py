@@ -101,7 +101,7 @@ def take_census(names: Sequence[str]) -> Census:
             group[index] = _NONE
             census.other[extension] += 1
             continue
-        kind = (number, shapes.of(stem.lower()).said, extension)
+        kind = (number, shapes.said(stem.lower()), extension)
         place = kinds.get(kind)
         if place is None:
             place = kinds[kind] = len(kinds)

@@ -141,9 +141,6 @@ def role_of(said: Sequence[str | None]) -> str | None:
 class Shape:
     """What all stems that differ in their digits alone have in common."""
 
-    said: str | None
-    """The role the stem speaks for; see ``evidence``."""
-
     pieces: tuple[slice, ...]
     """Where the stem's characters lie that are no words for a role; joined by ``_``."""
 
@@ -159,7 +156,6 @@ def shape_of(stem: str) -> Shape:
     pieces = _pieces(stem)
     text = "_".join(stem[piece] for piece in pieces)
     return Shape(
-        said=evidence(stem),
         pieces=pieces,
         background=_number_span(_BACKGROUND_NUMBER, text),
         foreground=_number_span(_FOREGROUND_NUMBER, text),
@@ -167,27 +163,50 @@ def shape_of(stem: str) -> Shape:
 
 
 class Shapes:
-    """Studied stems, remembered by their shape, so that a million names cost a few studies."""
+    """What stems say, remembered by their shape, so that a million names cost a few studies.
+
+    Each question is remembered apart: names that share no shape pay for what is asked alone.
+    """
 
     def __init__(self) -> None:
-        self._known: dict[bytes, Shape] = {}
+        self._said: dict[bytes, str | None] = {}
+        self._pieces: dict[bytes, tuple[slice, ...]] = {}
+        self._shapes: dict[bytes, Shape] = {}
+
+    def said(self, stem: str) -> str | None:
+        """``evidence`` of a stem in lower case."""
+        outline = _outline(stem)
+        if outline not in self._said:
+            if len(self._said) >= _REMEMBERED:
+                return evidence(stem)
+            self._said[outline] = evidence(stem)
+        return self._said[outline]
 
     def of(self, stem: str) -> Shape:
         """The shape of a stem in lower case."""
-        outline = stem.encode("utf-8", "surrogatepass").translate(_ANY_DIGIT)
-        shape = self._known.get(outline)
+        outline = _outline(stem)
+        shape = self._shapes.get(outline)
         if shape is None:
             shape = shape_of(stem)
-            if len(self._known) < _REMEMBERED:
-                self._known[outline] = shape
+            if len(self._shapes) < _REMEMBERED:
+                self._shapes[outline] = shape
         return shape
 
     def stripped(self, stem: str) -> str:
         """``strip_words`` of a stem in lower case."""
-        pieces = self.of(stem).pieces
+        outline = _outline(stem)
+        pieces = self._pieces.get(outline)
+        if pieces is None:
+            pieces = _pieces(stem)
+            if len(self._pieces) < _REMEMBERED:
+                self._pieces[outline] = pieces
         if len(pieces) == 1:
             return stem[pieces[0]]
         return "_".join([stem[piece] for piece in pieces])
+
+
+def _outline(stem: str) -> bytes:
+    return stem.encode("utf-8", "surrogatepass").translate(_ANY_DIGIT)
 
 
 def strip_words(part: str) -> str:
