@@ -9,6 +9,7 @@ Source: PKWARE APPNOTE 6.3.10, sections 4.3 (layout) and 4.5.3 (zip64).
 """
 
 import hashlib
+import itertools
 import os
 import re
 import stat
@@ -118,17 +119,15 @@ class Entries:
 
 
 class Names(Sequence[str]):
-    """Entry names, decoded when asked for: the directory's bytes are the only storage.
+    """Entry names, decoded when asked for: their bytes, end to end, are the only storage.
 
     UTF-8 where the bytes are that, else code page 437, as the format says. With several zips each
     name is led by its zip's stem and a slash.
     """
 
-    def __init__(
-        self, parts: Sequence[tuple[bytes, NDArray[np.int64], NDArray[np.int64], str]]
-    ) -> None:
+    def __init__(self, parts: Sequence[tuple[bytearray, NDArray[np.int64], str]]) -> None:
         self._parts = list(parts)
-        counts = [len(starts) for _, starts, _, _ in self._parts]
+        counts = [len(bounds) - 1 for _, bounds, _ in self._parts]
         self._first = [sum(counts[:place]) for place in range(len(counts) + 1)]
         # As lists the names of a small source are ten times faster to reach; those of a large one
         # would be most of the memory in use.
@@ -143,9 +142,9 @@ class Names(Sequence[str]):
         if not 0 <= index < len(self):
             raise IndexError(index)
         part = bisect_right(self._first, index) - 1
-        directory, starts, ends, _ = self._parts[part]
+        block, bounds, _ = self._parts[part]
         place = index - self._first[part]
-        return directory[int(starts[place]) : int(ends[place])]
+        return bytes(block[int(bounds[place]) : int(bounds[place + 1])])
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -160,18 +159,17 @@ class Names(Sequence[str]):
         if index < 0:
             index += len(self)
         raw = self.raw(index)
-        return self._parts[bisect_right(self._first, index) - 1][3] + _decode(raw)
+        return self._parts[bisect_right(self._first, index) - 1][2] + _decode(raw)
 
     def __iter__(self) -> Iterator[str]:
         if self._all is not None:
             yield from self._all
             return
-        for directory, starts, ends, prefix in self._parts:
-            for first in range(0, len(starts), _CHUNK):
-                low = starts[first : first + _CHUNK].tolist()
-                high = ends[first : first + _CHUNK].tolist()
-                for start, end in zip(low, high, strict=True):
-                    yield prefix + _decode(directory[start:end])
+        for block, bounds, prefix in self._parts:
+            for first in range(0, len(bounds) - 1, _CHUNK):
+                cuts = bounds[first : first + _CHUNK + 1].tolist()
+                for start, end in itertools.pairwise(cuts):
+                    yield prefix + _decode(block[start:end])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,12 +193,12 @@ def open_catalog(paths: Sequence[Place]) -> Catalog:
     """
     sources, refused, parts, columns = [], [], [], []
     for number, path in enumerate(paths):
-        source, directory, table, bad = _open_zip(path)
+        source, names, bounds, table, bad = _open_zip(path)
         sources.append(source)
         refused += bad
         table["source"] = np.full(len(table["offset"]), number, np.uint16)
         prefix = f"{path.stem}/" if len(paths) > 1 else ""
-        parts.append((directory, table.pop("start"), table.pop("end"), prefix))
+        parts.append((names, bounds, prefix))
         columns.append(table)
     merged = {
         name: np.concatenate([table[name] for table in columns]) if len(columns) > 1
@@ -214,7 +212,7 @@ def open_catalog(paths: Sequence[Place]) -> Catalog:
     return Catalog(sources=sources, names=Names(parts), entries=entries, refused=refused)
 
 
-def _decode(raw: bytes) -> str:
+def _decode(raw: bytes | bytearray) -> str:
     if b"\\" in raw:  # Some packers on Windows write their own separator.
         raw = raw.replace(b"\\", b"/")
     try:
@@ -223,7 +221,10 @@ def _decode(raw: bytes) -> str:
         return raw.decode("cp437")
 
 
-def _open_zip(path: Place) -> tuple[ZipSource, bytes, dict[str, NDArray[Any]], list[Refused]]:
+def _open_zip(
+    path: Place,
+) -> tuple[ZipSource, bytearray, NDArray[np.int64], dict[str, NDArray[Any]], list[Refused]]:
+    """What a zip is; its names, end to end, and their bounds; its columns; what is refused."""
     try:
         handle = open_source(str(path))
         try:
@@ -244,7 +245,14 @@ def _open_zip(path: Place) -> tuple[ZipSource, bytes, dict[str, NDArray[Any]], l
         entries=count,
         digest=hashlib.sha256(directory).hexdigest(),
     )
-    return source, directory, table, refused
+    start, end = table.pop("start"), table.pop("end")
+    bounds = np.zeros(len(start) + 1, np.int64)
+    np.cumsum(end - start, out=bounds[1:])
+    names = bytearray()
+    for first in range(0, len(start), _CHUNK):
+        low, high = start[first : first + _CHUNK].tolist(), end[first : first + _CHUNK].tolist()
+        names += b"".join([directory[a:b] for a, b in zip(low, high, strict=True)])
+    return source, names, bounds, table, refused
 
 
 def _size_of(handle: Handle, path: Place) -> int:
@@ -386,13 +394,17 @@ def _columns(
     fault[(heads["flags"] & 0x2041) != 0] = 1
     fault[least > limit] = 6
 
+    del stored, deflated, least, order, places
     keep, refused = _sift(directory, heads, start, end)
+    crc, method = heads["crc"].astype(np.uint32), heads["method"].astype(np.uint16)
+    del heads  # With a million entries each of these is 10 to 60 MB.
     table: dict[str, NDArray[Any]] = {
-        "offset": offset[keep], "limit": limit[keep], "packed": packed[keep], "size": size[keep],
-        "crc": heads["crc"][keep].astype(np.uint32), "fault": fault[keep],
-        "method": heads["method"][keep].astype(np.uint16),
-        "start": start[keep], "end": end[keep],
+        "offset": offset, "limit": limit, "packed": packed, "size": size, "crc": crc,
+        "fault": fault, "method": method, "start": start, "end": end,
     }  # fmt: skip
+    if len(keep) < count:
+        for name in table:
+            table[name] = table[name][keep]
     return table, refused
 
 
