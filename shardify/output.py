@@ -90,8 +90,9 @@ def claimed(out: Place, identity: dict[str, Any]) -> Iterator[None]:
         except OSError:
             raise OutputError(f"{out}: another build is writing there; wait for it") from None
         _state_identity(out, state / "build.json", identity)
-        for leftover in [*out.glob(f"*{TEMPORARY}"), *state.glob(f"*{TEMPORARY}")]:
-            leftover.unlink()
+        for folder in (out, state, *out.glob("res-*")):
+            for leftover in folder.glob(f"*{TEMPORARY}"):
+                leftover.unlink()
         yield
 
 
