@@ -1,3 +1,4 @@
+import dataclasses
 import gc
 
 import numpy as np
@@ -97,6 +98,24 @@ def test_threads_change_nothing(threads) -> None:
     for one, other in zip(alone, many(table_of(samples), drawn), strict=True):
         assert torch.equal(one, other)
     many.close()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_batch_larger_than_the_caches_holds_the_same_pixels(channels_last) -> None:
+    samples = [images_of([(250, 250)] * 3 + [(224, 224)], 8, seed) for seed in range(4)]
+    drawn = draw(np.arange(4), seed=0, epoch=0)
+    render = renderer(256, channels_last=channels_last)
+    many = render(table_of(samples), drawn)
+    for n, sample in enumerate(samples):
+        one = dataclasses.replace(
+            drawn,
+            **{
+                field.name: getattr(drawn, field.name)[n : n + 1]
+                for field in dataclasses.fields(drawn)
+            },
+        )
+        for alone, among in zip(render(table_of([sample]), one), many, strict=True):
+            assert torch.equal(alone[0], among[n])
 
 
 def test_dtype_and_layout_are_as_asked() -> None:

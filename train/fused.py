@@ -17,6 +17,11 @@ from train.kernel import render, unpack
 
 __all__ = ["Buffers", "Renderer"]
 
+_ALIGNED = 64
+"""Bytes: the widest vector, and a cache line."""
+_LARGE = 4 << 20
+"""Bytes: a batch of more leaves the caches before anybody reads it."""
+
 CHANNELS = (3, 3, 1, 1)
 """Of bg, fg_bg, mask and depth."""
 
@@ -34,15 +39,17 @@ class Buffers:
         self._free: list[Floats] = []
 
     def take(self, length: int) -> torch.Tensor:
-        """A float32 tensor of ``length`` elements, its content undefined."""
+        """A float32 tensor of ``length`` elements at a multiple of 64 bytes, content undefined."""
+        spare = _ALIGNED // 4
         while self._free:
             memory = self._free.pop()
-            if len(memory) == length:
+            if len(memory) == length + spare:
                 break
         else:
-            memory = np.empty(length, np.float32)
+            memory = np.empty(length + spare, np.float32)
         # torch holds this view, and nothing else does, as long as any tensor uses the memory.
-        view = memory[:]
+        begin = -memory.ctypes.data % _ALIGNED // memory.itemsize
+        view = memory[begin : begin + length]
         weakref.finalize(view, self._free.append, memory).atexit = False
         return torch.from_numpy(view)
 
@@ -107,10 +114,11 @@ class Renderer:
         count, area = len(images), self._res * self._res
         flat = self._buffers.take(count * sum(CHANNELS) * area)
         parts = torch.split(flat, [count * channels * area for channels in CHANNELS])
-        outputs = (
-            *(part.view(count, 3 * area).numpy() for part in parts[:2]),
-            *(part.view(count, self._res, self._res).numpy() for part in parts[2:]),
+        outputs = tuple(
+            part.view(count, channels * area).numpy()
+            for part, channels in zip(parts, CHANNELS, strict=True)
         )
+        stream = self._res % 16 == 0 and flat.nbytes > _LARGE
         looks = np.stack(
             [
                 matrices(draws.angle, width=images[:, k, 1], height=images[:, k, 2], res=self._res)
@@ -124,8 +132,8 @@ class Renderer:
                 unpack(packed, self._rgb, self._masks, first, last)
             render(
                 images, looks, draws.colour, draws.noise, draws.place, self._noise, self._normal,
-                self._threshold, self._depth_bits, self._augment, self._channels_last, outputs,
-                first, last,
+                self._threshold, self._depth_bits, self._augment, self._channels_last, stream,
+                outputs, first, last,
             )  # fmt: skip
 
         cuts = np.linspace(0, count, min(self._threads, max(count, 1)) + 1).astype(int).tolist()

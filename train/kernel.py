@@ -40,6 +40,27 @@ def _load(bits: int, kind: Any) -> Any:
     return load
 
 
+def _stream() -> Any:
+    """An intrinsic that copies 16 floats to a multiple of 64 bytes, past the caches."""
+
+    @intrinsic
+    def stream(_context: Any, _target: Any, _source: Any) -> Any:
+        def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            vector = ir.VectorType(ir.FloatType(), 16).as_pointer()
+            value = builder.load(builder.inttoptr(args[1], vector))
+            value.align = 4
+            store = builder.store(value, builder.inttoptr(args[0], vector))
+            store.align = 64
+            mark = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+            store.set_metadata("nontemporal", mark)
+            return ir.Constant(ir.IntType(32), 0)
+
+        return types.int32(types.int64, types.int64), generate
+
+    return stream
+
+
+_stream16 = _stream()
 _load8 = _load(8, types.uint8)
 _load16 = _load(16, types.uint16)
 _load32 = _load(32, types.uint32)
@@ -71,6 +92,7 @@ def render(
     depth_bits: int,
     augment: bool,
     interleave: bool,
+    stream: bool,
     outputs: Any,
     begin: int,
     end: int,
@@ -91,17 +113,19 @@ def render(
         depth_bits: 8 or 16.
         augment: Whether colour and noise are applied.
         interleave: Write bg and fg_bg as R x R x 3, else as 3 x R x R.
-        outputs: bg, fg_bg (B, 3 * R * R), mask, depth (B, R, R) float32; written.
+        stream: Write past the caches, for a batch larger than they are. Needs outputs that begin
+            at multiples of 64 bytes, and R a multiple of 16.
+        outputs: bg, fg_bg (B, 3 * R * R), mask, depth (B, R * R) float32; written.
         begin: First sample.
         end: One past the last.
     """
     bg, fg_bg, mask, depth = outputs
-    res = mask.shape[1]
+    res = _i(np.sqrt(mask.shape[1]))
     offset = np.empty(res, np.int32)
     u, v = np.empty(res, np.float32), np.empty(res, np.float32)
     top, low = np.empty(res, np.uint64), np.empty(res, np.uint64)
     top2, low2 = np.empty(res, np.uint32), np.empty(res, np.uint32)
-    rgb = np.empty((3, res), np.float32)
+    rgb, line = np.empty((3, res), np.float32), np.empty(3 * res, np.float32)
     gray_scale = _f(1 / 255) if depth_bits == 8 else _f(1 / 65535)
     for n in range(begin, end):
         wide, high = images[n, 1, 1], images[n, 1, 2]
@@ -110,19 +134,20 @@ def render(
             _fetch_rgb(images[n, 1, 0], wide, high, offset, top, low)
             _blend_rgb(top, low, u, v, rgb)
             _finish(rgb, colour[n], noise[n], place[n], table, normal[1], augment, y)
-            _write(rgb, interleave, y, fg_bg[n])
+            _write(rgb, line, interleave, stream, y, fg_bg[n])
             if images[n, 0, 1] != wide or images[n, 0, 2] != high:
                 _look(matrices[n, 0], images[n, 0, 1], images[n, 0, 2], y, offset, u, v)
             _fetch_rgb(images[n, 0, 0], images[n, 0, 1], images[n, 0, 2], offset, top, low)
             _blend_rgb(top, low, u, v, rgb)
             _finish(rgb, colour[n], noise[n], place[n], table, normal[0], augment, y)
-            _write(rgb, interleave, y, bg[n])
+            _write(rgb, line, interleave, stream, y, bg[n])
             # Targets: never coloured, never noisy.
             if images[n, 2, 1] != images[n, 0, 1] or images[n, 2, 2] != images[n, 0, 2]:
                 _look(matrices[n, 2], images[n, 2, 1], images[n, 2, 2], y, offset, u, v)
             _fetch_gray(images[n, 2, 0], images[n, 2, 1], offset, top2, low2)
             _blend_gray(top2, low2, u, v, _8, _BYTE, rgb[0])
-            _step(rgb[0], _f(threshold), mask[n, y])
+            _step(rgb[0], _f(threshold))
+            _put(rgb[0], mask[n], res * y, stream)
             if images[n, 3, 1] != images[n, 2, 1] or images[n, 3, 2] != images[n, 2, 2]:
                 _look(matrices[n, 3], images[n, 3, 1], images[n, 3, 2], y, offset, u, v)
             if depth_bits == 8:
@@ -131,7 +156,8 @@ def render(
             else:
                 _fetch_gray16(images[n, 3, 0], images[n, 3, 1], offset, top2, low2)
                 _blend_gray(top2, low2, u, v, _16, _WORD, rgb[0])
-            _scale(rgb[0], gray_scale, depth[n, y])
+            _scale(rgb[0], gray_scale)
+            _put(rgb[0], depth[n], res * y, stream)
 
 
 @_jit
@@ -293,27 +319,37 @@ def _finish(
 
 
 @_jit
-def _write(rgb: Any, interleave: bool, y: int, out: Any) -> None:
+def _write(rgb: Any, line: Any, interleave: bool, stream: bool, y: int, out: Any) -> None:
+    """One finished row to its place."""
     red, green, blue = rgb[0], rgb[1], rgb[2]
     res = len(red)
     if interleave:
-        line = out[3 * res * y : 3 * res * (y + 1)]
         for x in range(res):
             line[3 * x], line[3 * x + 1], line[3 * x + 2] = red[x], green[x], blue[x]
+        _put(line, out, 3 * res * y, stream)
         return
-    plane = res * res
-    out[res * y : res * (y + 1)] = red
-    out[plane + res * y : plane + res * (y + 1)] = green
-    out[2 * plane + res * y : 2 * plane + res * (y + 1)] = blue
+    _put(red, out, res * y, stream)
+    _put(green, out, res * (res + y), stream)
+    _put(blue, out, res * (2 * res + y), stream)
 
 
 @_jit
-def _step(values: Any, threshold: Any, out: Any) -> None:
-    for x in range(len(out)):
-        out[x] = _f(1) if values[x] >= threshold else _f(0)
+def _put(row: Any, out: Any, at: int, stream: bool) -> None:
+    if stream:
+        target, source = out.ctypes.data + 4 * at, row.ctypes.data
+        for x in range(0, 4 * len(row), 64):
+            _stream16(target + x, source + x)
+    else:
+        out[at : at + len(row)] = row
 
 
 @_jit
-def _scale(values: Any, scale: Any, out: Any) -> None:
-    for x in range(len(out)):
-        out[x] = values[x] * scale
+def _step(values: Any, threshold: Any) -> None:
+    for x in range(len(values)):
+        values[x] = _f(1) if values[x] >= threshold else _f(0)
+
+
+@_jit
+def _scale(values: Any, scale: Any) -> None:
+    for x in range(len(values)):
+        values[x] = values[x] * scale
