@@ -251,7 +251,8 @@ def _innermost(path: str, shared: int) -> int:
     return min(found[-1], 2**31 - 1) if found else -1
 
 
-def _natural(stem: str) -> tuple[list[tuple[int, int, str]], str]:
-    """A key by which digits sort as numbers."""
-    parts = _RUNS.split(stem)
-    return [(1, int(p), "") if p.isdigit() else (0, 0, p) for p in parts], stem
+def _natural(stem: str) -> tuple[list[tuple[int, str]], str]:
+    """A key by which digits sort as numbers, however long, and before all else."""
+    parts = (part.lstrip("0") if part.isdecimal() else part for part in _RUNS.split(stem))
+    runs = [(len(part), part) if place % 2 else (0, part) for place, part in enumerate(parts)]
+    return runs, stem

@@ -35,7 +35,9 @@ def to_toml(layout: Layout, names: Sequence[str]) -> str:
     settings: dict[str, object] = {"rule": "none"}
     if isinstance(background, Mapping) and isinstance(background["settings"], Mapping):
         settings = dict(background["settings"])
-    lines = ["# A layout file: samples are files whose named groups are equal; see docs/layouts.md."]
+    lines = [
+        "# A layout file: samples are files whose named groups are equal; see docs/layouts.md."
+    ]
     join = "map" if told["join"] == "rows of a map" else "names"
     if "map" in (join, settings["rule"]):
         lines += [f"join = {_quote(join)}", f"map = {_quote(str(told.get('map', '')))}"]

@@ -220,8 +220,8 @@ def strip_words(part: str) -> str:
 
 
 def numbers(text: str) -> list[int]:
-    """Every run of digits, as a number, from left to right."""
-    return [int(digits) for digits in _DIGITS.findall(text)]
+    """Every run of digits, as a number, from left to right; of a very long one its last 18."""
+    return [int(digits[-18:]) for digits in _DIGITS.findall(text)]
 
 
 def background_number(text: str) -> int:

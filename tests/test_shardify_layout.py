@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shardify import layout
+from shardify import backing, layout
 from shardify.errors import LayoutError
 
 
@@ -87,6 +87,16 @@ def test_incomplete_and_doubled_samples_are_left_out_by_name() -> None:
         ("000003", "mask", "incomplete: no mask"),
         ("000004", "mask", "duplicate: 2 files claim to be its mask"),
     ]
+
+
+def test_natural_order_counts_digits_as_numbers() -> None:
+    files = backing.Files(["park10", "park2", "park1", "lake3", "park02"])
+    assert [files.stems[place] for place in files.order["natural"]] == [
+        "lake3", "park1", "park02", "park2", "park10",
+    ]  # fmt: skip
+    assert [files.stems[place] for place in files.order["lexicographic"]] == [
+        "lake3", "park02", "park1", "park10", "park2",
+    ]  # fmt: skip
 
 
 def test_litter_is_ignored_and_counted() -> None:

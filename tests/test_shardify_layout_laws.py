@@ -3,6 +3,7 @@
 import random
 import re
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -116,6 +117,18 @@ def test_any_names_give_a_layout_or_one_clear_line(names: list[str]) -> None:
     assert all(KEY.fullmatch(key) for key in (*found.keys, *found.background_ids))
     assert len(set(found.keys)) == len(found.keys)
     rules.parse(layoutfile.to_toml(found, names), where="layout.toml")
+
+
+@pytest.mark.parametrize("odd", ["9" * 6000, "\u00b2", "\u0663", "a\u00b22", "0" * 300, "\udcff"])
+def test_odd_digits_are_no_trap(odd: str) -> None:
+    names = [f"bg/bg{odd}.jpg", "bg/bg1.jpg"]
+    names += [f"{role}/x_bg_{odd}_{n}.png" for n in (1, 2) for role in ("fg_bg", "mask")]
+    try:
+        found = layout.detect(names, where="x")
+    except LayoutError:
+        return
+    assert len(found.keys) == 2
+    assert found.background_ids != ["bg1"]
 
 
 @settings(deadline=None, max_examples=200)
