@@ -36,7 +36,7 @@ def to_toml(layout: Layout, names: Sequence[str]) -> str:
     if isinstance(background, Mapping) and isinstance(background["settings"], Mapping):
         settings = dict(background["settings"])
     lines = [
-        "# A layout file: samples are files whose named groups are equal; see docs/layouts.md."
+        "# A layout file: files whose named groups are equal are a sample; see docs/layouts.md."
     ]
     join = "map" if told["join"] == "rows of a map" else "names"
     if "map" in (join, settings["rule"]):
@@ -239,7 +239,10 @@ def _quote(text: str) -> str:
     if "'" not in text and text.isprintable():
         return f"'{text}'"
     plain = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08X}" for c in plain) + '"'
+    # A lone surrogate, which no TOML can hold, becomes the pattern for any character.
+    safe = ("." if 0xD800 <= ord(c) <= 0xDFFF else f"\\U{ord(c):08X}" for c in plain)
+    marks = (c if c.isprintable() else other for c, other in zip(plain, safe, strict=True))
+    return f'"{"".join(marks)}"'
 
 
 def _value(value: object) -> str:

@@ -181,9 +181,7 @@ def apply(
                 backgrounds.append(index)
             else:
                 values = (found.groupdict().get(each) or "" for each in shared)
-                key = "/".join(
-                    each.lstrip("0") or "0" if each.isdecimal() else each for each in values
-                )
+                key = "/".join(each.lstrip("0") if each.isdecimal() else each for each in values)
                 yield index, roles.index(role), key
 
     table: Table | None

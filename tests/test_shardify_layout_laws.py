@@ -129,6 +129,7 @@ def test_odd_digits_are_no_trap(odd: str) -> None:
         return
     assert len(found.keys) == 2
     assert found.background_ids != ["bg1"]
+    rules.parse(layoutfile.to_toml(found, names), where="layout.toml")
 
 
 @settings(deadline=None, max_examples=200)
