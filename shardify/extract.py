@@ -59,7 +59,10 @@ def payload(
     if (
         local_method != method
         or flags & 1
-        or not _agrees(flags, local_packed, packed, local_size, size)
+        or (
+            (local_packed != packed or local_size != size)
+            and not _agrees(flags, local_packed, packed, local_size, size)
+        )
     ):
         raise EntryError("its local header contradicts the directory")
     if start + packed > limit - offset:

@@ -61,6 +61,8 @@ _RECORD = 10240
 _HEAD = b"0000644\0" + b"0000000\0" * 2
 _TAIL = (b"0" + bytes(100) + b"ustar\x0000").ljust(356, b"\0")
 _MTIME = b"00000000000\0"
+_FIELDS = _HEAD + b"%b\0" + _MTIME + b"%06o\0 "
+"""Size as eleven octal digits, and checksum, among what never changes."""
 _BASE = sum(_HEAD) + sum(_MTIME) + 8 * 0x20 + sum(_TAIL)
 _PADS = [bytes(-size % _BLOCK) for size in range(_BLOCK)]
 
@@ -191,10 +193,7 @@ class TarWriter:
         digits = b"%011o" % size
         checksum = _BASE + sum(name) + sum(digits)
         pad = _PADS[size % _BLOCK]
-        self._pieces += (
-            name.ljust(100, b"\0"), _HEAD, digits, b"\0", _MTIME, b"%06o\0 " % checksum, _TAIL,
-            data, pad,
-        )  # fmt: skip
+        self._pieces += (name.ljust(100, b"\0"), _FIELDS % (digits, checksum), _TAIL, data, pad)
         start = self.offset + _BLOCK
         self.offset = start + size + len(pad)
         self._pending += size
@@ -326,8 +325,10 @@ def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRec
                     found.append((role, data, picture))
                     if rule:
                         used.append(rule)
-                for role, _, picture in found[1:]:
-                    _check_shape(role, picture, found[0])
+                size = found[0][2][1:3]
+                for role, _, picture in found:
+                    if picture[1:3] != size:
+                        _check_shape(role, picture, found[0])
                 if measured or not plain:
                     for role, data, picture in found:
                         # A converted mask is 0 or 255 by now.
@@ -339,7 +340,8 @@ def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRec
             if measured:
                 for role, plane in planes.items():
                     moments[role].add(*measure(plane))
-            rules.update(used)
+            if used:
+                rules.update(used)
             samples += 1
             for sink in sinks:
                 sink.add(key, found, planes, task.background[number], measured)
