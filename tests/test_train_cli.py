@@ -152,6 +152,20 @@ def test_a_resumed_run_may_be_given_more_epochs_but_no_other_past(tmp_path: Path
     assert [r["res"] for r in JsonLines(out / "metrics.jsonl").read()] == [16, 16, 32]
 
 
+def test_a_page_that_cannot_be_written_does_not_fail_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> Path:
+        raise RunError("report.html: cannot be written (No space left on device)")
+
+    monkeypatch.setattr(train.launch, "write_report", full)
+    out = tmp_path / "run"
+    result = call("run", *SHORT, "--out", out, "--max-steps", 1, "--report")
+    assert result.exit_code == 0, result.output
+    assert "Warning: report.html: cannot be written" in result.stdout
+    assert f"`train report {out}` writes it later" in result.stdout
+
+
 def test_resuming_what_was_never_begun_begins(tmp_path: Path) -> None:
     out = tmp_path / "run"
     result = call("run", "--resume", *SHORT, "--out", out, "--max-steps", 1)
