@@ -94,7 +94,9 @@ class Url:
             return bool(files.exists(path))
 
     def is_dir(self) -> bool:
-        """Whether anything is under this prefix."""
+        """Whether anything is under this prefix. A web server tells no such thing."""
+        if self.url.lower().startswith("http"):
+            return False
         files, path = self.connect()
         with self.told():
             return bool(files.isdir(path))
