@@ -643,9 +643,9 @@ def _graph(
         pictures = [bg, fg_bg]
         if augment:
             colour, strength, corner = drawn
-            grain = fn.slice(table[0], corner, [res, res], axes=(0, 1)) * (
-                strength.gpu() if gpu else strength
-            )
+            # By name: a GPU's operator would take a place given as an input from the GPU.
+            noise = fn.slice(table[0], start=corner, shape=[res, res], axes=(0, 1))
+            grain = noise * (strength.gpu() if gpu else strength)
             pictures = [
                 dali_math.clamp(
                     fn.coord_transform(image, M=colour[:, :3], T=colour[:, 3]) + grain, 0, 255
