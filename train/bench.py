@@ -29,7 +29,7 @@ from rich.table import Table
 from train.contenders import OWN, PEERS, Job, Work, available, begin, scratch
 from train.errors import ConfigError, DataError
 
-__all__ = ["EPOCH", "Report", "Result", "bench"]
+__all__ = ["EPOCH", "Report", "Result", "bench", "hardware", "versions", "window"]
 
 EPOCH = 400_000
 """Samples of the epoch whose time is projected."""
@@ -92,7 +92,7 @@ class Report:
         slowest = max(spent, key=lambda name: spent[name])
         share = spent[slowest] / sum(spent.values())
         said = f"{slowest} takes {spent[slowest] * 1e3:.2f} ms a sample, {share:.0%} of the loader"
-        model, loader = self.of("model alone"), self.of("augment")
+        model, loader = self.of("model alone"), self._loader
         if model and loader and model.rate < loader.rate:
             return (
                 f"the network: it takes {model.rate:,.0f} samples/s and the loader gives "
@@ -104,14 +104,14 @@ class Report:
     @property
     def epoch_seconds(self) -> float | None:
         """Time of an epoch of ``EPOCH`` samples, at the rate measured end to end."""
-        whole = self.of("end to end") or self.of("augment")
+        whole = self.of("end to end") or self._loader
         return EPOCH / whole.rate if whole else None
 
     @property
     def lead(self) -> tuple[str, float] | None:
         """The fastest other loader, and how many times as fast this one is."""
         peers = [one for one in self.results if one.name in PEERS]
-        own = self.of("augment")
+        own = self._loader
         if not peers or not own:
             return None
         best = max(peers, key=lambda one: one.rate)
@@ -171,11 +171,18 @@ class Report:
         (out / "bench.json").write_text(self.to_json())
         _chart(self).save(out / "bench.png")
 
+    @property
+    def _loader(self) -> Result | None:
+        """All of the loader, on the device that was asked for."""
+        return self.of("to device") or self.of("augment")
+
     def _spent(self) -> dict[str, float]:
         """Seconds a sample that each stage of the loader adds to the one before it."""
         spent: dict[str, float] = {}
         before = 0.0
-        for name in ("read", "decode", "augment", "to device"):
+        # "augment" is the CPU's way, which a GPU's does not contain.
+        last = "to device" if self.of("to device") else "augment"
+        for name in ("read", "decode", last):
             if found := self.of(name):
                 spent[name] = max(1 / found.rate - before, 0.0)
                 before = max(before, 1 / found.rate)
@@ -271,8 +278,8 @@ def bench(
         job=settings,
         windows=windows,
         seconds=seconds,
-        hardware=_hardware(device),
-        versions=_versions(),
+        hardware=hardware(device),
+        versions=versions(),
         results=[racer.result() for racer in racers],
         left_out=left_out,
     )
@@ -342,7 +349,7 @@ def _serve(pipe: Connection, name: str, job: Job) -> None:
         next(work.samples)
         pipe.send({})
         while True:
-            pipe.send(_window(work, pipe.recv()))
+            pipe.send(window(work, pipe.recv()))
     except EOFError:
         pass
     except Exception as error:
@@ -350,7 +357,13 @@ def _serve(pipe: Connection, name: str, job: Job) -> None:
     os._exit(0)
 
 
-def _window(work: Work, seconds: float) -> dict[str, float]:
+def window(work: Work, seconds: float) -> dict[str, float]:
+    """Let a contender work for some seconds, once what was made ahead is used up.
+
+    Returns:
+        ``samples``, ``wall`` and ``cpu`` (seconds), ``memory`` (bytes), and ``waited`` (seconds)
+        where a network trains.
+    """
     begun = time.perf_counter()
     while time.perf_counter() - begun < min(_AHEAD, seconds):
         next(work.samples)
@@ -409,7 +422,8 @@ def _memory(pids: list[int]) -> float:
     return total * 1024.0
 
 
-def _hardware(device: str) -> dict[str, Any]:
+def hardware(device: str) -> dict[str, Any]:
+    """What the figures were measured on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
@@ -421,7 +435,8 @@ def _hardware(device: str) -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and the libraries that matter for speed."""
     found = {"python": platform.python_version()}
     for name in _LIBRARIES:
         try:

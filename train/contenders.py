@@ -5,6 +5,7 @@ run one to a process, so that threads, caches and peak memory are each one's own
 keeps time; that is ``bench``.
 """
 
+import collections
 import importlib.util
 import itertools
 import tempfile
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -42,6 +43,12 @@ class Job:
 
     order: str | None = None
     cache: str = "disk"
+
+    compile: str = "no"
+    """Of the network: no, yes, graphs as in the settings; trace: its graph is captured, no more."""
+
+    hw_decoder_load: float = 0.65
+    """Share of the JPEGs for a GPU's decoding engine, in [0, 1]."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -84,7 +91,7 @@ def _batches(job: Job, **options: Any) -> Iterator[Batch]:
     """The loader, epoch after epoch, as training has it."""
     from train.pipeline import Loader
 
-    loader = Loader(
+    with Loader(
         job.shards,
         split=job.split,
         res=job.res,
@@ -92,14 +99,15 @@ def _batches(job: Job, **options: Any) -> Iterator[Batch]:
         threads=job.threads,
         order=job.order,
         cache=job.cache,
+        hw_decoder_load=job.hw_decoder_load,
         **options,
-    )
-    while True:
-        yield from loader
+    ) as loader:
+        while True:
+            yield from loader
 
 
 def _decode(job: Job, _work: Work) -> Generator[int, None, None]:
-    for _ in _batches(job, kernel="none"):
+    for _ in _batches(job, kernel="none", device=job.device):
         yield job.batch_size
 
 
@@ -115,13 +123,25 @@ def _to_device(job: Job, _work: Work) -> Generator[int, None, None]:
         yield len(batch.bg)
 
 
+_COMPILED: dict[str, dict[str, Any]] = {
+    "yes": {"mode": "default"},
+    "graphs": {"mode": "reduce-overhead"},
+    "trace": {"backend": "eager"},
+}
+
+
 def _train_step(job: Job) -> Callable[[Batch], object]:
-    """A training step as `train run` takes it, its result waited for."""
+    """A training step as `train run` takes it; a GPU is at most two steps behind."""
     torch.manual_seed(0)
     device = torch.device(job.device)
     model = create(job.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network: torch.nn.Module = model
+    if job.compile != "no":
+        network = cast(
+            torch.nn.Module, torch.compile(model, dynamic=False, **_COMPILED[job.compile])
+        )
     step = TrainStep(
-        model,
+        network,
         Criterion(),
         torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9),
         precision=precision_of("auto", device),
@@ -129,11 +149,16 @@ def _train_step(job: Job) -> Callable[[Batch], object]:
         clip_by="value",
     )
     model.train()
+    under_way: collections.deque[torch.cuda.Event] = collections.deque()
 
     def run(batch: Batch) -> None:
         step([batch])
         if device.type == "cuda":
-            torch.cuda.synchronize()
+            done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            done.record()
+            under_way.append(done)
+            if len(under_way) > 2:
+                under_way.popleft().synchronize()
 
     return run
 
