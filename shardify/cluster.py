@@ -147,7 +147,7 @@ class Cluster:
         run = uuid.uuid4().hex
         numbered = enumerate(tasks)
         threads = sum(self._client.nthreads().values())
-        queue = self._dask.as_completed()
+        queue = self._dask.as_completed(loop=self._client.loop)
         numbers: dict[str, int] = {}
 
         def submit(number: int, task: Any) -> None:

@@ -21,7 +21,7 @@ from shardify.writer import STATE
 
 __all__ = ["check_out", "claimed", "finished", "forget", "sweep"]
 
-_OURS = re.compile(r"(train|val)-\d{5}\.(tar|idx)")
+_OURS = re.compile(r"(train|val)-\d{5}\.(tar|idx)|.+\.tar\.[0-9a-f]{8}" + re.escape(TEMPORARY))
 _STATES = re.compile(r"build\.json|(train|val)-\d{5}\.json")
 
 
@@ -121,10 +121,15 @@ def _state_identity(out: Place, stated: Place, identity: dict[str, Any]) -> None
 
 
 def sweep(out: Place, manifest: Manifest) -> None:
-    """Delete shards that are not in the manifest: an earlier program's, of the same build."""
+    """Delete an earlier program's shards of the same build, and what a dead worker left behind.
+
+    In a store nothing is deleted: there are no halves, and what is there may be another's.
+    """
+    if isinstance(out, Url):
+        return
     listed = {BACKGROUNDS, REJECTED}
     for split in manifest.splits.values():
         listed |= {name for shard in split.shards for name in (shard.name, shard.index)}
     for file in out.iterdir():
         if _OURS.fullmatch(file.name) and file.name not in listed:
-            file.unlink()
+            file.unlink(missing_ok=True)

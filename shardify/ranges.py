@@ -54,7 +54,8 @@ class Ranges:
 
     def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Say which ``(start, stop)`` will be read next, in the order of reading."""
-        self._plan = [(start, min(stop, self.size)) for start, stop in ranges]
+        bounded = [(start, min(stop, self.size)) for start, stop in ranges]
+        self._plan = [(start, stop) for start, stop in bounded if start < stop]
         self._place = {start: number for number, (start, _) in enumerate(self._plan)}
         self._held.clear()
 

@@ -1,0 +1,199 @@
+"""A Dask cluster gives the bytes of a local build, whichever of its workers dies meanwhile."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from shardline_bucket import BUCKET, Store, content, serve, small_zip
+
+from shardify import cluster
+from shardify.build import build
+from shardify.cli import main
+from shardify.cluster import Cluster, Inline, pool_of
+from shardify.errors import BuildError, StoreError
+from shardify.remote import Url, place
+from shardify.survey import Options
+from shardify.workers import Workers
+
+
+@dataclass(frozen=True)
+class Started:
+    """A scheduler with two workers, each a process of its own that nobody starts again."""
+
+    address: str
+    workers: list["subprocess.Popen[bytes]"]
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    with serve() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def running(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
+    del store  # Its address is in the environment, which the workers shall have.
+    folder = tmp_path_factory.mktemp("cluster")
+    told = folder / "scheduler.json"
+    common = ["--scheduler-file", str(told)]
+    commands = [
+        ["dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", *common],
+        *[
+            ["dask_worker", "--no-nanny", "--no-dashboard", "--nthreads", "1", "--host",
+             "127.0.0.1", "--local-directory", str(folder), *common]
+        ] * 2,
+    ]  # fmt: skip
+    log = (folder / "log").open("wb")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", f"distributed.cli.{command[0]}", *command[1:]],
+            stdout=log,
+            stderr=log,
+        )
+        for command in commands
+    ]
+    try:
+        deadline = time.monotonic() + 60
+        while not told.exists():
+            assert time.monotonic() < deadline, (folder / "log").read_text()
+            time.sleep(0.05)
+        address = json.loads(told.read_text())["address"]
+        distributed = pytest.importorskip("distributed")
+        with distributed.Client(address, set_as_default=False, timeout=30) as client:
+            client.wait_for_workers(2, timeout=60)
+        yield Started(address, processes[1:])
+    finally:
+        for process in reversed(processes):
+            process.kill()
+            process.wait()
+        log.close()
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_zip(tmp_path_factory.mktemp("source") / "x.zip", samples=60)
+
+
+@pytest.fixture(scope="module")
+def local(packed: Path) -> dict[str, bytes]:
+    out = packed.parent / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shardify.build.pool_of", lambda target, **_: Inline(target))
+        build([packed], out, Options(val=0.25, shard_samples=4))
+    return content(out)
+
+
+def test_from_bucket_to_bucket_on_a_cluster(
+    running: Started, store: Store, packed: Path, local: dict[str, bytes]
+) -> None:
+    source = store.put("in/x.zip", packed.read_bytes())
+    out = place(f"s3://{BUCKET}/out")
+    build([place(source)], out, Options(val=0.25, shard_samples=4, scheduler=running.address))
+    assert store.content("out") == local
+
+
+def test_what_a_task_raises_is_raised_here(running: Started) -> None:
+    with (
+        pool_of("shardify.cli:_fail", scheduler=running.address) as pool,
+        pytest.raises(BuildError, match=r"a worker failed: .*; see its log"),
+    ):
+        list(pool.map([1]))
+    with (
+        pool_of("shardify.manifest:Manifest.load", scheduler=running.address) as pool,
+        pytest.raises(BuildError, match="a worker failed: AttributeError"),
+    ):
+        list(pool.map([1]))
+    with (
+        pool_of("shardify.ranges:open_source", scheduler=running.address) as pool,
+        pytest.raises(StoreError, match="nosuch://x: Protocol not known"),
+    ):
+        list(pool.map(["nosuch://x"]))
+
+
+def test_a_path_that_workers_do_not_see_is_told_before_any_work(
+    running: Started, packed: Path
+) -> None:
+    with packed.open("rb") as file:
+        os.dup2(file.fileno(), 900)
+    try:
+        with pytest.raises(BuildError, match="does not see it; expected a folder that all share"):
+            Cluster("x:y", running.address, [Path("/dev/fd/900")])
+    finally:
+        os.close(900)
+
+
+def test_workers_of_another_version_are_refused(
+    running: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "_version", lambda: "9.9.9")
+    with pytest.raises(BuildError, match=r"has shardline .*; expected 9\.9\.9, as here"):
+        Cluster("x:y", running.address)
+
+
+def test_a_worker_killed_in_the_middle_changes_nothing(
+    running: Started, packed: Path, local: dict[str, bytes], tmp_path: Path
+) -> None:
+    distributed = pytest.importorskip("distributed")
+    victim = running.workers[0]
+    done: list[int] = []
+    lost: list[object] = []
+    with distributed.Client(running.address, set_as_default=False) as watcher:
+        pids = watcher.run(os.getpid)
+        address = next(each for each, pid in pids.items() if pid == victim.pid)
+
+        def progress(samples: int, total: int) -> None:
+            assert total == 60
+            done.append(samples)
+            if len(done) == 1:
+                victim.send_signal(signal.SIGSTOP)  # So that it dies with work in its hands.
+            elif not lost:
+                lost.extend(watcher.processing().get(address, ()))
+                if lost:
+                    victim.send_signal(signal.SIGKILL)
+
+        options = Options(val=0.25, shard_samples=4, scheduler=running.address)
+        build([packed], tmp_path / "out", options, progress=progress)
+    assert lost
+    assert victim.wait(10) == -signal.SIGKILL
+    assert running.workers[1].poll() is None
+    assert done[-1] == 60
+    assert content(tmp_path / "out") == local
+
+
+def test_no_scheduler_is_one_line(
+    packed: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cluster, "_CONNECT", 1)
+    words = ["build", str(packed), str(tmp_path / "out"), "--scheduler", "tcp://127.0.0.1:9"]
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Error: tcp://127.0.0.1:9: no Dask scheduler answers; expected tcp://")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(BuildError, match=r"not installed; pip install 'shardline\[dask\]'"):
+        pool_of("x:y", scheduler="tcp://127.0.0.1:9")
+
+
+def test_what_lives_in_one_process_stays_in_it() -> None:
+    private = Url("memory://x.zip")
+    assert isinstance(pool_of("shardify.index:parse_index", places=[private]), Inline)
+    with pytest.raises(StoreError, match=r"memory://x\.zip: lives in one process"):
+        pool_of("x:y", scheduler="tcp://127.0.0.1:9", places=[private])
+    with pool_of("shardify.index:parse_index", workers=1, places=[Path("x.zip")]) as pool:
+        assert isinstance(pool, Workers)
