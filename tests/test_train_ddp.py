@@ -93,14 +93,6 @@ def test_a_run_goes_on_with_another_number_of_ranks(alone: Path, tmp_path: Path)
     assert_equal_runs(alone, out, tolerance=2e-4)
 
 
-def test_two_ranks_resume_bit_for_bit(tmp_path: Path) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run(2, whole, model="resunet")  # With batch norm: each rank's own statistics.
-    run(2, parts, model="resunet", max_steps=3)
-    run(2, parts, "--resume", model="resunet", max_steps=0)
-    assert_equal_runs(whole, parts, tolerance=0)
-
-
 def test_a_killed_rank_ends_the_others_with_a_clear_word(tmp_path: Path) -> None:
     out = tmp_path / "run"
     flags = {"shards": "48:11:0.3", "checkpoint_steps": 1}
@@ -121,6 +113,7 @@ def test_torchrun_brings_a_killed_rank_back_and_the_run_ends_as_it_would_have(
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "run"
+    # With batch norm: every rank has statistics of its own, and yet not a bit differs.
     flags = {"checkpoint_steps": 1, "model": "resunet"}
     process = subprocess.Popen(
         command(2, out, restarts=2, **flags, shards="48:11:0.2"),
