@@ -15,11 +15,12 @@ DEMO_EPOCHS ?= 6
 DATA := $(DEMO)/synth-$(DEMO_SAMPLES)
 RUN := $(DEMO)/run-$(DEMO_SAMPLES)x$(DEMO_EPOCHS)
 
-.PHONY: help setup demo test lint types unit docs clean
+.PHONY: help setup demo test lint types unit docs gpu clean
 
 help:
 	@echo 'make demo   set up .venv, make a small data set, build shards, train, evaluate'
 	@echo 'make test   set up .venv, lint, type-check, test'
+	@echo 'make gpu    on a machine with an NVIDIA GPU: test and measure everything, in 9 minutes (docs/gpu.md)'
 	@echo 'make clean  remove build/ and demo/ (not .venv)'
 
 setup: $(READY)
@@ -52,6 +53,14 @@ types: setup
 unit: setup
 	@mkdir -p '$(TMPDIR)'
 	$(BIN)/pytest
+
+# Where no registry can be reached but the packages are there: make gpu PYTHON=python3 SETUP=no
+SETUP ?= yes
+GPU_OUT ?= build/gpu
+
+gpu: $(if $(filter no,$(SETUP)),,setup)
+	@mkdir -p '$(TMPDIR)'
+	$(if $(filter no,$(SETUP)),$(PYTHON),$(BIN)/python) -m train bench --suite --out $(GPU_OUT)
 
 docs: setup
 	$(BIN)/python docs/make_commands.py

@@ -23,7 +23,8 @@ ORDER = {
         "kernel", "fused", "feed", "prefetch", "pipeline", "baselines", "schedule", "step",
         "metrics", "logs", "panels", "checkpoint", "writer", "board", "folder", "progress", "stop",
         "source", "memory", "tracing", "evaluate", "samples", "charts", "report", "trainer",
-        "launch", "compare", "predict", "contenders", "bench", "suite", "export", "cli", "__main__",
+        "launch", "compare", "predict", "contenders", "bench", "nvml",
+        "sweep", "page", "agenda", "suite", "export", "cli", "__main__",
     ),
 }  # fmt: skip
 

@@ -199,12 +199,12 @@ def predict_command(trained: Path, bits: str, **flags: Any) -> None:
 
 
 @main.command(name="bench")
-@click.option("--shards", required=True, help="Folder that `shardify build` made.")
-@click.option("--res", type=int, required=True, help="Resolution. Pixels.")
+@click.option("--shards", help="Folder that `shardify build` made; required but for --suite.")
+@click.option("--res", type=int, help="Resolution; required but for --suite. Pixels.")
 @click.option("--batch", default=16, show_default=True, help="Samples a batch.")
 @click.option("--threads", default=2, show_default=True, help="Threads, or worker processes.")
 @click.option("--model", default="resunet", show_default=True, help="Network to train with.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--device", help="cpu, cuda or cuda:N. [cpu; with --suite: cuda]")
 @click.option("--order", type=click.Choice(["permuted", "block", "sequential"]), help="Of samples.")
 @click.option("--cache", type=click.Choice(["disk", "ram"]), default="disk", show_default=True,
               help="Where the shards' bytes are.")  # fmt: skip
@@ -212,25 +212,41 @@ def predict_command(trained: Path, bits: str, **flags: Any) -> None:
 @click.option("--seconds", default=2.0, show_default=True, help="Length of a window.")
 @click.option("--only", multiple=True, metavar="NAME", help="Measure this one; may be repeated.")
 @click.option("--out", type=FILE, help="Folder for bench.json and bench.png.")
+@click.option("--suite", is_flag=True, help="Make data, test, measure all and train; into --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
-def bench_command(only: tuple[str, ...], out: Path | None, as_json: bool, **flags: Any) -> None:
+def bench_command(
+    only: tuple[str, ...],
+    out: Path | None,
+    suite: bool,
+    as_json: bool,
+    device: str | None,
+    **flags: Any,
+) -> None:
     """Measure where the time goes: the loader's stages, the network, and other loaders.
 
-    All take turns in short windows. Names the bottleneck and what to try next.
+    All take turns in short windows. Names the bottleneck and what to try next. --suite needs no
+    data: it makes its own, runs the GPU's tests, measures many sizes and trains, in nine minutes.
 
     \b
     train bench --shards out --res 64
     train bench --shards out --res 256 --batch 64 --out bench-256
     train bench --shards out --res 64 --only augment --only "webdataset + Pillow"
+    train bench --suite --out build/gpu
     """
     with _one_line_errors():
         from rich.console import Console
 
         from train.bench import bench
 
+        if suite:
+            _suite(out, device or "cuda")
+            return
+        for name in ("shards", "res"):
+            if flags[name] is None:
+                raise ConfigError(f"--{name}: missing; expected it, or --suite")
         errors = Console(stderr=True)
         say = errors.print if errors.is_terminal else (lambda _: None)
-        report = bench(contenders=only or None, say=say, **flags)
+        report = bench(contenders=only or None, say=say, device=device or "cpu", **flags)
         if out is not None:
             report.save(out)
         if as_json:
@@ -264,6 +280,16 @@ def export_command(trained: Path, **flags: Any) -> None:
         from train.export import export
 
         click.echo(f"{export(trained, **flags)}: written")
+
+
+def _suite(out: Path | None, device: str) -> None:
+    """`train bench --suite`."""
+    from train.suite import suite
+
+    if out is None:
+        raise ConfigError("--out: missing; --suite expected a folder for what it finds")
+    suite(out, device=device, say=lambda line: click.echo(line, err=True))
+    click.echo(f"{out / 'suite.md'}: written")
 
 
 @main.command(name="report")

@@ -1,0 +1,201 @@
+"""`train bench --suite`: everything worth knowing about one machine, in one command.
+
+Makes its own data, tests the loader on the GPU, measures loader, network and both together at
+several sizes, and trains. Each step is a process of its own with a limit of its own; what it found
+is on disk before the next begins, so that a run cut short leaves what it measured. A step that
+fails is named and the others go on. The most valuable come first. Nothing is measured in here.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from train import nvml
+from train.agenda import FULL, ROOT, TENTH, Size, Step, steps
+from train.bench import hardware, versions
+from train.distributed import World
+from train.errors import DataError
+from train.evaluate import pick_device
+from train.page import page
+
+__all__ = ["Outcome", "run", "suite"]
+
+_LAST = 12
+"""Lines of a failed step's output that are kept in the record."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Outcome:
+    """What became of a step."""
+
+    name: str
+    status: str
+    """done, failed, timed out, or not run."""
+
+    seconds: float = 0.0
+    why: str = ""
+    last: list[str] = field(default_factory=list)
+    """The end of what a failed step printed."""
+
+    command: list[str] = field(default_factory=list)
+
+
+def suite(
+    out: Path,
+    *,
+    device: str = "cuda",
+    size: Size | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[Outcome]:
+    """Go through all steps; everything they find is in ``out``.
+
+    Args:
+        out: Folder, made if need be; what an earlier suite left in it is replaced.
+        device: cuda, cuda:N or cpu.
+        size: ``FULL`` on a GPU and ``TENTH`` on a CPU by default.
+        say: Gets a line as each step ends.
+
+    Returns:
+        What became of each step.
+
+    Raises:
+        ConfigError: The device is not there.
+        DataError: A step failed, or there was no time for it; the message names them all.
+    """
+    pick_device(device, World())
+    size = size or (TENTH if device == "cpu" else FULL)
+    out = out.resolve()
+    for left in ("figures", "logs", "run"):
+        shutil.rmtree(out / left, ignore_errors=True)
+    (out / "logs").mkdir(parents=True)
+    began = time.monotonic()
+    outcomes: list[Outcome] = []
+    about: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "device": nvml.name() if device != "cpu" else "cpu",
+        "driver": nvml.driver(),
+        "driver_cuda": nvml.cuda_version(),
+        "hardware": hardware(device),
+        "versions": versions(),
+        "size": asdict(size),
+    }
+    with tempfile.TemporaryDirectory(prefix="shardline-suite-") as scratch:
+        for step in steps(size, device=device, out=out, scratch=Path(scratch)):
+            outcome = _outcome(step, outcomes, size.budget - (time.monotonic() - began), out)
+            outcomes.append(outcome)
+            say(f"{outcome.status:>9} {outcome.seconds:6.1f} s  {step.name}")
+            _keep(Path(scratch) / "run", out / "run")
+            about["seconds"] = time.monotonic() - began
+            _record(out, about, outcomes)
+    bad = [f"{one.name} ({one.status})" for one in outcomes if one.status != "done"]
+    if bad:
+        raise DataError(f"{out}: {len(bad)} of {len(outcomes)} steps: {', '.join(bad)}; see logs/")
+    return outcomes
+
+
+def run(step: Step, *, limit: float, log: Path) -> Outcome:
+    """One step, with all it starts, to its end or its limit.
+
+    Args:
+        step: What to run.
+        limit: Seconds.
+        log: File for what it prints.
+    """
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    began, status = time.monotonic(), "done"
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            step.command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT,
+            cwd=log.parent, env=environment, start_new_session=True,
+        )  # fmt: skip
+        try:
+            if process.wait(limit):
+                status = "failed"
+        except subprocess.TimeoutExpired:
+            status = "timed out"
+        finally:
+            # Also what a step left behind: it would disturb those after it.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    lines = log.read_text(errors="replace").splitlines()
+    why = {
+        "done": "",
+        "failed": f"exit {process.returncode}",
+        "timed out": f"still at work after {limit:.0f} s",
+    }
+    return Outcome(
+        name=step.name, status=status, seconds=time.monotonic() - began, why=why[status],
+        last=[] if status == "done" else lines[-_LAST:], command=step.command,
+    )  # fmt: skip
+
+
+def _outcome(step: Step, before: list[Outcome], left: float, out: Path) -> Outcome:
+    """Run a step, if what it needs was done and there is time."""
+    done = {one.name for one in before if one.status == "done"}
+    why = ""
+    if missing := [name for name in step.needs if name not in done]:
+        why = f"needs {', '.join(missing)}"
+    elif left < step.least:
+        why = "no time left"
+    if why:
+        return Outcome(name=step.name, status="not run", why=why, command=step.command)
+    name = step.name.replace(",", "").replace(" ", "-")
+    log = out / "logs" / f"{len(before):02d}-{name}.log"
+    return run(step, limit=min(step.limit, left), log=log)
+
+
+def _keep(run: Path, kept: Path) -> None:
+    """Copy what is small of a training run: figures and panels, not weights."""
+    for path in sorted(run.rglob("*")):
+        if path.suffix in (".jsonl", ".toml", ".html", ".png"):
+            to = kept / path.relative_to(run)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, to)
+
+
+def _record(out: Path, about: dict[str, Any], outcomes: list[Outcome]) -> None:
+    """Everything so far, as one JSON file and as a page."""
+    document: dict[str, Any] = {**about, "steps": [asdict(one) for one in outcomes]}
+    figures = sorted((out / "figures").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    document["figures"] = [json.loads(path.read_text()) for path in figures]
+    document["tests"] = _tests(out / "tests.xml")
+    metrics = out / "run" / "metrics.jsonl"
+    lines = metrics.read_text().splitlines() if metrics.is_file() else []
+    document["training"] = [json.loads(line) for line in lines]
+    for name, text in (
+        ("suite.json", json.dumps(document, indent=1) + "\n"),
+        ("suite.md", page(document)),
+    ):
+        draft = out / f"{name}.tmp"
+        draft.write_text(text)
+        draft.rename(out / name)
+
+
+def _tests(path: Path) -> dict[str, str]:
+    """Every test's name → passed, skipped or failed, and why."""
+    found: dict[str, str] = {}
+    if not path.is_file():
+        return found
+    for case in ElementTree.parse(path).iter("testcase"):
+        result = "passed"
+        for child in case:
+            if child.tag in ("failure", "error", "skipped"):
+                kind = "skipped" if child.tag == "skipped" else "failed"
+                result = " ".join(f"{kind}: {child.get('message', '')}".split())[:200]
+        found[case.get("name", "?")] = result
+    return found

@@ -1,0 +1,146 @@
+"""Speeds of one data set at several batch sizes, in one process: a JSON file a figure, as it comes.
+
+    python -m train.sweep '{"shards": "out", "res": 256, "batches": [64], "out": "figures", …}'
+
+`train bench` compares contenders with care, in turns, each in a process of its own; this goes
+through many settings quickly, for machines whose time is short. It decides on no setting.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import gc
+import itertools
+import json
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from train import nvml
+from train.bench import hardware, versions, window
+from train.contenders import Job, begin
+
+__all__ = ["Sweep", "sweep"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sweep:
+    """What to go through: every contender at every batch size, for every share of the engine."""
+
+    shards: str
+    out: str
+    """Folder for the figures."""
+
+    label: str
+    """Begins the name of each figure: which data, in a word or two."""
+
+    res: int
+    batches: list[int]
+    contenders: list[str]
+    device: str
+    threads: int
+    windows: int
+    seconds: float
+    compile: str = "no"
+    loads: list[float] = dataclasses.field(default_factory=lambda: [0.65])
+    """Shares of the JPEGs for the GPU's decoding engine."""
+
+
+def sweep(wanted: Sweep) -> list[Path]:
+    """Measure everything; the files of the figures, in order.
+
+    A figure that fails is written with its ``error`` in place of its rates; the others go on.
+    """
+    files = []
+    for batch, load, name in itertools.product(wanted.batches, wanted.loads, wanted.contenders):
+        job = Job(
+            shards=wanted.shards, split="train", res=wanted.res, batch_size=batch,
+            threads=wanted.threads, device=wanted.device, model="resunet", scratch="",
+            compile=wanted.compile, hw_decoder_load=load,
+        )  # fmt: skip
+        figure = {"label": wanted.label, "name": name, "job": dataclasses.asdict(job)}
+        figure |= _about(wanted.device)
+        try:
+            figure |= _measure(name, job, wanted)
+        except Exception as error:
+            figure["error"] = " ".join(str(error).split()) or type(error).__name__
+        files.append(_write(Path(wanted.out), figure))
+        _clear()
+    return files
+
+
+def _measure(name: str, job: Job, wanted: Sweep) -> dict[str, Any]:
+    torch.set_num_threads(job.threads)
+    work = begin(name, job)
+    on_gpu = wanted.device.startswith("cuda")
+    with contextlib.closing(work.samples):  # type: ignore[type-var]
+        next(work.samples)
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        with nvml.Watch() as watch:
+            found = [window(work, wanted.seconds) for _ in range(wanted.windows)]
+    rates = [one["samples"] / one["wall"] for one in found]
+    samples, wall = sum(one["samples"] for one in found), sum(one["wall"] for one in found)
+    figure: dict[str, Any] = {
+        "samples_per_s": {"median": statistics.median(rates), "min": min(rates), "max": max(rates)},
+        "windows": rates,
+        "cpu_ms_a_sample": sum(one["cpu"] for one in found) / samples * 1e3,
+        "data_wait": sum(one["waited"] for one in found) / wall if "waited" in found[0] else None,
+        "gpu_mean": watch.means(),
+        "gpu_peak": watch.peaks(),
+        "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None,
+    }
+    return figure
+
+
+def _about(device: str) -> dict[str, Any]:
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python -m train.sweep", *(repr(word) for word in sys.argv[1:])]),
+        "hardware": hardware(device),
+        "driver": nvml.driver(),
+        "versions": versions(),
+    }
+
+
+def _write(out: Path, figure: dict[str, Any]) -> Path:
+    """One figure, whole or not at all."""
+    job = figure["job"]
+    words = [figure["label"], job["res"], f"b{job['batch_size']}", figure["name"]]
+    words += [f"compile-{job['compile']}"] if job["compile"] != "no" else []
+    words += [f"engine-{job['hw_decoder_load']:g}"] if figure["name"] == "decode" else []
+    path = out / ("-".join(map(str, words)).replace(" ", "-") + ".json")
+    out.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(figure, indent=1) + "\n")
+    return draft.rename(path)
+
+
+def _clear() -> None:
+    """Give back what a contender held, so that the next one begins as the first did."""
+    torch.compiler.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def main() -> None:
+    """Exit 1 if any figure failed, and say which."""
+    files = sweep(Sweep(**json.loads(sys.argv[1])))
+    failed = 0
+    for path in files:
+        figure = json.loads(path.read_text())
+        if "error" in figure:
+            failed += 1
+            print(f"{path.stem}: {figure['error']}", flush=True)
+        else:
+            print(f"{path.stem}: {figure['samples_per_s']['median']:,.0f} samples/s", flush=True)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
