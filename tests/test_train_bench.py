@@ -27,8 +27,18 @@ def report(rates: dict[str, list[float]], **extra) -> Report:
 
 def test_bench_measures_each_contender_and_keeps_the_figures(data, tmp_path) -> None:
     chosen = ("augment", "zip + Pillow")
-    found = bench(str(data), res=32, batch=8, threads=1, windows=2, seconds=0.2, contenders=chosen)
-    assert [one.name for one in found.results] == list(chosen)
+    found = bench(
+        str(data),
+        res=32,
+        batch=8,
+        threads=1,
+        windows=2,
+        seconds=0.2,
+        contenders=chosen,
+        built=(str(data),),
+    )
+    assert [one.name for one in found.results] == [*chosen, f"augment, {data}"]
+    assert any(line.startswith(f"From {data}: ") for line in found.lines())
     for one in found.results:
         assert len(one.rates) == 2
         assert min(one.rates) > 0

@@ -469,6 +469,22 @@ def test_an_image_that_does_not_decode_is_named(tmp_path, role) -> None:
     assert "\n" not in str(e.value)
 
 
+def test_going_on_without_a_sample_is_offered_only_where_its_shard_is_as_built(tmp_path) -> None:
+    folder = write_data_set(tmp_path / "data")
+    damage(folder, "s00021", "mask", b"\0" * 24)
+    manifest = Manifest.load(folder)
+    shard = manifest.splits["train"].shards[1]
+    for offered in (False, True):
+        with (
+            Loader(folder, res=24, batch_size=8) as loader,
+            pytest.raises(DataError, match="s00021: mask does not decode") as e,
+        ):
+            list(loader)
+        assert ("--exclude s00021" in str(e.value)) == offered
+        digest = hashlib.sha256((folder / shard.name).read_bytes()).hexdigest()
+        (folder / "manifest.json").write_text(manifest.to_json().replace(shard.sha256, digest))
+
+
 def test_the_loader_goes_on_without_a_sample_that_is_excluded(tmp_path) -> None:
     folder = write_data_set(tmp_path / "data")
     damage(folder, "s00021", "mask", b"\0" * 24)

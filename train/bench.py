@@ -110,12 +110,8 @@ class Report:
     @property
     def lead(self) -> tuple[str, float] | None:
         """The fastest other loader, and how many times as fast this one is."""
-        peers = [one for one in self.results if one.name in PEERS]
         own = self._loader
-        if not peers or not own:
-            return None
-        best = max(peers, key=lambda one: one.rate)
-        return best.name, own.rate / best.rate
+        return self._over(own) if own else None
 
     def to_json(self) -> str:
         """All of it as one JSON object."""
@@ -162,6 +158,10 @@ class Report:
         if self.lead is not None:
             name, times = self.lead
             found.append(f"{times:.1f} times the samples/s of {name}, the fastest other loader.")
+        for one in self.results:
+            if one.name.startswith("augment, ") and (over := self._over(one)):
+                shards = one.name.removeprefix("augment, ")
+                found.append(f"From {shards}: {over[1]:.1f} times {over[0]}.")
         found += [f"Left out: {name} ({why})." for name, why in self.left_out.items()]
         return found
 
@@ -170,6 +170,13 @@ class Report:
         out.mkdir(parents=True, exist_ok=True)
         (out / "bench.json").write_text(self.to_json())
         _chart(self).save(out / "bench.png")
+
+    def _over(self, own: Result) -> tuple[str, float] | None:
+        peers = [one for one in self.results if one.name in PEERS]
+        if not peers:
+            return None
+        best = max(peers, key=lambda one: one.rate)
+        return best.name, own.rate / best.rate
 
     @property
     def _loader(self) -> Result | None:
@@ -211,6 +218,7 @@ def bench(
     windows: int = 5,
     seconds: float = 2.0,
     contenders: tuple[str, ...] | None = None,
+    built: tuple[str, ...] = (),
     say: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Measure the loader's stages, the network and other loaders, interleaved.
@@ -228,6 +236,8 @@ def bench(
         windows: For each contender.
         seconds: A window.
         contenders: Names from ``OWN`` and ``PEERS``; all that are installed if None.
+        built: Folders of the same samples built otherwise (``--res``, ``--codec``): the loader
+            takes turns on them too.
         say: Gets a line when a contender starts and when a round is done.
 
     Raises:
@@ -261,6 +271,11 @@ def bench(
                 if name not in left_out:
                     say(f"starting {name}")
                     racers.append(_Racer(name, job))
+            for other in built:
+                say(f"starting augment on {other}")
+                racers.append(
+                    _Racer("augment", dataclasses.replace(job, shards=other), f"augment, {other}")
+                )
             for racer in racers:
                 racer.wait()
             for window in range(windows):
@@ -288,9 +303,9 @@ def bench(
 class _Racer:
     """A contender in its own process, asked for windows through a pipe."""
 
-    def __init__(self, name: str, job: Job) -> None:
+    def __init__(self, name: str, job: Job, shown: str | None = None) -> None:
         context = multiprocessing.get_context("spawn")
-        self.name = name
+        self.name = shown or name
         self._pipe, theirs = context.Pipe()
         self._windows: list[dict[str, float]] = []
         self._process = context.Process(target=_serve, args=(theirs, name, job))
@@ -452,7 +467,8 @@ def _span(seconds: float) -> str:
 
 def _chart(report: Report) -> Image.Image:
     """Bars of median rates with their min and max, stages above, other loaders below."""
-    width, left, row, top = 900, 220, 34, 60
+    width, row, top = 900, 34, 60
+    left = max(220, 40 + 8 * max(len(result.name) for result in report.results))
     image = Image.new("RGB", (width, top + row * len(report.results) + 20), "white")
     pen = ImageDraw.Draw(image)
     job = report.job

@@ -211,6 +211,9 @@ def predict_command(trained: Path, bits: str, **flags: Any) -> None:
 @click.option("--windows", default=5, show_default=True, help="Windows of each contender.")
 @click.option("--seconds", default=2.0, show_default=True, help="Length of a window.")
 @click.option("--only", multiple=True, metavar="NAME", help="Measure this one; may be repeated.")
+@click.option("--built", multiple=True, metavar="OUT",
+              help="The same samples, built with another --res or --codec: measure the loader on "
+              "them too; may be repeated.")  # fmt: skip
 @click.option("--out", type=FILE, help="Folder for bench.json and bench.png.")
 @click.option("--suite", is_flag=True, help="Make data, test, measure all and train; into --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")

@@ -33,6 +33,16 @@ class Data:
     augment: bool = True
     """Rotate, shift colours and add noise while training."""
 
+    order: Literal["permuted", "block", "sequential"] = "permuted"
+    """Of training samples: any order; blocks of neighbours, mixed, for data far larger than memory;
+    or as they lie in the shards."""
+
+    cache: Literal["disk", "ram"] = "disk"
+    """Where the shards' bytes are kept: mapped from disk, or read once and held in memory."""
+
+    exclude: str = ""
+    """Keys of training samples to go on without, comma-separated; validation keeps all of its."""
+
     def __post_init__(self) -> None:
         _check(bool(self.res), "res", self.res, "one resolution at least")
         for res in self.res:

@@ -29,7 +29,7 @@ __all__ = ["MakeSource", "configure", "launch"]
 CONFIG = "config.toml"
 
 FREE = {
-    *("shards", "res", "epochs", "batch"),
+    *("shards", "res", "epochs", "batch", "cache"),
     *("device", "threads", "torch_threads", "channels_last", "deterministic"),
     *("out", "max_steps", "checkpoint_steps", "checkpoint_minutes", "keep"),
     *("log_steps", "panel_rows", "profile", "compile", "tensorboard", "report"),
@@ -150,6 +150,9 @@ def _shards(config: Config, world: World, device: torch.device) -> Source:
         device=device,
         threads=config.compute.threads,
         channels_last=config.compute.channels_last,
+        order=config.data.order,
+        cache=config.data.cache,
+        exclude=tuple(filter(None, config.data.exclude.split(","))),
         res=max(config.data.res),
     )
 

@@ -523,11 +523,15 @@ class _Engine:
             for index, reason in zip(step.indexes.tolist(), reasons, strict=True):
                 if reason is None:
                     continue
+                remedy = f"run `shardify verify --decode {shards.folder}`, then build it again"
                 if shards.changed(index):
                     reason += "; the shard is not the one that the manifest describes"
+                elif shards.split == "train":
+                    # The rest of the shard is what was built: only this sample is lost.
+                    (key,) = shards.keys(np.array([index]))
+                    remedy += f", or train without it (--exclude {key})"
                 return DataError(
-                    f"{shards.where(index)}: {role} does not decode ({reason}); run "
-                    f"`shardify verify --decode {shards.folder}`, then build it again"
+                    f"{shards.where(index)}: {role} does not decode ({reason}); {remedy}"
                 )
         return DataError(f"{shards.folder}: DALI failed: {_reason(error)}")
 

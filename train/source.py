@@ -127,6 +127,9 @@ class Shards:
         device: torch.device,
         threads: int = 2,
         channels_last: bool = True,
+        order: str = "permuted",
+        cache: str = "disk",
+        exclude: tuple[str, ...] = (),
         res: int,
     ) -> None:
         """Read the manifest and check what it offers.
@@ -137,6 +140,9 @@ class Shards:
             device: Where batches are to lie.
             threads: How many prepare them.
             channels_last: Memory format of the images.
+            order: Of training samples, see ``Loader``.
+            cache: ``disk`` or ``ram``, see ``Loader``.
+            exclude: Keys of training samples to go on without.
             res: Where shards were built at several resolutions, the one whose means count. Pixels.
 
         Raises:
@@ -147,6 +153,9 @@ class Shards:
         self._device = device
         self._threads = threads
         self._channels_last = channels_last
+        self._order = order
+        self._cache = cache
+        self._exclude = exclude
         _, self.manifest = load_manifest(self.folder, res=res)
         for role in ROLES:
             if role not in self.manifest.roles:
@@ -189,6 +198,9 @@ class Shards:
             world_size=self._world.size,
             threads=self._threads,
             channels_last=self._channels_last,
+            order=self._order if split == "train" else None,
+            cache=self._cache,
+            exclude=self._exclude if split == "train" else (),
         )
 
 
