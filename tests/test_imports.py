@@ -10,20 +10,22 @@ ROOT = Path(__file__).resolve().parent.parent
 # A module may import those named before it in its own package, and what ACROSS allows.
 ORDER = {
     "shardify": (
-        "errors", "remote", "ranges", "files", "drafts", "archive", "extract", "images", "png", "pixels", "codecs",
-        "naming", "keys", "maps", "census", "joining", "backing", "settle", "roles", "rules",
-        "splits", "prove", "layout", "layoutfile", "plan", "index", "manifest", "workers", "cluster",
-        "writer", "survey", "output", "summary", "bank", "build", "verify", "stats", "report",
-        "textures", "canvas", "scenes", "cutouts", "composites", "zipwriter", "synth", "bench",
-        "cli", "__main__",
+        "errors", "remote", "ranges", "files", "drafts", "archive", "extract", "images", "png",
+        "pixels", "codecs", "naming", "keys", "maps", "census", "joining", "backing", "settle",
+        "roles", "rules", "splits", "prove", "layout", "layoutfile", "plan", "index",
+        "manifest", "workers", "cluster", "writer", "survey", "output", "summary", "bank",
+        "build", "verify", "stats", "report", "textures", "canvas", "scenes", "cutouts",
+        "composites", "zipwriter", "synth", "bench", "cli", "__main__",
     ),
-    "model": ("blocks", "resunet", "unet", "losses", "registry"),
+    "model": (
+        "blocks", "resunet", "unet", "losses", "registry",
+    ),
     "train": (
-        "errors", "config", "settings", "distributed", "order", "draws", "shards", "raw", "batch",
-        "kernel", "fused", "feed", "prefetch", "pipeline", "baselines", "schedule", "step",
-        "metrics", "logs", "panels", "checkpoint", "writer", "board", "folder", "progress", "stop",
-        "source", "memory", "tracing", "evaluate", "samples", "charts", "report", "trainer",
-        "launch", "compare", "predict", "contenders", "bench", "nvml",
+        "errors", "config", "settings", "distributed", "order", "draws", "shards", "raw",
+        "batch", "kernel", "fused", "feed", "prefetch", "pipeline", "baselines", "schedule",
+        "step", "metrics", "logs", "panels", "checkpoint", "writer", "board", "folder",
+        "progress", "stop", "source", "memory", "tracing", "evaluate", "samples", "charts",
+        "report", "trainer", "launch", "compare", "predict", "contenders", "bench", "nvml",
         "sweep", "page", "agenda", "suite", "export", "cli", "__main__",
     ),
 }  # fmt: skip
