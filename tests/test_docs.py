@@ -12,6 +12,7 @@ assert spec and spec.loader
 make_commands = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(make_commands)
 
+COMMANDS = list(make_commands.commands())
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -20,9 +21,7 @@ def test_commands_page_is_what_the_commands_print() -> None:
     assert page == make_commands.render(), "docs/commands.md is out of date: run `make docs`"
 
 
-@pytest.mark.parametrize(
-    ("name", "context"), list(make_commands.commands()), ids=lambda value: str(value)[:40]
-)
+@pytest.mark.parametrize(("name", "context"), COMMANDS, ids=[name for name, _ in COMMANDS])
 def test_every_command_has_help_and_an_example(name: str, context: object) -> None:
     text = context.get_help()  # type: ignore[attr-defined]
     described = text.split("\n\n")[1].strip()
@@ -40,6 +39,6 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_call_only_commands_that_exist(page: Path) -> None:
-    names = {name for name, _ in make_commands.commands()}
+    names = {name for name, _ in COMMANDS}
     for line in re.findall(r"^(?:\$ )?((?:shardify|train) [a-z]+)\b", page.read_text(), re.M):
         assert line in names, f"{page.name}: `{line}` is no command"
