@@ -10,6 +10,7 @@ import importlib.metadata
 import itertools
 import logging
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -25,6 +26,7 @@ __all__ = ["Cluster", "Inline", "Pool", "pool_of"]
 _PATIENCE = 30
 """How long to wait for a first worker. Seconds."""
 _CONNECT = 10
+_POLL = 0.005
 _AHEAD = 2
 """Tasks handed out for each thread of the cluster, so that none waits for the next."""
 
@@ -107,6 +109,7 @@ class Cluster:
         self._scheduler = scheduler
         self._target = target
         self._quiet = _Quiet()
+        self._seen = 0.0
         try:
             self._dask = importlib.import_module("distributed")
         except ImportError as error:
@@ -157,7 +160,8 @@ class Cluster:
 
         for number, task in itertools.islice(numbered, max(1, threads * _AHEAD)):
             submit(number, task)
-        for future in queue:
+        while numbers:
+            future = self._next_of(queue)
             number = numbers.pop(future.key)
             result = self._result_of(future)
             future.release()
@@ -166,9 +170,37 @@ class Cluster:
                 submit(*following)
             yield number, result
 
+    def _next_of(self, queue: Any) -> Any:
+        """The next future that is done."""
+        self._seen = looked = time.monotonic()
+        while not queue.has_ready():
+            time.sleep(_POLL)
+            if time.monotonic() - looked > 1:
+                looked = time.monotonic()
+                self._look_for_workers()
+        return next(queue)
+
+    def _look_for_workers(self) -> None:
+        """Raise BuildError when none has been left for long: nothing would ever be done."""
+        with suppress(OSError, TimeoutError):  # The futures will tell.
+            if self._client.nthreads():
+                self._seen = time.monotonic()
+        if time.monotonic() - self._seen > _PATIENCE:
+            raise BuildError(
+                f"{self._scheduler}: no worker was left for {_PATIENCE} s; what is finished is "
+                "kept: start workers and run the same command again"
+            )
+
     def _result_of(self, future: Any) -> Any:
         try:
-            return future.result()
+            while True:
+                try:
+                    return future.result(timeout=1)
+                except TimeoutError:
+                    # The worker died that had the result; it is being made again.
+                    if future.status == "error":
+                        raise
+                    self._look_for_workers()
         except ShardifyError:
             raise
         except Exception as error:

@@ -167,6 +167,24 @@ def test_a_worker_killed_in_the_middle_changes_nothing(
     assert content(tmp_path / "out") == local
 
 
+def test_a_cluster_without_workers_is_given_up(
+    running: Started, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "_PATIENCE", 1)
+
+    def progress(samples: int, total: int) -> None:
+        del samples, total
+        for worker in running.workers:
+            worker.kill()
+
+    options = Options(val=0.25, shard_samples=1, scheduler=running.address)
+    with pytest.raises(BuildError, match="no worker was left for 1 s; what is finished is kept"):
+        build([packed], tmp_path / "out", options, progress=progress)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    with pytest.raises(BuildError, match="no worker came within 1 s"):
+        Cluster("x:y", running.address)
+
+
 def test_no_scheduler_is_one_line(
     packed: Path,
     tmp_path: Path,
