@@ -15,7 +15,7 @@ from train.page import page
 from train.suite import run, suite
 
 SMALL = replace(
-    TENTH, samples=60, backgrounds=6, res=(16, 32, 48), batches=(1, 2, 3), windows=1, seconds=0.05
+    TENTH, samples=24, backgrounds=6, res=(16, 32, 48), batches=(2, 2, 2), windows=1, seconds=0.05
 )
 
 
@@ -27,6 +27,7 @@ def step(code: str, **more) -> Step:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_step_of_the_suite_runs_and_leaves_its_figures(tmp_path) -> None:
     out, said = tmp_path / "out", []
     outcomes = suite(out, device="cpu", size=SMALL, say=said.append)
@@ -36,8 +37,8 @@ def test_every_step_of_the_suite_runs_and_leaves_its_figures(tmp_path) -> None:
     figures = record["figures"]
     measured = {(one["label"], one["job"]["res"], one["job"]["batch_size"]) for one in figures}
     for res in (16, 32, 48):
-        assert {("keep", res, batch) for batch in (1, 2, 3)} <= measured
-    assert {("raw", 16, 1), ("raw", 48, 3)} <= measured
+        assert ("keep", res, 2) in measured
+    assert {("raw", 16, 2), ("raw", 48, 2)} <= measured
     for one in figures:
         assert one["samples_per_s"]["min"] > 0
         assert one["date"]

@@ -100,8 +100,9 @@ def steps(size: Size, *, device: str, out: Path, scratch: Path) -> list[Step]:
         shards = {"keep": keep, "raw": raw}[data]
         wanted = {
             "shards": shards, "out": str(out / "figures"), "label": data, "res": res,
-            "batches": batches, "contenders": contenders, "device": device, "threads": threads,
-            "windows": size.windows, "seconds": size.seconds, **more,
+            "batches": list(dict.fromkeys(batches)), "contenders": contenders,
+            "device": device, "threads": threads, "windows": size.windows,
+            "seconds": size.seconds, **more,
         }  # fmt: skip
         return Step(
             name=name, command=[*python, "train.sweep", json.dumps(wanted)], limit=limit,

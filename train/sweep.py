@@ -121,8 +121,7 @@ def _write(out: Path, figure: dict[str, Any]) -> Path:
 
 
 def _clear() -> None:
-    """Give back what a contender held, so that the next one begins as the first did."""
-    torch.compiler.reset()
+    """Give back what a contender held; compiled code stays, the next one may need it."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
