@@ -22,7 +22,7 @@ ORDER = {
     ),
     "train": (
         "errors", "config", "settings", "distributed", "order", "draws", "shards", "raw",
-        "batch", "kernel", "fused", "feed", "prefetch", "pipeline", "baselines", "schedule",
+        "batch", "kernel", "fused", "feed", "prefetch", "pipeline", "baselines", "peers", "schedule",
         "step", "metrics", "logs", "panels", "checkpoint", "writer", "board", "folder",
         "progress", "stop", "source", "memory", "tracing", "evaluate", "samples", "charts",
         "report", "trainer", "launch", "compare", "predict", "contenders", "bench", "nvml",

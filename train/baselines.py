@@ -25,11 +25,14 @@ from train.shards import IMAGES, background_payloads
 
 __all__ = [
     "PillowRenderer",
+    "SampleRenderer",
+    "ZipFiles",
     "ZipSamples",
-    "litdata_batches",
     "open_image",
+    "stack",
     "warp",
     "webdataset_batches",
+    "webdataset_samples",
     "write_zip",
     "zip_batches",
 ]
@@ -210,13 +213,13 @@ def webdataset_batches(
         dataset = dataset.shuffle(1000)
     if repeat:
         dataset = dataset.repeat()
-    dataset = dataset.map(_Sample(render)).batched(batch_size, partial=split == "val")
+    dataset = dataset.map(SampleRenderer(render)).batched(batch_size, partial=split == "val")
     return iter(
         webdataset.WebLoader(dataset, batch_size=None, num_workers=workers, collate_fn=_tensors)
     )
 
 
-class _Sample:
+class SampleRenderer:
     """A webdataset sample's bytes to planes; a class, so that a worker process can be given it."""
 
     def __init__(self, render: PillowRenderer) -> None:
@@ -224,6 +227,7 @@ class _Sample:
         self._count = 0
 
     def __call__(self, sample: dict[str, Any]) -> tuple[Floats, ...]:
+        """The planes of one sample."""
         images = {
             name.partition(".")[0]: data for name, data in sample.items() if isinstance(data, bytes)
         }
@@ -250,12 +254,11 @@ def write_zip(folder: Path, split: str, path: Path) -> int:
     return count
 
 
-class ZipSamples(torch.utils.data.Dataset[tuple[Floats, ...]]):
-    """The samples of such a zip, by number; each process opens it for itself."""
+class ZipFiles:
+    """The files of such a zip's samples, by number; each process opens it for itself."""
 
-    def __init__(self, path: Path, render: PillowRenderer) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._render = render
         self._zip: zipfile.ZipFile | None = None
         with zipfile.ZipFile(path) as bundle:
             names = bundle.namelist()
@@ -264,11 +267,24 @@ class ZipSamples(torch.utils.data.Dataset[tuple[Floats, ...]]):
     def __len__(self) -> int:
         return len(self._keys)
 
-    def __getitem__(self, index: int) -> tuple[Floats, ...]:
+    def __getitem__(self, index: int) -> dict[str, bytes]:
         self._zip = self._zip or zipfile.ZipFile(self._path)
         key = self._keys[index]
-        images = {role: self._zip.read(f"{role}/{key}") for role in (*IMAGES, "bg")}
-        return self._render.encoded(images, self._render.draws(index, seed=0, epoch=0))
+        return {role: self._zip.read(f"{role}/{key}") for role in (*IMAGES, "bg")}
+
+
+class ZipSamples(torch.utils.data.Dataset[tuple[Floats, ...]]):
+    """The samples of such a zip, rendered, by number."""
+
+    def __init__(self, path: Path, render: PillowRenderer) -> None:
+        self._files = ZipFiles(path)
+        self._render = render
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> tuple[Floats, ...]:
+        return self._render.encoded(self._files[index], self._render.draws(index, seed=0, epoch=0))
 
 
 def zip_batches(
@@ -301,50 +317,10 @@ def zip_batches(
         if augment
         else None,
         num_workers=workers,
-        collate_fn=_stack,
+        collate_fn=stack,
         drop_last=augment,
     )
     return iter(loader)
-
-
-def litdata_batches(
-    copy: Path, folder: Path, *, split: str, res: int, batch_size: int, workers: int
-) -> Iterator[Batch]:
-    """Augmented epochs without end by ``litdata`` and Pillow, in the same processes.
-
-    Args:
-        copy: The split in that library's format; written here if it is not there.
-        folder: The data set.
-        split: ``train`` or ``val``.
-        res: R. Pixels.
-        batch_size: Samples a batch.
-        workers: Processes.
-    """
-    import litdata
-    from litdata.streaming.cache import Cache
-
-    if not copy.exists():
-        cache = Cache(str(copy), chunk_bytes="64MB")
-        for index, sample in enumerate(webdataset_samples(folder, split)):
-            cache[index] = sample
-        cache.done()
-        cache.merge()
-    render = _Sample(PillowRenderer(folder, res=res))
-
-    class Rendered(litdata.StreamingDataset):  # type: ignore[misc]  # the library has no types
-        def __getitem__(self, index: Any) -> tuple[Floats, ...]:
-            sample = super().__getitem__(index)
-            return render({name: bytes(data) for name, data in sample.items()})
-
-    loader = litdata.StreamingDataLoader(
-        Rendered(str(copy), shuffle=True, drop_last=True),
-        batch_size=batch_size,
-        num_workers=workers,
-        collate_fn=_stack,
-        persistent_workers=workers > 0,
-    )
-    while True:
-        yield from loader
 
 
 def webdataset_samples(folder: Path, split: str) -> Iterator[dict[str, bytes]]:
@@ -354,7 +330,8 @@ def webdataset_samples(folder: Path, split: str) -> Iterator[dict[str, bytes]]:
             yield {name.partition(".")[0]: data for name, data in sample.items() if name[0] != "_"}
 
 
-def _stack(samples: list[tuple[Floats, ...]]) -> Batch:
+def stack(samples: list[tuple[Floats, ...]]) -> Batch:
+    """A batch of rendered samples."""
     return Batch(*(torch.from_numpy(np.stack(planes)) for planes in zip(*samples, strict=True)))
 
 

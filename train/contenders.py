@@ -8,6 +8,8 @@ keeps time; that is ``bench``.
 import collections
 import importlib.util
 import itertools
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -213,18 +215,23 @@ def _zip(job: Job, _work: Work) -> Generator[int, None, None]:
         yield len(batch.bg)
 
 
-def _litdata(job: Job, _work: Work) -> Generator[int, None, None]:
-    from train.baselines import litdata_batches
+def _copied(name: str) -> Callable[[Job, Work], Generator[int, None, None]]:
+    """A contender that reads a copy in a library's own format."""
 
-    for batch in litdata_batches(
-        Path(job.scratch) / f"litdata-{job.split}",
-        Path(job.shards),
-        split=job.split,
-        res=job.res,
-        batch_size=job.batch_size,
-        workers=job.threads,
-    ):
-        yield len(batch.bg)
+    def contender(job: Job, _work: Work) -> Generator[int, None, None]:
+        from train import peers
+
+        for batch in getattr(peers, f"{name}_batches")(
+            Path(job.scratch) / f"{name}-{job.split}",
+            Path(job.shards),
+            split=job.split,
+            res=job.res,
+            batch_size=job.batch_size,
+            workers=job.threads,
+        ):
+            yield len(batch.bg)
+
+    return contender
 
 
 Contender = Callable[[Job, Work], Generator[int, None, None]]
@@ -242,16 +249,29 @@ OWN: dict[str, Contender] = {
 PEERS: dict[str, Contender] = {
     "webdataset + Pillow": _webdataset,
     "zip + Pillow": _zip,
-    "LitData + Pillow": _litdata,
+    "LitData + Pillow": _copied("litdata"),
+    "Streaming + Pillow": _copied("streaming"),
+    "FFCV + Pillow": _copied("ffcv"),
 }
 """They give the same batches as ``augment``."""
 
-_NEEDS = {"LitData + Pillow": "litdata"}
+_NEEDS = {
+    "LitData + Pillow": "litdata",
+    "Streaming + Pillow": "streaming",
+    "FFCV + Pillow": "ffcv",
+}
 
 
 def available(name: str) -> bool:
-    """Whether a contender's library is installed."""
-    return name not in _NEEDS or importlib.util.find_spec(_NEEDS[name]) is not None
+    """Whether a contender's library is installed and can be imported."""
+    library = _NEEDS.get(name)
+    if library is None:
+        return True
+    if importlib.util.find_spec(library) is None:
+        return False
+    # What is found may lack what it needs itself. Tried elsewhere: no import leaves a trace here.
+    trial = subprocess.run([sys.executable, "-c", f"import {library}"], capture_output=True)
+    return trial.returncode == 0
 
 
 def begin(name: str, job: Job) -> Work:
