@@ -50,9 +50,10 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
+# Two processes of one thread each: torch on two threads each would fight for two cores.
 unit: setup
 	@mkdir -p '$(TMPDIR)'
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 # Where no registry can be reached but the packages are there: make gpu PYTHON=python3 SETUP=no
 SETUP ?= yes

@@ -38,7 +38,10 @@ _TICK = os.sysconf("SC_CLK_TCK")
 _AHEAD = 0.4
 """Seconds of work that are thrown away before each window: what had been made ahead."""
 
-_LIBRARIES = ("torch", "nvidia-dali-cuda130", "webdataset", "litdata", "numba", "numpy", "pillow")
+_LIBRARIES = (
+    "torch", "nvidia-dali-cuda130", "webdataset", "litdata", "mosaicml-streaming", "ffcv", "numba",
+    "numpy", "pillow",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -251,7 +254,7 @@ def bench(
         if name not in OWN and name not in PEERS:
             known = ", ".join([*OWN, *PEERS])
             raise ConfigError(f"bench: {name!r} is no contender; choose from: {known}")
-    left_out = {name: "not installed" for name in wanted if not available(name)}
+    left_out = {name: "not installed, or not importable" for name in wanted if not available(name)}
     with scratch() as folder:
         job = Job(
             shards=shards,
