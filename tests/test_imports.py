@@ -22,8 +22,8 @@ ORDER = {
     ),
     "train": (
         "errors", "config", "settings", "distributed", "order", "draws", "shards", "raw",
-        "batch", "kernel", "fused", "feed", "prefetch", "pipeline", "baselines", "peers", "schedule",
-        "step", "metrics", "logs", "panels", "checkpoint", "writer", "board", "folder",
+        "batch", "kernel", "fused", "feed", "prefetch", "pipeline", "baselines", "peers",
+        "schedule", "step", "metrics", "logs", "panels", "checkpoint", "writer", "board", "folder",
         "progress", "stop", "source", "memory", "tracing", "evaluate", "samples", "charts",
         "report", "trainer", "launch", "compare", "predict", "contenders", "bench", "nvml",
         "sweep", "page", "agenda", "suite", "export", "cli", "__main__",
