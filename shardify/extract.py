@@ -6,10 +6,8 @@ local header's. Memory is bounded by the size that the directory states (checked
 
 import struct
 
-from isal import isal_zlib
-from isal.igzip_lib import IsalError
-
 from shardify.errors import EntryError
+from shardify.inflate import ERRORS, crc32, decompressobj
 from shardify.ranges import Handle, pread
 
 __all__ = ["payload"]
@@ -75,7 +73,7 @@ def payload(
     data = block[start : start + packed]
     if method:
         data = _inflate(data, size)
-    if isal_zlib.crc32(data) != crc:
+    if crc32(data) != crc:
         raise EntryError("bad CRC")
     return data
 
@@ -92,11 +90,11 @@ def _agrees(flags: int, local_packed: int, packed: int, local_size: int, size: i
 
 
 def _inflate(data: bytes, size: int) -> bytes:
-    inflater = isal_zlib.decompressobj(-15)
+    inflater = decompressobj(-15)
     try:
         # One byte more than promised, so that a longer payload shows without being unpacked.
         result = inflater.decompress(data, size + 1)
-    except IsalError:  # type: ignore[misc]  # its stub does not say that it is an exception
+    except ERRORS:
         raise EntryError("bad deflate data") from None
     if len(result) != size or not inflater.eof or inflater.unused_data:
         raise EntryError("its data unpack to another size than stated")

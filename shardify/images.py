@@ -12,9 +12,8 @@ import re
 import warnings
 from typing import NamedTuple
 
-from isal import isal_zlib
-
 from shardify.errors import ImageError
+from shardify.inflate import crc32
 
 __all__ = ["MASK_THRESHOLD", "MAX_PIXELS", "Picture", "bounded", "parse"]
 
@@ -212,7 +211,6 @@ def _parse_png(data: bytes) -> Picture:
     bits, colour = data[24], data[25]
     if bits not in _DEPTHS.get(colour, ()) or data[26] or data[27] or data[28] > 1:
         raise ImageError("damaged PNG (its header states an unknown format)")
-    crc32 = isal_zlib.crc32
     pixels = False
     trait = {3: "palette", 4: "alpha", 6: "alpha"}.get(colour, "")
     palette = colour != 3

@@ -10,9 +10,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # A module may import those named before it in its own package, and what ACROSS allows.
 ORDER = {
     "shardify": (
-        "errors", "remote", "ranges", "files", "drafts", "archive", "extract", "images", "png",
-        "pixels", "codecs", "naming", "keys", "maps", "census", "joining", "backing", "settle",
-        "roles", "rules", "splits", "prove", "layout", "layoutfile", "plan", "index",
+        "errors", "inflate", "remote", "ranges", "files", "drafts", "archive", "extract", "images",
+        "png", "pixels", "codecs", "naming", "keys", "maps", "census", "joining", "backing",
+        "settle", "roles", "rules", "splits", "prove", "layout", "layoutfile", "plan", "index",
         "manifest", "workers", "cluster", "writer", "survey", "output", "summary", "bank",
         "build", "verify", "stats", "report", "textures", "canvas", "scenes", "cutouts",
         "composites", "zipwriter", "synth", "bench", "cli", "__main__",

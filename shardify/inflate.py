@@ -1,0 +1,31 @@
+"""Raw deflate and CRC-32: by ISA-L where it is installed, else by Python's own zlib.
+
+Both give the same bytes, and refuse the same damage, at different speeds. This module reads no
+file and sets no limit.
+"""
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["ERRORS", "FAST", "crc32", "decompressobj"]
+
+_fast: Any
+try:
+    from isal import isal_zlib as _fast
+except ImportError:
+    _fast = None
+
+_library: Any = zlib if _fast is None else _fast
+
+FAST: bool = _fast is not None
+"""Whether ISA-L is what unpacks."""
+
+ERRORS: tuple[type[Exception], ...] = (zlib.error,) if _fast is None else (_fast.error, zlib.error)
+"""What damaged data raise."""
+
+crc32: Callable[[bytes], int] = _library.crc32
+"""As ``zlib.crc32``."""
+
+decompressobj: Callable[[int], "zlib._Decompress"] = _library.decompressobj
+"""As ``zlib.decompressobj``; -15 for deflate without a header."""
