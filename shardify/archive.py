@@ -32,9 +32,13 @@ __all__ = [
     "Catalog",
     "Entries",
     "Names",
+    "Part",
     "Refused",
     "ZipSource",
+    "join_parts",
     "open_catalog",
+    "open_zip",
+    "read_zip",
 ]
 
 MAX_ENTRY = 256 << 20
@@ -182,6 +186,19 @@ class Catalog:
     refused: list[Refused]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """The entries of one source, before they join those of others."""
+
+    names: bytearray
+    """All names, end to end."""
+    bounds: NDArray[np.int64]
+    """(N + 1,): where each name begins, and where the last ends."""
+    table: dict[str, NDArray[Any]]
+    """The columns of ``Entries``, but ``source``."""
+    refused: list[Refused]
+
+
 def open_catalog(paths: Sequence[Place]) -> Catalog:
     """Read the central directories of one or more zips.
 
@@ -191,25 +208,47 @@ def open_catalog(paths: Sequence[Place]) -> Catalog:
     Raises:
         ArchiveError: One of them is missing, no zip, cut, overlapping, over a limit or empty.
     """
-    sources, refused, parts, columns = [], [], [], []
-    for number, path in enumerate(paths):
-        source, names, bounds, table, bad = _open_zip(path)
-        sources.append(source)
-        refused += bad
-        table["source"] = np.full(len(table["offset"]), number, np.uint16)
-        prefix = f"{path.stem}/" if len(paths) > 1 else ""
-        parts.append((names, bounds, prefix))
-        columns.append(table)
-    merged = {
-        name: np.concatenate([table[name] for table in columns]) if len(columns) > 1
-        else columns[0][name]
-        for name in columns[0]
-    }  # fmt: skip
-    entries = Entries(**merged)
-    if not len(entries):
-        where = ", ".join(str(path) for path in paths)
+    opened = [open_zip(path) for path in paths]
+    prefixes = [f"{path.stem}/" if len(paths) > 1 else "" for path in paths]
+    return join_parts(
+        [source for source, _ in opened],
+        [
+            (number, prefix, part)
+            for number, (prefix, (_, part)) in enumerate(zip(prefixes, opened, strict=True))
+        ],
+        where=", ".join(map(str, paths)),
+    )
+
+
+def join_parts(
+    sources: list[ZipSource], parts: Sequence[tuple[int, str, Part]], *, where: str
+) -> Catalog:
+    """Many parts as one.
+
+    Args:
+        sources: Files to read from, in the order in which they count.
+        parts: Which of the sources each part lies in; what leads its names; the part itself.
+        where: What to call it all in an error.
+
+    Raises:
+        ArchiveError: There is no entry at all.
+    """
+    for number, _, part in parts:
+        part.table["source"] = np.full(len(part.bounds) - 1, number, np.uint16)
+    tables = [part.table for _, _, part in parts]
+    if not sum(len(part.bounds) - 1 for _, _, part in parts):
         raise ArchiveError(f"{where}: holds no files; expected images; nothing to build")
-    return Catalog(sources=sources, names=Names(parts), entries=entries, refused=refused)
+    merged = {
+        name: np.concatenate([table[name] for table in tables]) if len(tables) > 1
+        else tables[0][name]
+        for name in tables[0]
+    }  # fmt: skip
+    return Catalog(
+        sources=sources,
+        names=Names([(part.names, part.bounds, prefix) for _, prefix, part in parts]),
+        entries=Entries(**merged),
+        refused=[each for _, _, part in parts for each in part.refused],
+    )
 
 
 def _decode(raw: bytes | bytearray) -> str:
@@ -221,30 +260,46 @@ def _decode(raw: bytes | bytearray) -> str:
         return raw.decode("cp437")
 
 
-def _open_zip(
-    path: Place,
-) -> tuple[ZipSource, bytearray, NDArray[np.int64], dict[str, NDArray[Any]], list[Refused]]:
-    """What a zip is; its names, end to end, and their bounds; its columns; what is refused."""
+def open_zip(path: Place) -> tuple[ZipSource, Part]:
+    """Read one zip's central directory.
+
+    Raises:
+        ArchiveError: It is missing, no zip, cut, overlapping or over a limit.
+    """
     try:
         handle = open_source(str(path))
         try:
             total = _size_of(handle, path)
-            count, begin, length, shift = _find_directory(handle, total, path)
-            directory = _read(handle, begin, length)
+            count, digest, part = read_zip(handle, total, str(path))
         finally:
             close_source(handle)
     except OSError as error:
         raise ArchiveError(f"{path}: cannot be read ({error.strerror}); expected a zip") from error
+    source = ZipSource(
+        path=str(path.absolute()), name=path.name, bytes=total, entries=count, digest=digest
+    )
+    return source, part
+
+
+def read_zip(handle: Handle, total: int, path: str) -> tuple[int, str, Part]:
+    """Read the central directory of an open zip.
+
+    Args:
+        handle: The zip.
+        total: Its size. Bytes.
+        path: What to call it in an error.
+
+    Returns:
+        How many entries the directory states, its SHA-256, and the entries.
+
+    Raises:
+        ArchiveError: It is no zip, cut, overlapping or over a limit.
+    """
+    count, begin, length, shift = _find_directory(handle, total, path)
+    directory = _read(handle, begin, length)
     if len(directory) != length:
         raise ArchiveError(f"{path}: shrank while it was read; copy it again")
     table, refused = _columns(directory, count, begin, shift, path)
-    source = ZipSource(
-        path=str(path.absolute()),
-        name=path.name,
-        bytes=total,
-        entries=count,
-        digest=hashlib.sha256(directory).hexdigest(),
-    )
     start, end = table.pop("start"), table.pop("end")
     bounds = np.zeros(len(start) + 1, np.int64)
     np.cumsum(end - start, out=bounds[1:])
@@ -252,7 +307,8 @@ def _open_zip(
     for first in range(0, len(start), _CHUNK):
         low, high = start[first : first + _CHUNK].tolist(), end[first : first + _CHUNK].tolist()
         names += b"".join([directory[a:b] for a, b in zip(low, high, strict=True)])
-    return source, names, bounds, table, refused
+    part = Part(names=names, bounds=bounds, table=table, refused=refused)
+    return count, hashlib.sha256(directory).hexdigest(), part
 
 
 def _size_of(handle: Handle, path: Place) -> int:
@@ -279,7 +335,7 @@ def _read(handle: Handle, offset: int, length: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _find_directory(handle: Handle, total: int, path: Place) -> tuple[int, int, int, int]:
+def _find_directory(handle: Handle, total: int, path: str) -> tuple[int, int, int, int]:
     """Entry count, first byte and length of the directory, and by how much offsets are short."""
     if total == 0:
         raise ArchiveError(f"{path}: an empty file (0 bytes); expected a zip; copy it again")
@@ -348,7 +404,7 @@ def _find_directory64(
 
 
 def _columns(
-    directory: bytes, count: int, begin: int, shift: int, path: Place
+    directory: bytes, count: int, begin: int, shift: int, path: str
 ) -> tuple[dict[str, NDArray[Any]], list[Refused]]:
     places = _walk(directory, count, path)
     window = np.lib.stride_tricks.as_strided(
@@ -408,7 +464,7 @@ def _columns(
     return table, refused
 
 
-def _walk(directory: bytes, count: int, path: Place) -> NDArray[np.int64]:
+def _walk(directory: bytes, count: int, path: str) -> NDArray[np.int64]:
     """Where each of the ``count`` records begins. Follows the chain of lengths, vectorised."""
     damaged = ArchiveError(
         f"{path}: its central directory is damaged (it does not hold the {count} entries that it "
@@ -453,7 +509,7 @@ def _widen(
     offset: NDArray[np.int64],
     packed: NDArray[np.int64],
     size: NDArray[np.int64],
-    path: Place,
+    path: str,
 ) -> None:
     """Put in the 64-bit values of the entries that have them, in place."""
     wide = (size == _ALL_ONES) | (packed == _ALL_ONES) | (offset == _ALL_ONES)
