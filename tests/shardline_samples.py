@@ -6,7 +6,7 @@ Written with ``tarfile``, so that a fault in the shard writer cannot hide one in
 import hashlib
 import io
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,7 @@ def write_data_set(
     images: Callable[[int], Images] = scene,
     background: Callable[[int], np.ndarray] | None = None,
     picture: str = "PNG",
+    lacks: Collection[str] = (),
 ) -> Path:
     """Write a data set whose samples are numbered through: train first, then val.
 
@@ -66,6 +67,7 @@ def write_data_set(
         background: Of a background's index; (H, W, 3) uint8.
         picture: How fg_bg, mask and backgrounds are encoded: PNG (exact) or JPEG; RAW: all, also
             depth, are stored without a codec.
+        lacks: Roles that the data set does not have.
     """
     out.mkdir(parents=True)
     extension = {"PNG": "png", "JPEG": "jpg", "RAW": "raw"}[picture]
@@ -91,10 +93,11 @@ def write_data_set(
                     (f"depth.{'raw' if picture == 'RAW' else 'png'}", encode(depth, deep)),
                     ("bg.cls", b"%05d" % (number % backgrounds)),
                 ):
-                    members.append((f"s{number:05d}", role, data))
+                    if role.partition(".")[0] not in lacks:
+                        members.append((f"s{number:05d}", role, data))
             shards.append(_write_shard(out, f"{split}-{len(shards):05d}", members))
         splits[split] = Split(samples=len(numbers), shards=shards)
-    bank = []
+    bank: list[Background] = []
     with tarfile.open(out / "backgrounds.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
         for index in range(backgrounds):
             pixels = background(index)
@@ -117,23 +120,28 @@ def write_data_set(
             codec="raw" if picture == "RAW" else "keep", **extra,
         )  # fmt: skip
 
+    roles = {
+        "bg": Role(
+            extensions=[extension], channels=3,
+            sizes=[[bank[0].width, bank[0].height, backgrounds]],
+            codec="raw" if picture == "RAW" else "keep",
+        ),
+        "fg_bg": role("fg_bg", extension, 3),
+        "mask": role("mask", extension, 1, threshold=150),
+        "depth": role("depth", "png", 1, bits=bits),
+    }  # fmt: skip
+    stats = {
+        "bg": Stats(mean=[0.45, 0.44, 0.43], std=[0.21, 0.20, 0.22], samples=backgrounds),
+        "fg_bg": Stats(mean=[0.46, 0.45, 0.47], std=[0.22, 0.21, 0.23], samples=count),
+    }
+    if "bg" in lacks:
+        bank.clear()
+        (out / "backgrounds.tar").unlink()
     Manifest(
         created_by="tests", source=[Source(name="t.zip", bytes=1, entries=1, digest="0")],
         options={}, layout={}, backgrounds=bank, splits=splits,
-        roles={
-            "bg": Role(
-                extensions=[extension], channels=3,
-                sizes=[[bank[0].width, bank[0].height, backgrounds]],
-                codec="raw" if picture == "RAW" else "keep",
-            ),
-            "fg_bg": role("fg_bg", extension, 3),
-            "mask": role("mask", extension, 1, threshold=150),
-            "depth": role("depth", "png", 1, bits=bits),
-        },
-        stats={
-            "bg": Stats(mean=[0.45, 0.44, 0.43], std=[0.21, 0.20, 0.22], samples=backgrounds),
-            "fg_bg": Stats(mean=[0.46, 0.45, 0.47], std=[0.22, 0.21, 0.23], samples=count),
-        },
+        roles={name: each for name, each in roles.items() if name not in lacks},
+        stats={name: each for name, each in stats.items() if name not in lacks},
     ).save(out)  # fmt: skip
     return out
 

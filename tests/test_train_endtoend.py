@@ -179,11 +179,16 @@ def test_changed_data_is_refused_on_resume(zipped: Path, shards: Path, tmp_path:
         launch(resolve(config, {"shards": str(other)}), make_model=TinyNet, resume=True)
 
 
-def test_a_missing_role_is_named_before_anything_is_written(shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("gone", [("fg_bg",), ("mask", "depth")])
+def test_missing_roles_are_named_before_anything_is_written(
+    shards: Path, tmp_path: Path, gone: tuple[str, ...]
+) -> None:
     document = json.loads((shards / "manifest.json").read_text())
-    del document["roles"]["depth"]
+    for role in gone:
+        del document["roles"][role]
     (tmp_path / "manifest.json").write_text(json.dumps(document))
-    with pytest.raises(DataError, match=r"no depth \(roles: bg, fg_bg, mask\)"):
+    there = ", ".join(sorted(document["roles"]))
+    with pytest.raises(DataError, match=f"only the roles {there}; training needs fg_bg, and mask"):
         Shards(str(tmp_path), world=World(), device=CPU, res=32)
 
 

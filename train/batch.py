@@ -1,14 +1,16 @@
 """A batch: what the loader gives and the training step takes.
 
-Four tensors and nothing else. This module loads no file and knows no network.
+Four tensors and nothing else; a role that the data set lacks is a tensor of zeros. This module
+loads no file and knows no network.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "synthetic"]
+__all__ = ["CHANNELS", "ROLES", "Batch", "fill", "synthetic"]
 
 
 class Batch(NamedTuple):
@@ -25,6 +27,40 @@ class Batch(NamedTuple):
 
     depth: Tensor
     """(B, 1, R, R): in [0, 1] of the depth map's full range."""
+
+
+ROLES = Batch._fields
+CHANNELS = {"bg": 3, "fg_bg": 3, "mask": 1, "depth": 1}
+
+
+def fill(
+    found: Mapping[str, Tensor],
+    batch_size: int,
+    res: int,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+) -> Batch:
+    """A batch of what there is, and zeros in place of what there is not.
+
+    Args:
+        found: A tensor of each role that the data set has, shaped as in a batch.
+        batch_size: B.
+        res: R. Pixels.
+        device: Of the zeros, as of what was found.
+        dtype: Likewise.
+        channels_last: Likewise: memory order NHWC instead of NCHW.
+    """
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def zeros(role: str) -> Tensor:
+        empty = torch.empty(
+            batch_size, CHANNELS[role], res, res, dtype=dtype, device=device, memory_format=layout
+        )
+        return empty.zero_()
+
+    return Batch(*(found[role] if role in found else zeros(role) for role in ROLES))
 
 
 def synthetic(

@@ -15,7 +15,7 @@ from train.draws import Augmentation, Draws, draw, still
 from train.errors import DataError
 from train.kernel import first_lie
 from train.order import Indexes
-from train.shards import IMAGES, Bytes, Shards, chosen
+from train.shards import Bytes, Shards, chosen
 
 __all__ = ["Feed", "Step"]
 
@@ -28,10 +28,10 @@ class Step:
     """(n,) in the split."""
 
     payloads: dict[str, list[Bytes]]
-    """Encoded bytes of fg_bg, mask and depth."""
+    """Encoded bytes of fg_bg, mask and depth, as far as the data set has them."""
 
     backgrounds: Indexes
-    """(n,) in the manifest."""
+    """(n,) in the manifest; 0 where there are none."""
 
     draws: Draws
     used: int
@@ -159,7 +159,7 @@ class Feed:
             )
         return Step(
             indexes=indexes,
-            payloads={role: shards.payloads(indexes, role) for role in IMAGES},
+            payloads={role: shards.payloads(indexes, role) for role in shards.images},
             backgrounds=shards.backgrounds(indexes, count=self._backgrounds),
             draws=draw(indexes, seed=self.seed, epoch=epoch, augmentation=self._augmentation)
             if self._augmentation

@@ -5,13 +5,14 @@ are no longer in use). It decodes nothing and chooses no sample.
 """
 
 import weakref
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from train.batch import Batch
+from train.batch import CHANNELS, ROLES, Batch, fill
 from train.draws import Draws, matrices, noise_table
 from train.kernel import render, unpack
 
@@ -21,9 +22,6 @@ _ALIGNED = 64
 """Bytes: the widest vector, and a cache line."""
 _LARGE = 4 << 20
 """Bytes: a batch of more leaves the caches before anybody reads it."""
-
-CHANNELS = (3, 3, 1, 1)
-"""Of bg, fg_bg, mask and depth."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -68,6 +66,7 @@ class Renderer:
         threads: int,
         dtype: torch.dtype,
         channels_last: bool,
+        roles: Collection[str] = ROLES,
     ) -> None:
         """Compile or load the kernel.
 
@@ -80,6 +79,7 @@ class Renderer:
             threads: That share a batch.
             dtype: Of the batches.
             channels_last: Memory order NHWC.
+            roles: Those that the data set has; ``fg_bg`` is one of them.
         """
         self._res = res
         self._normal = normal
@@ -89,6 +89,7 @@ class Renderer:
         self._threads = threads
         self._dtype = dtype
         self._channels_last = channels_last
+        self._channels = [CHANNELS[role] if role in roles else 0 for role in ROLES]
         self._noise = noise_table(res)
         self._buffers = Buffers()
         self._rgb = np.empty((0, 1, 1, 3), np.uint8)
@@ -104,25 +105,29 @@ class Renderer:
         """Render one batch of B samples, B >= 0.
 
         Args:
-            images: (B, 4, 3): address, width, height of bg, fg_bg, mask and depth. Where
-                ``packed`` is given, fg_bg's and mask's addresses are set here.
+            images: (B, 4, 3): address, width, height of bg, fg_bg, mask and depth; all 0 of those
+                that the data set lacks. Where ``packed`` is given, fg_bg's and mask's addresses
+                are set here.
             draws: Of the same samples.
             packed: (B, 2) addresses of raw fg_bg and raw masks, all of one size.
+
+        Returns:
+            The batch; zeros in place of the images that there are not.
         """
         if packed is not None:
             self._make_room(images)
         count, area = len(images), self._res * self._res
-        flat = self._buffers.take(count * sum(CHANNELS) * area)
-        parts = torch.split(flat, [count * channels * area for channels in CHANNELS])
+        flat = self._buffers.take(count * sum(self._channels) * area)
+        parts = torch.split(flat, [count * channels * area for channels in self._channels])
         outputs = tuple(
             part.view(count, channels * area).numpy()
-            for part, channels in zip(parts, CHANNELS, strict=True)
+            for part, channels in zip(parts, self._channels, strict=True)
         )
         stream = self._res % 16 == 0 and flat.nbytes > _LARGE
         looks = np.stack(
             [
                 matrices(draws.angle, width=images[:, k, 1], height=images[:, k, 2], res=self._res)
-                for k in range(len(CHANNELS))
+                for k in range(images.shape[1])
             ],
             axis=1,
         )
@@ -141,9 +146,14 @@ class Renderer:
             part(0, count)
         else:
             list(self._pool.map(part, cuts[:-1], cuts[1:]))
-        return Batch(
-            *(self._dress(part, channels) for part, channels in zip(parts, CHANNELS, strict=True))
-        )
+        return fill(
+            {
+                role: self._dress(part, channels)
+                for role, part, channels in zip(ROLES, parts, self._channels, strict=True)
+                if channels
+            },
+            count, self._res, dtype=self._dtype, channels_last=self._channels_last,
+        )  # fmt: skip
 
     def _make_room(self, images: npt.NDArray[np.int64]) -> None:
         """Have memory for a batch of unpacked images, and note where each will be."""
@@ -152,7 +162,8 @@ class Renderer:
             (wide, high), (width, height) = images[0, 1, 1:].tolist(), images[0, 2, 1:].tolist()
             self._rgb = np.empty((count, high, wide, 3), np.uint8)
             self._masks = np.empty((count, height, width), np.uint8)
-        for column, memory in ((1, self._rgb), (2, self._masks)):
+        places = [(1, self._rgb)] + ([(2, self._masks)] if self._masks.size else [])
+        for column, memory in places:
             first, stride = memory.__array_interface__["data"][0], memory.strides[0]
             images[:, column, 0] = first + stride * np.arange(count)
 

@@ -101,7 +101,8 @@ def render(
 
     Args:
         images: (B, 4, 3) int64: address, width and height of bg, fg_bg (uint8, H x W x 3), mask
-            (uint8, H x W) and depth (uint8 or uint16, H x W).
+            (uint8, H x W) and depth (uint8 or uint16, H x W). A width of 0, for all samples alike:
+            there is no such image, and its output is not touched.
         matrices: (B, 4, 2, 3) float32, as ``draws.matrices`` gives them for each image's size.
         colour: (B, 3, 4) float32.
         noise: (B,) float32, standard deviation in levels of 255.
@@ -115,12 +116,13 @@ def render(
         interleave: Write bg and fg_bg as R x R x 3, else as 3 x R x R.
         stream: Write past the caches, for a batch larger than they are. Needs outputs that begin
             at multiples of 64 bytes, and R a multiple of 16.
-        outputs: bg, fg_bg (B, 3 * R * R), mask, depth (B, R * R) float32; written.
+        outputs: bg, fg_bg (B, 3 * R * R), mask, depth (B, R * R) float32; written. Of an image
+            that there is not, any array of two dimensions.
         begin: First sample.
         end: One past the last.
     """
     bg, fg_bg, mask, depth = outputs
-    res = _i(np.sqrt(mask.shape[1]))
+    res = _i(np.sqrt(fg_bg.shape[1] // 3))
     offset = np.empty(res, np.int32)
     u, v = np.empty(res, np.float32), np.empty(res, np.float32)
     top, low = np.empty(res, np.uint64), np.empty(res, np.uint64)
@@ -128,36 +130,43 @@ def render(
     rgb, line = np.empty((3, res), np.float32), np.empty(3 * res, np.float32)
     gray_scale = _f(1 / 255) if depth_bits == 8 else _f(1 / 65535)
     for n in range(begin, end):
-        wide, high = images[n, 1, 1], images[n, 1, 2]
         for y in range(res):
+            wide, high = images[n, 1, 1], images[n, 1, 2]
             _look(matrices[n, 1], wide, high, y, offset, u, v)
             _fetch_rgb(images[n, 1, 0], wide, high, offset, top, low)
             _blend_rgb(top, low, u, v, rgb)
             _finish(rgb, colour[n], noise[n], place[n], table, normal[1], augment, y)
             _write(rgb, line, interleave, stream, y, fg_bg[n])
-            if images[n, 0, 1] != wide or images[n, 0, 2] != high:
-                _look(matrices[n, 0], images[n, 0, 1], images[n, 0, 2], y, offset, u, v)
-            _fetch_rgb(images[n, 0, 0], images[n, 0, 1], images[n, 0, 2], offset, top, low)
-            _blend_rgb(top, low, u, v, rgb)
-            _finish(rgb, colour[n], noise[n], place[n], table, normal[0], augment, y)
-            _write(rgb, line, interleave, stream, y, bg[n])
+            # Where an image has the size of the one before it, its row looks at the same places.
+            if images[n, 0, 1]:
+                if images[n, 0, 1] != wide or images[n, 0, 2] != high:
+                    wide, high = images[n, 0, 1], images[n, 0, 2]
+                    _look(matrices[n, 0], wide, high, y, offset, u, v)
+                _fetch_rgb(images[n, 0, 0], wide, high, offset, top, low)
+                _blend_rgb(top, low, u, v, rgb)
+                _finish(rgb, colour[n], noise[n], place[n], table, normal[0], augment, y)
+                _write(rgb, line, interleave, stream, y, bg[n])
             # Targets: never coloured, never noisy.
-            if images[n, 2, 1] != images[n, 0, 1] or images[n, 2, 2] != images[n, 0, 2]:
-                _look(matrices[n, 2], images[n, 2, 1], images[n, 2, 2], y, offset, u, v)
-            _fetch_gray(images[n, 2, 0], images[n, 2, 1], offset, top2, low2)
-            _blend_gray(top2, low2, u, v, _8, _BYTE, rgb[0])
-            _step(rgb[0], _f(threshold))
-            _put(rgb[0], mask[n], res * y, stream)
-            if images[n, 3, 1] != images[n, 2, 1] or images[n, 3, 2] != images[n, 2, 2]:
-                _look(matrices[n, 3], images[n, 3, 1], images[n, 3, 2], y, offset, u, v)
-            if depth_bits == 8:
-                _fetch_gray(images[n, 3, 0], images[n, 3, 1], offset, top2, low2)
+            if images[n, 2, 1]:
+                if images[n, 2, 1] != wide or images[n, 2, 2] != high:
+                    wide, high = images[n, 2, 1], images[n, 2, 2]
+                    _look(matrices[n, 2], wide, high, y, offset, u, v)
+                _fetch_gray(images[n, 2, 0], wide, offset, top2, low2)
                 _blend_gray(top2, low2, u, v, _8, _BYTE, rgb[0])
-            else:
-                _fetch_gray16(images[n, 3, 0], images[n, 3, 1], offset, top2, low2)
-                _blend_gray(top2, low2, u, v, _16, _WORD, rgb[0])
-            _scale(rgb[0], gray_scale)
-            _put(rgb[0], depth[n], res * y, stream)
+                _step(rgb[0], _f(threshold))
+                _put(rgb[0], mask[n], res * y, stream)
+            if images[n, 3, 1]:
+                if images[n, 3, 1] != wide or images[n, 3, 2] != high:
+                    wide, high = images[n, 3, 1], images[n, 3, 2]
+                    _look(matrices[n, 3], wide, high, y, offset, u, v)
+                if depth_bits == 8:
+                    _fetch_gray(images[n, 3, 0], wide, offset, top2, low2)
+                    _blend_gray(top2, low2, u, v, _8, _BYTE, rgb[0])
+                else:
+                    _fetch_gray16(images[n, 3, 0], wide, offset, top2, low2)
+                    _blend_gray(top2, low2, u, v, _16, _WORD, rgb[0])
+                _scale(rgb[0], gray_scale)
+                _put(rgb[0], depth[n], res * y, stream)
 
 
 @_jit
@@ -165,7 +174,8 @@ def unpack(packed: Any, rgb: Any, mask: Any, begin: int, end: int) -> None:
     """Raw samples ``begin`` to ``end`` as decoded images.
 
     Args:
-        packed: (B, 2) int64, addresses of fg_bg's planes (3, H, W) and of the mask's bits.
+        packed: (B, 2) int64, addresses of fg_bg's planes (3, H, W) and of the mask's bits; the
+            latter is not read where the masks have no pixels.
         rgb: (B, H, W, 3) uint8; written.
         mask: (B, h, w) uint8; written, 0 and 255.
         begin: First sample.

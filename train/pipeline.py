@@ -25,7 +25,7 @@ from nvidia.dali import math as dali_math
 from nvidia.dali.plugin.pytorch.torch_utils import to_torch_tensor
 
 from shardify.manifest import Manifest
-from train.batch import Batch
+from train.batch import ROLES, Batch, fill
 from train.draws import NOISE_UNIT, Augmentation, matrices, noise_table
 from train.errors import DataError
 from train.feed import Feed, Step
@@ -33,7 +33,7 @@ from train.fused import Renderer
 from train.order import Indexes
 from train.prefetch import Ahead
 from train.raw import check_sizes, is_raw, pixels, size_of
-from train.shards import IMAGES, Bytes, background_payloads, load_manifest, open_split
+from train.shards import Bytes, background_payloads, load_manifest, open_split
 
 __all__ = ["Loader"]
 
@@ -163,6 +163,14 @@ class Loader:
     def samples(self) -> int:
         """In the split, without those excluded."""
         return self._feed.samples
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """Of bg, fg_bg, mask and depth, those that the data set has.
+
+        The others are zeros in every batch: an image of the mean, targets without meaning.
+        """
+        return frozenset(self._feed.shards.members)
 
     @property
     def seed(self) -> int:
@@ -307,11 +315,14 @@ class _Engine:
         self._iteration = 0
         self._inputs: list[list[Any]] = []
         self._waiting: collections.deque[tuple[Step | None, list[list[Any]]]] = collections.deque()
-        depth_bits = manifest.roles["depth"].bits
-        threshold = float(manifest.roles["mask"].threshold or 128)
+        self._images = feed.shards.images
+        depth_bits = manifest.roles["depth"].bits if "depth" in manifest.roles else 8
+        threshold = float(("mask" in manifest.roles and manifest.roles["mask"].threshold) or 128)
         normal = _normal(manifest, folder)
         payloads = background_payloads(folder, manifest)
-        if self._raw:
+        if not payloads:
+            table = np.empty((0, 0, 0, 3), np.uint8)
+        elif self._raw:
             table = np.stack([pixels(payload, manifest, "bg") for payload in payloads])
         else:
             table = _background_table(
@@ -328,6 +339,7 @@ class _Engine:
                 normal=normal,
                 threshold=threshold,
                 depth_bits=depth_bits,
+                roles=feed.shards.members,
                 augment=augment,
                 threads=threads,
                 dtype=dtype,
@@ -346,7 +358,8 @@ class _Engine:
             return
         self._pipe = _graph(
             self._inputs_of,
-            raw={role: size_of(manifest, role) for role in IMAGES} if self._raw else None,
+            roles=self._images,
+            raw={role: size_of(manifest, role) for role in self._images} if self._raw else None,
             device=self._device,
             decode_only=self._decode_only,
             batch_size=batch_size,
@@ -359,7 +372,7 @@ class _Engine:
             channels_last=channels_last,
             half=dtype != torch.float32,
             hw_decoder_load=hw_decoder_load,
-            bg_size=(table.shape[2], table.shape[1]),
+            bg_size=(table.shape[2], table.shape[1]) if len(table) else None,
         )
 
     def batches(self, steps: Iterator[Step]) -> Generator[tuple[Batch, int], None, None]:
@@ -417,11 +430,11 @@ class _Engine:
 
     def _lists(self, step: Step) -> list[list[Any]]:
         """What the graph takes, in the order of its inputs: a list of n arrays each."""
-        lists: list[list[Any]] = [step.payloads[role] for role in IMAGES]
+        lists: list[list[Any]] = [step.payloads[role] for role in self._images]
         if self._decode_only:
             return lists
         if self._raw:
-            for role, payloads in zip(IMAGES, lists, strict=True):
+            for role, payloads in zip(self._images, lists, strict=True):
                 payloads[:] = [pixels(payload, self._manifest, role) for payload in payloads]
         draws = step.draws
         # The unit square's matrix; the graph scales it to each image's size.
@@ -430,7 +443,8 @@ class _Engine:
             lists.append(list(draws.colour))
             lists.append(list(draws.noise / np.float32(NOISE_UNIT)))
             lists.append(list(draws.place))
-        lists.append([self._backgrounds[index] for index in step.backgrounds.tolist()])
+        if len(self._backgrounds):
+            lists.append([self._backgrounds[index] for index in step.backgrounds.tolist()])
         if self._augment:
             lists.append([self._noise] * len(step.indexes))
         return lists
@@ -455,7 +469,8 @@ class _Engine:
 
     def _render(self, renderer: Renderer, step: Step, outputs: Any) -> Batch:
         images = self._places(step)
-        for column, (role, decoded) in enumerate(zip(IMAGES, outputs, strict=True), start=1):
+        for role, decoded in zip(self._images, outputs, strict=True):
+            column = ROLES.index(role)
             for place, shape in enumerate(decoded.shape()):
                 if min(shape[:2]) < 2:
                     raise DataError(
@@ -470,17 +485,19 @@ class _Engine:
         assert self._renderer is not None
         shards = self._feed.shards
         images = self._places(step)
-        for column, role in enumerate(IMAGES, start=1):
+        first = shards.base[shards.shard_of(step.indexes)]
+        for member, role in enumerate(self._images):
+            column = ROLES.index(role)
+            images[:, column, 0] = first + shards.offsets[step.indexes, member]
             images[:, column, 1:] = size_of(self._manifest, role)
-        first = shards.base[shards.shard_of(step.indexes)][:, None]
-        packed = first + shards.offsets[step.indexes, :3]
-        images[:, 3, 0] = packed[:, 2]
-        return self._renderer(images, step.draws, np.ascontiguousarray(packed[:, :2]))
+        return self._renderer(images, step.draws, packed=np.ascontiguousarray(images[:, 1:3, 0]))
 
     def _places(self, step: Step) -> npt.NDArray[np.int64]:
         """(n, 4, 3) address, width and height of each image, so far of the backgrounds only."""
         table = self._backgrounds
-        images = np.empty((len(step.indexes), 4, 3), np.int64)
+        images = np.zeros((len(step.indexes), 4, 3), np.int64)
+        if not len(table):
+            return images
         images[:, 0, 0] = table.__array_interface__["data"][0]
         images[:, 0, 0] += step.backgrounds * table.strides[0]
         images[:, 0, 1:] = table.shape[2], table.shape[1]
@@ -494,31 +511,31 @@ class _Engine:
             else contextlib.nullcontext()
         )
         with context:
-            tensors = []
-            for output in outputs:
+            tensors = {}
+            roles = [role for role in ROLES if role in self._feed.shards.members]
+            for role, output in zip(roles, outputs, strict=True):
                 tensor = to_torch_tensor(output.as_tensor(), copy=True)
                 if self._channels_last:
                     tensor = tensor.permute(0, 3, 1, 2)
-                tensors.append(tensor.to(self._dtype))
+                tensors[role] = tensor.to(self._dtype)
+            batch = self._filled(tensors, len(tensors["fg_bg"]))
             if self._stream:
                 self._stream.synchronize()
-        return Batch(*tensors)
+        return batch
 
     def _empty(self) -> Batch:
-        layout = torch.channels_last if self._channels_last else torch.contiguous_format
-        return Batch(
-            *(
-                torch.empty(0, channels, self._res, self._res, dtype=self._dtype).to(
-                    self._device, memory_format=layout
-                )
-                for channels in (3, 3, 1, 1)
-            )
-        )
+        return self._filled({}, 0)
+
+    def _filled(self, found: dict[str, torch.Tensor], count: int) -> Batch:
+        return fill(
+            found, count, self._res, device=self._device, dtype=self._dtype,
+            channels_last=self._channels_last,
+        )  # fmt: skip
 
     def _culprit(self, step: Step, error: RuntimeError) -> DataError:
         """Which image of a step does not decode: DALI seldom says, so try them one by one."""
         shards = self._feed.shards
-        for role in IMAGES:
+        for role in self._images:
             reasons = _decode_faults(step.payloads[role], role)
             for index, reason in zip(step.indexes.tolist(), reasons, strict=True):
                 if reason is None:
@@ -551,17 +568,20 @@ def _graph(
     channels_last: bool,
     half: bool,
     hw_decoder_load: float,
-    bg_size: tuple[int, int],
+    roles: Sequence[str],
+    bg_size: tuple[int, int] | None,
     raw: dict[str, tuple[int, int]] | None,
 ) -> Any:
     """The DALI graph, for both devices.
 
-    ``source(iteration)`` gives a list of n <= batch_size arrays for each input: encoded fg_bg,
-    mask, depth; then, unless ``decode_only``, the unit square's matrix (2 x 3); if ``augment``, the
-    colour matrix (3 x 4), the noise's strength and its place (2); then, on the device, the
-    background (H x W x 3 uint8) and, if ``augment``, the noise table (S x S x 3 int8).
-    With ``raw``, the sizes of raw images, the first three are no files but pixels (H x W x C).
-    Outputs: the decoded images; or bg, fg_bg, mask and depth as a batch has them.
+    ``source(iteration)`` gives a list of n <= batch_size arrays for each input: the encoded images
+    of ``roles`` (fg_bg, mask, depth or fewer); then, unless ``decode_only``, the unit square's
+    matrix (2 x 3); if ``augment``, the colour matrix (3 x 4), the noise's strength and its place
+    (2); then, on the device, with a ``bg_size`` the background (H x W x 3 uint8) and, if
+    ``augment``, the noise table (S x S x 3 int8).
+    With ``raw``, the sizes of raw images, the first inputs are no files but pixels (H x W x C).
+    Outputs: the decoded images; or bg, fg_bg, mask and depth as a batch has them, without those
+    that there are not.
     """
     gpu = device.type == "cuda"
     # All that differs between the devices:
@@ -580,6 +600,8 @@ def _graph(
         )
 
     def inputs(first: int, last: int, where: str) -> list[Any]:
+        if first == last:
+            return []
         return list(
             fn.external_source(
                 lambda info: source(info.iteration)[first:last],
@@ -624,46 +646,48 @@ def _graph(
         exec_dynamic=False,
     )
     with pipe:
-        encoded = inputs(0, 3, "cpu")
+        encoded = inputs(0, len(roles), "cpu")
         if raw is None:
-            decoded = [images(role, one) for role, one in zip(IMAGES, encoded, strict=True)]
+            decoded = [images(role, one) for role, one in zip(roles, encoded, strict=True)]
             shapes = [fn.peek_image_shape(one, adjust_orientation=False) for one in encoded]
         else:
             decoded = [one.gpu() if gpu else one for one in encoded]
-            shapes = [constant(raw[role]) for role in IMAGES]
+            shapes = [constant(raw[role]) for role in roles]
         if decode_only:
             pipe.set_outputs(*decoded)
             pipe.build()
             return pipe
         if depth_bits == 16:
             # The warp knows no unsigned words.
-            decoded[2] = fn.cast(decoded[2], dtype=types.FLOAT)
-        turn, *drawn = inputs(3, 7 if augment else 4, "cpu")
-        bg, *table = inputs(7, 9, place) if augment else inputs(4, 5, place)
-        fg_bg, mask, depth = (
-            warp(image, shape, turn) for image, shape in zip(decoded, shapes, strict=True)
-        )
-        bg = warp(bg, constant(bg_size), turn)
-        pictures = [bg, fg_bg]
+            decoded[-1] = fn.cast(decoded[-1], dtype=types.FLOAT)
+        first = len(roles) + (4 if augment else 1)
+        turn, *drawn = inputs(len(roles), first, "cpu")
+        tables = inputs(first, first + (bg_size is not None) + augment, place)
+        made = {
+            role: warp(image, shape, turn)
+            for role, image, shape in zip(roles, decoded, shapes, strict=True)
+        }
+        if bg_size is not None:
+            made["bg"] = warp(tables[0], constant(bg_size), turn)
         if augment:
             colour, strength, corner = drawn
             # By name: a GPU's operator would take a place given as an input from the GPU.
-            noise = fn.slice(table[0], start=corner, shape=[res, res], axes=(0, 1))
+            noise = fn.slice(tables[-1], start=corner, shape=[res, res], axes=(0, 1))
             grain = noise * (strength.gpu() if gpu else strength)
-            pictures = [
-                dali_math.clamp(
-                    fn.coord_transform(image, M=colour[:, :3], T=colour[:, 3]) + grain, 0, 255
-                )
-                for image in pictures
-            ]
-        mask = fn.cast(mask >= threshold, dtype=types.FLOAT)
+            for role in ("bg", "fg_bg"):
+                if role in made:
+                    coloured = fn.coord_transform(made[role], M=colour[:, :3], T=colour[:, 3])
+                    made[role] = dali_math.clamp(coloured + grain, 0, 255)
+        if "mask" in made:
+            made["mask"] = fn.cast(made["mask"] >= threshold, dtype=types.FLOAT)
         means, stds = (-normal[:, 1] / normal[:, 0]).tolist(), (1 / normal[:, 0]).tolist()
-        pipe.set_outputs(
-            dress(pictures[0], means[0], stds[0]),
-            dress(pictures[1], means[1], stds[1]),
-            dress(mask, [0.0], [1.0]),
-            dress(depth, [0.0], [float(2**depth_bits - 1)]),
-        )
+        scales = {
+            "bg": (means[0], stds[0]),
+            "fg_bg": (means[1], stds[1]),
+            "mask": ([0.0], [1.0]),
+            "depth": ([0.0], [float(2**depth_bits - 1)]),
+        }
+        pipe.set_outputs(*(dress(made[role], *scales[role]) for role in ROLES if role in made))
     pipe.build()
     return pipe
 
@@ -745,6 +769,9 @@ def _normal(manifest: Manifest, folder: Path) -> npt.NDArray[np.float32]:
     """
     rows = []
     for role in ("bg", "fg_bg"):
+        if role not in manifest.roles:
+            rows.append([np.ones(3), np.zeros(3)])
+            continue
         stats = manifest.stats.get(role)
         if stats is None or len(stats.mean) != 3 or len(stats.std) != 3:
             raise DataError(

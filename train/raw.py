@@ -23,7 +23,11 @@ def is_raw(manifest: Manifest) -> bool:
     Raises:
         DataError: Some are and some are not.
     """
-    raw = {role: manifest.roles[role].codec == "raw" for role in ("bg", *IMAGES)}
+    raw = {
+        role: manifest.roles[role].codec == "raw"
+        for role in ("bg", *IMAGES)
+        if role in manifest.roles
+    }
     if len(set(raw.values())) > 1:
         names = ", ".join(role for role, found in raw.items() if found)
         raise DataError(
@@ -45,7 +49,7 @@ def check_sizes(shards: Shards, manifest: Manifest) -> None:
     Raises:
         DataError: One has not; the message names the shard and the sample's key.
     """
-    for column, role in enumerate(IMAGES):
+    for column, role in enumerate(shards.images):
         expected = _length(manifest, role)
         wrong = np.flatnonzero(shards.sizes[:, column] != expected)
         if len(wrong):

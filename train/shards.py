@@ -27,7 +27,8 @@ __all__ = ["IMAGES", "Bytes", "Shards", "background_payloads", "load_manifest", 
 Bytes = npt.NDArray[np.uint8]
 
 IMAGES = ("fg_bg", "mask", "depth")
-"""The roles whose payload every sample carries, in this order, before its ``bg.cls``."""
+"""The roles whose payload a sample carries, in this order, before its ``bg.cls``; a data set may
+lack any but ``fg_bg``."""
 
 _MEMBERS = (*IMAGES, "bg")
 _BLOCK = 512
@@ -66,6 +67,9 @@ class Shards:
 
     folder: Path
     split: str
+    members: tuple[str, ...]
+    """The k roles that every sample has a member of, in their order; ``bg`` last if it is there."""
+
     files: list[Shard]
     buffers: list[Bytes]
     """Each shard's bytes."""
@@ -77,16 +81,21 @@ class Shards:
     """(shards,) address of each shard's first byte."""
 
     offsets: npt.NDArray[np.int64]
-    """(samples, 4) first payload byte of fg_bg, mask, depth and bg.cls in the shard. Bytes."""
+    """(samples, k) first payload byte of each member in the shard. Bytes."""
 
     sizes: npt.NDArray[np.int64]
-    """(samples, 4) payload lengths. Bytes."""
+    """(samples, k) payload lengths. Bytes."""
 
     names: npt.NDArray[np.bytes_]
     """(samples,) keys, ASCII."""
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The roles whose payload a sample carries, the first of the members."""
+        return tuple(role for role in self.members if role != "bg")
 
     @property
     def fingerprint(self) -> str:
@@ -106,7 +115,7 @@ class Shards:
 
     def payloads(self, indexes: Indexes, role: str) -> list[Bytes]:
         """The encoded bytes of one role of some samples: read-only views, nothing is copied."""
-        column = _MEMBERS.index(role)
+        column = self.members.index(role)
         begins = self.offsets[indexes, column]
         ends = begins + self.sizes[indexes, column]
         buffers = self.buffers
@@ -118,7 +127,7 @@ class Shards:
         ]
 
     def backgrounds(self, indexes: Indexes, *, count: int) -> Indexes:
-        """Each sample's background, as its index in the manifest.
+        """Each sample's background, as its index in the manifest; 0 where there are none.
 
         Args:
             indexes: (n,) samples.
@@ -127,7 +136,9 @@ class Shards:
         Raises:
             DataError: A ``bg.cls`` holds no number below ``count``.
         """
-        found = np.empty(len(indexes), np.int64)
+        found = np.zeros(len(indexes), np.int64)
+        if "bg" not in self.members:
+            return found
         for place, payload in enumerate(self.payloads(indexes, "bg")):
             text = payload.tobytes()
             if not text.isdigit() or int(text) >= count:
@@ -156,7 +167,7 @@ class Shards:
         """What the tar says where the index has a sample's members, if they disagree."""
         shard = int(self.shard_of(np.array([index]))[0])
         key = self.names[index].decode("ascii")
-        for column, role in enumerate(_MEMBERS):
+        for column, role in enumerate(self.members):
             offset, size = int(self.offsets[index, column]), int(self.sizes[index, column])
             header = self.buffers[shard][offset - _BLOCK : offset].tobytes()
             name = header[:100].rstrip(b"\0").decode("ascii", "replace")
@@ -184,10 +195,11 @@ def open_split(
         verify: Check the digests of mapped shards too: reads every byte.
 
     Raises:
-        DataError: No such split, a role is absent, or a shard or index is missing or disagrees
-            with the manifest.
+        DataError: No such split, no ``fg_bg``, or a shard or index is missing or disagrees with
+            the manifest.
     """
     _require(folder, manifest, split)
+    members = tuple(role for role in _MEMBERS if role in manifest.roles)
     files = manifest.splits[split].shards
     _allow_open_files(len(files))
     buffers, offsets, sizes, names = [], [], [], []
@@ -198,7 +210,7 @@ def open_split(
                 f"{folder / shard.name}: its bytes are not those of the manifest (SHA-256); "
                 f"run `shardify verify {folder}`, then build it again"
             )
-        starts, lengths, keys = _read_index(folder / shard.index, shard, len(buffer))
+        starts, lengths, keys = _read_index(folder / shard.index, shard, len(buffer), members)
         buffers.append(buffer)
         offsets.append(starts)
         sizes.append(lengths)
@@ -206,6 +218,7 @@ def open_split(
     return Shards(
         folder=folder,
         split=split,
+        members=members,
         files=files,
         buffers=buffers,
         first=np.cumsum([0, *(shard.samples for shard in files)], dtype=np.int64),
@@ -219,9 +232,13 @@ def open_split(
 def background_payloads(folder: Path, manifest: Manifest) -> list[Bytes]:
     """The encoded bytes of every background, in the order of their indexes.
 
+    None where the data set has no backgrounds.
+
     Raises:
         DataError: The tar is missing or cut, or a background is missing or changed.
     """
+    if "bg" not in manifest.roles:
+        return []
     path = folder / BACKGROUNDS
     found: dict[str, bytes] = {}
     try:
@@ -244,19 +261,18 @@ def background_payloads(folder: Path, manifest: Manifest) -> list[Bytes]:
 
 
 def _require(folder: Path, manifest: Manifest, split: str) -> None:
-    """Refuse a data set without the split, or without a role that a batch is made of."""
+    """Refuse a data set without the split, or without the one role that a batch cannot lack."""
     if split not in manifest.splits or not manifest.splits[split].samples:
         has = ", ".join(f"{name} ({one.samples})" for name, one in manifest.splits.items())
         raise DataError(
             f"{folder}: no samples in split {split!r}; it has {has or 'none'}; "
             "build it with another --val"
         )
-    for role in _MEMBERS:
-        if role not in manifest.roles:
-            raise DataError(
-                f"{folder}: the data set has no {role}; training needs bg, fg_bg, mask and depth; "
-                "build it from all four"
-            )
+    if "fg_bg" not in manifest.roles:
+        raise DataError(
+            f"{folder}: the data set has no fg_bg, only {', '.join(manifest.roles) or 'nothing'}; "
+            "build it from a source that has composite images"
+        )
 
 
 def _bytes_of(path: Path, shard: Shard, cache: str) -> Bytes:
@@ -286,9 +302,9 @@ def _digest(buffer: Bytes) -> str:
 
 
 def _read_index(
-    path: Path, shard: Shard, length: int
+    path: Path, shard: Shard, length: int, members: tuple[str, ...]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bytes_]]:
-    """Offsets (n, 4), sizes (n, 4) and keys (n,) of one shard's index, each checked."""
+    """Offsets (n, k), sizes (n, k) and keys (n,) of one shard's index, each checked."""
     try:
         head, _, body = path.read_bytes().partition(b"\n")
     except OSError as error:
@@ -300,13 +316,13 @@ def _read_index(
     if head.split() != [b"v1.2", str(shard.samples).encode()]:
         raise DataError(f"{path}: begins {head[:32]!r}; expected 'v1.2 {shard.samples}'; {remedy}")
     tokens = body.split()
-    width = 4 * len(_MEMBERS)
+    width = 4 * len(members)
     if len(tokens) != width * shard.samples:
         raise DataError(
             f"{path}: {len(tokens)} words; expected {width} for each of {shard.samples} samples; "
             f"{remedy}"
         )
-    table = np.array(tokens).reshape(shard.samples, len(_MEMBERS), 4)
+    table = np.array(tokens).reshape(shard.samples, len(members), 4)
     names = table[:, 0, 3]
     keys = np.strings.partition(names, np.bytes_(b"."))[0]
     try:
@@ -314,20 +330,20 @@ def _read_index(
     except ValueError as error:
         raise DataError(f"{path}: holds {error}; expected whole numbers; {remedy}") from None
 
-    roles = np.array([role.encode() for role in _MEMBERS])
+    roles = np.array([role.encode() for role in members])
     wrong = (np.strings.partition(table[:, :, 0], np.bytes_(b"."))[0] != roles).any(axis=1)
     stems = np.strings.partition(table[:, :, 3], np.bytes_(b"."))[0]
     wrong |= (stems != keys[:, None]).any(axis=1)
     places = np.stack([offsets, offsets + sizes], axis=2).reshape(-1)
     backward = np.flatnonzero(np.diff(places, prepend=_BLOCK) < 0)
-    wrong[backward // (2 * len(_MEMBERS))] = True
+    wrong[backward // (2 * len(members))] = True
     wrong |= (offsets % _BLOCK != 0).any(axis=1) | (sizes < 1).any(axis=1)
     wrong |= (offsets + sizes > length).any(axis=1)
     if wrong.any():
         line = int(np.flatnonzero(wrong)[0])
         raise DataError(
-            f"{path}: line {line + 2}, {keys[line].decode('ascii', 'replace')}: no four members "
-            f"({', '.join(_MEMBERS)}) one after the other within {shard.bytes} bytes; {remedy}"
+            f"{path}: line {line + 2}, {keys[line].decode('ascii', 'replace')}: its members are "
+            f"not {', '.join(members)}, one after the other within {shard.bytes} bytes; {remedy}"
         )
     return offsets, sizes, keys
 

@@ -21,8 +21,6 @@ from train.shards import load_manifest
 
 __all__ = ["Batches", "Shards", "Source", "StageLoaders"]
 
-ROLES = ("bg", "fg_bg", "mask", "depth")
-
 
 class Batches(Protocol):
     """One split at one resolution: each ``for`` is an epoch."""
@@ -51,6 +49,9 @@ class Batches(Protocol):
 
 class Source(Protocol):
     """A data set that networks are trained and judged on."""
+
+    roles: frozenset[str]
+    """Of bg, fg_bg, mask and depth, those that it has; the others are zeros in every batch."""
 
     mean: dict[str, list[float]]
     """Per channel, in [0, 1], of ``bg`` and ``fg_bg``: what images were normalised by."""
@@ -146,7 +147,8 @@ class Shards:
             res: Where shards were built at several resolutions, the one whose means count. Pixels.
 
         Raises:
-            DataError: There is no manifest that this program reads, or a role is missing.
+            DataError: There is no manifest that this program reads, or it has no composite
+                images, or neither masks nor depth.
         """
         self.folder = Path(folder)
         self._world = world
@@ -157,19 +159,20 @@ class Shards:
         self._cache = cache
         self._exclude = exclude
         _, self.manifest = load_manifest(self.folder, res=res)
-        for role in ROLES:
-            if role not in self.manifest.roles:
-                there = ", ".join(sorted(self.manifest.roles)) or "none"
-                raise DataError(
-                    f"{self.folder}: no {role} (roles: {there}); training needs "
-                    f"{', '.join(ROLES)}: build it from a source that has them"
-                )
-        images = ("bg", "fg_bg")
-        for role in images:
+        self.roles = frozenset(self.manifest.roles)
+        if "fg_bg" not in self.roles or not self.roles & {"mask", "depth"}:
+            there = ", ".join(sorted(self.roles)) or "none"
+            raise DataError(
+                f"{self.folder}: only the roles {there}; training needs fg_bg, and mask or depth; "
+                "build it from a source that has them"
+            )
+        # Without backgrounds a batch has zeros in their place, which stand for a mean image.
+        stats = {role: role if role in self.roles else "fg_bg" for role in ("bg", "fg_bg")}
+        for role in stats.values():
             if role not in self.manifest.stats:
                 raise DataError(f"{self.folder}: manifest has no stats of {role}; build it again")
-        self.mean = {role: self.manifest.stats[role].mean for role in images}
-        self.std = {role: self.manifest.stats[role].std for role in images}
+        self.mean = {role: self.manifest.stats[of].mean for role, of in stats.items()}
+        self.std = {role: self.manifest.stats[of].std for role, of in stats.items()}
         self.fingerprint = _fingerprint(self.manifest)
 
     def samples(self, split: str) -> int:
