@@ -38,6 +38,7 @@ class ResUNet(nn.Module):
     def __init__(self, in_channels: int = 6) -> None:
         super().__init__()
         self.in_channels = in_channels
+        self.coarse_channels = tuple(zip(DEPTH[1:-1], MASK[1:-1], strict=True))
         self.init = nn.Conv2d(in_channels, ENCODER[0], 5, padding=2, bias=False)
         self.down = nn.ModuleList(Down(i, o) for i, o in pairwise(ENCODER))
         self.bridge = DoubleConv(ENCODER[-1], ENCODER[-1])
@@ -65,6 +66,19 @@ class ResUNet(nn.Module):
         Raises:
             ValueError: Another number of channels or dimensions, or a size not divisible by 16.
         """
+        ((depth, mask),) = self.decode(x)
+        return self.read(depth, mask)
+
+    def decode(self, x: Tensor, *, every: bool = False) -> list[tuple[Tensor, Tensor]]:
+        """The decoders' features of depth and of mask.
+
+        Args:
+            x: As `forward`.
+            every: At every scale, coarsest first, instead of at the full one alone.
+
+        Returns:
+            (B, channels, H', W') twice for each scale; of all but the last, ``coarse_channels``.
+        """
         check_input(x, self.in_channels)
         x = self.init(x)
         skips = []
@@ -72,9 +86,15 @@ class ResUNet(nn.Module):
             x, skip = down(x)
             skips.append(skip)
         depth = mask = self.bridge(x)
+        scales: list[tuple[Tensor, Tensor]] = []
         for depth_up, mask_up, skip in zip(
             self.depth_up, self.mask_up, reversed(skips), strict=True
         ):
             depth = depth_up(depth, skip)
             mask = mask_up(mask, skip, depth)
+            scales = [*scales, (depth, mask)] if every else [(depth, mask)]
+        return scales
+
+    def read(self, depth: Tensor, mask: Tensor) -> Prediction:
+        """Raw outputs from the features of the full scale."""
         return Prediction(depth=self.depth_head(depth), mask=self.mask_head(mask))

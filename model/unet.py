@@ -64,17 +64,23 @@ class UNet(nn.Module):
         Raises:
             ValueError: Another number of channels or dimensions, or a size not divisible by 16.
         """
+        out: Tensor = self.head(self.decode(x)[-1])
+        return out
+
+    def decode(self, x: Tensor, *, every: bool = False) -> list[Tensor]:
+        """The decoder's features: at the full scale, or at every one, coarsest first."""
         check_input(x, self.in_channels)
         x = self.init(x)
         skips = []
         for down in self.down:
             skips.append(x)
             x = down(functional.max_pool2d(x, 2))
+        scales: list[Tensor] = []
         for up, skip in zip(self.up, reversed(skips), strict=True):
             x = functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
             x = up(torch.cat((skip, x), dim=1))
-        out: Tensor = self.head(x)
-        return out
+            scales = [*scales, x] if every else [x]
+        return scales
 
 
 class PairUNet(nn.Module):
@@ -87,8 +93,19 @@ class PairUNet(nn.Module):
     def __init__(self, in_channels: int = 6) -> None:
         super().__init__()
         self.net = UNet(in_channels, 2)
+        self.coarse_channels = tuple((width, width) for width in DECODER[1:-1])
 
     def forward(self, x: Tensor) -> Prediction:
         """Raw depth and mask, (B, 1, H, W) each; takes and refuses what ``UNet`` does."""
-        out = self.net(x)
+        ((shared, _),) = self.decode(x)
+        return self.read(shared, shared)
+
+    def decode(self, x: Tensor, *, every: bool = False) -> list[tuple[Tensor, Tensor]]:
+        """As ``ResUNet.decode``; depth and mask share their features."""
+        return [(shared, shared) for shared in self.net.decode(x, every=every)]
+
+    def read(self, depth: Tensor, mask: Tensor) -> Prediction:
+        """Raw outputs from the features of the full scale, which are the same for both."""
+        assert depth is mask
+        out = self.net.head(depth)
         return Prediction(depth=out[:, :1], mask=out[:, 1:])

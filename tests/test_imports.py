@@ -10,23 +10,24 @@ ROOT = Path(__file__).resolve().parent.parent
 # A module may import those named before it in its own package, and what ACROSS allows.
 ORDER = {
     "shardify": (
-        "errors", "inflate", "remote", "ranges", "files", "drafts", "archive", "extract", "images",
-        "png", "pixels", "codecs", "naming", "keys", "maps", "census", "joining", "backing",
-        "settle", "roles", "rules", "splits", "prove", "layout", "layoutfile", "plan", "index",
-        "manifest", "workers", "cluster", "writer", "survey", "output", "summary", "bank",
-        "build", "verify", "stats", "report", "textures", "canvas", "scenes", "cutouts",
+        "errors", "version", "inflate", "remote", "tree", "ranges", "files", "drafts", "names", "zipend",
+        "directory", "archive", "extract",
+        "images", "png", "pixels", "codecs", "naming", "keys", "maps", "folders", "workshop", "nested", "gather", "repeats", "census", "joining",
+        "backing", "settle", "roles", "rules", "splits", "prove", "layout", "layoutfile", "plan",
+        "index", "manifest", "workers", "cluster", "writer", "survey", "output", "summary",
+        "bank", "build", "verify", "stats", "report", "textures", "canvas", "scenes", "cutouts",
         "composites", "zipwriter", "synth", "bench", "cli", "__main__",
     ),
     "model": (
-        "blocks", "resunet", "unet", "losses", "registry",
+        "blocks", "resunet", "unet", "losses", "supervision", "registry",
     ),
     "train": (
         "errors", "config", "settings", "distributed", "order", "draws", "shards", "raw",
         "batch", "kernel", "fused", "feed", "prefetch", "pipeline", "baselines", "peers",
         "schedule", "step", "metrics", "logs", "panels", "checkpoint", "writer", "board", "folder",
-        "progress", "stop", "source", "memory", "tracing", "evaluate", "samples", "charts",
-        "report", "trainer", "launch", "compare", "predict", "contenders", "bench", "nvml",
-        "sweep", "page", "agenda", "suite", "export", "cli", "__main__",
+        "progress", "stop", "source", "memory", "tracing", "evaluate", "average", "networks",
+        "samples", "charts", "report", "trainer", "launch", "compare", "predict", "contenders",
+        "bench", "nvml", "sweep", "page", "agenda", "suite", "export", "cli", "__main__",
     ),
 }  # fmt: skip
 

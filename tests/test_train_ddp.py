@@ -21,7 +21,8 @@ pytestmark = pytest.mark.ddp
 SCRIPT = Path(__file__).with_name("tiny_run.py")
 COMMON = {
     "res": "16,32", "epochs": "2,1", "device": "cpu", "torch-threads": 1, "panel-rows": 2,
-    "model": "unet", "lr": 0.1, "log-steps": 2, "keep": 50,
+    "model": "unet", "lr": 0.1, "log-steps": 2, "keep": 50, "ema": 0.8,
+    "deep-supervision": 0.3,
 }  # fmt: skip
 
 
@@ -114,7 +115,7 @@ def test_torchrun_brings_a_killed_rank_back_and_the_run_ends_as_it_would_have(
 ) -> None:
     out = tmp_path / "run"
     # With batch norm: every rank has statistics of its own, and yet not a bit differs.
-    flags = {"checkpoint_steps": 1, "model": "resunet"}
+    flags = {"checkpoint_steps": 1, "model": "resunet", "schedule": "onecycle"}
     process = subprocess.Popen(
         command(2, out, restarts=2, **flags, shards="48:11:0.2"),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

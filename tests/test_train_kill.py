@@ -21,6 +21,7 @@ SCRIPT = Path(__file__).with_name("tiny_run.py")
 OPTIONS = {
     "res": "16,32", "epochs": "2,1", "batch": 8, "device": "cpu", "torch-threads": 1,
     "panel-rows": 0, "checkpoint-steps": 2, "keep": 3, "lr": 0.1,
+    "schedule": "cosine", "warmup": 3, "ema": 0.9, "deep-supervision": 0.3,
 }  # fmt: skip
 CLOCK = {"samples_per_s", "data_wait", "seconds", "val_seconds", "peak_memory_mb"}
 
@@ -147,10 +148,13 @@ def test_a_signal_ends_the_process_with_130_and_a_saved_state(tmp_path: Path, wh
 
 def test_what_a_kill_left_half_written_is_swept_away(tmp_path: Path, whole: Path) -> None:
     out = tmp_path / "run"
-    finish(start(out, "--max-steps=4"))
+    process = start(out, delay=0.05)
+    wait_for(lambda: newest_step(out) >= 4, process)
+    process.kill()
+    finish_killed(process)
     (out / "checkpoints" / ".step-00000005.safetensors.tmp").write_bytes(b"half")
     (out / ".last.safetensors.tmp").write_bytes(b"half")
-    finish(start(out, "--resume", "--max-steps=0"))
+    finish(start(out, "--resume"))
     assert not list(out.rglob("*.tmp"))
     assert_same_end(out, whole)
 

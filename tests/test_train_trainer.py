@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -14,6 +15,7 @@ from train.checkpoint import Checkpoints, Stored
 from train.config import Config
 from train.distributed import World
 from train.errors import ConfigError, DataError, DivergedError, FitError, Interrupted
+from train.evaluate import judge, load_trained
 from train.logs import JsonLines, Screen
 from train.settings import resolve
 from train.trainer import Trainer
@@ -183,6 +185,90 @@ def test_a_signal_saves_the_state_and_the_run_goes_on_exactly(
     JsonLines(tmp_path / "parts" / "metrics.jsonl").keep_before(second.at.epoch)
     second.run()
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+# 5 batches an epoch. Of the second set, 3 steps an epoch, the last of 1 batch.
+EXACT: list[dict[str, object]] = [
+    {"schedule": "cosine", "warmup": 3, "ema": 0.9},
+    {"schedule": "onecycle", "ema": 0.9, "deep_supervision": 0.4, "grad_accum": 2},
+    {"optimizer": "adamw", "lr": 0.01, "warmup": 6, "ema": 0.9, "deep_supervision": 0.4},
+    {"precision": "fp16", "deep_supervision": 0.4, "ema": 0.9, "lr": 0.02},
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "at"), [(EXACT[0], 6), (EXACT[1], 1), (EXACT[2], 4), (EXACT[3], 6)]
+)
+def test_schedules_averages_and_heads_go_on_bit_for_bit(
+    tmp_path: Path, options: dict[str, object], at: int
+) -> None:
+    make(tmp_path / "whole", **options).run()
+    with pytest.raises(Interrupted):
+        make(tmp_path / "parts", Signalling("train", at, signal.SIGTERM), **options).run()
+    second = make(tmp_path / "parts", **options)
+    second.load_state(newest(tmp_path / "parts").state)
+    JsonLines(tmp_path / "parts" / "metrics.jsonl").keep_before(second.at.epoch)
+    second.run()
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_steps_rate_is_the_schedules_over_all_stages_or_max_steps(tmp_path: Path) -> None:
+    for name, most in (("whole", 0), ("short", 8)):
+        make(tmp_path / name, schedule="cosine", warmup=2, max_steps=most).run()
+        rates = [record["lr"] for record in figures(tmp_path / name)]
+        total = most or 15
+        ends = [step - 1 for step in (5, 10, 15) if step <= total] + [total - 1] * bool(most)
+        wanted = [0.05 * (1 + math.cos(math.pi * (end - 2) / (total - 2))) for end in ends]
+        assert rates == pytest.approx(wanted)
+
+
+def test_a_longer_run_is_told_that_its_rates_change(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path / "run", schedule="cosine", max_steps=4).run()
+    second = make(tmp_path / "run", schedule="cosine")
+    second.load_state(newest(tmp_path / "run").state)
+    second.run()
+    said = capsys.readouterr().out
+    assert said.count("another length of the run than the 4 steps") == 1
+
+
+def test_a_warm_up_as_long_as_a_cosine_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--warmup 15: the run has 15 steps"):
+        make(tmp_path / "run", schedule="cosine", warmup=15).run()
+
+
+def test_averaged_weights_are_what_is_judged_and_kept(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    trainer = make(out, ema=0.5, res=(16,), epochs=(1,))
+    before = {name: value.clone() for name, value in trainer.networks.judged.state_dict().items()}
+    trainer.run()
+    state, kept = newest(out).state, load_file(out / "last.safetensors")
+    assert kept.keys() == state["average"].keys()
+    for name, weight in kept.items():
+        assert torch.equal(weight, state["average"][name])
+        if weight.is_floating_point():
+            assert not torch.equal(weight, state["model"][name])
+            assert not torch.equal(weight, before[name])
+    trained = load_trained(Checkpoints(out / "checkpoints", keep=9).files()[0], make_model=TinyNet)
+    for name, weight in trained.model.state_dict().items():
+        assert torch.equal(weight, kept[name])
+    figures_again = judge(
+        trained, TinySource(40, 10), split="val", res=16, batch=8, device=torch.device("cpu")
+    )
+    (record,) = figures(out)
+    assert {name: figures_again[name] for name in record["val"]} == record["val"]
+
+
+def test_heads_for_coarser_scales_are_trained_and_left_behind(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    trainer = make(out, deep_supervision=0.5, res=(16,), epochs=(1,))
+    before = {name: value.clone() for name, value in trainer.networks.state_dict()["heads"].items()}
+    trainer.run()
+    state = newest(out).state
+    assert all(not torch.equal(value, state["heads"][name]) for name, value in before.items())
+    plain = set(TinyNet("resunet").state_dict())
+    assert set(load_file(out / "best.safetensors")) == set(state["model"]) == plain
 
 
 def test_checkpoints_come_every_so_many_steps_and_the_newest_are_kept(tmp_path: Path) -> None:

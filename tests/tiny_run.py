@@ -33,9 +33,19 @@ class TinyNet(nn.Module):
             nn.Conv2d(6, 8, 3, padding=1), norm, nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()
         )
         self.head = nn.Conv2d(8, 2, 1)
+        self.coarse_channels = ((8, 8),)
 
     def forward(self, x: Tensor) -> Prediction:
-        out = self.head(self.body(x))
+        return self.read(*self.decode(x)[-1])
+
+    def decode(self, x: Tensor, *, every: bool = False) -> list[tuple[Tensor, Tensor]]:
+        full = self.body(x)
+        half = nn.functional.avg_pool2d(full, 2)
+        return [(half, half), (full, full)] if every else [(full, full)]
+
+    def read(self, depth: Tensor, mask: Tensor) -> Prediction:
+        assert depth is mask
+        out = self.head(depth)
         return Prediction(depth=out[:, :1], mask=out[:, 1:])
 
 

@@ -88,6 +88,9 @@ class Loss:
     depth_weight: float = 1.0
     """Weight of the depth's loss in the total."""
 
+    deep_supervision: float = 0.0
+    """Weight of the losses at the decoders' coarser scales, while training; 0: none."""
+
     def __post_init__(self) -> None:
         for name in ("dice_weight", "l1_weight", "mask_weight", "depth_weight"):
             _check(0 <= getattr(self, name) < inf, name, getattr(self, name), "0 or more")
@@ -95,6 +98,8 @@ class Loss:
         _check(self.mask_weight + self.depth_weight > 0, "mask_weight", 0, "--depth-weight above 0")
         bce_of_raw = self.loss == "bce" and self.activation == "none"
         _check(not bce_of_raw, "activation", "none", "sigmoid with --loss bce")
+        deep = self.deep_supervision
+        _check(0 <= deep < inf, "deep_supervision", deep, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,14 +127,22 @@ class Optim:
     clip_by: Literal["norm", "value"] = "norm"
     """Clip the norm of all gradients together, or every value by itself."""
 
-    schedule: Literal["plateau", "constant"] = "plateau"
-    """Learning rate: lower it when the validation loss stalls, or leave it."""
+    schedule: Literal["plateau", "constant", "cosine", "onecycle"] = "plateau"
+    """Learning rate: lower it when the validation loss stalls; leave it; or move it every step:
+    down along half a cosine, or up to --lr and then down. The last two know the run's length."""
+
+    warmup: int = 0
+    """Steps in which the learning rate rises to --lr; 0: none, but a third of a onecycle run."""
 
     patience: int = 2
     """Epochs without a better loss before the learning rate falls (plateau)."""
 
     factor: float = 0.1
     """What the learning rate is multiplied by when it falls (plateau)."""
+
+    ema: float = 0.0
+    """Judge and keep a running average of the weights, of which each step leaves this share, such
+    as 0.999; 0 averages nothing."""
 
     def __post_init__(self) -> None:
         _check(0 < self.lr < inf, "lr", self.lr, "a positive number")
@@ -139,6 +152,8 @@ class Optim:
         _check(0 <= self.clip < inf, "clip", self.clip, "0 or more")
         _check(self.patience >= 0, "patience", self.patience, "0 or more")
         _check(0 < self.factor < 1, "factor", self.factor, "a number between 0 and 1")
+        _check(self.warmup >= 0, "warmup", self.warmup, "0 or more")
+        _check(0 <= self.ema < 1, "ema", self.ema, "0 or more, and less than 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -234,6 +249,12 @@ class Config:
     optim: Optim = field(default_factory=Optim)
     compute: Compute = field(default_factory=Compute)
     run: Run = field(default_factory=Run)
+
+    def __post_init__(self) -> None:
+        if self.loss.loss == "ssim" and self.loss.deep_supervision:
+            smallest = min(self.data.res)
+            expected = "96 or more with ssim under supervision, whose window is 11 pixels wide"
+            _check(smallest >= 96, "res", smallest, expected)
 
 
 def _check(good: bool, name: str, found: object, expected: str) -> None:

@@ -251,7 +251,7 @@ def load_trained(path: str | Path, *, make_model: MakeModel = create) -> Trained
     tensors, metadata = checkpoint.load(path)
     if "state" in metadata:
         state = checkpoint.read(path).state
-        about, tensors = state["about"], state["model"]
+        about, tensors = state["about"], state.get("average", state["model"])
     elif "shardline" in metadata:
         about = json.loads(metadata["shardline"])
     else:

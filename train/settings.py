@@ -24,10 +24,12 @@ __all__ = ["Setting", "from_text", "from_toml", "resolve", "settings", "to_toml"
 
 SYNONYMS = {
     "batch_size": "batch",
+    "ema_decay": "ema",
     "grad_clip": "clip",
     "learning_rate": "lr",
     "resolution": "res",
     "scheduler": "schedule",
+    "warmup_steps": "warmup",
     "workers": "threads",
 }
 """What other programs call a setting, for the error that names the one meant here."""

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from model.blocks import Prediction
 from model.losses import Criterion, LossParts
+from model.supervision import Scales, coarse_loss
 from train.batch import Batch
 
 __all__ = ["EvalStep", "Precision", "StepResult", "TrainStep", "precision_of"]
@@ -65,6 +66,7 @@ class EvalStep:
     def __call__(self, batch: Batch) -> StepResult:
         """Evaluate one batch of at least one sample, the network in evaluation mode."""
         raw = _forward(self._model, batch, self._precision)
+        assert not isinstance(raw, Scales)  # Heads are for training alone.
         parts = self._criterion(raw, batch.mask, batch.depth)
         return StepResult(parts, self._criterion.activate(raw))
 
@@ -81,16 +83,18 @@ class TrainStep:
         precision: Precision,
         clip: float,
         clip_by: str,
+        supervision: float = 0.0,
     ) -> None:
         """Hold what a step works on.
 
         Args:
-            model: Takes (B, 6, R, R), returns raw outputs.
+            model: Takes (B, 6, R, R), returns raw outputs, perhaps at several scales.
             criterion: Turns raw outputs and targets into a loss.
             optimizer: Over the model's parameters.
             precision: From `precision_of`; fp16 scales the loss.
             clip: Largest norm or value of the gradient; 0 clips nothing.
             clip_by: norm or value.
+            supervision: Weight of the losses at coarser scales, where the network has them.
         """
         self._model = model
         self._criterion = criterion
@@ -98,6 +102,7 @@ class TrainStep:
         self._precision = precision
         self._clip = clip
         self._clip_by = clip_by
+        self._supervision = supervision
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.scaler = torch.amp.GradScaler(
             self._parameters[0].device.type, enabled=precision.name == "fp16"
@@ -133,8 +138,15 @@ class TrainStep:
     def gradient(self, batch: Batch, *, share: float = 1.0) -> StepResult:
         """Add the gradient of ``share`` times a batch's loss; the weights stay."""
         raw = _forward(self._model, batch, self._precision)
+        coarse: list[Prediction] = []
+        if isinstance(raw, Scales):
+            raw, coarse = raw
         parts = self._criterion(raw, batch.mask, batch.depth)
-        loss = parts.total if share == 1 else parts.total * share
+        loss = parts.total
+        if coarse:
+            more = coarse_loss(self._criterion, coarse, batch.mask, batch.depth)
+            loss = loss + self._supervision * more
+        loss = loss if share == 1 else loss * share
         torch.autograd.backward(self.scaler.scale(loss))
         with torch.no_grad():
             prediction = self._criterion.activate(Prediction(*(each.detach() for each in raw)))
@@ -145,8 +157,8 @@ class TrainStep:
         self._optimizer.zero_grad(set_to_none=True)
 
 
-def _forward(model: nn.Module, batch: Batch, precision: Precision) -> Prediction:
+def _forward(model: nn.Module, batch: Batch, precision: Precision) -> Prediction | Scales:
     """Raw outputs; both images of a sample stacked to six channels."""
     images: Tensor = torch.cat((batch.bg, batch.fg_bg), dim=1)
     with torch.autocast(images.device.type, precision.dtype, enabled=precision.name != "fp32"):
-        return cast(Prediction, model(images))
+        return cast(Prediction | Scales, model(images))

@@ -14,23 +14,22 @@ from itertools import islice
 from math import isfinite
 from pathlib import Path
 from time import monotonic, perf_counter
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from model.registry import create
 from train import panels
 from train.batch import Batch
 from train.config import Config
 from train.distributed import Agreement, World
-from train.errors import ConfigError, DataError, DivergedError, FitError, Interrupted
-from train.evaluate import MakeModel, criterion_of, evaluate, pick_device, place, weights_metadata
+from train.errors import DataError, DivergedError, FitError, Interrupted
+from train.evaluate import MakeModel, criterion_of, evaluate, pick_device, weights_metadata
 from train.folder import Folder
 from train.logs import Screen
 from train.memory import OUT_OF_MEMORY, is_out_of_memory, peak_mb, refusal
 from train.metrics import Scores
+from train.networks import Networks
 from train.progress import Position, Summary
 from train.schedule import LearningRate, Stage, load_optimizer, make_optimizer, plan, stage_of
 from train.settings import to_toml
@@ -87,21 +86,23 @@ class Trainer:
                 f"{config.data.shards}: split 'train' has no samples; build it with a smaller --val"
             )
         torch.manual_seed(config.run.seed)
-        self.model = make_model(config.network.model)
-        place(self.model, self.device, channels_last=config.compute.channels_last)
-        self.optimizer = make_optimizer(list(self.model.parameters()), config.optim)
+        self.networks = Networks(
+            config, world=self.world, device=self.device, make_model=make_model
+        )
+        self.optimizer = make_optimizer(self.networks.parameters, config.optim)
         self.lr = LearningRate(self.optimizer, config.optim)
         criterion = criterion_of(config.loss)
         precision = precision_of(config.compute.precision, self.device)
         self._train_step = TrainStep(
-            self._compiled(self._shared(self.model)),
+            self.networks.training,
             criterion,
             self.optimizer,
             precision=precision,
             clip=config.optim.clip,
             clip_by=config.optim.clip_by,
+            supervision=config.loss.deep_supervision,
         )
-        self._eval_step = EvalStep(self.model, criterion, precision)
+        self._eval_step = EvalStep(self.networks.judged, criterion, precision)
         self._train_scores = Scores(self.device)
         self._val_scores = Scores(self.device)
         self._out = Folder(Path(config.run.out), keep=config.run.keep, screen=self.screen)
@@ -150,7 +151,7 @@ class Trainer:
         assert self._loaders is not None
         return {
             "position": asdict(self.at),
-            "model": self.model.state_dict(),
+            **self.networks.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self._train_step.scaler.state_dict(),
             "lr": self.lr.state_dict(),
@@ -172,7 +173,7 @@ class Trainer:
                 "now; go on with the data it was started on, or start a new run with another --out"
             )
         self.at = Position(**state["position"])
-        self.model.load_state_dict(state["model"])
+        self.networks.load_state_dict(state)
         load_optimizer(self.optimizer, state["optimizer"])
         self._train_step.scaler.load_state_dict(state["scaler"])
         self.lr.load_state_dict(state["lr"])
@@ -183,26 +184,6 @@ class Trainer:
         if self.world.first:  # Sums over all ranks: one of them goes on with them.
             self._train_scores.load_state_dict(state["scores"])
         torch.set_rng_state(state["random"])
-
-    def _shared(self, model: nn.Module) -> nn.Module:
-        """The network whose gradients are averaged over all ranks; same weights as ``model``."""
-        if self.world.size == 1:
-            return model
-        on_gpu = self.device.type == "cuda"
-        if self.config.compute.sync_bn:
-            if not on_gpu:
-                raise ConfigError("--sync-bn: torch has it for GPUs only; expected --device cuda")
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-        ids = [self.device] if on_gpu else None
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
-
-    def _compiled(self, model: nn.Module) -> nn.Module:
-        """The network as it trains: compiled anew when a size is seen for the first time."""
-        how = self.config.compute.compile
-        if how == "no":
-            return model
-        mode = "reduce-overhead" if how == "graphs" else "default"
-        return cast(nn.Module, torch.compile(model, dynamic=False, mode=mode))
 
     def _enough(self) -> bool:
         most = self.config.run.max_steps
@@ -225,12 +206,28 @@ class Trainer:
             state=state,
         )
         self._stage = stage
+        before = self.lr.over(self._steps_in_all(self._loaders))
+        if before:
+            self.screen.say(
+                f"{self._out.out}: the learning rate now goes by another length of the run than "
+                f"the {before} steps it went by before"
+            )
         return self._loaders
+
+    def _steps_in_all(self, loaders: StageLoaders) -> int:
+        """Optimiser steps of the whole run: those done, and those left at this batch size."""
+        accum, most = self.config.optim.grad_accum, self.config.run.max_steps
+        each = len(loaders.train)
+        used = loaders.train.state_dict()["consumed"] // (self.config.data.batch * self.world.size)
+        left = 0 if self.at.trained else -(-(each - used) // accum)
+        left += (self.stages[-1].end - self.at.epoch - 1) * -(-each // accum)
+        total = self.at.step + left
+        return min(total, most) if most else total
 
     def _train_epoch(self, stage: Stage, loaders: StageLoaders) -> None:
         """Train until the epoch has no more batches, or the run has had its steps."""
         run = self.config.run
-        self.model.train()
+        self.networks.model.train()
         batches = iter(loaders.train)
         total = -(-len(loaders.train) // self.config.optim.grad_accum)
         self.screen.begin(f"epoch {self.at.epoch} · {stage.res} px", total)
@@ -242,11 +239,14 @@ class Trainer:
             if not group:
                 self.at.trained = True
                 break
+            self.lr.before_step(self.at.step)
             results = self._step(group, stage.res)
             for result, batch in zip(results, group, strict=True):
                 self._train_scores.update(result, batch)
                 samples += batch.mask.shape[0] * self.world.size
             self.at.step += 1
+            if self.networks.average is not None:
+                self.networks.average.update(self.at.step)
             steps += 1
             note = None
             if self.at.step % run.log_steps == 0:
@@ -323,7 +323,8 @@ class Trainer:
         self._record = record
         if self.world.first:
             names = ("last.safetensors", *(("best.safetensors",) if better else ()))
-            self._out.weights(names, self.model.state_dict(), weights_metadata(self._about()))
+            kept = self.networks.judged.state_dict()
+            self._out.weights(names, kept, weights_metadata(self._about()))
             if rows is not None:
                 self._out.draw(record, rows, self.source.mean, self.source.std)
             self._out.epoch(record)
@@ -342,9 +343,9 @@ class Trainer:
     def _judge(self, loaders: StageLoaders) -> panels.Rows | None:
         """Run over the validation split; the first samples come back for the panel."""
         self._val_scores.reset()
-        self.model.eval()
+        judged = self.networks.judged.eval()
         # Batch norms have seen other batches on every rank; what is saved is the first one's.
-        self.world.broadcast_(self.model.buffers())
+        self.world.broadcast_(judged.buffers())
         rows = self.config.run.panel_rows if self.world.first else 0
         if loaders.val is not None:
             return evaluate(

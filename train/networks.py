@@ -1,0 +1,100 @@
+"""The network of a run in its several shapes: as it trains, and as it is judged and kept.
+
+``model`` holds the weights. Training may go through heads for its coarser scales, through the
+exchange of gradients between ranks and through the compiler; judging may be of averaged weights.
+This module computes no loss and moves no weight.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from model.supervision import Supervised
+from train.average import Average
+from train.config import Config
+from train.distributed import World
+from train.errors import ConfigError
+from train.evaluate import MakeModel, place
+
+__all__ = ["Networks"]
+
+
+class Networks:
+    """One network, and what stands around it."""
+
+    def __init__(
+        self, config: Config, *, world: World, device: torch.device, make_model: MakeModel
+    ) -> None:
+        """Make them, with fresh weights.
+
+        Args:
+            config: The settings of the run.
+            world: Place among other processes, which are connected already.
+            device: Where to compute.
+            make_model: Makes the network that the settings name.
+
+        Raises:
+            ConfigError: The settings ask for what this network or this device cannot do.
+        """
+        self._config = config
+        self._world = world
+        self._device = device
+        self.model = make_model(config.network.model)
+        whole = self.model
+        self._heads: nn.ModuleList | None = None
+        if config.loss.deep_supervision:
+            try:
+                whole = supervised = Supervised(self.model)
+            except ValueError as error:
+                raise ConfigError(f"--deep-supervision: {error}") from error
+            self._heads = supervised.heads
+        place(whole, device, channels_last=config.compute.channels_last)
+        self.average = Average(self.model, config.optim.ema) if config.optim.ema else None
+        self.parameters: list[Tensor] = list(whole.parameters())
+        """All that training moves, the network's own first."""
+        self.training = self._compiled(self._shared(whole))
+        """The same weights as they train."""
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network that is judged and kept."""
+        return self.model if self.average is None else self.average.model
+
+    def state_dict(self) -> dict[str, Any]:
+        """All weights, by what they are for."""
+        state: dict[str, Any] = {"model": self.model.state_dict()}
+        if self._heads is not None:
+            state["heads"] = self._heads.state_dict()
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the weights that `state_dict` gave."""
+        self.model.load_state_dict(state["model"])
+        if self._heads is not None:
+            self._heads.load_state_dict(state["heads"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+
+    def _shared(self, model: nn.Module) -> nn.Module:
+        """The network whose gradients are averaged over all ranks; same weights as ``model``."""
+        if self._world.size == 1:
+            return model
+        on_gpu = self._device.type == "cuda"
+        if self._config.compute.sync_bn:
+            if not on_gpu:
+                raise ConfigError("--sync-bn: torch has it for GPUs only; expected --device cuda")
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        ids = [self._device] if on_gpu else None
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+
+    def _compiled(self, model: nn.Module) -> nn.Module:
+        """The network as it trains: compiled anew when a size is seen for the first time."""
+        how = self._config.compute.compile
+        if how == "no":
+            return model
+        mode = "reduce-overhead" if how == "graphs" else "default"
+        return cast(nn.Module, torch.compile(model, dynamic=False, mode=mode))
