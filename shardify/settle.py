@@ -161,6 +161,9 @@ class _View:
     ) -> None:
         self._composites, self._masks, self._files, self._read = composites, masks, files, read
         self._backs: dict[int, npt.NDArray[np.int16] | None] = {}
+        self._pool: list[int] = []
+        self._known: list[int] = []
+        self._stack = np.empty((0, 3, 0), np.int16)
         self.errors: dict[int, dict[int, tuple[float, float]]] = {}
         """row -> background -> error, squashed to the composite's shape and cut to it."""
 
@@ -171,18 +174,34 @@ class _View:
         if front is None or mask is None:
             return
         # A mask of 0 and 1 is as good as one of 0 and 255.
-        free = mask.astype(np.int32) * 255 < 5 * max(1, int(mask.max()))
-        if free.mean() < _ROOM:
+        free = np.flatnonzero(mask.astype(np.int32) * 255 < 5 * max(1, int(mask.max())))
+        if free.size < _ROOM * mask.size:
             return
-        found = {}
+        self._gather(pool)
+        # (free, 3, 2 * backgrounds): the last axis is long and contiguous, so this is quick.
+        apart = self._stack[free]
+        apart -= front.reshape(-1, 3)[free][:, :, None]
+        np.abs(apart, out=apart)
+        errors = apart.sum(axis=(0, 1), dtype=np.int64) / (3 * free.size)
+        squashed, cut = errors.reshape(2, -1).tolist()
+        self.errors[row] = dict(zip(self._known, zip(squashed, cut, strict=True), strict=True))
+
+    def _gather(self, pool: Sequence[int]) -> None:
+        """The pool's backgrounds as (GRID * GRID, 3, 2 * backgrounds): squashed ones, cut ones."""
+        if list(pool) == self._pool:
+            return
         for number in pool:
             if number not in self._backs:
                 self._backs[number] = self._both(self._files[number])
-            back = self._backs[number]
-            if back is not None:
-                difference = np.abs(back[:, free] - front[free]).mean(axis=(1, 2))
-                found[number] = float(difference[0]), float(difference[1])
-        self.errors[row] = found
+        self._pool = list(pool)
+        self._known = [number for number in pool if self._backs[number] is not None]
+        both = [back for number in pool if (back := self._backs[number]) is not None]
+        stack = np.empty((2, len(both), _GRID * _GRID, 3), np.int16)
+        for place, back in enumerate(both):
+            stack[:, place] = back.reshape(2, -1, 3)
+        self._stack = np.ascontiguousarray(
+            stack.transpose(2, 3, 0, 1).reshape(-1, 3, 2 * len(both))
+        )
 
     def _small(self, index: int, mode: str) -> npt.NDArray[np.int16] | None:
         picture = self._picture(index, mode)
@@ -204,7 +223,7 @@ class _View:
             data = self._read(index)
         except ShardifyError:
             return None
-        return _picture(data, mode, 3 * _GRID)
+        return _picture(data, mode, 2 * _GRID)
 
     def telling(self) -> list[int]:
         """Rows that some background fits."""

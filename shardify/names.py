@@ -1,0 +1,131 @@
+"""The names of a zip's entries: stored once as bytes, decoded when asked for, judged in bulk.
+
+Turns no name into a path, and says nothing of what a name means.
+"""
+
+import itertools
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Names", "decode", "is_hostile", "some_hostile"]
+
+_CHUNK = 1 << 16
+_LISTED = 1 << 18
+_HOSTILE = re.compile(rb"[\x00-\x1f\x7f]|(?:^|/)\.\.?(?:/|$)|^/|^[A-Za-z]:")
+_CONTROLS = bytes(each for each in range(32) if each != 10) + b"\x7f"
+_STEPS = (b"/./", b"/../", b"/.\n", b"/..\n", b"\n./", b"\n../", b"\n.\n", b"\n..\n")
+_DRIVE = re.compile(rb"\n[A-Za-z]:")
+
+
+def is_hostile(name: bytes) -> bool:
+    """Whether a name is absolute, climbs out, or has control characters."""
+    return _HOSTILE.search(name.replace(b"\\", b"/")) is not None
+
+
+def some_hostile(lines: bytes) -> bool:
+    """Whether any of many names is hostile, in a fiftieth of the time.
+
+    Args:
+        lines: The names, parted by newlines, so none that has one itself; without backslashes.
+    """
+    if len(lines.translate(None, _CONTROLS)) != len(lines):
+        return True
+    framed = b"\n%b\n" % lines
+    return (
+        b"\n/" in framed
+        or ((b"/." in framed or b"\n." in framed) and any(step in framed for step in _STEPS))
+        or (b":" in framed and _DRIVE.search(framed) is not None)
+    )
+
+
+class Names(Sequence[str]):
+    """Entry names, decoded when asked for: their bytes, end to end, are the only storage.
+
+    UTF-8 where the bytes are that, else code page 437, as the format says. With several zips each
+    name is led by its zip's stem and a slash.
+    """
+
+    def __init__(self, parts: Sequence[tuple[bytearray, NDArray[np.int64], str]]) -> None:
+        self._parts = list(parts)
+        counts = [len(bounds) - 1 for _, bounds, _ in self._parts]
+        self._first = [sum(counts[:place]) for place in range(len(counts) + 1)]
+        # As lists the names of a small source are ten times faster to reach; those of a large one
+        # would be most of the memory in use.
+        self._all: list[str] | None = None
+        self._all = list(self) if len(self) <= _LISTED else None
+
+    def __len__(self) -> int:
+        return self._first[-1]
+
+    def raw(self, index: int) -> bytes:
+        """The name's bytes as they stand in the zip. Raises IndexError."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = bisect_right(self._first, index) - 1
+        block, bounds, _ = self._parts[part]
+        place = index - self._first[part]
+        return bytes(block[int(bounds[place]) : int(bounds[place + 1])])
+
+    def raws(self, indexes: NDArray[np.int32]) -> list[bytes]:
+        """``raw`` of many, in one go."""
+        found: list[bytes] = [b""] * len(indexes)
+        part = np.searchsorted(self._first, indexes, "right") - 1
+        for number in np.unique(part).tolist():
+            block, bounds, _ = self._parts[number]
+            rows = np.flatnonzero(part == number)
+            places = indexes[rows] - self._first[number]
+            starts, ends = bounds[places].tolist(), bounds[places + 1].tolist()
+            for row, start, end in zip(rows.tolist(), starts, ends, strict=True):
+                found[row] = bytes(block[start:end])
+        return found
+
+    def part(self, index: int) -> int:
+        """Which of the parts an entry's name belongs to."""
+        return bisect_right(self._first, index) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        if self._all is not None:
+            return self._all[index]
+        index = int(index)
+        if index < 0:
+            index += len(self)
+        raw = self.raw(index)
+        return self._parts[bisect_right(self._first, index) - 1][2] + decode(raw)
+
+    def __iter__(self) -> Iterator[str]:
+        if self._all is not None:
+            yield from self._all
+            return
+        for block, bounds, prefix in self._parts:
+            for first in range(0, len(bounds) - 1, _CHUNK):
+                cuts = bounds[first : first + _CHUNK + 1].tolist()
+                some = bytes(block[cuts[0] : cuts[-1]])
+                if some.isascii():  # Then a character is a byte, and all are decoded at once.
+                    text = decode(some)
+                    cuts = (bounds[first : first + _CHUNK + 1] - cuts[0]).tolist()
+                    names = [text[start:end] for start, end in itertools.pairwise(cuts)]
+                    yield from [prefix + name for name in names] if prefix else names
+                else:
+                    for start, end in itertools.pairwise(cuts):
+                        yield prefix + decode(block[start:end])
+
+
+def decode(raw: bytes | bytearray) -> str:
+    """A name as text: UTF-8 where its bytes are that, else code page 437."""
+    if b"\\" in raw:  # Some packers on Windows write their own separator.
+        raw = raw.replace(b"\\", b"/")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("cp437")

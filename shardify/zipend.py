@@ -1,0 +1,106 @@
+"""Where a zip's central directory lies: its end record, the wide one (zip64), and what belies them.
+
+Reads the last bytes of a file and nothing else of it; a zip whose readers would disagree about it
+is refused.
+
+Source: PKWARE APPNOTE 6.3.10, sections 4.3.14 to 4.3.16.
+"""
+
+import struct
+
+from shardify.errors import ArchiveError
+from shardify.ranges import Handle, pread
+
+__all__ = ["ALL_ONES", "RECORD", "find_directory", "read_at"]
+
+RECORD = 46
+"""Of one entry in the directory, without its name, extra field and comment. Bytes."""
+ALL_ONES = 0xFFFFFFFF
+"""Stands for a number that needs 64 bits, and is found elsewhere."""
+MAX_ENTRIES = 20_000_000
+MAX_DIRECTORY = 4 << 30
+
+_END = struct.Struct("<4s4H2LH")
+_END64_LOCATOR = struct.Struct("<4sLQL")
+_END64 = struct.Struct("<4sQ2H2L4Q")
+
+
+def read_at(handle: Handle, offset: int, length: int) -> bytes:
+    """``length`` bytes, or fewer at the end of the file (one pread gives 2 GiB at most)."""
+    pieces = []
+    while length:
+        piece = pread(handle, min(length, 1 << 30), offset)
+        if not piece:
+            break
+        pieces.append(piece)
+        offset += len(piece)
+        length -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def find_directory(handle: Handle, total: int, path: str) -> tuple[int, int, int, int]:
+    """Entry count, first byte and length of the directory, and by how much offsets are short."""
+    if total == 0:
+        raise ArchiveError(f"{path}: an empty file (0 bytes); expected a zip; copy it again")
+    reach = min(total, _END.size + 0xFFFF + _END64_LOCATOR.size)
+    tail = read_at(handle, total - reach, reach)
+    ends = []
+    place = tail.rfind(b"PK\x05\x06")
+    while place >= 0:
+        if len(tail) - place >= _END.size:
+            comment = int.from_bytes(tail[place + 20 : place + 22], "little")
+            if place + _END.size + comment == len(tail):
+                ends.append(place)
+        place = tail.rfind(b"PK\x05\x06", 0, place)
+    if not ends:
+        if read_at(handle, 0, 4) in (b"PK\x03\x04", b"PK\x07\x08"):
+            raise ArchiveError(
+                f"{path}: a zip without its end (no central directory); it was cut, or bytes were "
+                "added to it; copy or download it again"
+            )
+        raise ArchiveError(f"{path}: not a zip; expected one with a central directory at its end")
+    if len(ends) > 1:
+        raise ArchiveError(
+            f"{path}: {len(ends)} end records, one hidden in another's comment; readers disagree "
+            "about such a zip; pack it again"
+        )
+    end = ends[0]
+    _, disk, first_disk, _, count, length, stated, _ = _END.unpack_from(tail, end)
+    position = total - reach + end
+    wide = None
+    if end >= _END64_LOCATOR.size and tail[end - 20 : end - 16] == b"PK\x06\x07":
+        wide = _find_wide(handle, tail, end, position)
+    if wide is not None:
+        count, length, stated, position = wide
+    elif count == 0xFFFF or length == ALL_ONES or stated == ALL_ONES:
+        raise ArchiveError(f"{path}: its zip64 end record is missing or damaged; copy it again")
+    elif disk or first_disk:
+        raise ArchiveError(f"{path}: one part of a zip split over several files; join them first")
+    begin = position - length
+    shift = begin - stated
+    if begin < 0 or shift < 0 or length < count * RECORD:
+        raise ArchiveError(
+            f"{path}: states a directory of {count} entries in {length} bytes at byte {stated}, "
+            "which does not fit in; it was cut or damaged; copy it again"
+        )
+    if count > MAX_ENTRIES or length > MAX_DIRECTORY:
+        raise ArchiveError(f"{path}: {count} entries; at most {MAX_ENTRIES} are taken; split it")
+    return count, begin, length, shift
+
+
+def _find_wide(
+    handle: Handle, tail: bytes, end: int, position: int
+) -> tuple[int, int, int, int] | None:
+    _, _, stated_at, disks = _END64_LOCATOR.unpack_from(tail, end - _END64_LOCATOR.size)
+    locator = position - _END64_LOCATOR.size
+    # Prepended bytes shift the record; without an extensible part it ends where the locator begins.
+    for at in (stated_at, locator - _END64.size):
+        if 0 <= at <= locator - _END64.size:
+            record = read_at(handle, at, _END64.size)
+            if len(record) == _END64.size and record.startswith(b"PK\x06\x06"):
+                _, extent, _, _, disk, first_disk, _, count, length, stated = _END64.unpack(record)
+                if disk or first_disk or disks > 1:
+                    break
+                if at + 12 + extent == locator:
+                    return count, length, stated, at
+    return None
