@@ -7,7 +7,6 @@ nothing.
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +40,9 @@ from shardify.survey import (
     survey,
     tally,
 )
-from shardify.writer import BackgroundTask, Moments, ShardRecord, ShardTask, Sources
+from shardify.version import version
+from shardify.workshop import Workshop
+from shardify.writer import STATE, BackgroundTask, Moments, ShardRecord, ShardTask, Sources
 
 __all__ = ["BuildReport", "build"]
 
@@ -100,7 +101,8 @@ def build(
     """Convert zips to shards, or go on with a conversion that was cut off.
 
     Args:
-        paths: Zips that together are one data set; a ``Url`` is read by ranges.
+        paths: Zips, or folders of zips or files, that together are one data set; a ``Url`` is read
+            by ranges.
         out: Folder to make, or ``Url`` to put objects under; or one that an interrupted run of
             the same build left.
         options: See there.
@@ -118,13 +120,16 @@ def build(
     check_out(out)
     try:
         # Started before the survey, so that their imports cost no time of their own.
-        with pool_of(
-            "shardify.writer:run_task",
-            workers=options.workers,
-            scheduler=options.scheduler,
-            places=[*paths, out],
-        ) as pool:
-            found = survey(paths, options)
+        with (
+            pool_of(
+                "shardify.writer:run_task",
+                workers=options.workers,
+                scheduler=options.scheduler,
+                places=[*paths, out],
+            ) as pool,
+            Workshop(out / STATE, shared=options.scheduler is not None) as work,
+        ):
+            found = survey(paths, options, work)
             identity = {
                 "source": [dataclasses.asdict(each) for each in sources_of(found.catalog)],
                 "options": found.options.deciding(),
@@ -192,7 +197,7 @@ def _convert(found: Survey, out: Place, pool: Pool, progress: Progress | None) -
     layout["masks"] = meaning.mask
     layout["converted"] = dict(sorted(rules.items()))
     manifest = Manifest(
-        created_by=f"shardline {importlib.metadata.version('shardline')}",
+        created_by=f"shardline {version()}",
         source=sources_of(found.catalog),
         options=found.options.deciding(),
         layout=layout,

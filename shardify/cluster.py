@@ -6,7 +6,6 @@ up for by the others. Knows nothing of what a task does; starts no cluster.
 """
 
 import importlib
-import importlib.metadata
 import itertools
 import logging
 import os
@@ -19,6 +18,7 @@ from typing import Any, Protocol
 
 from shardify.errors import BuildError, ShardifyError, StoreError
 from shardify.remote import Place, Url, place
+from shardify.version import version as _version
 from shardify.workers import Workers
 
 __all__ = ["Cluster", "Inline", "Pool", "pool_of"]
@@ -288,10 +288,6 @@ def _look(paths: Sequence[str]) -> tuple[str, list[str]]:
 def _run(target: str, task: Any) -> Any:
     """Run on a worker: one task."""
     return _function_of(target)(task)
-
-
-def _version() -> str:
-    return importlib.metadata.version("shardline")
 
 
 def _function_of(target: str) -> Callable[[Any], Any]:
