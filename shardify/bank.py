@@ -69,7 +69,8 @@ def write_backgrounds(
         descriptors = stack.enter_context(Sources([each.path for each in catalog.sources]))
         drafts = [stack.enter_context(Draft(path)) for path in paths]
         tars = [TarWriter(draft.file) for draft in drafts]
-        expect(descriptors, rows_of(catalog, layout.background_members[used]))
+        entries = layout.background_members[used]
+        expect(descriptors, rows_of(catalog, entries), [catalog.names.raw(int(i)) for i in entries])
         read = reader_of(catalog, descriptors)
         for number in used:
             entry = int(layout.background_members[number])

@@ -9,6 +9,7 @@ import struct
 from shardify.errors import EntryError
 from shardify.inflate import ERRORS, crc32, decompressobj
 from shardify.ranges import Handle, pread
+from shardify.tree import Tree, UrlTree
 
 __all__ = ["payload"]
 
@@ -33,7 +34,7 @@ def payload(
     Args:
         handle: The open zip.
         name: The name's bytes in the central directory; the local header must agree.
-        offset: First byte of the local header.
+        offset: First byte of the local header; of a folder's file, when it was last changed.
         limit: First byte that belongs to something else.
         packed: Bytes of the packed payload.
         size: Bytes of the payload, unpacked.
@@ -41,10 +42,13 @@ def payload(
         method: 0 stored, 8 deflated.
 
     Raises:
+        SourceError: A file of a folder was changed since it was listed.
         EntryError: The local header disagrees, the data are cut or damaged, or the CRC is wrong.
             The message is the reason alone.
         OSError: The disk cannot be read.
     """
+    if isinstance(handle, (Tree, UrlTree)):
+        return handle.payload(name, offset, size)
     block = pread(handle, min(limit - offset, _HEAD + len(name) + packed + _SLACK), offset)
     if len(block) < _HEAD:
         raise EntryError("cut: the zip ends inside its local header")

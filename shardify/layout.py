@@ -5,6 +5,7 @@ names leave a doubt, payloads come through a callable that is passed in. Nothing
 position; what neither names nor pixels can decide is refused with ``LayoutError``.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -85,6 +86,7 @@ def detect(
     where: str,
     read: Read | None = None,
     layout: rules.Rules | None = None,
+    single: Callable[[list[int]], list[int]] | None = None,
 ) -> Layout:
     """Find the samples among the names of a source.
 
@@ -94,6 +96,7 @@ def detect(
         read: Gives the bytes of the file of an index, raising ``ShardifyError`` where it cannot.
             Without it nothing is proven, and doubts that only pixels settle are refused.
         layout: Rules that take the place of detection.
+        single: Drops, from the backgrounds' indexes, those that are there twice.
 
     Returns:
         The layout; see there.
@@ -106,6 +109,12 @@ def detect(
         found = _found_by_names(names, where, read)
     else:
         found = _found_by_rules(names, where, layout, read)
+    if single is not None and found.backgrounds:
+        once = single(found.backgrounds)
+        if len(once) < len(found.backgrounds):
+            repeats = len(found.backgrounds) - len(once)
+            found.ignored["backgrounds that another part repeats"] = repeats
+            found = dataclasses.replace(found, backgrounds=once)
     whole = np.flatnonzero(found.table.whole)
     if not whole.size:
         raise LayoutError(_nothing_fits(names, found.table, where))

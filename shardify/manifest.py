@@ -49,7 +49,8 @@ class Source:
     bytes: int
     entries: int
     digest: str
-    """SHA-256 of the zip's central directory (names, sizes, checksums, places of all entries)."""
+    """SHA-256 of the zip's central directory (names, sizes, checksums, places of all entries); of a
+    folder, of a line ``name NUL size`` for each file, sorted by name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,8 +11,9 @@ from typing import Any
 
 from shardify.errors import StoreError
 from shardify.remote import Url, place
+from shardify.tree import Tree, UrlTree, open_tree
 
-__all__ = ["Handle", "Ranges", "close_source", "expect", "open_source", "pread"]
+__all__ = ["Handle", "Ranges", "Window", "close_source", "expect", "open_source", "pread"]
 
 _WINDOW_BYTES = 16 << 20
 _WINDOW_RANGES = 384
@@ -98,12 +99,40 @@ class Ranges:
         return list(map(bytes, found))
 
 
-Handle = int | Ranges
-"""A source that is open: a file's descriptor, or an object."""
+class Window:
+    """A stretch of an open source, as if it were a source of its own.
+
+    Args:
+        handle: What it lies in.
+        start: Its first byte.
+        size: Its length. Bytes.
+    """
+
+    def __init__(self, handle: "Handle", start: int, size: int) -> None:
+        self._handle = handle
+        self._start = start
+        self.size = size
+
+    def read(self, length: int, offset: int) -> bytes:
+        """``length`` bytes from ``offset``, fewer at the end of the window."""
+        length = min(length, self.size - offset)
+        return pread(self._handle, length, self._start + offset) if length > 0 else b""
+
+
+Handle = int | Ranges | Window | Tree | UrlTree
+"""A source that is open: a file's descriptor, an object, a stretch of one, or a folder."""
 
 
 def open_source(path: str) -> Handle:
-    """Open a file or an object for reading. Raises OSError or StoreError."""
+    """Open a file, an object or (its path ends in a slash) a folder for reading.
+
+    Raises:
+        OSError: It cannot be opened.
+        StoreError: The store cannot be used.
+        SourceError: The folder cannot be opened.
+    """
+    if path.endswith("/"):
+        return open_tree(path)
     where = place(path)
     if isinstance(where, Url):
         return Ranges(where)
@@ -114,27 +143,39 @@ def close_source(handle: Handle) -> None:
     """Give back what ``open_source`` opened."""
     if isinstance(handle, int):
         os.close(handle)
+    elif isinstance(handle, (Tree, UrlTree)):
+        handle.close()
 
 
 def pread(handle: Handle, length: int, offset: int) -> bytes:
-    """``os.pread`` on either kind of source."""
+    """``os.pread`` on any source but a folder."""
     if isinstance(handle, int):
         return os.pread(handle, length, offset)
+    assert isinstance(handle, (Ranges, Window)), "a folder's files are read by name"
     return handle.read(length, offset)
 
 
-def expect(handles: Sequence[Handle], rows: Any) -> None:
+def expect(handles: Sequence[Handle], rows: Any, names: Sequence[Any] = ()) -> None:
     """Announce entries that will be read, to the sources that profit from it.
 
     Args:
         handles: The open sources.
         rows: Entries in the order of reading, of ``writer.ROW``, any shape.
+        names: Of each entry, in a list or in a list of lists; without them, objects under a prefix
+            are fetched one by one.
     """
     if all(isinstance(handle, int) for handle in handles):
         return
     plans: list[list[tuple[int, int]]] = [[] for _ in handles]
-    for source, offset, limit, packed, *_ in rows.ravel().tolist():
-        plans[source].append((offset, min(limit, offset + packed + _REACH)))
-    for handle, plan in zip(handles, plans, strict=True):
-        if not isinstance(handle, int):
+    files: list[list[tuple[bytes, int]]] = [[] for _ in handles]
+    flat = [name for each in names for name in ([each] if isinstance(each, bytes) else each)]
+    for number, (source, offset, limit, packed, *_) in enumerate(rows.ravel().tolist()):
+        if isinstance(handles[source], Ranges):
+            plans[source].append((offset, min(limit, offset + packed + _REACH)))
+        elif flat:
+            files[source].append((flat[number], packed))
+    for handle, plan, wanted in zip(handles, plans, files, strict=True):
+        if isinstance(handle, Ranges):
             handle.expect(plan)
+        elif isinstance(handle, (Tree, UrlTree)):
+            handle.expect(wanted)

@@ -6,7 +6,6 @@ goes where is ``plan``'s; here they meet the user's options.
 
 import dataclasses
 import hashlib
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,16 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardify import rules
-from shardify.archive import FAULTS, Catalog, open_catalog
+from shardify.archive import FAULTS, Catalog
 from shardify.codecs import Variant
-from shardify.errors import BuildError, EntryError, PlanError, SourceError
+from shardify.errors import BuildError, EntryError, PlanError
 from shardify.extract import payload
+from shardify.gather import gather
 from shardify.layout import Layout, Rejection, detect
 from shardify.layoutfile import to_toml
 from shardify.manifest import Rejected, Source
 from shardify.plan import ShardPlan, hold_back, plan_shards
 from shardify.ranges import Handle
-from shardify.remote import Place, Url
+from shardify.remote import Place
+from shardify.repeats import without_repeats
+from shardify.workshop import Workshop
 from shardify.writer import ROW, Sources
 
 __all__ = [
@@ -144,12 +146,14 @@ class Survey:
         }
 
 
-def survey(paths: Sequence[Place], options: Options) -> Survey:
+def survey(paths: Sequence[Place], options: Options, work: Workshop | None = None) -> Survey:
     """Read the directories, detect the layout and plan; read payloads to settle doubts alone.
 
     Args:
-        paths: Zips, or folders of zips, that together are one data set.
+        paths: Zips, or folders of zips or files, that together are one data set.
         options: See there.
+        work: Where zips are unpacked that lie deflated in others; they are read there as long as
+            it is open. None unpacks them for this call alone.
 
     Raises:
         SourceError: A source is missing, no zip, damaged or hostile as a whole.
@@ -157,12 +161,21 @@ def survey(paths: Sequence[Place], options: Options) -> Survey:
         PlanError: The samples cannot be split as asked.
         BuildError: More samples are bad than ``max_bad`` allows.
     """
-    where = ", ".join(path.name for path in paths)
+    if work is None:
+        with Workshop() as work:
+            return survey(paths, options, work)
+    where = ", ".join(path.name or str(path) for path in paths)
     given = rules.load(options.layout) if options.layout else None
-    catalog = open_catalog(_zips(paths))
+    catalog = gather(paths, work)
     with Sources([each.path for each in catalog.sources]) as descriptors:
         read = reader_of(catalog, descriptors)
-        layout = detect(catalog.names, where=where, read=read, layout=given)
+        layout = detect(
+            catalog.names,
+            where=where,
+            read=read,
+            layout=given,
+            single=lambda files: without_repeats(catalog, files, read, where=where),
+        )
     rejected = list(layout.rejected)
     usable = np.ones(len(layout.keys), bool)
     faults = catalog.entries.fault
@@ -217,24 +230,6 @@ def reader_of(catalog: Catalog, descriptors: Sequence[Handle]) -> Callable[[int]
         return payload(descriptors[source], catalog.names.raw(entry), *rest)
 
     return read
-
-
-def _zips(paths: Sequence[Place]) -> list[Place]:
-    """The zips that are meant: a folder stands for those in it, in the order of their names."""
-    found: list[Place] = []
-    for path in paths:
-        if not path.is_dir():
-            found.append(path)
-            continue
-        inside: list[Place] = []
-        if isinstance(path, Url):
-            inside += sorted(each for each in path.iterdir() if each.name.lower().endswith(".zip"))
-        else:
-            inside += sorted(each for each in path.iterdir() if zipfile.is_zipfile(each))
-        if not inside:
-            raise SourceError(f"{path}: a folder without zips; expected zips in it, or a zip")
-        found += inside
-    return found
 
 
 def _resolved(options: Options, layout: Layout) -> Options:
@@ -325,6 +320,7 @@ def sources_of(catalog: Catalog) -> list[Source]:
     return [
         Source(name=each.name, bytes=each.bytes, entries=each.entries, digest=each.digest)
         for each in catalog.sources
+        if not each.inner
     ]
 
 

@@ -261,7 +261,7 @@ def measure_backgrounds(task: BackgroundTask) -> Moments:
     """Mean and deviation of some backgrounds. Those that cannot be decoded are passed over."""
     moments = Moments()
     with Sources(task.sources) as descriptors:
-        expect(descriptors, task.rows)
+        expect(descriptors, task.rows, task.names)
         for name, row in zip(task.names, task.rows.tolist(), strict=True):
             try:
                 data = payload(descriptors[row[0]], name, *row[1:])
@@ -306,7 +306,7 @@ def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRec
     plain = all(variant.unchanged for variant in task.variants)
     samples = 0
     with Sources(task.sources) as descriptors:
-        expect(descriptors, task.rows)
+        expect(descriptors, task.rows, task.names)
         for number, (key, names, rows) in enumerate(
             zip(task.keys, task.names, task.rows.tolist(), strict=True)
         ):

@@ -24,10 +24,11 @@ ORDER = {
     "train": (
         "errors", "config", "settings", "distributed", "order", "draws", "shards", "raw",
         "batch", "kernel", "fused", "feed", "prefetch", "pipeline", "baselines", "peers",
-        "schedule", "step", "metrics", "logs", "panels", "checkpoint", "writer", "board", "folder",
-        "progress", "stop", "source", "memory", "tracing", "evaluate", "average", "networks",
-        "samples", "charts", "report", "trainer", "launch", "compare", "predict", "contenders",
-        "bench", "nvml", "sweep", "page", "agenda", "suite", "export", "cli", "__main__",
+        "logs", "progress", "schedule", "step", "metrics", "panels", "checkpoint", "writer",
+        "board", "folder", "stop", "source", "memory", "tracing", "evaluate", "average", "networks",
+        "state", "samples", "charts", "report", "trainer", "launch", "compare", "predict",
+        "contenders", "bench", "nvml", "sweep", "page", "agenda", "suite", "export", "cli",
+        "__main__",
     ),
 }  # fmt: skip
 

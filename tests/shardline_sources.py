@@ -1,0 +1,114 @@
+"""Small data sets as files, zips and folders; and builds of them in this very process."""
+
+import io
+import random
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shardify.build import BuildReport, build
+from shardify.cluster import Inline
+from shardify.remote import place
+from shardify.survey import Options
+
+STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+
+
+def picture(seed: int, kind: str, mode: str, size: tuple[int, int] = (24, 24)) -> bytes:
+    """A picture of noise."""
+    noise = np.random.Generator(np.random.Philox(key=seed)).integers(0, 256, (*size[::-1], 3))
+    buffer = io.BytesIO()
+    Image.fromarray(noise.astype(np.uint8)).convert(mode).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def files_of(samples: int = 12, backgrounds: int = 4, first: int = 0) -> dict[str, bytes]:
+    """The data set's own layout, without a folder around it."""
+    files = {
+        f"bg/park{number}.jpg": picture(number, "JPEG", "RGB", (40, 30))
+        for number in range(1, backgrounds + 1)
+    }
+    for number in range(first, first + samples):
+        folder = f"bg_{number % backgrounds + 1:03d}"
+        stem = f"fg_{number % 3:03d}_{folder}_{number:06d}"
+        files |= {
+            f"fg_bg/{folder}/{stem}.jpg": picture(number, "JPEG", "RGB"),
+            f"fg_bg_mask/{folder}/mask_{stem}.jpg": picture(number, "JPEG", "L"),
+            f"fg_bg_depth/{folder}/depth_{stem}.png": picture(number, "PNG", "L", (16, 16)),
+        }
+    return files
+
+
+def only(files: Mapping[str, bytes], *roles: str) -> dict[str, bytes]:
+    """Those in the named outermost folders."""
+    return {name: data for name, data in files.items() if name.partition("/")[0] in roles}
+
+
+def zipped(files: Mapping[str, bytes], method: int = DEFLATED) -> bytes:
+    """A zip's bytes; an inner zip among the files is stored or deflated like the rest."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as file:
+        for name, data in files.items():
+            file.writestr(zipfile.ZipInfo(name), data, method)
+    return buffer.getvalue()
+
+
+def pack(path: Path, files: Mapping[str, bytes], method: int = DEFLATED) -> Path:
+    """The same, as a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(zipped(files, method))
+    return path
+
+
+def spread(folder: Path, files: Mapping[str, bytes], seed: int = 0) -> Path:
+    """Plain files in a folder, made in an order drawn by the seed."""
+    names = sorted(files)
+    random.Random(seed).shuffle(names)
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(files[name])
+    return folder
+
+
+def content(out: Path) -> dict[str, bytes]:
+    """Name below the folder -> bytes."""
+    return {
+        str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()
+    }
+
+
+def shards(out: Path) -> dict[str, bytes]:
+    """Tars and indexes: what does not say where the data came from."""
+    return {name: data for name, data in content(out).items() if name.endswith((".tar", ".idx"))}
+
+
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The work in this process: quicker than starting workers, and the same otherwise."""
+    monkeypatch.setattr("shardify.build.pool_of", lambda target, **_: Inline(target))
+
+
+def run(sources: "list[str | Path]", out: "str | Path", **options: object) -> BuildReport:
+    """Build with shards of five samples."""
+    chosen = {"val": 0.25, "workers": 1, "shard_samples": 5} | options
+    progress = chosen.pop("progress", None)
+    return build(
+        [place(each) for each in sources], place(out), Options(**chosen), progress=progress
+    )  # type: ignore[arg-type]
+
+
+def stop_after(count: int) -> object:
+    """A progress that raises KeyboardInterrupt when so many shards are done."""
+    calls = iter(range(1, 1000))
+
+    def progress(done: int, total: int) -> None:
+        del done, total
+        if next(calls) == count:
+            raise KeyboardInterrupt
+
+    return progress
