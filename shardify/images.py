@@ -15,7 +15,7 @@ from typing import NamedTuple
 from shardify.errors import ImageError
 from shardify.inflate import crc32
 
-__all__ = ["MASK_THRESHOLD", "MAX_PIXELS", "Picture", "bounded", "parse"]
+__all__ = ["MASK_THRESHOLD", "MAX_PIXELS", "Picture", "bounded", "parse", "recognise"]
 
 MASK_THRESHOLD = 150
 """A mask's pixel is object where its 8-bit value is at least this."""
@@ -65,7 +65,7 @@ def parse(data: bytes) -> Picture:
             ``MAX_PIXELS``. The message is the reason alone.
     """
     if data.startswith(b"\xff\xd8\xff"):
-        return _recognise(data) or _parse_jpeg(data)
+        return recognise(data) or _parse_jpeg(data)
     if data.startswith(_PNG):
         return _parse_png(data)
     for magic, kind in _OTHERS:
@@ -91,9 +91,10 @@ def bounded(
 
 _heads: dict[bytes, Picture] = {}
 _lengths: dict[int, None] = {}
+_ENDING = re.compile(rb"\xff[^\x00]")
 
 
-def _recognise(data: bytes) -> Picture | None:
+def recognise(data: bytes) -> Picture | None:
     """A JPEG that begins, up to its only scan, byte for byte as one that was parsed before.
 
     An encoder gives all pictures of one size and quality the same tables. What is left to check
@@ -102,11 +103,8 @@ def _recognise(data: bytes) -> Picture | None:
     for length in _lengths:
         found = _heads.get(data[:length])
         if found is not None:
-            whole = (
-                len(data) > length + 2
-                and data.endswith(b"\xff\xd9")
-                and data.count(b"\xff", length) == data.count(b"\xff\x00", length) + 1
-            )
+            end = _ENDING.search(data, length)
+            whole = end and end.start() == len(data) - 2 > length and data.endswith(b"\xff\xd9")
             return found if whole else None
     return None
 

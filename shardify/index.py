@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from shardify.errors import VerifyError
 
-__all__ = ["Member", "format_index", "parse_index"]
+__all__ = ["Member", "format_index", "line_of", "of_lines", "parse_index"]
 
 
 class Member(NamedTuple):
@@ -32,9 +32,17 @@ def format_index(samples: Sequence[Iterable[Member]]) -> str:
     Args:
         samples: Members of each sample, in the order of the tar.
     """
-    lines = [f"v1.2 {len(samples)}"]
-    lines += [" ".join([f"{m[0]} {m[1]} {m[2]} {m[3]}" for m in members]) for members in samples]
-    return "\n".join(lines) + "\n"
+    return of_lines([line_of(members) for members in samples])
+
+
+def line_of(members: Iterable[tuple[str, int, int, str]]) -> str:
+    """One sample's line, of what ``Member`` holds."""
+    return " ".join([f"{each[0]} {each[1]} {each[2]} {each[3]}" for each in members])
+
+
+def of_lines(lines: Sequence[str]) -> str:
+    """The index of one shard, of its samples' lines."""
+    return "\n".join([f"v1.2 {len(lines)}", *lines]) + "\n"
 
 
 def parse_index(text: str) -> list[list[Member]]:

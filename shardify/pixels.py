@@ -16,7 +16,10 @@ from shardify.errors import ImageError
 from shardify.images import MASK_THRESHOLD, Picture
 from shardify.png import encode_png
 
-__all__ = ["Meaning", "levels_of", "measure", "peak_of", "pixels", "settle", "settle_meaning"]
+__all__ = [
+    "Meaning", "glance", "is_plain", "levels_of", "measure", "peak_of", "pixels", "same_aspect",
+    "settle", "settle_meaning",
+]  # fmt: skip
 
 _MAX_LEVELS = 8
 _GRAY_SLACK = 8
@@ -49,16 +52,9 @@ def settle(
     Raises:
         ImageError: It cannot be decoded, or its meaning cannot be told.
     """
-    kind, _, _, channels, bits, trait = picture
-    if not trait and kind in ("jpg", "png"):
-        if role == "mask":
-            plain = bits == 8 and meaning.mask == "threshold"
-        elif role == "depth":
-            plain = bits >= 8 and channels == 1
-        else:
-            plain = bits == 8
-        if plain:
-            return data, picture, ""
+    if is_plain(picture, role, meaning):
+        return data, picture, ""
+    kind, bits, trait = picture.kind, picture.bits, picture.trait
     plane = pixels(data, picture, role, meaning)
     height, width = plane.shape[:2]
     stored = Picture("png", width, height, 3 if plane.ndim == 3 else 1, 8 * plane.itemsize)
@@ -68,6 +64,23 @@ def settle(
     if role == "mask" and meaning.mask != "threshold":
         what = f"{what} ({meaning.mask})"
     return encode_png(plane), stored, f"{role}: {what} to PNG"
+
+
+def is_plain(picture: Picture, role: str, meaning: Meaning) -> bool:
+    """Whether a picture may stand for its role as it is."""
+    if picture.trait or picture.kind not in ("jpg", "png"):
+        return False
+    if role == "mask":
+        return picture.bits == 8 and meaning.mask == "threshold"
+    if role == "depth":
+        return picture.bits >= 8 and picture.channels == 1
+    return picture.bits == 8
+
+
+def same_aspect(picture: Picture, main: Picture) -> bool:
+    """Whether two pictures of a sample have the same aspect: 2 % or a pixel is rounding."""
+    off = abs(main.width * picture.height - picture.width * main.height)
+    return off <= max(0.02 * main.width * picture.height, main.width, main.height)
 
 
 def pixels(data: bytes, picture: Picture, role: str, meaning: Meaning) -> NDArray[Any]:

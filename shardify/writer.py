@@ -3,31 +3,37 @@
 Runs in a worker process. It chooses no sample and repairs none: a sample that fails a check is
 left out whole and named in the record. Files appear by rename when they are complete; a shard
 whose record fits the task is kept as it is.
-
-The tar is plain USTAR with constant times, owners and modes, so equal samples give equal bytes.
 """
 
-import dataclasses
 import hashlib
-import json
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from shardify.codecs import Variant, cost, resized, store
+from shardify.copier import BY_NAME, Copier
 from shardify.drafts import Draft
 from shardify.errors import BuildError, EntryError
 from shardify.extract import payload
 from shardify.files import write_quick
 from shardify.images import Picture, parse
-from shardify.index import Member, format_index
-from shardify.pixels import PLAIN, Meaning, glance, measure, pixels, settle
-from shardify.ranges import Handle, close_source, expect, open_source
+from shardify.index import line_of, of_lines
+from shardify.pixels import PLAIN, Meaning, glance, measure, pixels, same_aspect, settle
+from shardify.ranges import expect
 from shardify.remote import Url, place
+from shardify.sources import Sources
+from shardify.tarwriter import TarWriter
+from shardify.tasks import (
+    ROW,
+    STATE,
+    BackgroundTask,
+    Moments,
+    Part,
+    ShardRecord,
+    ShardTask,
+)
 
 __all__ = [
     "ROW",
@@ -44,178 +50,6 @@ __all__ = [
     "run_task",
     "write_shard",
 ]
-
-STATE = ".shardify"
-"""Folder inside OUT for what a rerun needs; gone once the manifest is there."""
-
-ROW = np.dtype(
-    [("source", "<u2"), ("offset", "<i8"), ("limit", "<i8"), ("packed", "<i8"), ("size", "<i8"),
-     ("crc", "<u4"), ("method", "<u2")]
-)  # fmt: skip
-"""One entry of a zip, as a task carries it: columns of ``archive.Entries``."""
-
-_FLUSH = 8 << 20
-_BLOCK = 512
-_RECORD = 10240
-
-_HEAD = b"0000644\0" + b"0000000\0" * 2
-_TAIL = (b"0" + bytes(100) + b"ustar\x0000").ljust(356, b"\0")
-_MTIME = b"00000000000\0"
-_FIELDS = _HEAD + b"%b\0" + _MTIME + b"%06o\0 "
-"""Size as eleven octal digits, and checksum, among what never changes."""
-_BASE = sum(_HEAD) + sum(_MTIME) + 8 * 0x20 + sum(_TAIL)
-_PADS = [bytes(-size % _BLOCK) for size in range(_BLOCK)]
-
-
-@dataclass(kw_only=True, slots=True)
-class Moments:
-    """Sums over pictures of per-channel mean and standard deviation."""
-
-    samples: int = 0
-    mean: list[float] = field(default_factory=list)
-    std: list[float] = field(default_factory=list)
-
-    def add(self, mean: list[float], std: list[float], samples: int = 1) -> None:
-        """Add one picture, or the sums of several with as many channels."""
-        if not self.samples:
-            self.mean, self.std = [0.0] * len(mean), [0.0] * len(std)
-        self.samples += samples
-        self.mean = [old + new for old, new in zip(self.mean, mean, strict=True)]
-        self.std = [old + new for old, new in zip(self.std, std, strict=True)]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardTask:
-    """All that a worker needs to write one shard."""
-
-    out: str
-    name: str
-    sources: list[str]
-    roles: tuple[str, ...]
-    """Member roles in the order of writing: ``fg_bg``, ``mask``, ``depth``."""
-    keys: list[str]
-    names: list[list[bytes]]
-    """Entry names in the zip, of each sample, of each role."""
-    rows: NDArray[Any]
-    """(N, roles) of ``ROW``."""
-    background: list[int]
-    """Index into the manifest's backgrounds, or -1."""
-    measured: list[bool]
-    """Which samples count for the statistics."""
-    verify: str
-    """``headers``, ``decode`` or ``none``."""
-    meaning: Meaning
-    variants: tuple[Variant, ...]
-
-    def digest(self) -> str:
-        """Of all that decides the shard's bytes, so that a kept shard is one of this very plan."""
-        chosen = hashlib.sha256()
-        for part in (
-            self.name, self.roles, self.keys, self.names, self.background, self.measured,
-            self.verify, self.meaning, self.variants,
-        ):  # fmt: skip
-            chosen.update(repr(part).encode())
-        chosen.update(self.rows.tobytes())
-        return chosen.hexdigest()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BackgroundTask:
-    """Backgrounds whose pixels shall be measured."""
-
-    sources: list[str]
-    names: list[bytes]
-    rows: NDArray[Any]
-    """(N,) of ``ROW``."""
-    meaning: Meaning
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
-    """A shard in one variant."""
-
-    bytes: int
-    sha256: str
-    index_sha256: str
-    pictures: dict[str, dict[str, int]]
-    """role -> ``"jpg 250 250 3 8"`` (kind, width, height, channels, bits) -> count."""
-    costs: dict[str, list[float]]
-    """role -> sum of ``codecs.cost`` over measured samples, and their number."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardRecord:
-    """What became of a shard; kept beside it until the manifest is written."""
-
-    task: str
-    name: str
-    samples: int
-    parts: list[Part]
-    """One for each variant."""
-    rejected: list[list[str]]
-    """``[key, member, role, reason]`` of each sample left out."""
-    rules: dict[str, int]
-    """Conversion rule -> pictures that it changed."""
-    moments: dict[str, Moments]
-
-    def to_json(self) -> str:
-        """One JSON object."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "ShardRecord":
-        """The record again. Raises ValueError, TypeError or KeyError if it is none."""
-        values = json.loads(text)
-        values["moments"] = {role: Moments(**each) for role, each in values["moments"].items()}
-        values["parts"] = [Part(**each) for each in values["parts"]]
-        return cls(**values)
-
-
-class TarWriter:
-    """A USTAR stream that is digested as it is written, in few large writes."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._pieces: list[bytes] = []
-        self._pending = 0
-        self._digest = hashlib.sha256()
-        self.offset = 0
-        """Bytes so far."""
-
-    def add(self, name: bytes, data: bytes) -> int:
-        """Append one file. Returns the offset of its first payload byte.
-
-        Args:
-            name: At most 100 bytes.
-            data: Payload, under 8 GiB.
-        """
-        size = len(data)
-        digits = b"%011o" % size
-        checksum = _BASE + sum(name) + sum(digits)
-        pad = _PADS[size % _BLOCK]
-        self._pieces += (name.ljust(100, b"\0"), _FIELDS % (digits, checksum), _TAIL, data, pad)
-        start = self.offset + _BLOCK
-        self.offset = start + size + len(pad)
-        self._pending += size
-        if self._pending >= _FLUSH:
-            self._flush()
-        return start
-
-    def finish(self) -> str:
-        """Write the end of the archive. Returns the SHA-256 of all bytes."""
-        end = 2 * _BLOCK
-        end += -(self.offset + end) % _RECORD
-        self._pieces.append(bytes(end))
-        self.offset += end
-        self._flush()
-        return self._digest.hexdigest()
-
-    def _flush(self) -> None:
-        block = b"".join(self._pieces)
-        self._pieces.clear()
-        self._pending = 0
-        self._digest.update(block)
-        self._file.write(block)
 
 
 def run_task(task: ShardTask | BackgroundTask) -> "ShardRecord | Moments":
@@ -286,16 +120,13 @@ def check_picture(
         EntryError: It is no whole picture.
     """
     if verify == "none" and meaning.mask == "threshold":
-        kind = _BY_NAME.get(name.rpartition(b".")[2].lower())
+        kind = BY_NAME.get(name.rpartition(b".")[2].lower())
         if kind:
             return data, Picture(kind, 0, 0, 0, 0), ""
     data, picture, rule = settle(data, parse(data), role, meaning)
     if verify == "decode" and not rule:
         pixels(data, picture, role, meaning)
     return data, picture, rule
-
-
-_BY_NAME = {b"jpg": "jpg", b"jpeg": "jpg", b"png": "png"}
 
 
 def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRecord, list[bytes]]:
@@ -305,22 +136,28 @@ def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRec
     sinks = [_Sink(variant, tar) for variant, tar in zip(task.variants, tars, strict=True)]
     plain = all(variant.unchanged for variant in task.variants)
     samples = 0
-    with Sources(task.sources) as descriptors:
-        expect(descriptors, task.rows, task.names)
+    with Sources(task.sources) as handles:
+        expect(handles, task.rows, task.names)
+        copier = Copier(task, handles)
         for number, (key, names, rows) in enumerate(
             zip(task.keys, task.names, task.rows.tolist(), strict=True)
         ):
+            # What is measured or encoded anew is parsed in any case.
+            measured = task.measured[number]
+            copied = None if measured else copier.copy(names, rows)
+            if copied is not None:
+                samples += 1
+                sinks[0].add(key, copied, {}, task.background[number], False)
+                continue
             found: list[tuple[str, bytes, Picture]] = []
             used: list[str] = []
             planes: dict[str, NDArray[Any]] = {}
-            # What is measured or encoded anew is parsed in any case.
-            measured = task.measured[number]
             careful = task.verify == "none" and (measured or not plain)
             verify = "headers" if careful else task.verify
             role = task.roles[0]
             try:
                 for role, name, row in zip(task.roles, names, rows, strict=True):
-                    data = payload(descriptors[row[0]], name, *row[1:])
+                    data = payload(handles[row[0]], name, *row[1:])
                     data, picture, rule = check_picture(data, name, role, verify, task.meaning)
                     found.append((role, data, picture))
                     if rule:
@@ -345,7 +182,7 @@ def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRec
             samples += 1
             for sink in sinks:
                 sink.add(key, found, planes, task.background[number], measured)
-    indexes = [format_index(sink.lines).encode() for sink in sinks]
+    indexes = [of_lines(sink.lines).encode() for sink in sinks]
     record = ShardRecord(
         task=digest,
         name=task.name,
@@ -366,7 +203,8 @@ class _Sink:
         self._tar = tar
         self._pictures: dict[str, Counter[Picture]] = {}
         self._costs: dict[str, list[float]] = {}
-        self.lines: list[list[Member]] = []
+        self.lines: list[str] = []
+        """Of the index."""
 
     def add(
         self,
@@ -393,11 +231,11 @@ class _Sink:
             counts[picture] += 1
             extension = f"{role}.{picture[0]}"
             full = f"{key}.{extension}"
-            line.append(Member(extension, add(full.encode(), data), len(data), full))
+            line.append((extension, add(full.encode(), data), len(data), full))
         if background >= 0:
             full = f"{key}.bg.cls"
-            line.append(Member("bg.cls", add(full.encode(), b"%05d" % background), 5, full))
-        self.lines.append(line)
+            line.append(("bg.cls", add(full.encode(), b"%05d" % background), 5, full))
+        self.lines.append(line_of(line))
 
     def part(self, index: bytes) -> Part:
         """End the tar, and say what it holds."""
@@ -417,10 +255,9 @@ class _Sink:
 
 
 def _check_shape(role: str, picture: Picture, first: tuple[str, bytes, Picture]) -> None:
-    """A sample's pictures may differ in size, but not in aspect. 2 % or a pixel is rounding."""
+    """A sample's pictures may differ in size, but not in aspect."""
     main = first[2]
-    off = abs(main.width * picture.height - picture.width * main.height)
-    if off > max(0.02 * main.width * picture.height, main.width, main.height):
+    if not same_aspect(picture, main):
         raise EntryError(
             f"{role} of {picture.width}x{picture.height} has another aspect than {first[0]} of "
             f"{main.width}x{main.height}"
@@ -448,26 +285,3 @@ def _kept(task: ShardTask, digest: str) -> ShardRecord | None:
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return record
-
-
-class Sources:
-    """The zips, opened for reading: by descriptor, or by ranges."""
-
-    def __init__(self, paths: list[str]) -> None:
-        self._paths = paths
-        self._handles: list[Handle] = []
-
-    def __enter__(self) -> list[Handle]:
-        try:
-            for path in self._paths:
-                self._handles.append(open_source(path))
-        except OSError as error:
-            self.__exit__()
-            raise BuildError(
-                f"{error.filename}: {error.strerror}; it was there a moment ago"
-            ) from error
-        return self._handles
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            close_source(handle)

@@ -14,7 +14,8 @@ ORDER = {
         "directory", "archive", "extract",
         "images", "png", "pixels", "codecs", "naming", "keys", "maps", "folders", "workshop", "nested", "gather", "repeats", "census", "joining",
         "backing", "settle", "roles", "rules", "splits", "prove", "layout", "layoutfile", "plan",
-        "index", "manifest", "workers", "cluster", "writer", "survey", "output", "summary",
+        "index", "manifest", "workers", "cluster", "sources", "tasks", "tarwriter", "copier",
+        "writer", "survey", "output", "summary",
         "bank", "build", "verify", "stats", "report", "textures", "canvas", "scenes", "cutouts",
         "composites", "zipwriter", "synth", "bench", "cli", "__main__",
     ),
@@ -22,13 +23,14 @@ ORDER = {
         "blocks", "resunet", "unet", "losses", "supervision", "registry",
     ),
     "train": (
-        "errors", "config", "settings", "distributed", "order", "draws", "shards", "raw",
-        "batch", "kernel", "fused", "feed", "prefetch", "pipeline", "baselines", "peers",
+        "errors", "config", "settings", "distributed", "order", "draws", "index", "mapped",
+        "shards", "raw", "batch", "access", "kernel", "fused", "feed", "prefetch", "graph",
+        "engine", "pipeline", "pillow", "baselines", "peers",
         "logs", "progress", "schedule", "step", "metrics", "panels", "checkpoint", "writer",
         "board", "folder", "stop", "source", "memory", "tracing", "evaluate", "average", "networks",
-        "state", "samples", "charts", "report", "trainer", "launch", "compare", "predict",
-        "contenders", "bench", "nvml", "sweep", "page", "agenda", "suite", "export", "cli",
-        "__main__",
+        "state", "keeper", "samples", "charts", "report", "trainer", "launch", "compare", "predict",
+        "contenders", "nvml", "machine", "window", "verdict", "bench", "sweep", "dissect", "page",
+        "agenda", "suite", "export", "cli", "__main__",
     ),
 }  # fmt: skip
 
@@ -41,7 +43,7 @@ ACROSS = {
 
 # Libraries that only the named modules may import.
 ONLY = {
-    "nvidia": {"train.pipeline"},
+    "nvidia": {"train.graph"},
     "click": {"shardify.cli", "train.cli"},
     "torch": None,  # None: anything but shardify.
 }

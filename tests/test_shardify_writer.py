@@ -214,7 +214,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     if call == "write":
-        monkeypatch.setattr("shardify.writer.TarWriter._flush", full)
+        monkeypatch.setattr("shardify.tarwriter.TarWriter._flush", full)
     else:
         monkeypatch.setattr("pathlib.Path.replace", full)
     with pytest.raises(BuildError, match=r"No space left on device.*run the same command again"):
