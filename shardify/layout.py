@@ -135,6 +135,8 @@ def detect(
     else:
         slots = rules.slots_of(layout, names, members["fg_bg"])
     description: dict[str, object] = {"join": found.table.rule, "roles": found.told}
+    if roles.VALIDITY in found.ignored:
+        description["validity"] = "ignored: a depth counts where none was measured, too"
     has = list(members)
     background = np.full(len(keys), -1, np.int32)
     ids: list[str] = []

@@ -46,6 +46,9 @@ _JUNK_FILES = re.compile(
 
 _MASK = re.compile(r"mask|trimap|matte|silhouette")
 _DEPTH = re.compile(r"depth|disparity|(?<![a-z])(?:disp|dmap)(?![a-z])")
+_VALIDITY = re.compile(
+    r"depths?(?:[-_ ]?maps?)?[-_ ]?(?:masks?|valid(?:ity)?)(?![a-z])|(?<![a-z])validity(?![a-z])"
+)
 _OTHER = re.compile(
     r"gtfine|gtcoarse|labelids|labeltrainids|instanceids|rightimg|(?<![a-z])normals?(?![a-z])"
 )
@@ -97,7 +100,8 @@ def evidence(part: str) -> str | None:
     """The role that one folder's name, or one file's stem, speaks for.
 
     Returns:
-        ``mask``, ``depth``, ``fg_bg``, ``bg``; ``numbered`` for ``bg_007``, which may be a
+        ``mask``, ``depth``, ``fg_bg``, ``bg``; ``validity`` for ``depth_mask``, which says where
+        a depth was measured, not where an object is; ``numbered`` for ``bg_007``, which may be a
         background or the folder of what was pasted on it; ``fg`` for cut-outs; ``picture`` for
         words such as ``images``; ``other`` for what is no role here, such as class labels; None
         where it says nothing.
@@ -105,6 +109,8 @@ def evidence(part: str) -> str | None:
     part = part.lower()
     if _OTHER.search(part):
         return "other"
+    if _VALIDITY.search(part):
+        return "validity"
     mask, depth = (_last(pattern, part) for pattern in (_MASK, _DEPTH))
     if mask >= 0 or depth >= 0:
         return "mask" if mask > depth else "depth"
@@ -128,7 +134,7 @@ def role_of(said: Sequence[str | None]) -> str | None:
     inward = list(reversed(said))
     if "other" in inward:
         return "other"
-    for accepted in (("mask", "depth"), ("fg_bg", "bg", "fg")):
+    for accepted in (("mask", "depth", "validity"), ("fg_bg", "bg", "fg")):
         for word in inward:
             if word in accepted:
                 return word

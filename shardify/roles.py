@@ -15,7 +15,10 @@ from shardify.census import Census
 from shardify.errors import LayoutError, ShardifyError
 from shardify.settle import looks_binary
 
-__all__ = ["assign", "describe", "ignored"]
+__all__ = ["VALIDITY", "assign", "describe", "ignored", "unknown", "validity"]
+
+VALIDITY = "validity masks of depth"
+"""How they are counted among what is ignored."""
 
 _CUTOUT_MASK = re.compile(r"(?<![a-z])(?:fg|foreground)s?[-_ ]?masks?(?![a-z])")
 _PHOTOGRAPHS = frozenset({"jpg", "jpeg", "jpe", "jfif"})
@@ -90,13 +93,21 @@ def describe(census: Census, role_of_group: Sequence[str | None]) -> dict[str, o
 def ignored(census: Census, role_of_group: Sequence[str | None]) -> dict[str, int]:
     """What was left aside and is no part of any sample, counted."""
     pairs = zip(role_of_group, census.counts(), strict=True)
+    valid = validity(census)
     left = {
         "junk": census.junk,
-        "images without a role": sum(count for role, count in pairs if role is None),
+        "images without a role": sum(count for role, count in pairs if role is None) - valid,
+        VALIDITY: valid,
     }
     for extension, count in sorted(census.other.items()):
         left[f".{extension}" if extension else "without extension"] = count
     return {what: count for what, count in left.items() if count}
+
+
+def validity(census: Census) -> int:
+    """How many files only say where a depth was measured. They are no mask of an object."""
+    pairs = zip(census.groups, census.counts(), strict=True)
+    return sum(count for group, count in pairs if naming.role_of(group.said) == "validity")
 
 
 def _without_cutouts(census: Census, roles: list[str | None]) -> None:

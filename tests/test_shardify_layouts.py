@@ -481,7 +481,7 @@ def test_carvana_leaves_its_unlabelled_test_part_aside(pool: Pool) -> None:
     assert ignored == {"images of a test split without labels": len(pool.samples)}
 
 
-def test_diode_has_validity_for_its_mask(pool: Pool) -> None:
+def test_diode_has_depth_and_its_validity_is_no_mask(pool: Pool) -> None:
     files = Files()
     for s in pool.samples:
         part = "val" if s.number % 4 == 0 else "train"
@@ -494,9 +494,10 @@ def test_diode_has_validity_for_its_mask(pool: Pool) -> None:
     found = detect(files, blind=True)
     names = found.description["names"]
     assert isinstance(names, list)
-    assert found.roles == ("fg_bg", "mask", "depth")
+    assert found.roles == ("fg_bg", "depth")
     assert len(found.keys) == len(pool.samples)
-    assert all(names[index].endswith("_depth_mask.npy") for index in found.members["mask"])
+    assert found.description["ignored"] == {"validity masks of depth": len(pool.samples)}
+    assert str(found.description["validity"]).startswith("ignored")
     assert all(names[index].endswith("_depth.npy") for index in found.members["depth"])
 
 
