@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from train import order
+from train.access import first_lie
 from train.draws import Augmentation, Draws, draw, still
 from train.errors import DataError
-from train.kernel import first_lie
 from train.order import Indexes
 from train.shards import Bytes, Shards, chosen
 

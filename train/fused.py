@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from train.access import unpack
 from train.batch import CHANNELS, ROLES, Batch, fill
 from train.draws import Draws, matrices, noise_table
-from train.kernel import render, unpack
+from train.kernel import render
 
 __all__ = ["Buffers", "Renderer"]
 

@@ -2,6 +2,7 @@
 
 Takes decoded images by address and writes float32 planes; a batch can be cut among threads, for
 nothing here holds the GIL. It decodes nothing, draws nothing and allocates no batch.
+(Numba's cache sees a change of this file, not one of ``access``: then change this one too.)
 
 How it is built, and why: resize and rotation are one matrix, so that a source pixel is fetched
 once; a row's loops are kept apart (where to look, fetch, blend, colour), because the compiler
@@ -10,63 +11,19 @@ reads both horizontal neighbours of an RGB pixel by one unaligned 64-bit load. W
 the source is its nearest edge pixel. All arithmetic on pixels is float32.
 
 The functions below trust their arguments: addresses must be those of live, contiguous images of
-at least 2 x 2 pixels. ``train.pipeline`` checks that before it calls.
+at least 2 x 2 pixels. ``train.engine`` checks that before it calls.
 """
 
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
 
+from train.access import jit, load16, load32, load64, stream16
 from train.draws import NOISE_UNIT
 
-__all__ = ["first_lie", "render", "unpack"]
+__all__ = ["render"]
 
 
-def _load(bits: int, kind: Any) -> Any:
-    """An intrinsic that reads ``bits`` bits at any address, aligned or not."""
-
-    @intrinsic
-    def load(_context: Any, _address: Any) -> Any:
-        def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-            value = builder.load(builder.inttoptr(args[0], ir.IntType(bits).as_pointer()))
-            value.align = 1
-            return value
-
-        return kind(types.int64), generate
-
-    return load
-
-
-def _stream() -> Any:
-    """An intrinsic that copies 16 floats to a multiple of 64 bytes, past the caches."""
-
-    @intrinsic
-    def stream(_context: Any, _target: Any, _source: Any) -> Any:
-        def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-            vector = ir.VectorType(ir.FloatType(), 16).as_pointer()
-            value = builder.load(builder.inttoptr(args[1], vector))
-            value.align = 4
-            store = builder.store(value, builder.inttoptr(args[0], vector))
-            store.align = 64
-            mark = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
-            store.set_metadata("nontemporal", mark)
-            return ir.Constant(ir.IntType(32), 0)
-
-        return types.int32(types.int64, types.int64), generate
-
-    return stream
-
-
-_stream16 = _stream()
-_load8 = _load(8, types.uint8)
-_load16 = _load(16, types.uint16)
-_load32 = _load(32, types.uint32)
-_load64 = _load(64, types.uint64)
-
-_jit = njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
 # Any: what numba makes of them is not what NumPy's stubs say.
 _f: Any = np.float32
 _least: Any = min
@@ -79,7 +36,7 @@ _8, _16, _24 = np.uint32(8), np.uint32(16), np.uint64(24)
 _UNIT = np.float32(1 / NOISE_UNIT)
 
 
-@_jit
+@jit
 def render(
     images: Any,
     matrices: Any,
@@ -169,58 +126,7 @@ def render(
                 _put(rgb[0], depth[n], res * y, stream)
 
 
-@_jit
-def unpack(packed: Any, rgb: Any, mask: Any, begin: int, end: int) -> None:
-    """Raw samples ``begin`` to ``end`` as decoded images.
-
-    Args:
-        packed: (B, 2) int64, addresses of fg_bg's planes (3, H, W) and of the mask's bits; the
-            latter is not read where the masks have no pixels.
-        rgb: (B, H, W, 3) uint8; written.
-        mask: (B, h, w) uint8; written, 0 and 255.
-        begin: First sample.
-        end: One past the last.
-    """
-    area = rgb.shape[1] * rgb.shape[2]
-    bits = mask.shape[1] * mask.shape[2]
-    for n in range(begin, end):
-        red = packed[n, 0]
-        pixels, seen = rgb[n].reshape(3 * area), mask[n].reshape(bits)
-        for k in range(area):
-            pixels[3 * k] = _load8(red + k)
-            pixels[3 * k + 1] = _load8(red + area + k)
-            pixels[3 * k + 2] = _load8(red + 2 * area + k)
-        for k in range(bits):
-            byte = np.int32(_load8(packed[n, 1] + (k >> 3)))
-            seen[k] = np.uint8(-((byte >> (7 - (k & 7))) & 1))
-
-
-@_jit
-def first_lie(base: Any, offsets: Any, sizes: Any) -> int:
-    """The first sample whose members are not where the index has them.
-
-    Args:
-        base: (n,) int64, address of each sample's shard.
-        offsets: (n, k) int64, first payload byte of each member, at least 512.
-        sizes: (n, k) int64.
-
-    Returns:
-        A number below n, or -1 where every member has a USTAR header with its size before it.
-    """
-    for n in range(offsets.shape[0]):
-        for k in range(offsets.shape[1]):
-            header = base[n] + offsets[n, k] - 512
-            if _load32(header + 257) != 0x61747375 or _load8(header + 261) != 0x72:  # "usta", "r"
-                return n
-            size = 0
-            for digit in range(11):
-                size = size * 8 + (_load8(header + 124 + digit) - 48)
-            if size != sizes[n, k]:
-                return n
-    return -1
-
-
-@_jit
+@jit
 def _look(matrix: Any, wide: int, high: int, y: int, offset: Any, u: Any, v: Any) -> None:
     """Where a row's pixels look: the upper left of four source pixels, and how far beyond it."""
     ax, ay = matrix[0, 0], matrix[1, 0]
@@ -238,7 +144,7 @@ def _look(matrix: Any, wide: int, high: int, y: int, offset: Any, u: Any, v: Any
         offset[x] = iy * stride + ix
 
 
-@_jit
+@jit
 def _fetch_rgb(image: int, wide: int, high: int, offset: Any, top: Any, low: Any) -> None:
     """Two horizontal neighbours, in the low 48 bits, of the upper and of the lower row."""
     row, last = 3 * wide, 3 * wide * high - 8
@@ -247,25 +153,25 @@ def _fetch_rgb(image: int, wide: int, high: int, offset: Any, top: Any, low: Any
         second = first + row
         # The image's last pixels: read a little before them and shift, not past the end.
         a, b = _least(first, last), _least(second, last)
-        top[x] = _load64(image + a) >> np.uint64((first - a) * 8)
-        low[x] = _load64(image + b) >> np.uint64((second - b) * 8)
+        top[x] = load64(image + a) >> np.uint64((first - a) * 8)
+        low[x] = load64(image + b) >> np.uint64((second - b) * 8)
 
 
-@_jit
+@jit
 def _fetch_gray(image: int, wide: int, offset: Any, top: Any, low: Any) -> None:
     for x in range(len(offset)):
         at = image + np.int64(offset[x])
-        top[x], low[x] = _load16(at), _load16(at + wide)
+        top[x], low[x] = load16(at), load16(at + wide)
 
 
-@_jit
+@jit
 def _fetch_gray16(image: int, wide: int, offset: Any, top: Any, low: Any) -> None:
     for x in range(len(offset)):
         at = image + 2 * np.int64(offset[x])
-        top[x], low[x] = _load32(at), _load32(at + 2 * wide)
+        top[x], low[x] = load32(at), load32(at + 2 * wide)
 
 
-@_jit
+@jit
 def _blend_rgb(top: Any, low: Any, u: Any, v: Any, rgb: Any) -> None:
     red, green, blue = rgb[0], rgb[1], rgb[2]
     for x in range(len(u)):
@@ -277,14 +183,14 @@ def _blend_rgb(top: Any, low: Any, u: Any, v: Any, rgb: Any) -> None:
         blue[x] = _mix(a >> _16 & _BYTE, b >> _16 & _BYTE, c >> _16 & _BYTE, d >> _16 & _BYTE, p, q)
 
 
-@_jit
+@jit
 def _blend_gray(top: Any, low: Any, u: Any, v: Any, bits: Any, full: Any, out: Any) -> None:
     for x in range(len(u)):
         a, c = top[x], low[x]
         out[x] = _mix(a & full, a >> bits, c & full, c >> bits, u[x], v[x])
 
 
-@_jit
+@jit
 def _mix(a: Any, b: Any, c: Any, d: Any, u: Any, v: Any) -> Any:
     """Bilinear: between a and b, and c and d below them, by u; between the two by v."""
     left, right = _f(_i(a)), _f(_i(b))
@@ -294,7 +200,7 @@ def _mix(a: Any, b: Any, c: Any, d: Any, u: Any, v: Any) -> Any:
     return upper + v * (lower - upper)
 
 
-@_jit
+@jit
 def _finish(
     rgb: Any, colour: Any, noise: Any, place: Any, table: Any, normal: Any, augment: bool, y: int
 ) -> None:
@@ -328,7 +234,7 @@ def _finish(
         blue[x] = _least(_most(w, _f(0)), _f(255)) * s2 + t2
 
 
-@_jit
+@jit
 def _write(rgb: Any, line: Any, interleave: bool, stream: bool, y: int, out: Any) -> None:
     """One finished row to its place."""
     red, green, blue = rgb[0], rgb[1], rgb[2]
@@ -343,23 +249,23 @@ def _write(rgb: Any, line: Any, interleave: bool, stream: bool, y: int, out: Any
     _put(blue, out, res * (2 * res + y), stream)
 
 
-@_jit
+@jit
 def _put(row: Any, out: Any, at: int, stream: bool) -> None:
     if stream:
         target, source = out.ctypes.data + 4 * at, row.ctypes.data
         for x in range(0, 4 * len(row), 64):
-            _stream16(target + x, source + x)
+            stream16(target + x, source + x)
     else:
         out[at : at + len(row)] = row
 
 
-@_jit
+@jit
 def _step(values: Any, threshold: Any) -> None:
     for x in range(len(values)):
         values[x] = _f(1) if values[x] >= threshold else _f(0)
 
 
-@_jit
+@jit
 def _scale(values: Any, scale: Any) -> None:
     for x in range(len(values)):
         values[x] = values[x] * scale

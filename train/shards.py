@@ -5,10 +5,7 @@ them in memory) and hands out payloads as views, never as copies. Whatever disag
 manifest is refused by name. This module decodes no image and chooses no order.
 """
 
-import contextlib
 import hashlib
-import mmap
-import resource
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,18 +17,17 @@ import numpy.typing as npt
 from shardify.errors import ShardifyError
 from shardify.manifest import BACKGROUNDS, Manifest, Shard
 from train.errors import DataError
+from train.index import BLOCK, read_index
+from train.mapped import Bytes, allow_open_files, bytes_of, digest_of
 from train.order import Indexes
 
 __all__ = ["IMAGES", "Bytes", "Shards", "background_payloads", "load_manifest", "open_split"]
-
-Bytes = npt.NDArray[np.uint8]
 
 IMAGES = ("fg_bg", "mask", "depth")
 """The roles whose payload a sample carries, in this order, before its ``bg.cls``; a data set may
 lack any but ``fg_bg``."""
 
-_MEMBERS = (*IMAGES, "bg")
-_BLOCK = 512
+MEMBERS = (*IMAGES, "bg")
 
 
 def load_manifest(path: Path, *, res: int) -> tuple[Path, Manifest]:
@@ -161,7 +157,7 @@ class Shards:
     def changed(self, index: int) -> bool:
         """Whether the shard that holds a sample is no longer the one the manifest describes."""
         shard = int(self.shard_of(np.array([index]))[0])
-        return _digest(self.buffers[shard]) != self.files[shard].sha256
+        return digest_of(self.buffers[shard]) != self.files[shard].sha256
 
     def header_fault(self, index: int) -> str | None:
         """What the tar says where the index has a sample's members, if they disagree."""
@@ -169,7 +165,7 @@ class Shards:
         key = self.names[index].decode("ascii")
         for column, role in enumerate(self.members):
             offset, size = int(self.offsets[index, column]), int(self.sizes[index, column])
-            header = self.buffers[shard][offset - _BLOCK : offset].tobytes()
+            header = self.buffers[shard][offset - BLOCK : offset].tobytes()
             name = header[:100].rstrip(b"\0").decode("ascii", "replace")
             if header[257:262] != b"ustar":
                 return f"the index has {key}.{role} at byte {offset}, where no member begins"
@@ -199,18 +195,18 @@ def open_split(
             the manifest.
     """
     _require(folder, manifest, split)
-    members = tuple(role for role in _MEMBERS if role in manifest.roles)
+    members = tuple(role for role in MEMBERS if role in manifest.roles)
     files = manifest.splits[split].shards
-    _allow_open_files(len(files))
+    allow_open_files(len(files))
     buffers, offsets, sizes, names = [], [], [], []
     for shard in files:
-        buffer = _bytes_of(folder / shard.name, shard, cache)
-        if (verify or cache == "ram") and _digest(buffer) != shard.sha256:
+        buffer = bytes_of(folder / shard.name, shard, cache)
+        if (verify or cache == "ram") and digest_of(buffer) != shard.sha256:
             raise DataError(
                 f"{folder / shard.name}: its bytes are not those of the manifest (SHA-256); "
                 f"run `shardify verify {folder}`, then build it again"
             )
-        starts, lengths, keys = _read_index(folder / shard.index, shard, len(buffer), members)
+        starts, lengths, keys = read_index(folder / shard.index, shard, len(buffer), members)
         buffers.append(buffer)
         offsets.append(starts)
         sizes.append(lengths)
@@ -273,89 +269,6 @@ def _require(folder: Path, manifest: Manifest, split: str) -> None:
             f"{folder}: the data set has no fg_bg, only {', '.join(manifest.roles) or 'nothing'}; "
             "build it from a source that has composite images"
         )
-
-
-def _bytes_of(path: Path, shard: Shard, cache: str) -> Bytes:
-    """The shard's bytes, mapped or read, once its length is what the manifest says."""
-    try:
-        found = path.stat().st_size
-        if found != shard.bytes:
-            raise DataError(
-                f"{path}: {found} bytes; the manifest says {shard.bytes}: it was cut or changed; "
-                f"run `shardify verify {path.parent}`, then build it again"
-            )
-        if cache == "ram":
-            return np.fromfile(path, np.uint8)
-        with path.open("rb") as file:
-            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-    except FileNotFoundError:
-        raise DataError(
-            f"{path}: missing; the manifest lists it with {shard.samples} samples; "
-            "restore it, or build the data set again"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); check the disk") from error
-
-
-def _digest(buffer: Bytes) -> str:
-    return hashlib.sha256(buffer.data).hexdigest()
-
-
-def _read_index(
-    path: Path, shard: Shard, length: int, members: tuple[str, ...]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bytes_]]:
-    """Offsets (n, k), sizes (n, k) and keys (n,) of one shard's index, each checked."""
-    try:
-        head, _, body = path.read_bytes().partition(b"\n")
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}); every shard needs its index; "
-            "build the data set again"
-        ) from error
-    remedy = f"run `shardify verify {path.parent}`, then build it again"
-    if head.split() != [b"v1.2", str(shard.samples).encode()]:
-        raise DataError(f"{path}: begins {head[:32]!r}; expected 'v1.2 {shard.samples}'; {remedy}")
-    tokens = body.split()
-    width = 4 * len(members)
-    if len(tokens) != width * shard.samples:
-        raise DataError(
-            f"{path}: {len(tokens)} words; expected {width} for each of {shard.samples} samples; "
-            f"{remedy}"
-        )
-    table = np.array(tokens).reshape(shard.samples, len(members), 4)
-    names = table[:, 0, 3]
-    keys = np.strings.partition(names, np.bytes_(b"."))[0]
-    try:
-        offsets, sizes = table[:, :, 1].astype(np.int64), table[:, :, 2].astype(np.int64)
-    except ValueError as error:
-        raise DataError(f"{path}: holds {error}; expected whole numbers; {remedy}") from None
-
-    roles = np.array([role.encode() for role in members])
-    wrong = (np.strings.partition(table[:, :, 0], np.bytes_(b"."))[0] != roles).any(axis=1)
-    stems = np.strings.partition(table[:, :, 3], np.bytes_(b"."))[0]
-    wrong |= (stems != keys[:, None]).any(axis=1)
-    places = np.stack([offsets, offsets + sizes], axis=2).reshape(-1)
-    backward = np.flatnonzero(np.diff(places, prepend=_BLOCK) < 0)
-    wrong[backward // (2 * len(members))] = True
-    wrong |= (offsets % _BLOCK != 0).any(axis=1) | (sizes < 1).any(axis=1)
-    wrong |= (offsets + sizes > length).any(axis=1)
-    if wrong.any():
-        line = int(np.flatnonzero(wrong)[0])
-        raise DataError(
-            f"{path}: line {line + 2}, {keys[line].decode('ascii', 'replace')}: its members are "
-            f"not {', '.join(members)}, one after the other within {shard.bytes} bytes; {remedy}"
-        )
-    return offsets, sizes, keys
-
-
-def _allow_open_files(count: int) -> None:
-    """Every mapped shard keeps a descriptor: lift this process's soft limit where it is low."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + 256
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(OSError, ValueError):
-            limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def chosen(shards: Shards, keys: Sequence[str]) -> Indexes:

@@ -1,0 +1,324 @@
+"""One loader's work: each step's inputs into the graph, its outputs into a batch.
+
+On a GPU the graph does everything; on a CPU DALI decodes and ``kernel.render`` does the rest, for
+DALI's own warps are several times slower there (``kernel="dali"`` runs them all the same, to
+compare). A sample that does not decode is found and named here. It keeps no position in an epoch.
+"""
+
+import collections
+import contextlib
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from shardify.manifest import Manifest
+from train.batch import ROLES, Batch, fill
+from train.draws import NOISE_UNIT, matrices, noise_table
+from train.errors import DataError
+from train.feed import Feed, Step
+from train.fused import Renderer
+from train.graph import AHEAD, background_table, decode_faults, graph, own_tensor, reason_of
+from train.raw import check_sizes, is_raw, pixels, size_of
+from train.shards import background_payloads
+
+__all__ = ["Engine"]
+
+
+class Engine:
+    """The DALI pipeline of one loader, and what is done with its outputs."""
+
+    def __init__(
+        self,
+        feed: Feed,
+        manifest: Manifest,
+        *,
+        folder: Path,
+        res: int,
+        batch_size: int,
+        augment: bool,
+        device: str,
+        threads: int,
+        dtype: torch.dtype,
+        channels_last: bool,
+        kernel: str,
+        hw_decoder_load: float,
+    ) -> None:
+        self._feed = feed
+        self._manifest = manifest
+        self._raw = is_raw(manifest)
+        if self._raw:
+            check_sizes(feed.shards, manifest)
+        self._res = res
+        self._augment = augment
+        self._device = torch.device(device)
+        self._dtype = dtype
+        self._channels_last = channels_last
+        self._decode_only = kernel != "dali"
+        self._steps: Iterator[Step] = iter(())
+        self._next: Step | None = None
+        self._tail: Step | None = None
+        self._iteration = 0
+        self._inputs: list[list[Any]] = []
+        self._waiting: collections.deque[tuple[Step | None, list[list[Any]]]] = collections.deque()
+        self._images = feed.shards.images
+        depth_bits = manifest.roles["depth"].bits if "depth" in manifest.roles else 8
+        threshold = float(("mask" in manifest.roles and manifest.roles["mask"].threshold) or 128)
+        normal = _normal(manifest, folder)
+        payloads = background_payloads(folder, manifest)
+        if not payloads:
+            table = np.empty((0, 0, 0, 3), np.uint8)
+        elif self._raw:
+            table = np.stack([pixels(payload, manifest, "bg") for payload in payloads])
+        else:
+            table = background_table(
+                payloads,
+                [f"{folder}: background {one.id}" for one in manifest.backgrounds],
+                size=size_of(manifest, "fg_bg"),
+                threads=threads,
+            )
+        self._renderer: Renderer | None = None
+        self._backgrounds: Any = table
+        if kernel == "fused":
+            self._renderer = Renderer(
+                res=res,
+                normal=normal,
+                threshold=threshold,
+                depth_bits=depth_bits,
+                roles=feed.shards.members,
+                augment=augment,
+                threads=threads,
+                dtype=dtype,
+                channels_last=channels_last,
+            )
+        elif kernel == "dali":
+            on_gpu = self._device.type == "cuda"
+            noise = np.ascontiguousarray(noise_table(res).transpose(1, 2, 0))
+            if on_gpu:
+                self._backgrounds = torch.from_numpy(table).to(self._device)
+            self._noise: Any = torch.from_numpy(noise).to(self._device) if on_gpu else noise
+            stream: Any = torch.cuda.Stream
+            self._stream = stream(self._device) if on_gpu else None
+        self._pipe: Any = None
+        if self._raw and self._decode_only:
+            return
+        self._pipe = graph(
+            self._inputs_of,
+            roles=self._images,
+            raw={role: size_of(manifest, role) for role in self._images} if self._raw else None,
+            device=self._device,
+            decode_only=self._decode_only,
+            batch_size=batch_size,
+            threads=threads,
+            res=res,
+            normal=normal,
+            threshold=threshold,
+            depth_bits=depth_bits,
+            augment=augment,
+            channels_last=channels_last,
+            half=dtype != torch.float32,
+            hw_decoder_load=hw_decoder_load,
+            bg_size=(table.shape[2], table.shape[1]) if len(table) else None,
+        )
+
+    def batches(self, steps: Iterator[Step]) -> Generator[tuple[Batch, int], None, None]:
+        """Each step's batch, with the samples of the epoch used after it."""
+        if self._pipe is None:
+            for step in steps:
+                batch = self._empty() if self._renderer is None else self._render_raw(step)
+                yield batch, step.used
+            return
+        self._steps = steps
+        try:
+            self._pull()
+            while self._waiting or self._next is not None:
+                while len(self._waiting) < AHEAD and self._next is not None:
+                    self._pipe.schedule_run()
+                if (made := self._collect()) is not None:
+                    yield made
+            if self._tail is not None:
+                yield self._empty(), self._tail.used
+        finally:
+            while self._waiting:
+                self._waiting.popleft()
+                with contextlib.suppress(RuntimeError):
+                    self._pipe.share_outputs()
+                self._pipe.release_outputs()
+
+    def _inputs_of(self, iteration: int) -> list[list[Any]]:
+        """What the graph takes in one of its iterations; its sources ask in their turn.
+
+        DALI may ask for one iteration more than there are steps: it gets the last one again, and
+        what comes of it is dropped.
+        """
+        if iteration == self._iteration:
+            step = self._next
+            if step is not None:
+                inputs = self._lists(step)
+                self._pull()
+                self._inputs = inputs
+            # The inputs stay referenced until their iteration is over: DALI reads them in place.
+            self._waiting.append((step, self._inputs))
+            self._iteration += 1
+        return self._inputs
+
+    def _pull(self) -> None:
+        """Fetch the next step; one without samples is kept apart, for there is nothing to run."""
+        self._next, self._tail = next(self._steps, None), None
+        if self._next is not None and not len(self._next.indexes):
+            self._next, self._tail = None, self._next
+
+    def close(self) -> None:
+        """Free the pipeline and the threads."""
+        if self._renderer is not None:
+            self._renderer.close()
+        self._pipe = None
+
+    def _lists(self, step: Step) -> list[list[Any]]:
+        """What the graph takes, in the order of its inputs: a list of n arrays each."""
+        lists: list[list[Any]] = [step.payloads[role] for role in self._images]
+        if self._decode_only:
+            return lists
+        if self._raw:
+            for role, payloads in zip(self._images, lists, strict=True):
+                payloads[:] = [pixels(payload, self._manifest, role) for payload in payloads]
+        draws = step.draws
+        # The unit square's matrix; the graph scales it to each image's size.
+        lists.append(list(matrices(draws.angle, width=1, height=1, res=self._res)))
+        if self._augment:
+            lists.append(list(draws.colour))
+            lists.append(list(draws.noise / np.float32(NOISE_UNIT)))
+            lists.append(list(draws.place))
+        if len(self._backgrounds):
+            lists.append([self._backgrounds[index] for index in step.backgrounds.tolist()])
+        if self._augment:
+            lists.append([self._noise] * len(step.indexes))
+        return lists
+
+    def _collect(self) -> tuple[Batch, int] | None:
+        """Finish the oldest iteration; None if it was one too many."""
+        step, _ = self._waiting[0]
+        try:
+            try:
+                outputs = self._pipe.share_outputs()
+            except RuntimeError as error:
+                if step is not None:
+                    raise self._culprit(step, error) from error
+            if step is None:
+                return None
+            if self._renderer is not None:
+                return self._render(self._renderer, step, outputs), step.used
+            return self._empty() if self._decode_only else self._hand_over(outputs), step.used
+        finally:
+            self._waiting.popleft()
+            self._pipe.release_outputs()
+
+    def _render(self, renderer: Renderer, step: Step, outputs: Any) -> Batch:
+        images = self._places(step)
+        for role, decoded in zip(self._images, outputs, strict=True):
+            column = ROLES.index(role)
+            for place, shape in enumerate(decoded.shape()):
+                if min(shape[:2]) < 2:
+                    raise DataError(
+                        f"{self._feed.shards.where(int(step.indexes[place]))}: {role} has "
+                        f"{shape[1]}x{shape[0]} pixels; expected 2x2 or more; leave it out"
+                    )
+                images[place, column] = decoded[place].data_ptr(), shape[1], shape[0]
+        return renderer(images, step.draws)
+
+    def _render_raw(self, step: Step) -> Batch:
+        """Render a batch straight from the shards' bytes."""
+        assert self._renderer is not None
+        shards = self._feed.shards
+        images = self._places(step)
+        first = shards.base[shards.shard_of(step.indexes)]
+        for member, role in enumerate(self._images):
+            column = ROLES.index(role)
+            images[:, column, 0] = first + shards.offsets[step.indexes, member]
+            images[:, column, 1:] = size_of(self._manifest, role)
+        return self._renderer(images, step.draws, packed=np.ascontiguousarray(images[:, 1:3, 0]))
+
+    def _places(self, step: Step) -> npt.NDArray[np.int64]:
+        """(n, 4, 3) address, width and height of each image, so far of the backgrounds only."""
+        table = self._backgrounds
+        images = np.zeros((len(step.indexes), 4, 3), np.int64)
+        if not len(table):
+            return images
+        images[:, 0, 0] = table.__array_interface__["data"][0]
+        images[:, 0, 0] += step.backgrounds * table.strides[0]
+        images[:, 0, 1:] = table.shape[2], table.shape[1]
+        return images
+
+    def _hand_over(self, outputs: Any) -> Batch:
+        """Copy the graph's outputs, device to device, into tensors of their own."""
+        context = (
+            torch.cuda.stream(self._stream)
+            if self._stream is not None
+            else contextlib.nullcontext()
+        )
+        with context:
+            tensors = {}
+            roles = [role for role in ROLES if role in self._feed.shards.members]
+            for role, output in zip(roles, outputs, strict=True):
+                tensor = own_tensor(output)
+                if self._channels_last:
+                    tensor = tensor.permute(0, 3, 1, 2)
+                tensors[role] = tensor.to(self._dtype)
+            batch = self._filled(tensors, len(tensors["fg_bg"]))
+            if self._stream:
+                self._stream.synchronize()
+        return batch
+
+    def _empty(self) -> Batch:
+        return self._filled({}, 0)
+
+    def _filled(self, found: dict[str, torch.Tensor], count: int) -> Batch:
+        return fill(
+            found, count, self._res, device=self._device, dtype=self._dtype,
+            channels_last=self._channels_last,
+        )  # fmt: skip
+
+    def _culprit(self, step: Step, error: RuntimeError) -> DataError:
+        """Which image of a step does not decode: DALI seldom says, so try them one by one."""
+        shards = self._feed.shards
+        for role in self._images:
+            reasons = decode_faults(step.payloads[role], role)
+            for index, reason in zip(step.indexes.tolist(), reasons, strict=True):
+                if reason is None:
+                    continue
+                remedy = f"run `shardify verify --decode {shards.folder}`, then build it again"
+                if shards.changed(index):
+                    reason += "; the shard is not the one that the manifest describes"
+                elif shards.split == "train":
+                    # The rest of the shard is what was built: only this sample is lost.
+                    (key,) = shards.keys(np.array([index]))
+                    remedy += f", or train without it (--exclude {key})"
+                return DataError(
+                    f"{shards.where(index)}: {role} does not decode ({reason}); {remedy}"
+                )
+        return DataError(f"{shards.folder}: DALI failed: {reason_of(error)}")
+
+
+def _normal(manifest: Manifest, folder: Path) -> npt.NDArray[np.float32]:
+    """(2, 2, 3): scale and shift of bg and fg_bg, from levels of 255 to normalised.
+
+    Raises:
+        DataError: The manifest holds no mean and deviation of them.
+    """
+    rows = []
+    for role in ("bg", "fg_bg"):
+        if role not in manifest.roles:
+            rows.append([np.ones(3), np.zeros(3)])
+            continue
+        stats = manifest.stats.get(role)
+        if stats is None or len(stats.mean) != 3 or len(stats.std) != 3:
+            raise DataError(
+                f"{folder}: the manifest has no mean and deviation of {role}'s three channels; "
+                "build the data set again"
+            )
+        std = np.maximum(np.array(stats.std), 1 / 255)
+        rows.append([1 / (255 * std), -np.array(stats.mean) / std])
+    return np.array(rows, np.float32)
