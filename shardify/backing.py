@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from shardify import naming
+from shardify.outlines import ALONE, Outlines, numbers_at
+from shardify.recipes import Numbers, numbers_of
 
 __all__ = ["ORDERS", "Candidate", "Files", "by_rule", "guesses", "runs_of", "slots_of", "stated"]
 
@@ -64,11 +66,11 @@ ORDERS = ("lexicographic", "natural")
 """park1, park10, park2, or park1, park2, park10."""
 
 
-def slots_of(names: Sequence[str], members: IntArray, shared: int) -> dict[str, IntArray]:
+def slots_of(outlines: Outlines, members: IntArray, shared: int) -> dict[str, IntArray]:
     """The numbers that a word or a folder gives all samples.
 
     Args:
-        names: Of the source.
+        outlines: Of the source's names.
         members: (N,) index of each sample's composite.
         shared: How many leading folders to pass over.
 
@@ -77,18 +79,30 @@ def slots_of(names: Sequence[str], members: IntArray, shared: int) -> dict[str, 
         the number is, ``fg`` likewise, ``folder`` for the innermost folder's last number.
     """
     shapes, folders = naming.Shapes(), dict[str, tuple[int, int]]()
+    places: dict[int, Numbers | None] = {}
     slots = {name: np.full(len(members), -1, np.int32) for name in ("bg", "fg", "folder")}
     bg, fg, folder = slots.values()
-    for row, index in enumerate(members.tolist()):
-        path, _, base = names[index].rpartition("/")
-        stem = base.rpartition(".")[0].lower()
-        shape, text = shapes.of(stem), shapes.stripped(stem)
-        if path not in folders:
-            folders[path] = naming.folder_number(path, shared), _innermost(path, shared)
-        stated, folder[row] = folders[path]
-        bg[row] = int(text[shape.background]) if shape.background else stated
-        if shape.foreground:
-            fg[row] = int(text[shape.foreground])
+    for outline, rows, names in outlines.groups(members):
+        if outline not in places:
+            places[outline] = None if outline == ALONE else numbers_of(names[0], shared)
+        known = places[outline]
+        if known is not None:
+            for values, where in (
+                (bg, known.background), (fg, known.foreground), (folder, known.folder)
+            ):  # fmt: skip
+                if where is not None:
+                    values[rows] = numbers_at(names, where)
+            continue
+        for row, name in zip(rows.tolist(), names, strict=True):
+            path, _, base = name.rpartition("/")
+            stem = base.rpartition(".")[0].lower()
+            shape, text = shapes.of(stem), shapes.stripped(stem)
+            if path not in folders:
+                folders[path] = naming.folder_number(path, shared), _innermost(path, shared)
+            stated, folder[row] = folders[path]
+            bg[row] = int(text[shape.background]) if shape.background else stated
+            if shape.foreground:
+                fg[row] = int(text[shape.foreground])
     return {name: values for name, values in slots.items() if (values >= 0).all()}
 
 

@@ -4,7 +4,6 @@ Counts litter and what is no image, and sets text files aside. Decides no role a
 """
 
 import re
-from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 from shardify import naming
 from shardify.maps import EXTENSIONS
+from shardify.outlines import ALONE, Outlines
 
 __all__ = ["Census", "Folder", "Group", "indexes_of", "study_folder", "take_census"]
 
@@ -57,6 +57,8 @@ class Census:
     group: IntArray
     """(len(names),) int32: which of ``groups``; -1 for what is no image."""
 
+    outlines: Outlines
+
     groups: list[Group] = field(default_factory=list)
     junk: int = 0
     other: Counter[str] = field(default_factory=Counter)
@@ -76,37 +78,61 @@ class Census:
 
 def take_census(names: Sequence[str]) -> Census:
     """Sort every name into a group of alike names; count junk and what is no image."""
+    outlines = Outlines(names)
+    census = Census(names=names, group=np.full(len(names), _NONE, np.int32), outlines=outlines)
     shapes = naming.Shapes()
-    folders: dict[str, int] = {}
-    litter: set[int] = set()
-    kinds: dict[tuple[int, str | None, str], int] = {}
-    group = array("i", bytes(4 * len(names)))
-    census = Census(names=names, group=np.frombuffer(group, np.int32))
-    for index, name in enumerate(names):
-        folder, _, base = name.rpartition("/")
-        number = folders.get(folder)
-        if number is None:
-            number = folders[folder] = len(folders)
-            if naming.is_junk_folder(folder):
-                litter.add(number)
-        stem, dot, extension = base.rpartition(".")
-        if number in litter or naming.is_junk(base):
-            group[index] = _NONE
-            census.junk += 1
-            continue
-        extension = extension.lower() if dot else ""
-        if extension not in naming.IMAGES:
-            if extension in EXTENSIONS:
-                census.texts.append(index)
-            group[index] = _NONE
-            census.other[extension] += 1
-            continue
-        kind = (number, shapes.said(stem.lower()), extension)
-        place = kinds.get(kind)
-        if place is None:
-            place = kinds[kind] = len(kinds)
-        group[index] = place
-    return _merge(census, list(folders), list(kinds))
+    kinds: dict[_Kind, int] = {}
+    bounds: list[str] = []
+    for code, indexes, some in outlines.batches(np.ones(len(names), np.bool_)):
+        # Extensions with digits in them are counted by what they are.
+        same = code != ALONE and not any(each.isdigit() for each in _extension(some[0]))
+        for each, index in zip(some, indexes.tolist(), strict=True) if not same else ():
+            kind = _kind_of(each, shapes)
+            _count(census, kind, [index], kinds, [each], bounds)
+        if same:
+            _count(census, _kind_of(some[0], shapes), indexes.tolist(), kinds, some, bounds)
+    census.texts.sort()
+    return _merge(census, list(kinds), bounds)
+
+
+_Kind = tuple[str, str | None, str]
+"""A folder, what a stem says, an extension; folder and stem of one name stand for all alike."""
+_JUNK: _Kind = ("", None, "/")
+
+
+def _kind_of(name: str, shapes: naming.Shapes) -> _Kind:
+    folder, _, base = name.rpartition("/")
+    if naming.is_junk_folder(folder) or naming.is_junk(base):
+        return _JUNK
+    extension = _extension(name)
+    if extension not in naming.IMAGES:
+        return "", None, extension
+    return folder, shapes.said(base.rpartition(".")[0].lower()), extension
+
+
+def _extension(name: str) -> str:
+    _, dot, extension = name.rpartition("/")[2].rpartition(".")
+    return extension.lower() if dot else ""
+
+
+def _count(
+    census: Census,
+    kind: _Kind,
+    indexes: list[int],
+    kinds: dict[_Kind, int],
+    names: list[str],
+    bounds: list[str],
+) -> None:
+    """Put names of one kind where they belong; ``bounds`` keeps the least and greatest image."""
+    if kind is _JUNK:
+        census.junk += len(indexes)
+    elif kind[2] not in naming.IMAGES:
+        if kind[2] in EXTENSIONS:
+            census.texts += indexes
+        census.other[kind[2]] += len(indexes)
+    else:
+        census.group[indexes] = kinds.setdefault(kind, len(kinds))
+        bounds[:] = min([*bounds[:1], min(names)]), max([*bounds[1:], max(names)])
 
 
 def indexes_of(census: Census, role_of_group: Sequence[str | None]) -> dict[str, IntArray]:
@@ -131,14 +157,14 @@ def study_folder(path: str, shared: int) -> Folder:
     )
 
 
-def _merge(census: Census, folders: list[str], kinds: list[tuple[int, str | None, str]]) -> Census:
+def _merge(census: Census, kinds: list[_Kind], bounds: list[str]) -> Census:
     """Turn kinds of names, folder by folder, into groups of folders that look alike."""
-    used = sorted({folders[number] for number, _, _ in kinds})
-    census.shared = naming.common_folders(used)
+    # What the least and the greatest name share, all between them share.
+    census.shared = naming.common_folders([name.rpartition("/")[0] for name in bounds])
     groups: dict[Group, int] = {}
     place = []
-    for number, said, extension in kinds:
-        folder = study_folder(folders[number], census.shared)
+    for path, said, extension in kinds:
+        folder = study_folder(path, census.shared)
         group = Group(outline=folder.outline, said=(*folder.said, said), extension=extension)
         place.append(groups.setdefault(group, len(groups)))
     order = sorted(groups, key=lambda group: (group.outline, str(group.said), group.extension))

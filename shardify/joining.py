@@ -14,6 +14,8 @@ import numpy.typing as npt
 from shardify import naming
 from shardify.census import Census, Folder, study_folder
 from shardify.maps import Finder
+from shardify.outlines import ALONE
+from shardify.recipes import ALL_FOLDERS, LAST_FOLDER, NO_FOLDER, Recipe, recipe_of
 
 __all__ = ["RULES", "Table", "join", "join_by_map", "tabulate"]
 
@@ -67,8 +69,7 @@ def join(census: Census, role_of_group: Sequence[str | None]) -> Table:
             no part of a row.
 
     Returns:
-        The table of the rule that completes the most samples; rows in the order in which
-        their first member stands in ``census.names``.
+        The table of the rule that completes the most samples; rows in no order that counts.
     """
     roles = [role for role in naming.ROLES if role != "bg" and role in role_of_group]
     code = np.array(
@@ -78,12 +79,13 @@ def join(census: Census, role_of_group: Sequence[str | None]) -> Table:
     most = int(np.bincount(of_name[of_name >= 0]).max())
     best: Table | None = None
     for rule in RULES:
-        table = tabulate(_keyed(census, of_name, rule), roles, rule, most=_HOPELESS * most + 1000)
+        limit = _HOPELESS * most + 1000
+        table = _tabulate_batches(_keyed(census, of_name, rule), roles, rule, limit)
         if table and (best is None or table.complete > best.complete):
             best = table
         if table and table.complete >= _NEARLY_ALL * table.rows:
             break
-    best = best or tabulate(_keyed(census, of_name, RULES[0]), roles, RULES[0])
+    best = best or _tabulate_batches(_keyed(census, of_name, RULES[0]), roles, RULES[0], np.inf)
     assert best is not None
     return best
 
@@ -185,15 +187,71 @@ RULES = tuple(_RULES)
 
 def _keyed(
     census: Census, of_name: npt.NDArray[np.int8], rule: str
-) -> Iterator[tuple[int, int, str]]:
-    """Index, code of the role and joining key of every name that has a role."""
-    names, key, shared = census.names, _RULES[rule], census.shared
+) -> Iterator[tuple[IntArray, int, list[str]]]:
+    """Indexes, code of the role and joining keys of the names that have a role, many at a time."""
+    key, shared = _RULES[rule], census.shared
     stripped = naming.Shapes().stripped
     folders: dict[str, Folder] = {}
-    having = np.flatnonzero(of_name >= 0)
-    for index, code in zip(having.tolist(), of_name[having].tolist(), strict=True):
-        path, _, base = names[index].rpartition("/")
+    recipes: dict[int, Recipe | None] = {}
+
+    def one(name: str) -> str:
+        path, _, base = name.rpartition("/")
         folder = folders.get(path)
         if folder is None:
             folder = folders[path] = study_folder(path, shared)
-        yield index, code, key(folder, stripped(base.rpartition(".")[0].lower()))
+        return key(folder, stripped(base.rpartition(".")[0].lower()))
+
+    for outline, indexes, names in census.outlines.batches(of_name >= 0):
+        code = int(of_name[indexes[0]])
+        if outline == ALONE:
+            for index, name in zip(indexes, names, strict=True):
+                yield np.array([index], np.int32), int(of_name[index]), [one(name)]
+            continue
+        if outline not in recipes:
+            recipes[outline] = recipe_of(names[0], shared, _PARTS[rule]) if rule in _PARTS else None
+        recipe = recipes[outline]
+        yield indexes, code, recipe.apply(names) if recipe else [one(name) for name in names]
+
+
+_PARTS = {"same path": ALL_FOLDERS, "same folder and name": LAST_FOLDER, "same name": NO_FOLDER}
+"""Rules whose keys are cut out of names at the same places for all of an outline."""
+
+
+def _tabulate_batches(
+    batches: Iterable[tuple[IntArray, int, list[str]]],
+    roles: Sequence[str],
+    rule: str,
+    most: float,
+) -> Table | None:
+    """As ``tabulate``, of many names at a time."""
+    rows: dict[str, int] = {}
+    columns = [np.full(1024, -1, np.int32) for _ in roles]
+    claims: dict[tuple[int, str], list[int]] = {}
+    for indexes, code, keys in batches:
+        find = rows.setdefault
+        found = np.array([find(key, len(rows)) for key in keys], np.int64)
+        if len(rows) > most:
+            return None
+        if len(rows) > len(columns[code]):
+            room = np.full(len(rows) + len(rows) // 2 - len(columns[code]), -1, np.int32)
+            columns[code] = np.concatenate((columns[code], room))
+        column = columns[code]
+        before = column[found]
+        column[found] = indexes
+        if (before == -1).all() and (column[found] == indexes).all():
+            continue
+        # Several names claim one place: go back, and take them one by one.
+        column[found] = before
+        for row, index in zip(found.tolist(), indexes.tolist(), strict=True):
+            old = int(column[row])
+            if old == -1:
+                column[row] = index
+            else:
+                claims.setdefault((row, roles[code]), [old] if old >= 0 else []).append(index)
+                column[row] = -2
+    members = {}
+    for role, column in zip(roles, columns, strict=True):
+        whole = np.full(len(rows), -1, np.int32)
+        whole[: len(column)] = column[: len(rows)]
+        members[role] = whole
+    return Table(rule=rule, members=members, claims=claims)

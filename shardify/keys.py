@@ -10,8 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from shardify import naming
+from shardify.names import take
 
 __all__ = ["unique_keys"]
+
+_SAFE = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-\n"
 
 IntArray = npt.NDArray[np.int32]
 
@@ -21,10 +24,8 @@ def unique_keys(names: Sequence[str], members: IntArray, shared: int) -> list[st
 
     Paths that are alike once made safe are told apart by digits of their SHA-256.
     """
-    keys = [
-        naming.safe_key(names[index].rpartition("/")[2].rpartition(".")[0])
-        for index in members.tolist()
-    ]
+    stems = [name.rpartition("/")[2].rpartition(".")[0] for name in take(names, members)]
+    keys = stems if _all_safe(stems) else list(map(naming.safe_key, stems))
     if len(set(keys)) == len(keys):
         return keys
     paths = [
@@ -36,3 +37,16 @@ def unique_keys(names: Sequence[str], members: IntArray, shared: int) -> list[st
         naming.safe_key(key, of=names[index]) if key in often else key
         for key, index in zip(keys, members.tolist(), strict=True)
     ]
+
+
+def _all_safe(stems: list[str]) -> bool:
+    """Whether every stem is a safe key as it is; quick, and False where in doubt."""
+    lines = "\n" + "\n".join(stems) + "\n"
+    return (
+        all(stems)
+        and max(map(len, stems)) <= naming.KEY_LIMIT
+        and lines.isascii()
+        and not lines.encode().translate(None, _SAFE)
+        and lines.count("\n") == len(stems) + 1
+        and not any(edge in lines for edge in ("\n_", "\n-", "_\n", "-\n"))
+    )

@@ -18,6 +18,7 @@ from shardify.errors import LayoutError, ShardifyError
 from shardify.joining import Table, join, join_by_map
 from shardify.keys import unique_keys
 from shardify.maps import rows_of
+from shardify.outlines import Outlines
 from shardify.splits import given_split
 
 __all__ = ["Layout", "Rejection", "detect"]
@@ -123,16 +124,16 @@ def detect(
     rows = whole[order]
     keys = [keys[place] for place in order]
     members = {role: column[rows] for role, column in found.table.members.items()}
-    split, kept, tests = given_split(names, members["fg_bg"], layout)
+    split, kept, tests = given_split(names, members["fg_bg"], layout, found.outlines)
     if tests:
         found.ignored["samples of a test split"] = tests
     if not kept.all():
         keys = [key for key, keep in zip(keys, kept.tolist(), strict=True) if keep]
         members = {role: column[kept] for role, column in members.items()}
         split = split[kept] if split is not None else None
-    if layout is None:
-        slots = backing.slots_of(names, members["fg_bg"], found.shared)
-    else:
+    if found.outlines is not None:
+        slots = backing.slots_of(found.outlines, members["fg_bg"], found.shared)
+    elif layout is not None:
         slots = rules.slots_of(layout, names, members["fg_bg"])
     description: dict[str, object] = {"join": found.table.rule, "roles": found.told}
     if roles.VALIDITY in found.ignored:
@@ -208,6 +209,8 @@ class _Found:
     """Images that have no role for want of a word; see ``roles.unknown``."""
     map: str | None
     """Name of the map, if there is one to use."""
+    outlines: Outlines | None = None
+    """Of the names, where they were sorted by them."""
 
 
 def _found_by_names(names: Sequence[str], where: str, read: Read | None) -> _Found:
@@ -233,6 +236,7 @@ def _found_by_names(names: Sequence[str], where: str, read: Read | None) -> _Fou
         maps=maps,
         unknown=roles.unknown(census, role_of_group),
         map=min((names[index] for index in census.texts), default=None),
+        outlines=census.outlines,
     )
 
 

@@ -12,7 +12,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Names", "decode", "is_hostile", "some_hostile"]
+__all__ = ["Names", "decode", "is_hostile", "some_hostile", "take"]
 
 _CHUNK = 1 << 16
 _LISTED = 1 << 18
@@ -88,6 +88,13 @@ class Names(Sequence[str]):
         """Which of the parts an entry's name belongs to."""
         return bisect_right(self._first, index) - 1
 
+    def some(self, indexes: NDArray[np.int32]) -> list[str]:
+        """The names of these entries."""
+        if self._all is not None:
+            every = self._all
+            return [every[index] for index in indexes.tolist()]
+        return [self[index] for index in indexes.tolist()]
+
     @overload
     def __getitem__(self, index: int) -> str: ...
     @overload
@@ -119,6 +126,13 @@ class Names(Sequence[str]):
                 else:
                     for start, end in itertools.pairwise(cuts):
                         yield prefix + decode(block[start:end])
+
+
+def take(names: Sequence[str], indexes: NDArray[np.int32]) -> list[str]:
+    """Some of the names, as quickly as their kind allows."""
+    if isinstance(names, Names):
+        return names.some(indexes)
+    return [names[index] for index in indexes.tolist()]
 
 
 def decode(raw: bytes | bytearray) -> str:

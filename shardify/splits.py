@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shardify import naming, rules
+from shardify.outlines import ALONE, Outlines
 
 __all__ = ["given_split"]
 
@@ -16,7 +17,10 @@ IntArray = npt.NDArray[np.int32]
 
 
 def given_split(
-    names: Sequence[str], members: IntArray, layout: rules.Rules | None
+    names: Sequence[str],
+    members: IntArray,
+    layout: rules.Rules | None,
+    outlines: Outlines | None = None,
 ) -> tuple[IntArray | None, npt.NDArray[np.bool_], int]:
     """The source's own split.
 
@@ -26,6 +30,7 @@ def given_split(
         names: Of the source.
         members: (N,) index of each sample's composite.
         layout: A layout file's rules, whose group ``split`` counts if it has one.
+        outlines: Of the names, where they are known: then it is quick.
 
     Returns:
         (N,) int32, 0 train and 1 val, or None where not every sample says so or all say the same;
@@ -34,6 +39,11 @@ def given_split(
     known: dict[str, str | None] = {}
     said = np.zeros(len(members), np.int32)
     codes = {"train": 0, "val": 1, "test": 2, None: 3}
+    if outlines is not None and layout is None:
+        for outline, rows, group in outlines.groups(members):
+            paths = [name.rpartition("/")[0] for name in group[: 1 if outline != ALONE else None]]
+            said[rows] = [codes[naming.split_of(path)] for path in paths]
+        members = members[:0]
     for row, index in enumerate(members.tolist()):
         path = names[index].rpartition("/")[0]
         if layout is not None and any(
@@ -43,7 +53,7 @@ def given_split(
         if path not in known:
             known[path] = naming.split_of(path)
         said[row] = codes[known[path]]
-    kept = np.ones(len(members), np.bool_)
+    kept = np.ones(len(said), np.bool_)
     has = set(np.unique(said).tolist())
     if 3 in has or 0 not in has or len(has) < 2:
         return None, kept, 0

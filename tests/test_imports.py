@@ -12,25 +12,26 @@ ORDER = {
     "shardify": (
         "errors", "version", "inflate", "remote", "tree", "ranges", "files", "drafts", "names", "zipend",
         "directory", "archive", "extract",
-        "images", "png", "pixels", "codecs", "naming", "keys", "maps", "folders", "workshop", "nested", "gather", "repeats", "census", "joining",
+        "images", "png", "pixels", "codecs", "naming", "outlines", "recipes", "keys", "maps", "folders", "workshop", "nested", "gather", "repeats", "census", "joining",
         "backing", "settle", "roles", "rules", "splits", "prove", "layout", "layoutfile", "plan",
         "index", "manifest", "workers", "cluster", "sources", "tasks", "tarwriter", "copier",
         "writer", "survey", "output", "summary",
         "bank", "build", "verify", "stats", "report", "textures", "canvas", "scenes", "cutouts",
-        "composites", "zipwriter", "synth", "bench", "cli", "__main__",
+        "composites", "zipwriter", "synth", "bench", "texts", "progress",
+        "cli", "interrupts", "__main__",
     ),
     "model": (
         "blocks", "resunet", "unet", "losses", "supervision", "registry",
     ),
     "train": (
-        "errors", "config", "settings", "distributed", "order", "draws", "index", "mapped",
-        "shards", "raw", "batch", "access", "kernel", "fused", "feed", "prefetch", "graph",
-        "engine", "pipeline", "pillow", "baselines", "peers",
-        "logs", "progress", "schedule", "step", "metrics", "panels", "checkpoint", "writer",
-        "board", "folder", "stop", "source", "memory", "tracing", "evaluate", "average", "networks",
-        "state", "keeper", "samples", "charts", "report", "trainer", "launch", "compare", "predict",
-        "contenders", "nvml", "machine", "window", "verdict", "bench", "sweep", "dissect", "page",
-        "agenda", "suite", "export", "cli", "__main__",
+        "errors", "config", "settings", "distributed", "order", "draws", "access", "index", "mapped",
+        "shards", "raw", "batch", "kernel", "fused", "feed", "prefetch", "graph",
+        "engine", "pipeline", "pillow", "baselines", "peers", "logs", "progress", "schedule",
+        "step", "metrics", "panels", "checkpoint", "writer", "board", "folder", "stop", "source",
+        "memory", "tracing", "evaluate", "average", "networks", "state", "notes", "keeper",
+        "samples", "charts", "report", "trainer", "launch", "compare", "predict", "contenders",
+        "nvml", "machine", "window", "verdict", "bench", "sweep", "dissect", "page", "agenda",
+        "suite", "export", "options", "cli", "__main__",
     ),
 }  # fmt: skip
 
@@ -38,13 +39,13 @@ ORDER = {
 ACROSS = {
     "shardify": (),
     "model": (),
-    "train": ("model", "shardify.manifest", "shardify.errors"),
+    "train": ("model", "shardify.manifest", "shardify.errors", "shardify.interrupts"),
 }
 
 # Libraries that only the named modules may import.
 ONLY = {
     "nvidia": {"train.graph"},
-    "click": {"shardify.cli", "train.cli"},
+    "click": {"shardify.cli", "train.cli", "train.options"},
     "torch": None,  # None: anything but shardify.
 }
 

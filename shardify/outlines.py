@@ -1,0 +1,108 @@
+"""Names sorted by their outline: what is left when every digit is a nought.
+
+A million names of a data set have a handful of outlines, so whatever a name says but for its
+numbers is found once for each outline, and numbers are cut out of all its names in one go. What a
+name says is ``naming``'s to tell.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shardify.names import take
+
+__all__ = ["ALONE", "Outlines", "numbers_at"]
+
+IntArray = npt.NDArray[np.int32]
+
+ALONE = -1
+"""The code of names that came when too many outlines were known: each is to be studied itself."""
+
+_CHUNK = 1 << 16
+_REMEMBERED = 50_000
+_ANY_DIGIT = bytes.maketrans(b"123456789", b"000000000")
+
+
+class Outlines:
+    """The outlines of a source's names.
+
+    Args:
+        names: Of the source.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self.of_name = np.full(len(names), ALONE, np.int32)
+        """(N,) int32: the number of each name's outline, or ``ALONE``."""
+        self.examples: list[str] = []
+        """The first name of each outline."""
+        known: dict[bytes, int] = {}
+        for first, some in _chunks(names):
+            outlines = _outlines(some)
+            new = set(outlines) - known.keys()
+            if new:
+                for place, outline in enumerate(outlines):
+                    if outline in new and len(known) < _REMEMBERED:
+                        new.discard(outline)
+                        known[outline] = len(known)
+                        self.examples.append(some[place])
+            self.of_name[first : first + len(some)] = [known.get(each, ALONE) for each in outlines]
+
+    def batches(self, wanted: npt.NDArray[np.bool_]) -> Iterator[tuple[int, IntArray, list[str]]]:
+        """Names of one outline at a time, some ten thousand names at most.
+
+        Args:
+            wanted: (N,) bool, of which names.
+
+        Yields:
+            Number of the outline, or ``ALONE`` for names of any; indexes of the names; the names.
+        """
+        for first, some in _chunks(self._names):
+            rows = np.flatnonzero(wanted[first : first + len(some)])
+            indexes = first + rows
+            yield from self._sorted(indexes, [some[row] for row in rows.tolist()], indexes)
+
+    def groups(self, members: IntArray) -> Iterator[tuple[int, IntArray, list[str]]]:
+        """The same of chosen names; in place of the indexes, places in ``members``."""
+        for first in range(0, len(members), _CHUNK):
+            some = members[first : first + _CHUNK]
+            names = take(self._names, some)
+            for code, places, group in self._sorted(some, names, np.arange(len(some))):
+                yield code, (first + places).astype(np.int32), group
+
+    def _sorted(
+        self, indexes: npt.NDArray[Any], names: list[str], told: npt.NDArray[Any]
+    ) -> Iterator[tuple[int, IntArray, list[str]]]:
+        codes = self.of_name[indexes]
+        order = np.argsort(codes, kind="stable")
+        cuts = np.flatnonzero(np.diff(codes[order])) + 1
+        for rows in np.split(order, cuts) if len(order) else ():
+            group = [names[row] for row in rows.tolist()]
+            yield int(codes[rows[0]]), told[rows].astype(np.int32), group
+
+
+def numbers_at(names: Sequence[str], where: slice) -> list[int]:
+    """The numbers that stand at one place of all the names; at most 2**31 - 1."""
+    found = [int(name[where]) for name in names]
+    if where.stop - where.start > 9:
+        return [min(number, 2**31 - 1) for number in found]
+    return found
+
+
+def _chunks(names: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    source = iter(names)
+    first = 0
+    while some := list(islice(source, _CHUNK)):
+        yield first, some
+        first += len(some)
+
+
+def _outlines(names: list[str]) -> list[bytes]:
+    lines = "\n".join(names).encode("utf-8", "surrogatepass").translate(_ANY_DIGIT)
+    found = lines.split(b"\n")
+    if len(found) == len(names):
+        return found
+    return [name.encode("utf-8", "surrogatepass").translate(_ANY_DIGIT) for name in names]
