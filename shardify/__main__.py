@@ -1,6 +1,24 @@
-"""``python -m shardify``: the same as the ``shardify`` command."""
+"""``python -m shardify``, and what the ``shardify`` command calls."""
 
-from shardify.cli import main
+from collections.abc import Callable
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    try:
+        from shardify.interrupts import run
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    run(_command)
+
+
+def _command() -> Callable[[], object]:
+    from shardify.cli import main as command
+
+    return command
+
 
 if __name__ == "__main__":
     main()

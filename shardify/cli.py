@@ -6,15 +6,16 @@ Decides nothing. Exit 0: done; 1: the data or the environment is at fault, one l
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from shardify.errors import ShardifyError
+from shardify.progress import progress
 from shardify.remote import Place, place
+from shardify.texts import build_text, stats_text, survey_text
 
 __all__ = ["main"]
 
@@ -124,7 +125,7 @@ def inspect(src: tuple[Place, ...], as_json: bool, **options: Any) -> None:
 
     surveyed = survey(src, Options(**options))
     found = {**surveyed.to_json(), "layout_file": surveyed.layout_file()}
-    click.echo(json.dumps(found, indent=1) if as_json else _survey_text(found))
+    click.echo(json.dumps(found, indent=1) if as_json else survey_text(found))
 
 
 @cli.command()
@@ -177,10 +178,10 @@ def build(src: tuple[Place, ...], out: Place, as_json: bool, **options: Any) -> 
     from shardify.build import build as run
     from shardify.survey import Options
 
-    with _progress("samples") as progress:
-        report = run(src, out, Options(**options), progress=progress)
+    with progress("samples") as advance:
+        report = run(src, out, Options(**options), progress=advance)
     found = report.to_json()
-    click.echo(json.dumps(found, indent=1) if as_json else _build_text(found))
+    click.echo(json.dumps(found, indent=1) if as_json else build_text(found))
 
 
 @cli.command()
@@ -198,8 +199,8 @@ def verify(out: Place, decode: bool, workers: int | None, as_json: bool) -> None
     from shardify.errors import VerifyError
     from shardify.verify import verify as run
 
-    with _progress("files") as progress:
-        report = run(out, deep=decode, workers=workers, progress=progress)
+    with progress("files") as advance:
+        report = run(out, deep=decode, workers=workers, progress=advance)
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=1))
     elif not report.problems:
@@ -231,7 +232,7 @@ def stats(out: Path, as_json: bool) -> None:
     from shardify.stats import figures
 
     found = figures(out)
-    click.echo(json.dumps(found, indent=1) if as_json else _stats_text(found))
+    click.echo(json.dumps(found, indent=1) if as_json else stats_text(found))
 
 
 @cli.command()
@@ -277,9 +278,9 @@ def synth(out: Path, samples: int, backgrounds: int, size: int, seed: int) -> No
     """
     from shardify.synth import make
 
-    with _progress("samples") as progress:
+    with progress("samples") as advance:
         report = make(
-            out, samples=samples, backgrounds=backgrounds, size=size, seed=seed, progress=progress
+            out, samples=samples, backgrounds=backgrounds, size=size, seed=seed, progress=advance
         )
     click.echo(report)
 
@@ -288,107 +289,3 @@ def _fail(message: str) -> None:
     # One line, whatever a file name or a library's message holds.
     click.echo("Error: " + " ".join(message.split()), err=True)
     sys.exit(1)
-
-
-@contextmanager
-def _progress(unit: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on stderr, if that is a terminal; else nothing at all."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    with Progress(
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    ) as bar:
-        task = bar.add_task("", total=None, rate="")
-
-        def advance(done: int, total: int) -> None:
-            speed = bar.tasks[0].speed
-            bar.update(
-                task, completed=done, total=total, rate=f"{speed:,.0f} {unit}/s" if speed else ""
-            )
-
-        yield advance
-
-
-def _survey_text(found: dict[str, Any]) -> str:
-    lines = [
-        f"{source['name']}: {source['entries']} entries, {source['bytes'] / 1e6:.1f} MB"
-        for source in found["source"]
-    ]
-    lines.append(
-        f"samples      {found['samples']}  (roles: {', '.join(found['roles'])}; "
-        f"{found['backgrounds']} backgrounds)"
-    )
-    for name, split in found["splits"].items():
-        on = f" on {split['backgrounds']} backgrounds" if split["backgrounds"] else ""
-        lines.append(f"{name:12} {split['samples']}{on}, in {split['shards']} shards")
-    lines += _rejected_lines(found["rejected"])
-    lines += [f"layout       {key}: {_plain(value)}" for key, value in found["layout"].items()]
-    # All of it can be saved as a layout file, and edited.
-    return "\n".join([*(f"# {line}" for line in lines), found["layout_file"]]).rstrip()
-
-
-def _build_text(found: dict[str, Any]) -> str:
-    splits = ", ".join(
-        f"{split['samples']} {name} in {split['shards']} shards"
-        for name, split in found["splits"].items()
-    )
-    if found["already"]:
-        return f"{found['out']}: already built from this source with these options ({splits})"
-    lines = [
-        f"{found['out']}: {splits}; {found['backgrounds']} backgrounds; "
-        f"{found['bytes'] / 1e6:.1f} MB in {found['seconds']:.1f} s "
-        f"({found['samples_per_second']:,.0f} samples/s)"
-    ]
-    if found["resolutions"]:
-        lines[0] += ", at " + " and ".join(f"{res} px" for res in found["resolutions"])
-    for costs in found["costs"]:
-        told = [f"{role} {_cost(each)}" for role, each in costs.items()]
-        lines.append(f"re-encoding  {', '.join(told)}")
-    return "\n".join(lines + _rejected_lines(found["rejected"]))
-
-
-def _stats_text(found: dict[str, Any]) -> str:
-    splits = ", ".join(f"{count:,} {name}" for name, count in found["samples"].items())
-    lines = [f"{found['out']}: {splits}; {found['backgrounds']} backgrounds"]
-    for role, each in found["roles"].items():
-        sizes = ", ".join(f"{w}x{h} ({count:,})" for w, h, count in each["sizes"][:3])
-        more = " ..." if len(each["sizes"]) > 3 else ""
-        lines.append(
-            f"{role:6} {'/'.join(each['extensions'])} {each['bits']} bit, {sizes}{more}, "
-            f"{(each['bytes'] or 0) / 1e6:,.1f} MB"
-        )
-        if each["mean"]:
-            mean = ", ".join(f"{value:.4f}" for value in each["mean"])
-            std = ", ".join(f"{value:.4f}" for value in each["std"])
-            lines.append(f"       mean {mean}; std {std} ({each['measured']} measured)")
-        if each["range"]:
-            lines.append("       range {:.4f} to {:.4f}".format(*each["range"]))
-    return "\n".join(lines)
-
-
-def _cost(found: dict[str, float]) -> str:
-    return f"IoU {found['iou']:.4f}" if "iou" in found else f"RMSE {found['rmse']:.4f}"
-
-
-def _rejected_lines(rejected: dict[str, Any]) -> list[str]:
-    return [f"left out     {count}: {reason}" for reason, count in rejected["by_reason"].items()]
-
-
-def _plain(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

@@ -26,7 +26,7 @@ ORDER = {
     "train": (
         "errors", "config", "settings", "distributed", "order", "draws", "access", "index", "mapped",
         "shards", "raw", "batch", "kernel", "fused", "feed", "prefetch", "graph",
-        "engine", "pipeline", "pillow", "baselines", "peers", "logs", "progress", "schedule",
+        "decode", "normal", "engine", "pipeline", "pillow", "baselines", "peers", "logs", "progress", "schedule",
         "step", "metrics", "panels", "checkpoint", "writer", "board", "folder", "stop", "source",
         "memory", "tracing", "evaluate", "average", "networks", "state", "notes", "keeper",
         "samples", "charts", "report", "trainer", "launch", "compare", "predict", "contenders",

@@ -1,0 +1,74 @@
+"""Ctrl-C at any moment ends a command with exit code 130 and one line, never with a traceback.
+
+While a command is being imported nothing is under way, so the process ends at once. Afterwards
+``KeyboardInterrupt`` takes its usual course, so that what was begun can be put in order; where it
+got lost, as in a destructor, or came out as another error, as from a library's import, it still
+counts. A signal that the caller ignores stays ignored.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+__all__ = ["INTERRUPTED", "run"]
+
+INTERRUPTED = 130
+"""Exit code: 128 and the number of SIGINT."""
+
+_AGAIN = 0.01
+"""After a lost interrupt, how long until the next. Seconds."""
+
+
+def run(load: Callable[[], Callable[[], object]]) -> None:
+    """Import a command and run it.
+
+    Args:
+        load: Does the imports, and returns the command.
+
+    Raises:
+        SystemExit: With 130 after an interrupt; else what the command raises.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        load()()
+        return
+    signal.signal(signal.SIGINT, _leave)
+    command = load()
+    heard = False
+    main_thread = threading.get_ident()
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        nonlocal heard
+        heard = True
+        signal.default_int_handler(number, frame)
+
+    def lost(problem: "sys.UnraisableHookArgs") -> None:
+        if isinstance(problem.exc_value, KeyboardInterrupt):
+            again = (main_thread, signal.SIGINT)
+            threading.Timer(_AGAIN, signal.pthread_kill, again).start()
+        else:
+            sys.__unraisablehook__(problem)
+
+    sys.unraisablehook = lost
+    signal.signal(signal.SIGINT, hear)
+    try:
+        command()
+    except SystemExit as stop:
+        if heard and stop.code not in (0, None):
+            stop.code = INTERRUPTED
+        raise
+    except BaseException:
+        if not heard:
+            raise
+        print("Interrupted.", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+    finally:
+        # All is done; the interpreter's own end is not worth a traceback.
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    os.write(2, b"Interrupted; nothing was begun.\n")
+    os._exit(INTERRUPTED)
