@@ -38,6 +38,7 @@ def run(load: Callable[[], Callable[[], object]]) -> None:
     command = load()
     heard = False
     main_thread = threading.get_ident()
+    repeats: list[threading.Timer] = []
 
     def hear(number: int, frame: FrameType | None) -> None:
         nonlocal heard
@@ -47,7 +48,8 @@ def run(load: Callable[[], Callable[[], object]]) -> None:
     def lost(problem: "sys.UnraisableHookArgs") -> None:
         if isinstance(problem.exc_value, KeyboardInterrupt):
             again = (main_thread, signal.SIGINT)
-            threading.Timer(_AGAIN, signal.pthread_kill, again).start()
+            repeats.append(threading.Timer(_AGAIN, signal.pthread_kill, again))
+            repeats[-1].start()
         else:
             sys.__unraisablehook__(problem)
 
@@ -65,6 +67,8 @@ def run(load: Callable[[], Callable[[], object]]) -> None:
         print("Interrupted.", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
     finally:
+        for repeat in repeats:
+            repeat.cancel()
         # All is done; the interpreter's own end is not worth a traceback.
         signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
 

@@ -8,22 +8,20 @@ mirrored copies and places take turns. Outside its mask a composite is its backg
 a square, but for JPEG's loss.
 """
 
-import multiprocessing
 import os
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from shardify.composites import compose, make_actor, make_stage
-from shardify.errors import OutputError
+from shardify.errors import BuildError, OutputError
 from shardify.files import TEMPORARY, publish
 from shardify.textures import random_numbers
+from shardify.workers import Workers
 from shardify.zipwriter import MANY, WIDE, Packed, Section, finish, pack
 
 __all__ = ["FOREGROUNDS", "SynthReport", "make"]
@@ -130,7 +128,7 @@ def make(
             ]
             sections = [Section(cast(BinaryIO, spool)) for spool in spools]
             tasks = list(_tasks(samples, backgrounds, size, seed))
-            # Closed whatever happens, so that work not yet begun is dropped, not waited for.
+            # Closed whatever happens, so that no worker is left behind.
             parts = stack.enter_context(closing(_run(tasks, workers)))
             done = 0
             for task, part in zip(tasks, parts, strict=True):
@@ -142,7 +140,7 @@ def make(
             out.flush()
             os.fsync(out.fileno())
         publish(temporary, path)
-    except BrokenExecutor as error:
+    except BuildError as error:
         raise OutputError(f"{path}: a worker died; expected room in memory; try again") from error
     except OSError as error:
         what = error.strerror or str(error)
@@ -190,11 +188,14 @@ def _run(tasks: list[_Task], workers: int | None) -> Generator[_Part, None, None
     if workers == 1:
         yield from map(_work, tasks)
         return
-    context = multiprocessing.get_context("spawn")
-    # An interrupt is for the parent to handle.
-    ignore = (signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(workers, context, signal.signal, ignore) as pool:
-        yield from pool.map(_work, tasks)
+    waiting: dict[int, _Part] = {}
+    following = 0
+    with Workers("shardify.synth:_work", workers) as pool:
+        for number, part in pool.map(tasks):
+            waiting[number] = part
+            while following in waiting:
+                yield waiting.pop(following)
+                following += 1
 
 
 def _add(sections: list[Section], task: _Task, part: _Part) -> None:

@@ -71,6 +71,15 @@ def test_a_build_is_stopped_at_any_time(source: Path, tmp_path: Path, wait: floa
     assert code or (tmp_path / "out" / "manifest.json").exists()
 
 
+@pytest.mark.parametrize("wait", [0.05, 0.4])
+def test_synth_is_stopped_while_its_workers_start(tmp_path: Path, wait: float) -> None:
+    words = ["shardify", "synth", str(tmp_path / "x.zip"), "--samples", "400"]
+    code, said = interrupt(words, 190, wait=wait)
+    assert code == 130
+    assert not any("Traceback" in line or "ignored" in line for line in said)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("after", [0, 60, 500])
 def test_train_is_stopped_at_any_import(tmp_path: Path, after: int) -> None:
     code, said = interrupt(["train", "eval", str(tmp_path), "--shards", str(tmp_path)], after)
