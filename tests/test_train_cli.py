@@ -86,6 +86,8 @@ def test_config_prints_what_run_would_take(tmp_path: Path) -> None:
     assert result.exit_code == 0
     path = tmp_path / "my.toml"
     path.write_text(result.stdout)
+    # What a file lists besides may mean nothing: only a flag that does is a mistake.
+    assert configure({"schedule": "cosine"}, file=path, resume=False).optim.patience == 2
     values = {"res": (64, 256), "epochs": (10, 5), "augment": False, "lr": 0.5}
     assert configure({}, file=path, resume=False) == resolve(Config(), values)
 
@@ -102,6 +104,11 @@ def test_a_resolution_the_network_does_not_take_is_wrong_usage(command: str) -> 
         (["--lr", "0"], "--lr 0"),
         (["--config", "none.toml"], "none.toml: No such file"),
         (["--device", "tpu"], "--device tpu"),
+        (["--schedule", "cosine", "--patience", "3"], "--patience: means nothing with --schedule"),
+        (["--optimizer", "adamw", "--momentum", "0.8"], "use --optimizer sgd"),
+        (["--loss", "l1", "--dice-weight", "2"], "use --loss dice+l1"),
+        (["--loss", "ssim", "--deep-supervision", "1"], "--res 64: expected 96 or more"),
+        (["--ema", "1"], "--ema 1.0: expected 0 or more, and less than 1"),
     ],
 )
 def test_wrong_settings_are_wrong_usage_in_one_line(options: list[str], says: str) -> None:

@@ -94,6 +94,16 @@ def test_a_run_goes_on_with_another_number_of_ranks(alone: Path, tmp_path: Path)
     assert_equal_runs(alone, out, tolerance=2e-4)
 
 
+def test_what_is_the_users_to_mend_is_said_once(tmp_path: Path) -> None:
+    """By all ranks' spokesman, or by the one rank that knows while others lose it."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("")
+    for options, says in (({"res": "16,100"}, "--res 100: "), ({}, "run: holds something else")):
+        said = run(2, tmp_path / "run", code=1, **options)  # torchrun's own, whatever theirs.
+        assert len(re.findall(r"^Error: ", said, re.M)) == 1, said
+        assert says in said
+
+
 def test_a_killed_rank_ends_the_others_with_a_clear_word(tmp_path: Path) -> None:
     out = tmp_path / "run"
     flags = {"shards": "48:11:0.3", "checkpoint_steps": 1}
@@ -143,6 +153,25 @@ def test_a_signal_to_one_rank_stops_all_with_one_checkpoint(tmp_path: Path) -> N
     assert len(stopped) == 1, err
     newest = Checkpoints(out / "checkpoints", keep=50).newest()
     assert newest is not None and newest.state["position"]["step"] in stopped
+
+
+def test_a_signal_within_a_long_step_saves_the_last_whole_one_of_all_ranks(
+    alone: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        command(2, out, checkpoint_steps=1), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "TINY_SLOW": "2"},
+    )  # fmt: skip
+    wait_for_checkpoint(out, process)
+    time.sleep(1)  # Step 3 of 4 takes a minute.
+    asked = time.monotonic()
+    process.send_signal(signal.SIGTERM)  # As a scheduler does: to torchrun, which passes it on.
+    _, err = process.communicate(timeout=100)
+    assert time.monotonic() - asked < 15
+    assert f"{out}: stopped at step 2; --resume goes on from there" in err
+    run(1, out, "--resume", batch=12)
+    assert_equal_runs(alone, out, tolerance=2e-4)
 
 
 def wait_for_checkpoint(out: Path, process: "subprocess.Popen[str]") -> None:

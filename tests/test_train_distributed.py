@@ -28,6 +28,6 @@ def test_a_world_of_one_needs_no_process_group() -> None:
         assert not torch.distributed.is_initialized()
         tensor = torch.tensor([1.0, 2.0])
         assert world.sum_(tensor) is tensor and tensor.tolist() == [1.0, 2.0]
-        assert Agreement(world, 2).ask(True, False) == (True, False)
+        assert Agreement(world).ask(True, False) == (True, False)
         assert world.same(3)
         world.barrier()

@@ -1,5 +1,6 @@
 """Real processes, really killed: what is left must carry the run to the same end, bit for bit."""
 
+import os
 import resource
 import signal
 import subprocess
@@ -142,6 +143,26 @@ def test_a_signal_ends_the_process_with_130_and_a_saved_state(tmp_path: Path, wh
     assert "--resume goes on from there" in err and len(err.strip().splitlines()) == 1
     stopped_at = newest_step(out)
     assert f"stopped at step {stopped_at}" in err
+    finish(start(out, "--resume"))
+    assert_same_end(out, whole)
+
+
+# One signal, and the few seconds that a step is given; or two.
+@pytest.mark.parametrize("numbers", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]])
+def test_a_signal_within_a_long_step_saves_the_last_whole_one(
+    tmp_path: Path, whole: Path, numbers: list[signal.Signals]
+) -> None:
+    out = tmp_path / "run"
+    process = start(out, env={**os.environ, "TINY_SLOW": "5"})
+    wait_for(lambda: newest_step(out) >= 4, process)
+    time.sleep(0.5)  # Step 5 takes no time, and step 6 a minute.
+    asked = time.monotonic()
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.1)  # Two at once would be one.
+    _, err = finish(process, 130)
+    assert time.monotonic() - asked < 10
+    assert err.strip() == f"{out}: stopped at step 5; --resume goes on from there"
     finish(start(out, "--resume"))
     assert_same_end(out, whole)
 

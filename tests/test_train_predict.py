@@ -13,7 +13,7 @@ from train.distributed import World
 from train.errors import CheckpointError, ConfigError, DataError
 from train.evaluate import Trained, criterion_of, judge, load_trained, pick_device
 from train.metrics import FIGURES
-from train.predict import Predictor, pair, predict, predict_files, read_image
+from train.predict import Job, Predictor, pair, predict, predict_files, read_image
 from train.settings import resolve
 from train.trainer import Trainer
 
@@ -146,6 +146,15 @@ def test_files_are_written_at_the_pictures_size(tmp_path: Path, bits: int, top: 
     assert abs(int(depth[0, 0]) - round(0.4 * top)) <= 1
     assert depth.dtype == (np.uint8 if bits == 8 else np.uint16)
     np.testing.assert_allclose(overlay[0, 0], [57, 9, 88], atol=1.5)
+
+
+def test_a_failure_leaves_no_empty_folder(tmp_path: Path) -> None:
+    Image.fromarray(plain(12, 18, (1, 2, 3))).save(tmp_path / "b.png")
+    (tmp_path / "x.png").write_bytes(b"no picture")
+    jobs = [Job(tmp_path / "x.png", tmp_path / "b.png")]
+    with pytest.raises(DataError, match=r"x\.png: no picture"):
+        predict_files(Predictor(echo(), device=CPU), jobs, tmp_path / "out" / "deep")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_resolution_that_the_network_does_not_take_is_refused() -> None:

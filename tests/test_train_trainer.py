@@ -241,7 +241,9 @@ def test_a_warm_up_as_long_as_a_cosine_run_is_refused(tmp_path: Path) -> None:
 def test_averaged_weights_are_what_is_judged_and_kept(tmp_path: Path) -> None:
     out = tmp_path / "run"
     trainer = make(out, ema=0.5, res=(16,), epochs=(1,))
-    before = {name: value.clone() for name, value in trainer.networks.judged.state_dict().items()}
+    before = {
+        name: value.clone() for name, value in trainer.state.networks.judged.state_dict().items()
+    }
     trainer.run()
     state, kept = newest(out).state, load_file(out / "last.safetensors")
     assert kept.keys() == state["average"].keys()
@@ -263,7 +265,9 @@ def test_averaged_weights_are_what_is_judged_and_kept(tmp_path: Path) -> None:
 def test_heads_for_coarser_scales_are_trained_and_left_behind(tmp_path: Path) -> None:
     out = tmp_path / "run"
     trainer = make(out, deep_supervision=0.5, res=(16,), epochs=(1,))
-    before = {name: value.clone() for name, value in trainer.networks.state_dict()["heads"].items()}
+    before = {
+        name: value.clone() for name, value in trainer.state.networks.state_dict()["heads"].items()
+    }
     trainer.run()
     state = newest(out).state
     assert all(not torch.equal(value, state["heads"][name]) for name, value in before.items())

@@ -5,6 +5,7 @@ real process start it so. ``--shards SAMPLES:VAL[:DELAY]`` says how large the da
 long a batch takes to come, in seconds.
 """
 
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +22,9 @@ from train.errors import DataError
 
 STATS = {"bg": [0.0, 0.0, 0.0], "fg_bg": [0.0, 0.0, 0.0]}
 ONES = {"bg": [1.0, 1.0, 1.0], "fg_bg": [1.0, 1.0, 1.0]}
+
+SLOW = [int(step) for step in os.environ.get("TINY_SLOW", "").split()]
+"""The number of training steps after which one takes a minute, in its backward pass."""
 
 
 class TinyNet(nn.Module):
@@ -40,6 +44,10 @@ class TinyNet(nn.Module):
 
     def decode(self, x: Tensor, *, every: bool = False) -> list[tuple[Tensor, Tensor]]:
         full = self.body(x)
+        if self.training and SLOW:
+            SLOW[0] -= 1
+            if SLOW[0] < 0:  # Batch norm has moved; the weights have not.
+                full.register_hook(lambda _: time.sleep(60))
         half = nn.functional.avg_pool2d(full, 2)
         return [(half, half), (full, full)] if every else [(full, full)]
 

@@ -5,97 +5,18 @@ answers at once.
 """
 
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from shardify.errors import ShardifyError
-from train.errors import ConfigError, Interrupted, TrainError
-from train.settings import Setting, settings
+from train.errors import ConfigError
+from train.options import FILE, Commands, all_settings, one_line_errors, said
 
 __all__ = ["main"]
 
-F = TypeVar("F", bound=Callable[..., Any])
 
-FILE = click.Path(path_type=Path)
-
-
-class UsageError(click.ClickException):
-    """Wrong usage in one line: no usage text buries it."""
-
-    exit_code = 2
-
-
-class Numbers(click.ParamType[tuple[int, ...]]):
-    """Whole numbers, comma-separated."""
-
-    name = "N,N,…"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        """``"64,256"`` → ``(64, 256)``."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a list of whole numbers like 64,256", param, ctx)
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """What is the user's to mend ends the command with one line, never with a traceback."""
-    try:
-        yield
-    except ConfigError as error:
-        raise UsageError(str(error)) from error
-    except (TrainError, ShardifyError) as error:
-        raise click.ClickException(str(error)) from error
-    except Interrupted as stopped:
-        click.echo(str(stopped), err=True)
-        sys.exit(130)
-    except KeyboardInterrupt:
-        click.echo("Stopped before anything could be saved.", err=True)
-        sys.exit(130)
-
-
-def _option(setting: Setting) -> Callable[[F], F]:
-    """The flag of a setting."""
-    flag = "--" + setting.name.replace("_", "-")
-    text = f"{setting.help} [{_shown(setting)}]" if _shown(setting) else setting.help
-    if setting.kind is bool:
-        return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=text)
-    kind: Any = click.Choice(setting.choices) if setting.choices else setting.kind
-    return click.option(flag, type=Numbers() if setting.kind is tuple else kind, help=text)
-
-
-def _shown(setting: Setting) -> str:
-    """The default as a user would type it."""
-    if setting.kind is bool:
-        return "yes" if setting.default else "no"
-    if setting.kind is tuple:
-        return ",".join(map(str, setting.default))
-    return f"{setting.default:g}" if setting.kind is float else str(setting.default)
-
-
-def _all_settings(command: F) -> F:
-    """A flag for every setting there is."""
-    for setting in reversed(settings()):
-        command = _option(setting)(command)
-    return click.option("--config", "file", type=FILE, help="Settings from a TOML file.")(command)
-
-
-def _said(flags: dict[str, Any]) -> dict[str, Any]:
-    """The flags that were given."""
-    return {name: value for name, value in flags.items() if value is not None}
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="shardline")
 def main() -> None:
     """Train networks on shards, judge them and use them.
@@ -108,7 +29,7 @@ def main() -> None:
 
 
 @main.command(name="run")
-@_all_settings
+@all_settings
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print what came out as one JSON object.")
 def run_command(file: Path | None, resume: bool, as_json: bool, **flags: Any) -> None:
@@ -122,18 +43,18 @@ def run_command(file: Path | None, resume: bool, as_json: bool, **flags: Any) ->
     train run --shards out --res 64,256 --epochs 10,5 --model unet --lr 0.02 --out run2
     train run --resume --out run
     """
-    with _one_line_errors():
+    with one_line_errors():
         from train.launch import configure, launch
         from train.logs import Screen
 
-        config = configure(_said(flags), file=file, resume=resume)
+        config = configure(said(flags), file=file, resume=resume)
         screen = Screen(to_stderr=as_json)
         summary = launch(config, resume=resume, screen=screen)
         screen.result(summary.to_json() if as_json else str(summary))
 
 
 @main.command(name="config")
-@_all_settings
+@all_settings
 @click.option("--resume", is_flag=True, help="Begin with the settings of the run in --out.")
 def config_command(file: Path | None, resume: bool, **flags: Any) -> None:
     """Print all settings as TOML, as `train run` would take them.
@@ -142,11 +63,11 @@ def config_command(file: Path | None, resume: bool, **flags: Any) -> None:
     train config --res 64,256 --epochs 10,5 > my.toml
     train run --config my.toml --shards out
     """
-    with _one_line_errors():
+    with one_line_errors():
         from train.launch import configure
         from train.settings import to_toml
 
-        click.echo(to_toml(configure(_said(flags), file=file, resume=resume)), nl=False)
+        click.echo(to_toml(configure(said(flags), file=file, resume=resume)), nl=False)
 
 
 @main.command(name="eval")
@@ -165,7 +86,7 @@ def eval_command(trained: Path, as_json: bool, **flags: Any) -> None:
     train eval run --shards out
     train eval run/last.safetensors --shards out --res 256 --split train --json
     """
-    with _one_line_errors():
+    with one_line_errors():
         from train.evaluate import judge_shards
         from train.metrics import describe
 
@@ -191,7 +112,7 @@ def predict_command(trained: Path, bits: str, **flags: Any) -> None:
     train predict run --bg park021.jpg --fg-bg fg_070_bg_021_000435.jpg --out maps
     train predict run --bg bg/ --fg-bg fg_bg/ --out maps --bits 16
     """
-    with _one_line_errors():
+    with one_line_errors():
         from train.predict import predict
 
         files = predict(trained, bits=int(bits), **flags)
@@ -236,7 +157,7 @@ def bench_command(
     train bench --shards out --res 64 --only augment --only "webdataset + Pillow"
     train bench --suite --out build/gpu
     """
-    with _one_line_errors():
+    with one_line_errors():
         from rich.console import Console
 
         from train.bench import bench
@@ -279,7 +200,7 @@ def export_command(trained: Path, **flags: Any) -> None:
     \b
     train export run --format onnx -o net.onnx
     """
-    with _one_line_errors():
+    with one_line_errors():
         from train.export import export
 
         click.echo(f"{export(trained, **flags)}: written")
@@ -307,7 +228,7 @@ def report_command(run: Path, **flags: Any) -> None:
     train report run
     train report run --shards out -o run.html
     """
-    with _one_line_errors():
+    with one_line_errors():
         from train.report import report_of
 
         click.echo(f"{report_of(run, **flags)}: written")
@@ -322,7 +243,7 @@ def compare_command(runs: tuple[Path, ...], as_json: bool) -> None:
     \b
     train compare run run2
     """
-    with _one_line_errors():
+    with one_line_errors():
         from train.compare import compare
 
         comparison = compare(runs)

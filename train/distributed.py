@@ -97,35 +97,48 @@ class Agreement:
 
     Every rank asks at the same points. The answer covers the wishes of the point before: it has
     travelled while the ranks computed, so nobody waits for it, and no GPU's queue is touched.
-    Alone, a rank is answered at once.
+    Alone, a rank is answered at once. Numbers may travel along, to be summed.
     """
 
-    def __init__(self, world: World, wishes: int) -> None:
-        """All ranks together make one.
-
-        Args:
-            world: This process's place.
-            wishes: How many kinds of wishes there are.
-        """
+    def __init__(self, world: World) -> None:
+        """All ranks together make one."""
         self._alone = world.size == 1
         # A group of its own, on the CPU: its messages never queue behind gradients.
         self._group = None if self._alone else dist.new_group(backend="gloo")
-        self._pending: dist.Work | None = None
-        self._box = torch.zeros(wishes, dtype=torch.int32)
+        # One value, so that another thread never sees one message's work with another's box.
+        self._sent: tuple[dist.Work, Tensor, int] | None = None
 
-    def ask(self, *wishes: bool) -> tuple[bool, ...]:
-        """Say what this rank wishes; hear what any rank wished at the last point."""
+    def ask(self, *wishes: bool, numbers: Tensor | None = None) -> tuple[bool, ...]:
+        """Say what this rank wishes; hear what any rank wished at the last point.
+
+        Args:
+            wishes: As many at every point.
+            numbers: (n,) float64 on the CPU; the same n on every rank.
+        """
         if self._alone:
             return wishes
         answer = (False,) * len(wishes)
-        if self._pending is not None:
-            self._pending.wait()
-            answer = tuple(bool(wish) for wish in self._box.tolist())
-        self._box = torch.tensor(wishes, dtype=torch.int32)
-        self._pending = dist.all_reduce(
-            self._box, op=dist.ReduceOp.MAX, group=self._group, async_op=True
-        )
+        if self._sent is not None:
+            work, box, count = self._sent
+            work.wait()
+            answer = tuple(wish > 0 for wish in box[:count].tolist())
+        box = torch.tensor(wishes, dtype=torch.float64)
+        if numbers is not None:
+            box = torch.cat((box, numbers))
+        work = dist.all_reduce(box, group=self._group, async_op=True)
+        self._sent = work, box, len(wishes)
         return answer
+
+    def sums(self) -> Tensor:
+        """The sums of all ranks' numbers at the last point, waiting for them; any thread may ask.
+
+        (n,) float64; (0,) before the first point.
+        """
+        if self._sent is None:
+            return torch.zeros(0, dtype=torch.float64)
+        work, box, count = self._sent
+        work.wait()
+        return box[count:].clone()
 
 
 @contextmanager

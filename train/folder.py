@@ -96,6 +96,14 @@ class Folder:
         self._writer.wait()
         return next(iter(self._checkpoints.files()), None)
 
+    def farewell(self, step: int) -> str:
+        """The line for somebody who stopped the run after ``step``: is it saved, what goes on."""
+        newest = self.newest()
+        if newest is not None and newest.stem == f"step-{step:08d}":
+            return f"{self.out}: stopped at step {step}; --resume goes on from there"
+        goes_on = f"goes on from {newest.name}" if newest else "begins again"
+        return f"{self.out}: stopped at step {step}, which is not saved; --resume {goes_on}"
+
     def close(self) -> None:
         """Finish writing."""
         self._writer.close()

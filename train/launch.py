@@ -5,7 +5,8 @@ Decides what a resumed run may change and what it must keep; everything after th
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,14 +15,16 @@ from model.registry import check_resolution, create
 from train.checkpoint import TEMPORARY, Checkpoints, Stored
 from train.config import Config
 from train.distributed import World, connected
-from train.errors import ConfigError, RunError
+from train.errors import ConfigError, Interrupted, PeerError, RunError
 from train.evaluate import MakeModel, pick_device
 from train.logs import JsonLines, Screen
+from train.notes import SAVED, Notes
 from train.progress import Summary
 from train.report import write_report
 from train.schedule import plan, stage_of
 from train.settings import from_text, from_toml, resolve, settings, to_toml
 from train.source import Shards, Source
+from train.stop import Stop
 from train.trainer import Trainer
 
 __all__ = ["MakeSource", "configure", "launch"]
@@ -35,6 +38,15 @@ FREE = {
     *("log_steps", "panel_rows", "profile", "compile", "tensorboard", "report"),
 }
 """Settings that a resumed run may change: none of them is part of the state."""
+
+NEEDS = {
+    "patience": ("optim", "schedule", "plateau"),
+    "factor": ("optim", "schedule", "plateau"),
+    "momentum": ("optim", "optimizer", "sgd"),
+    "dice_weight": ("loss", "loss", "dice+l1"),
+    "l1_weight": ("loss", "loss", "dice+l1"),
+}
+"""Settings that mean something only where another has a certain value: its section, name, value."""
 
 MakeSource = Callable[[Config, World, torch.device], Source]
 """Settings, place and device → the data set."""
@@ -56,6 +68,7 @@ def configure(flags: Mapping[str, object], *, file: Path | None, resume: bool) -
     stored = Path(asked.run.out) / CONFIG
     if not (resume and stored.is_file()):
         _check_resolutions(asked)
+        _check_flags(asked, flags)
         return asked
     before = from_toml(stored)
     config = resolve(from_toml(file, before) if file else before, flags)
@@ -67,6 +80,7 @@ def configure(flags: Mapping[str, object], *, file: Path | None, resume: bool) -
                 "a resumed run keeps it: leave it out, or start a new run with another --out"
             )
     _check_resolutions(config)
+    _check_flags(config, flags)
     return config
 
 
@@ -100,7 +114,8 @@ def launch(
     out = Path(config.run.out)
     # torchrun starts all ranks again when one of them died: that is no new run.
     resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    with connected(world, device):
+    stop = Stop()
+    with _parting(world, stop), connected(world, device):
         if world.first and not resume:
             _refuse_other(out)
         found = _newest(config) if resume else None
@@ -111,8 +126,9 @@ def launch(
             )
         screen = screen or Screen()
         trainer = Trainer(
-            config, source, world=world, device=device, make_model=make_model, screen=screen
-        )
+            config, source, world=world, device=device, make_model=make_model, screen=screen,
+            stop=stop,
+        )  # fmt: skip
         if found is not None:
             _check_stages(config, found)
             trainer.load_state(found.state)
@@ -133,12 +149,42 @@ def launch(
     return summary
 
 
+@contextmanager
+def _parting(world: World, stop: Stop) -> Iterator[None]:
+    """After a signal, a rank that finds the first one gone, its state saved, is stopped too."""
+    try:
+        yield
+    except PeerError:
+        notes = Notes.of(world) if stop.asked else None
+        if notes and notes.left(SAVED):
+            raise Interrupted("") from None
+        raise
+
+
 def _check_resolutions(config: Config) -> None:
     for res in config.data.res:
         try:
             check_resolution(res)
         except ValueError as error:
             raise ConfigError(f"--res {res}: {error}") from error
+
+
+def _check_flags(config: Config, flags: Mapping[str, object]) -> None:
+    """A flag that would do nothing is a mistake; in a file, which may list everything, it is not.
+
+    Raises:
+        ConfigError: Names the flag and what it would need.
+    """
+    for name in flags:
+        if name not in NEEDS:
+            continue
+        section, key, value = NEEDS[name]
+        found = getattr(getattr(config, section), key)
+        if found != value:
+            raise ConfigError(
+                f"--{name.replace('_', '-')}: means nothing with --{key} {found}; "
+                f"leave it out, or use --{key} {value}"
+            )
 
 
 def _shards(config: Config, world: World, device: torch.device) -> Source:

@@ -9,10 +9,11 @@ from collections.abc import Callable
 
 import torch
 
-from train.batch import synthetic
-from train.step import TrainStep
+from train.batch import Batch, synthetic
+from train.errors import FitError
+from train.step import StepResult, TrainStep
 
-__all__ = ["OUT_OF_MEMORY", "is_out_of_memory", "largest_batch", "peak_mb", "refusal"]
+__all__ = ["OUT_OF_MEMORY", "fitting", "is_out_of_memory", "largest_batch", "peak_mb", "refusal"]
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError, RuntimeError)
 """What to catch before asking `is_out_of_memory`: a CPU's allocator raises a plain RuntimeError."""
@@ -51,6 +52,28 @@ def largest_batch(fits: Callable[[int], bool], below: int) -> int:
         else:
             bad = middle
     return good
+
+
+def fitting(step: TrainStep, batches: list[Batch], *, channels_last: bool) -> list[StepResult]:
+    """``step.gradients``, whose memory may run out.
+
+    Args:
+        step: The step.
+        batches: Of a step; emptied where they did not fit.
+        channels_last: Memory format of the images.
+
+    Raises:
+        FitError: They did not fit; the message says which would.
+    """
+    try:
+        return step.gradients(batches)
+    except OUT_OF_MEMORY as error:
+        if not is_out_of_memory(error):
+            raise
+    # Outside the handler: the failed step's tensors are free only when its traceback is.
+    (samples, _, _, res), device = batches[0].mask.shape, batches[0].mask.device
+    batches.clear()
+    raise FitError(refusal(step, samples, res, device, channels_last=channels_last))
 
 
 def refusal(

@@ -189,16 +189,22 @@ class Scores:
 
     def state_dict(self, world: World) -> dict[str, Tensor]:
         """The sums over all ranks, copied; any one rank that loads them stands for all."""
-        states = {name: state.detach().clone() for name, state in self._states().items()}
-        if world.size > 1:
-            # One message, not one for each state; a float64 counts pixels exactly to 2^53.
-            packed = torch.cat([state.double().reshape(-1) for state in states.values()])
-            world.sum_(packed)
-            first = 0
-            for name, state in states.items():
-                part = packed[first : first + state.numel()]
-                states[name] = part.reshape(state.shape).to(state.dtype)
-                first += state.numel()
+        if world.size == 1:
+            return {name: state.detach().clone() for name, state in self._states().items()}
+        return self.unpacked(world.sum_(self.packed()))
+
+    def packed(self) -> Tensor:
+        """This rank's sums as one message: (n,) float64, which counts pixels exactly to 2^53."""
+        return torch.cat([state.detach().double().reshape(-1) for state in self._states().values()])
+
+    def unpacked(self, packed: Tensor) -> dict[str, Tensor]:
+        """As `state_dict`, from such messages' sum."""
+        states: dict[str, Tensor] = {}
+        first = 0
+        for name, state in self._states().items():
+            part = packed[first : first + state.numel()]
+            states[name] = part.reshape(state.shape).to(state.device, state.dtype)
+            first += state.numel()
         return states
 
     def load_state_dict(self, states: dict[str, Tensor]) -> None:

@@ -132,14 +132,16 @@ def predict_files(
         DataError: A picture cannot be read, or ``out`` not written.
     """
     written: list[Path] = []
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{out}: cannot be made a folder ({error.strerror})") from error
     for first in range(0, len(jobs), batch):
         group = jobs[first : first + batch]
         images = [(read_image(job.bg), read_image(job.fg_bg)) for job in group]
-        for job, (_, image), maps in zip(group, images, predictor(images), strict=True):
+        predicted = predictor(images)
+        # Only now is there something to write: a failure leaves no empty folder.
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{out}: cannot be made a folder ({error.strerror})") from error
+        for job, (_, image), maps in zip(group, images, predicted, strict=True):
             named = {
                 f"{job.fg_bg.stem}_mask.png": _gray(maps.mask > 0.5, 8),
                 f"{job.fg_bg.stem}_depth.png": _gray(maps.depth, bits),

@@ -1,13 +1,17 @@
-"""How far a run is, and what it came to: plain values, without the means to change them."""
+"""How far a run is, how fast it goes, and what it came to: plain values.
+
+Nothing here trains, and nothing but the clock is read.
+"""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from train.logs import plain
 
-__all__ = ["Position", "Summary"]
+__all__ = ["Pace", "Position", "Summary"]
 
 
 @dataclass(slots=True)
@@ -25,6 +29,42 @@ class Position:
 
     best: float | None = None
     """Lowest watched loss at this resolution; None before the first."""
+
+
+class Pace:
+    """How fast an epoch goes: whoever trains counts, the clock runs."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Start the clock of an epoch."""
+        self.steps = 0
+        """Optimiser steps since then."""
+        self.samples = 0
+        """Samples since then, of all ranks."""
+        self.waited = 0.0
+        """Of that time, in the loader. Seconds."""
+        self._started = perf_counter()
+        self._seconds = 0.0
+
+    def end(self) -> None:
+        """Stop the clock."""
+        self._seconds = perf_counter() - self._started
+
+    def figures(self) -> dict[str, float]:
+        """``samples_per_s``, ``data_wait`` (a share) and ``seconds`` of the time clocked."""
+        seconds = self._seconds
+        return {
+            "samples_per_s": self.samples / seconds if seconds else 0.0,
+            "data_wait": self.waited / seconds if seconds else 0.0,
+            "seconds": seconds,
+        }
+
+    def __str__(self) -> str:
+        seconds = perf_counter() - self._started
+        share = 100 * self.waited / seconds
+        return f"{self.samples / seconds:.1f} samples/s · data-wait {share:.1f} %"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,8 +15,18 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from train.config import Optim
 from train.errors import ConfigError
+from train.progress import Position
 
-__all__ = ["LearningRate", "Stage", "load_optimizer", "make_optimizer", "plan", "rate", "stage_of"]
+__all__ = [
+    "LearningRate",
+    "Stage",
+    "load_optimizer",
+    "make_optimizer",
+    "plan",
+    "rate",
+    "stage_of",
+    "steps_left",
+]
 
 RISE = 0.3
 """Share of a one-cycle run in which its rate rises."""
@@ -67,6 +77,22 @@ def plan(res: tuple[int, ...], epochs: tuple[int, ...]) -> tuple[Stage, ...]:
 def stage_of(stages: tuple[Stage, ...], epoch: int) -> Stage | None:
     """The stage that ``epoch`` belongs to; None after the last."""
     return next((stage for stage in stages if stage.first <= epoch < stage.end), None)
+
+
+def steps_left(
+    stages: tuple[Stage, ...], at: Position, *, batches: int, used: int, accum: int
+) -> int:
+    """Optimiser steps from here to the end of the last stage.
+
+    Args:
+        stages: From `plan`.
+        at: Where the run is.
+        batches: Of a whole epoch.
+        used: Batches of the epoch at work that are done.
+        accum: Batches a step; an epoch's last step may have fewer.
+    """
+    now = 0 if at.trained else -(-(batches - used) // accum)
+    return now + (stages[-1].end - at.epoch - 1) * -(-batches // accum)
 
 
 def make_optimizer(parameters: list[Tensor], optim: Optim) -> Optimizer:

@@ -48,7 +48,9 @@ def precision_of(name: str, device: torch.device) -> Precision:
         device: Where the network lives.
     """
     if name == "auto":
-        name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        # A GPU before Ampere only imitates bf16, far slower than it computes fp32.
+        real = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        name = "bf16" if real else "fp32"
     return Precision(
         name, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
     )
@@ -117,6 +119,19 @@ class TrainStep:
         Returns:
             A result for each batch.
         """
+        results = self.gradients(batches)
+        self.move()
+        return results
+
+    def gradients(self, batches: Sequence[Batch]) -> list[StepResult]:
+        """The first part of a step: no weight moves, only batch norm's statistics.
+
+        Args:
+            batches: As for the whole step.
+
+        Returns:
+            A result for each batch.
+        """
         self._optimizer.zero_grad(set_to_none=True)
         results = []
         for i, batch in enumerate(batches):
@@ -125,6 +140,10 @@ class TrainStep:
             silent = None if last else getattr(self._model, "no_sync", None)
             with silent() if silent else nullcontext():
                 results.append(self.gradient(batch, share=1 / len(batches)))
+        return results
+
+    def move(self) -> None:
+        """The second part of a step: clip the gradients, and follow them."""
         if self._clip:
             self.scaler.unscale_(self._optimizer)
             if self._clip_by == "norm":
@@ -133,7 +152,6 @@ class TrainStep:
                 nn.utils.clip_grad_value_(self._parameters, self._clip)
         self.scaler.step(self._optimizer)
         self.scaler.update()
-        return results
 
     def gradient(self, batch: Batch, *, share: float = 1.0) -> StepResult:
         """Add the gradient of ``share`` times a batch's loss; the weights stay."""
