@@ -4,8 +4,9 @@ Knows nothing of zips, tars or manifests. It never follows a name taken from an 
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from shardify.remote import Place, Url
@@ -28,11 +29,12 @@ def write_atomic(path: Place, data: bytes) -> None:
         return
     temporary = path.with_name(path.name + TEMPORARY)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    publish(temporary, path)
+    with _gone_if_unfinished(temporary):
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        publish(temporary, path)
 
 
 def write_quick(path: Place, data: bytes) -> None:
@@ -45,8 +47,9 @@ def write_quick(path: Place, data: bytes) -> None:
         path.write_bytes(data)
         return
     temporary = path.with_name(path.name + TEMPORARY)
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    with _gone_if_unfinished(temporary):
+        temporary.write_bytes(data)
+        temporary.replace(path)
 
 
 def sync_files(folder: Place, names: Iterable[str]) -> None:
@@ -84,3 +87,13 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _gone_if_unfinished(temporary: Path) -> Iterator[None]:
+    """Delete what could not be written, as on a full disk: its room is wanted."""
+    try:
+        yield
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
