@@ -6,6 +6,7 @@ Pure: says which processes to start, starts none.
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ __all__ = ["FULL", "ROOT", "TENTH", "Size", "Step", "steps"]
 ROOT = Path(__file__).resolve().parents[1]
 """Where the packages and the tests lie."""
 
+LOADER = ["to device"]
+NETWORK = ["model alone", "end to end"]
+ALL = [*LOADER, *NETWORK]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Size:
@@ -23,23 +28,33 @@ class Size:
     samples: int
     backgrounds: int
     res: tuple[int, int, int]
-    """Small, middle, large: 64, 128 and 256 px in full."""
+    """Small, middle, large."""
 
     batches: tuple[int, int, int]
     """Small, middle, large."""
 
+    network: tuple[int, int, int] | None
+    """The one batch that networks take at each resolution; None: all, as the loader's."""
+
+    trained: int
+    """Samples, made apart, that the training run is of; 0: all there are."""
+
+    train_batch: int
     epochs: tuple[int, int]
     """Of the training run, at the small and at the large size."""
+
+    max_steps: int
+    """Of the training run; 0: to its end."""
 
     windows: int
     seconds: float
     """A window."""
 
-    compile: str
-    """How `train.contenders` compiles the network."""
+    profiled: int
+    """Batches that the profiler looks at, after as many."""
 
-    train_compile: str
-    """How `train run` does."""
+    compile: tuple[str, str]
+    """How ``train.contenders`` compiles the network: without and with CUDA graphs."""
 
     budget: float
     """Seconds for the whole."""
@@ -52,14 +67,17 @@ class Size:
 
 
 FULL = Size(
-    samples=20_000, backgrounds=100, res=(64, 128, 256), batches=(16, 64, 256), epochs=(4, 2),
-    windows=3, seconds=1.0, compile="yes", train_compile="no", budget=9 * 60,
+    samples=20_000, backgrounds=100, res=(64, 128, 256), batches=(16, 64, 256), network=None,
+    trained=0, train_batch=64, epochs=(4, 1), max_steps=0, windows=3, seconds=0.5, profiled=6,
+    compile=("yes", "graphs"), budget=9 * 60,
 )  # fmt: skip
 TENTH = Size(
-    samples=2_000, backgrounds=20, res=(16, 32, 48), batches=(2, 4, 8), epochs=(1, 1), windows=2,
-    seconds=0.3, compile="trace", train_compile="no", budget=60 * 60, threads=1, patience=4.0,
+    samples=2_000, backgrounds=20, res=(64, 128, 256), batches=(16, 64, 256), network=(4, 2, 1),
+    trained=20, train_batch=2, epochs=(1, 1), max_steps=11, windows=1, seconds=0.05, profiled=1,
+    compile=("trace", "trace"), budget=30 * 60, patience=4.0,
 )  # fmt: skip
-"""For a CPU: the same steps, to see that they run."""
+"""For a CPU: the same steps on a tenth of the samples, to see that they run. A network takes 1.4 s
+for a sample of 256 pixels there, so its batches are small and its training short."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,8 +86,8 @@ class Step:
 
     name: str
     command: list[str]
-    limit: float
-    """Seconds after which it is stopped."""
+    limit: float | None
+    """Seconds after which it is stopped; None: it may take what others have left over."""
 
     needs: tuple[str, ...] = ()
     """Steps without which it makes no sense."""
@@ -85,81 +103,167 @@ def steps(size: Size, *, device: str, out: Path, scratch: Path) -> list[Step]:
         size: How much.
         device: Where networks compute.
         out: Folder of the results.
-        scratch: Folder for data and weights, which are not kept.
+        scratch: Folder for the data, which are not kept.
     """
-    python = [sys.executable, "-m"]
-    small, middle, large = size.res
-    few, some, many = size.batches
-    threads = size.threads or len(os.sched_getaffinity(0))
-    zipped, keep, raw = (str(scratch / name) for name in ("data.zip", "keep", "raw"))
+    found = _Agenda(size, device, out, scratch).steps()
+    return [
+        one if one.limit is None else replace(one, limit=one.limit * size.patience) for one in found
+    ]
 
-    def measure(
-        name: str, data: str, res: int, batches: list[int], contenders: list[str], limit: float,
-        **more: Any,
-    ) -> Step:  # fmt: skip
-        shards = {"keep": keep, "raw": raw}[data]
-        wanted = {
-            "shards": shards, "out": str(out / "figures"), "label": data, "res": res,
-            "batches": list(dict.fromkeys(batches)), "contenders": contenders,
-            "device": device, "threads": threads, "windows": size.windows,
-            "seconds": size.seconds, **more,
+
+class _Agenda:
+    """The steps of one size on one device."""
+
+    def __init__(self, size: Size, device: str, out: Path, scratch: Path) -> None:
+        self.size, self.device, self.out, self.scratch = size, device, out, scratch
+        self.threads = size.threads or len(os.sched_getaffinity(0))
+        self._asked: set[str] = set()
+
+    def steps(self) -> list[Step]:
+        """All of them, with the limits of a GPU and 16 cores: docs/gpu.md has the sums."""
+        small, middle, large = self.size.res
+        few, some, many = self.size.batches
+        plain, graphs = self.size.compile
+        return [
+            self._data("data", self.size.samples, 25),
+            self._build("keep", "data", 10),
+            self._tests(100),
+            self._measure(
+                f"{large} px", 50, *self._grid("keep", large, some, many, few),
+            ),
+            self._measure(
+                f"{large} px, compiled", 85, self._network("keep", large, some, compile=plain),
+                self._network("keep", large, some, compile=graphs),
+            ),
+            self._profile(large, some, 35),
+            *self._training(small, large, 60),
+            self._build("raw", "data", 35, "--codec", "raw", "--res", str(small),
+                        "--res", str(middle), "--res", str(large)),
+            self._measure(
+                "raw", 55, *self._grid("raw", small, some, many, few),
+                *self._fed("raw", large, some),
+                self._sweep("raw", large, [many], LOADER),
+                self._sweep("raw", middle, [some], LOADER),
+            ),
+            self._measure(
+                "decoder engine", 30,
+                self._sweep("keep", large, [some], ["decode"], loads=[0.0, 0.65, 0.9, 1.0]),
+            ),
+            self._measure(
+                f"{small} and {middle} px", 55,
+                *self._fed("keep", small, some),
+                *self._grid("keep", middle, some, many, few),
+            ),
+            self._measure(
+                "compiled, what time is left for", None,
+                self._network("raw", small, many, compile=plain),
+                self._network("keep", middle, some, compile=plain),
+                self._network("keep", large, many, compile=plain),
+                self._network("keep", middle, many, compile=plain),
+                self._network("raw", small, some, compile=plain),
+                self._network("keep", large, few, compile=plain),
+            ),
+        ]  # fmt: skip
+
+    def _python(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", *words]
+
+    def _data(self, name: str, samples: int, limit: float) -> Step:
+        backgrounds = min(self.size.backgrounds, max(2, samples // 5))
+        command = self._python(
+            "shardify", "synth", str(self.scratch / f"{name}.zip"), "--samples", str(samples),
+            "--backgrounds", str(backgrounds),
+        )  # fmt: skip
+        return Step(name=name, limit=limit, command=command)
+
+    def _build(self, name: str, source: str, limit: float, *options: str) -> Step:
+        command = self._python(
+            "shardify", "build", str(self.scratch / f"{source}.zip"), str(self.scratch / name),
+            "--val", "0.05", *options,
+        )  # fmt: skip
+        return Step(name=f"build {name}", limit=limit, needs=(source,), command=command)
+
+    def _tests(self, limit: float) -> Step:
+        found = sorted(map(str, (ROOT / "tests").glob("test_gpu_*.py")))
+        command = self._python(
+            "pytest", "-c", str(ROOT / "tests" / "gpu.ini"), "-m", "gpu",
+            f"--junitxml={self.out / 'tests.xml'}", *(found or [str(ROOT / "tests")]),
+        )  # fmt: skip
+        return Step(name="tests", limit=limit, command=command)
+
+    def _training(self, small: int, large: int, limit: float) -> Iterator[Step]:
+        size, shards = self.size, "keep"
+        if size.trained:
+            shards = "trained"
+            yield self._data("few", size.trained, 10)
+            yield self._build(shards, "few", 10)
+        command = self._python(
+            "train", "run", "--shards", str(self.scratch / shards),
+            "--out", str(self.out / "run"), "--res", f"{small},{large}",
+            "--epochs", ",".join(map(str, size.epochs)), "--batch", str(size.train_batch),
+            "--max-steps", str(size.max_steps), "--device", self.device,
+            "--threads", str(self.threads), "--torch-threads", str(size.threads),
+            "--keep", "1", "--no-tensorboard", "--log-steps", "50",
+        )  # fmt: skip
+        yield Step(
+            name="training", limit=limit, needs=(f"build {shards}",), least=25, command=command
+        )
+
+    def _sweep(
+        self, data: str, res: int, batches: list[int], contenders: list[str], **more: Any
+    ) -> dict[str, Any]:
+        """One call of ``train.sweep``."""
+        return {
+            "shards": str(self.scratch / data), "out": str(self.out / "figures"), "label": data,
+            "res": res, "batches": batches, "contenders": contenders, "device": self.device,
+            "threads": self.threads, "windows": self.size.windows, "seconds": self.size.seconds,
+            **more,
         }  # fmt: skip
+
+    def _network(self, data: str, res: int, batch: int, **more: Any) -> dict[str, Any]:
+        return self._sweep(data, res, [self._batch(res, batch)], NETWORK, **more)
+
+    def _grid(self, data: str, res: int, *batches: int) -> Iterator[dict[str, Any]]:
+        """Loader, network and both, at every batch size."""
+        if self.size.network is None:
+            yield self._sweep(data, res, list(batches), ALL)
+        else:
+            yield self._sweep(data, res, list(batches), LOADER)
+            yield self._network(data, res, batches[0])
+
+    def _fed(self, data: str, res: int, batch: int) -> Iterator[dict[str, Any]]:
+        """Loader and training, where the network alone is measured elsewhere."""
+        yield self._sweep(data, res, [batch], LOADER)
+        yield self._sweep(data, res, [self._batch(res, batch)], ["end to end"])
+
+    def _batch(self, res: int, batch: int) -> int:
+        """What a network takes where the loader takes ``batch``."""
+        if self.size.network is None:
+            return batch
+        return self.size.network[self.size.res.index(res)]
+
+    def _measure(self, name: str, limit: float | None, *sweeps: dict[str, Any]) -> Step:
+        # A network's batches may be one at a size: the same sweep twice would say nothing.
+        words = [
+            word
+            for word in dict.fromkeys(json.dumps(one) for one in sweeps)
+            if word not in self._asked
+        ]
+        self._asked |= set(words)
+        data = dict.fromkeys(one["label"] for one in sweeps)
         return Step(
-            name=name, command=[*python, "train.sweep", json.dumps(wanted)], limit=limit,
-            needs=(f"build {data}",), least=15,
+            name=name, limit=limit, needs=tuple(f"build {one}" for one in data), least=15,
+            command=self._python("train.sweep", *words),
         )  # fmt: skip
 
-    all_three = ["to device", "model alone", "end to end"]
-    network = ["model alone", "end to end"]
-    both = [str(size.samples), str(size.backgrounds)]
-    training = [
-        "--res", f"{small},{large}", "--epochs", ",".join(map(str, size.epochs)),
-        "--batch", str(some), "--device", device, "--threads", str(threads), "--keep", "1",
-        "--torch-threads", str(size.threads),
-        "--compile", size.train_compile, "--no-tensorboard", "--log-steps", "50",
-    ]  # fmt: skip
-    wanted = [
-        Step(
-            name="data", limit=100,
-            command=[*python, "shardify", "synth", zipped, "--samples", both[0],
-                     "--backgrounds", both[1]],
-        ),
-        Step(
-            name="build keep", limit=60, needs=("data",),
-            command=[*python, "shardify", "build", zipped, keep, "--val", "0.05"],
-        ),
-        Step(
-            name="tests", limit=150,
-            command=[*python, "pytest", "-c", str(ROOT / "tests" / "gpu.ini"), "-m", "gpu",
-                     f"--junitxml={out / 'tests.xml'}", *_gpu_tests()],
-        ),
-        measure(f"{large} px", "keep", large, [some, many, few], all_three, 90),
-        measure(f"{large} px, compiled", "keep", large, [some], network, 120, compile=size.compile),
-        Step(
-            name="training", limit=120, needs=("build keep",), least=30,
-            command=[*python, "train", "run", "--shards", keep, "--out", str(scratch / "run"),
-                     *training],
-        ),
-        Step(
-            name="build raw", limit=90, needs=("data",), least=20,
-            command=[*python, "shardify", "build", zipped, raw, "--val", "0.05", "--codec", "raw",
-                     "--res", str(small), "--res", str(large)],
-        ),
-        measure(f"{large} px, decoder engine", "keep", large, [some], ["decode"], 60,
-                loads=[0.0, 0.65, 0.9, 1.0]),
-        measure(f"{small} px, raw", "raw", small, [some, many, few], all_three, 90),
-        measure(f"{large} px, raw", "raw", large, [some, many], ["to device", "end to end"], 60),
-        measure(f"{small} px", "keep", small, [some, many, few], ["to device", "end to end"], 60),
-        measure(f"{middle} px", "keep", middle, [some, many, few], all_three, 90),
-        measure(f"{small} px, compiled", "raw", small, [many], network, 120, compile=size.compile),
-        measure(f"{large} px, compiled, large batch", "keep", large, [many], network, 120,
-                compile=size.compile),
-        measure(f"{middle} px, compiled", "keep", middle, [some], network, 120,
-                compile=size.compile),
-    ]  # fmt: skip
-    return [replace(one, limit=one.limit * size.patience) for one in wanted]
-
-
-def _gpu_tests() -> list[str]:
-    found = sorted(map(str, (ROOT / "tests").glob("test_gpu_*.py")))
-    return found or [str(ROOT / "tests")]
+    def _profile(self, res: int, batch: int, limit: float) -> Step:
+        wanted = {
+            "shards": str(self.scratch / "keep"), "out": str(self.out / "profiles"),
+            "label": "keep", "res": res, "batch": batch, "network_batch": self._batch(res, batch),
+            "stages": ALL, "device": self.device, "threads": self.threads,
+            "skipped": self.size.profiled, "batches": self.size.profiled,
+        }  # fmt: skip
+        return Step(
+            name="what bounds", limit=limit, needs=("build keep",), least=15,
+            command=self._python("train.dissect", json.dumps(wanted)),
+        )  # fmt: skip

@@ -5,25 +5,24 @@ The yardstick of the benchmark and the reference of the tests. The augmentation 
 Nothing here is on the training path.
 """
 
-import io
 import tarfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import webdataset
-from PIL import Image
 
 from shardify.manifest import Manifest
 from train.batch import Batch
-from train.draws import NOISE_UNIT, Augmentation, Draws, draw, matrices, noise_table, still
-from train.shards import IMAGES, background_payloads
+from train.pillow import Array, Floats, PillowRenderer, open_image, warp
+from train.shards import IMAGES
 
 __all__ = [
+    "Array",
+    "Floats",
     "PillowRenderer",
     "SampleRenderer",
     "ZipFiles",
@@ -36,153 +35,6 @@ __all__ = [
     "write_zip",
     "zip_batches",
 ]
-
-Array = npt.NDArray[Any]
-Floats = npt.NDArray[np.float32]
-
-
-def warp(image: Array, matrix: Array, res: int) -> npt.NDArray[np.float64]:
-    """Bilinear interpolation in plain NumPy, the nearest edge pixel outside: the definition.
-
-    Args:
-        image: (H, W) or (H, W, C).
-        matrix: (2, 3), as ``draws.matrices`` gives it.
-        res: Output width and height. Pixels.
-
-    Returns:
-        (res, res) or (res, res, C), in the image's levels.
-    """
-    height, width = image.shape[:2]
-    y, x = np.mgrid[:res, :res] + 0.5
-    a = np.asarray(matrix, np.float64)
-    across = (a[0, 0] * x + a[0, 1] * y + a[0, 2] - 0.5).clip(0, width - 1)
-    down = (a[1, 0] * x + a[1, 1] * y + a[1, 2] - 0.5).clip(0, height - 1)
-    left, top = across.astype(int), down.astype(int)
-    right, low = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
-    u, v = across - left, down - top
-    if image.ndim == 3:
-        u, v = u[..., None], v[..., None]
-    levels = image.astype(np.float64)
-    upper = levels[top, left] * (1 - u) + levels[top, right] * u
-    lower = levels[low, left] * (1 - u) + levels[low, right] * u
-    return np.asarray(upper * (1 - v) + lower * v)
-
-
-def open_image(data: bytes, mode: str) -> Image.Image:
-    """Decode one image with Pillow; ``mode`` is RGB, L, or I;16 for what is left as it is."""
-    image = Image.open(io.BytesIO(data))
-    return image if mode == "I;16" else image.convert(mode)
-
-
-class PillowRenderer:
-    """One sample at a time: decoded images in, a batch's planes out."""
-
-    def __init__(self, folder: Path, *, res: int, augment: bool = True) -> None:
-        """Read the manifest and decode the backgrounds once.
-
-        Args:
-            folder: The data set.
-            res: Output width and height. Pixels.
-            augment: Rotation, colour and noise. Off: a plain resize.
-        """
-        self.manifest = Manifest.load(folder)
-        self.res = res
-        self.augment = augment
-        width, height, _ = self.manifest.roles["fg_bg"].sizes[0]
-        self.backgrounds = [
-            open_image(payload.tobytes(), "RGB").resize((width, height), Image.Resampling.BILINEAR)
-            for payload in background_payloads(folder, self.manifest)
-        ]
-        self.threshold = self.manifest.roles["mask"].threshold or 128
-        self.depth_levels = 2 ** self.manifest.roles["depth"].bits - 1
-        self.noise = noise_table(res)
-        self.normal = {role: self._normal(role) for role in ("bg", "fg_bg")}
-
-    def draws(self, index: int, *, seed: int, epoch: int) -> Draws:
-        """The draws of one sample, as the loader makes them."""
-        if not self.augment:
-            return still(1)
-        return draw(np.array([index]), seed=seed, epoch=epoch, augmentation=Augmentation())
-
-    def __call__(
-        self,
-        fg_bg: Image.Image,
-        mask: Image.Image,
-        depth: Image.Image,
-        background: int,
-        draws: Draws,
-    ) -> tuple[Floats, Floats, Floats, Floats]:
-        """Render one sample.
-
-        Args:
-            fg_bg: RGB.
-            mask: L.
-            depth: L or I;16.
-            background: Its index.
-            draws: Of this one sample.
-
-        Returns:
-            bg, fg_bg (3, R, R), mask, depth (1, R, R) float32.
-        """
-        bg = self.picture(self.backgrounds[background], draws, "bg")
-        seen = np.asarray(self.moved(mask, draws))
-        far = np.asarray(self.moved(depth, draws), np.float32) / self.depth_levels
-        return (
-            bg,
-            self.picture(fg_bg, draws, "fg_bg"),
-            (seen >= self.threshold).astype(np.float32)[None],
-            far[None],
-        )
-
-    def encoded(self, files: Mapping[str, bytes], draws: Draws) -> tuple[Floats, ...]:
-        """Decode and render one sample.
-
-        Args:
-            files: fg_bg, mask and depth as image files, bg as the digits of its index.
-            draws: Of this one sample.
-        """
-        return self(
-            open_image(files["fg_bg"], "RGB"),
-            open_image(files["mask"], "L"),
-            open_image(files["depth"], "L" if self.depth_levels == 255 else "I;16"),
-            int(files["bg"]),
-            draws,
-        )
-
-    def _normal(self, role: str) -> tuple[Floats, Floats]:
-        """Scale and shift of the channels, from levels of 255 to normalised."""
-        stats = self.manifest.stats[role]
-        mean, std = np.array(stats.mean).reshape(3, 1, 1), np.array(stats.std).reshape(3, 1, 1)
-        return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
-
-    def moved(self, image: Image.Image, draws: Draws) -> Image.Image:
-        """Resize and rotation in one; black outside, as Pillow has it."""
-        width, height = image.size
-        matrix = matrices(draws.angle, width=width, height=height, res=self.res)[0]
-        return image.transform(
-            (self.res, self.res),
-            Image.Transform.AFFINE,
-            matrix.ravel().tolist(),
-            Image.Resampling.BILINEAR,
-        )
-
-    def picture(self, image: Image.Image, draws: Draws, role: str) -> Floats:
-        """Warp, colour, noise, normalise: (3, R, R) float32."""
-        moved = self.moved(image, draws)
-        if self.augment:
-            # Pillow's own colour matrix: rounds to whole levels and clips.
-            moved = moved.convert("RGB", tuple(draws.colour[0].ravel().tolist()))
-        planes = np.asarray(moved).transpose(2, 0, 1).astype(np.float32, order="C")
-        if self.augment:
-            row, column = draws.place[0]
-            grain = self.noise[:, row : row + self.res, column : column + self.res]
-            strength = np.float32(float(draws.noise[0]) / NOISE_UNIT)
-            planes += grain * strength
-            np.clip(planes, 0, 255, out=planes)
-        scale, shift = self.normal[role]
-        planes *= scale
-        planes += shift
-        return planes
 
 
 def webdataset_batches(

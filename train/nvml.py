@@ -2,14 +2,18 @@
 
 Speaks to the driver's own library; without it every answer is None. Measures nothing over time but
 in ``Watch``, and needs neither torch nor a CUDA context.
+
+A GPU is named as the library does: by its place among all of the machine, or by its unique number
+(``GPU-…``, ``MIG-…``). ``visible`` gives that name from a place among those that CUDA may see.
 """
 
 import ctypes
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Watch", "cuda_version", "driver", "name", "parts"]
+__all__ = ["Watch", "cuda_version", "driver", "name", "parts", "visible"]
 
 _TEXT = 96
 
@@ -49,13 +53,25 @@ def cuda_version() -> str | None:
     return None
 
 
-def name(index: int = 0) -> str | None:
-    """What a GPU is called."""
-    text, handle = ctypes.create_string_buffer(_TEXT), _handle(index)
+def visible(place: int = 0) -> int | str:
+    """The GPU at a place among those that CUDA may use here.
+
+    As ``CUDA_VISIBLE_DEVICES`` has it: places among all, or unique numbers, comma-separated.
+    Without it, or where it names none at that place, the place is that among all.
+    """
+    names = [one.strip() for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    if place >= len(names) or not names[place]:
+        return place
+    return int(names[place]) if names[place].isdecimal() else names[place]
+
+
+def name(gpu: int | str | None = None) -> str | None:
+    """What a GPU is called; None stands for the first that CUDA may use, here and below."""
+    text, handle = ctypes.create_string_buffer(_TEXT), _handle(gpu)
     return _said(text, "nvmlDeviceGetName", handle, text, _TEXT) if handle else None
 
 
-def parts(index: int = 0) -> dict[str, float]:
+def parts(gpu: int | str | None = None) -> dict[str, float]:
     """How busy a GPU's parts are right now; what it does not report is left out.
 
     Returns:
@@ -63,7 +79,7 @@ def parts(index: int = 0) -> dict[str, float]:
         period; ``memory_gb``: in use, by all processes.
     """
     found: dict[str, float] = {}
-    handle = _handle(index)
+    handle = _handle(gpu)
     if handle is None:
         return found
     rates, memory = _Rates(), _Memory()
@@ -85,15 +101,20 @@ class Watch:
     """Looks at a GPU again and again in a thread, as long as its ``with`` lasts."""
 
     def __init__(
-        self, *, every: float = 0.05, look: Callable[[], dict[str, float]] = parts
+        self,
+        *,
+        every: float = 0.05,
+        gpu: int | str | None = None,
+        look: Callable[[], dict[str, float]] | None = None,
     ) -> None:
         """Begin with ``with``.
 
         Args:
             every: Seconds between two looks.
-            look: What to ask; the first GPU by default.
+            gpu: Which one.
+            look: What to ask in place of ``parts``.
         """
-        self._look = look
+        self._look = look or (lambda: parts(gpu))
         self._every = every
         self._seen: list[dict[str, float]] = []
         self._stop = threading.Event()
@@ -129,10 +150,29 @@ class Watch:
             self._stop.wait(self._every)
 
 
-def _handle(index: int) -> ctypes.c_void_p | None:
+def _handle(gpu: int | str | None) -> ctypes.c_void_p | None:
+    if gpu is None:
+        gpu = visible()
     handle = ctypes.c_void_p()
-    got = _asked("nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(handle))
-    return handle if got else None
+    if isinstance(gpu, int):
+        got = _asked("nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(gpu), ctypes.byref(handle))
+        return handle if got else None
+    if _asked("nvmlDeviceGetHandleByUUID", gpu.encode(), ctypes.byref(handle)):
+        return handle
+    return _abbreviated(gpu)
+
+
+def _abbreviated(unique: str) -> ctypes.c_void_p | None:
+    """CUDA takes the beginning of a unique number for the whole, the driver's library does not."""
+    count = ctypes.c_uint()
+    _asked("nvmlDeviceGetCount_v2", ctypes.byref(count))
+    for index in range(count.value):
+        handle, text = ctypes.c_void_p(), ctypes.create_string_buffer(_TEXT)
+        if not _asked("nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(handle)):
+            continue
+        if (_said(text, "nvmlDeviceGetUUID", handle, text, _TEXT) or "").startswith(unique):
+            return handle
+    return None
 
 
 def _asked(function: str, *arguments: Any) -> bool:

@@ -23,7 +23,13 @@ def page(record: Mapping[str, Any]) -> str:
         _machine(record),
         "## Steps",
         _steps(record["steps"]),
-        "## Figures",
+        "## Does training wait for data?",
+        _waits(record["figures"]),
+        "## What bounds each stage",
+        _profiles(record["profiles"]),
+        "## The network, compiled",
+        _compiled(record["figures"]),
+        "## All figures",
         _figures(record["figures"]),
         "## Training",
         _training(record["training"]),
@@ -44,6 +50,7 @@ def _machine(record: Mapping[str, Any]) -> str:
         ("Date", record["date"]),
         ("Command", f"`{record['command']}`"),
         ("Data", f"synthetic, {size['samples']:,} samples, {size['backgrounds']} backgrounds"),
+        ("Training run", f"on {record['trained_on']:,} samples"),
         ("Time", f"{record['seconds']:.0f} s"),
     ]
     return _table(("", ""), rows)
@@ -52,6 +59,8 @@ def _machine(record: Mapping[str, Any]) -> str:
 def _steps(steps: list[dict[str, Any]]) -> str:
     rows = [(one["name"], one["status"], f"{one['seconds']:.0f}", one["why"]) for one in steps]
     said = [_table(("Step", "", "s", ""), rows)]
+    bad = [one["name"] for one in steps if one["status"] != "done"]
+    said.append(f"Not done: {', '.join(bad)}." if bad else "All steps were done.")
     for one in steps:
         if one["last"]:
             said.append(
@@ -60,14 +69,103 @@ def _steps(steps: list[dict[str, Any]]) -> str:
     return "\n\n".join(said)
 
 
+Key = tuple[int, int, str]
+"""Resolution, batch size, compilation: what a network's speed depends on."""
+
+
+def _rates(figures: list[dict[str, Any]], name: str) -> dict[tuple[str, Key], float]:
+    """Medians of one contender, by data and key."""
+    found = {}
+    for one in figures:
+        if one["name"] == name and "error" not in one:
+            job = one["job"]
+            key = (job["res"], job["batch_size"], job["compile"])
+            found[one["label"], key] = one["samples_per_s"]["median"]
+    return found
+
+
+def _waits(figures: list[dict[str, Any]]) -> str:
+    """Training beside the network on a resident batch, and beside the loader alone."""
+    # The network knows nothing of the shards: one measurement serves all of them.
+    alone = {key: rate for (_, key), rate in _rates(figures, "model alone").items()}
+    loader, rows = _rates(figures, "to device"), []
+    for one in figures:
+        if one["name"] != "end to end" or "error" in one:
+            continue
+        job, rate, data = one["job"], one["samples_per_s"]["median"], one["label"]
+        key = (job["res"], job["batch_size"], job["compile"])
+        network = alone.get(key)
+        fed = loader.get((data, (key[0], key[1], "no")))
+        rows.append((
+            data, *key[:2], _way(key[2]), f"{rate:,.0f}", f"{network:,.0f}" if network else "",
+            f"{rate / network:.1%}" if network else "", f"{one['data_wait']:.1%}",
+            f"{fed:,.0f}" if fed else "", f"{fed / network:.1f}" if fed and network else "",
+        ))  # fmt: skip
+    heads = (
+        "Data", "px", "Batch", "Compiled", "End to end", "Model alone", "Share reached",
+        "Data wait", "Loader alone", "Loader over model",
+    )  # fmt: skip
+    return _table(heads, rows) if rows else "Nothing was measured."
+
+
+def _compiled(figures: list[dict[str, Any]]) -> str:
+    """The network alone: as it is, compiled, and as a CUDA graph."""
+    found: dict[tuple[int, int], dict[str, float]] = {}
+    for (_, (res, batch, way)), rate in _rates(figures, "model alone").items():
+        found.setdefault((res, batch), {})[way] = rate
+    ways = sorted({way for rates in found.values() for way in rates}, key="no yes graphs".find)
+    rows = []
+    for key, rates in sorted(found.items()):
+        cells = [f"{rates[way]:,.0f}" if way in rates else "" for way in ways]
+        gain = max(rates.values()) / rates["no"] if len(rates) > 1 and "no" in rates else None
+        rows.append((*key, *cells, _number(gain, 2)))
+    heads = ("px", "Batch", *(_way(way) or "eager" for way in ways), "best over eager")
+    return _table(heads, rows) if rows else "Nothing was measured."
+
+
+def _profiles(profiles: list[dict[str, Any]]) -> str:
+    """What each stage's time goes into, and its heaviest operators."""
+    if not profiles:
+        return "No profile was taken."
+    rows, lists = [], []
+    for one in profiles:
+        job = one["job"]
+        what = (one["name"], job["res"], job["batch_size"])
+        if "error" in one:
+            rows.append((*what, "", "", "", "", "", f"failed: {one['error'][:80]}"))
+            continue
+        wait = "" if one["data_wait"] is None else f"{one['data_wait']:.1%}"
+        rows.append((
+            *what, f"{one['wall_ms']:.2f}", f"{one['device_ms']:.2f}", f"{one['host_ms']:.2f}",
+            f"{one['cores']:.1f}", wait, one["bound"],
+        ))  # fmt: skip
+        for place in ("device", "host"):
+            heaviest = [
+                (f"`{each['name'][:90]}`", f"{each['ms']:.3f}", f"{each['share']:.1%}",
+                 each["calls"] // one["batches"])
+                for each in one[f"{place}_operators"]
+            ]  # fmt: skip
+            if heaviest:
+                lists.append(f"Heaviest of *{one['name']}* on the {place}:")
+                lists.append(_table(("", "ms a batch", "share", "calls a batch"), heaviest))
+    heads = (
+        "Stage", "px", "Batch", "ms a batch", "GPU at work, ms", "Host at work, ms", "Cores",
+        "Data wait", "Bound by",
+    )  # fmt: skip
+    return "\n\n".join([_table(heads, rows), *lists])
+
+
+def _way(compiled: str) -> str:
+    return "" if compiled == "no" else compiled
+
+
 def _figures(figures: list[dict[str, Any]]) -> str:
     if not figures:
         return "None was measured."
     rows = []
     for one in figures:
         job = one["job"]
-        compiled = "" if job["compile"] == "no" else job["compile"]
-        what = [one["label"], job["res"], job["batch_size"], one["name"], compiled]
+        what = [one["label"], job["res"], job["batch_size"], one["name"], _way(job["compile"])]
         what.append(f"{job['hw_decoder_load']:g}" if one["name"] == "decode" else "")
         if "error" in one:
             rows.append((*what, f"failed: {one['error'][:80]}", "", "", "", "", "", ""))

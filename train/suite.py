@@ -1,9 +1,9 @@
 """`train bench --suite`: everything worth knowing about one machine, in one command.
 
 Makes its own data, tests the loader on the GPU, measures loader, network and both together at
-several sizes, and trains. Each step is a process of its own with a limit of its own; what it found
-is on disk before the next begins, so that a run cut short leaves what it measured. A step that
-fails is named and the others go on. The most valuable come first. Nothing is measured in here.
+several sizes, profiles, and trains. Each step is a process of its own with a limit of its own; what
+it found is on disk before the next begins, so that a run cut short leaves what it measured. A step
+that fails is named and the others go on. The most valuable come first. Nothing is measured in here.
 """
 
 import contextlib
@@ -15,25 +15,33 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from train import nvml
 from train.agenda import FULL, ROOT, TENTH, Size, Step, steps
-from train.bench import hardware, versions
 from train.distributed import World
-from train.errors import DataError
+from train.errors import DataError, Interrupted
 from train.evaluate import pick_device
+from train.machine import gpu_of, hardware, versions
 from train.page import page
 
 __all__ = ["Outcome", "run", "suite"]
 
 _LAST = 12
 """Lines of a failed step's output that are kept in the record."""
+
+_TIED = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); "
+    "os.getppid() == int(sys.argv[1]) or sys.exit(1); os.execvp(sys.argv[2], sys.argv[2:])"
+)
+"""Python that becomes a step: Linux ends it when the suite is killed and cannot do so itself."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -42,7 +50,7 @@ class Outcome:
 
     name: str
     status: str
-    """done, failed, timed out, or not run."""
+    """to come, at work, done, failed, timed out, stopped, or not run."""
 
     seconds: float = 0.0
     why: str = ""
@@ -72,38 +80,69 @@ def suite(
 
     Raises:
         ConfigError: The device is not there.
+        Interrupted: SIGINT or SIGTERM; what was measured until then is on the page.
         DataError: A step failed, or there was no time for it; the message names them all.
     """
     pick_device(device, World())
     size = size or (TENTH if device == "cpu" else FULL)
     out = out.resolve()
-    for left in ("figures", "logs", "run"):
-        shutil.rmtree(out / left, ignore_errors=True)
+    for old in ("figures", "profiles", "logs", "run"):
+        shutil.rmtree(out / old, ignore_errors=True)
+    (out / "tests.xml").unlink(missing_ok=True)
     (out / "logs").mkdir(parents=True)
     began = time.monotonic()
-    outcomes: list[Outcome] = []
     about: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "device": nvml.name() if device != "cpu" else "cpu",
+        "device": nvml.name(gpu_of(device)) if device != "cpu" else "cpu",
         "driver": nvml.driver(),
         "driver_cuda": nvml.cuda_version(),
         "hardware": hardware(device),
         "versions": versions(),
         "size": asdict(size),
+        "seconds": 0.0,
     }
-    with tempfile.TemporaryDirectory(prefix="shardline-suite-") as scratch:
-        for step in steps(size, device=device, out=out, scratch=Path(scratch)):
-            outcome = _outcome(step, outcomes, size.budget - (time.monotonic() - began), out)
-            outcomes.append(outcome)
-            say(f"{outcome.status:>9} {outcome.seconds:6.1f} s  {step.name}")
-            _keep(Path(scratch) / "run", out / "run")
+    with _stoppable(), tempfile.TemporaryDirectory(prefix="shardline-suite-") as scratch:
+        todo = steps(size, device=device, out=out, scratch=Path(scratch))
+        outcomes = [Outcome(name=one.name, status="to come", command=one.command) for one in todo]
+        try:
+            for place, step in enumerate(todo):
+                about["seconds"] = time.monotonic() - began
+                outcomes[place].status = "at work"
+                _record(out, about, outcomes)
+                left = size.budget - (time.monotonic() - began)
+                outcomes[place] = outcome = _outcome(step, outcomes[:place], left, out)
+                say(f"{outcome.status:>9} {outcome.seconds:6.1f} s  {step.name}")
+        except KeyboardInterrupt:
+            outcomes[place].status = "stopped"
+            raise Interrupted(
+                f"{out}: stopped in {step.name}; suite.md has what was measured until then"
+            ) from None
+        finally:
+            _thin(out / "run")
             about["seconds"] = time.monotonic() - began
             _record(out, about, outcomes)
     bad = [f"{one.name} ({one.status})" for one in outcomes if one.status != "done"]
     if bad:
         raise DataError(f"{out}: {len(bad)} of {len(outcomes)} steps: {', '.join(bad)}; see logs/")
     return outcomes
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does: a cluster that takes a job back sends it first."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Only the main thread may handle signals; whoever runs us here decides.
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run(step: Step, *, limit: float, log: Path) -> Outcome:
@@ -115,11 +154,17 @@ def run(step: Step, *, limit: float, log: Path) -> Outcome:
         log: File for what it prints.
     """
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        # The tests need none of what a machine's pytest may be dressed with.
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }
+    tied = [sys.executable, "-c", _TIED, str(os.getpid()), *step.command]
     began, status = time.monotonic(), "done"
     with log.open("wb") as sink:
         process = subprocess.Popen(
-            step.command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT,
+            tied, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT,
             cwd=log.parent, env=environment, start_new_session=True,
         )  # fmt: skip
         try:
@@ -156,27 +201,28 @@ def _outcome(step: Step, before: list[Outcome], left: float, out: Path) -> Outco
         return Outcome(name=step.name, status="not run", why=why, command=step.command)
     name = step.name.replace(",", "").replace(" ", "-")
     log = out / "logs" / f"{len(before):02d}-{name}.log"
-    return run(step, limit=min(step.limit, left), log=log)
+    limit = left if step.limit is None else min(step.limit, left)
+    return run(step, limit=limit, log=log)
 
 
-def _keep(run: Path, kept: Path) -> None:
-    """Copy what is small of a training run: figures and panels, not weights."""
-    for path in sorted(run.rglob("*")):
-        if path.suffix in (".jsonl", ".toml", ".html", ".png"):
-            to = kept / path.relative_to(run)
-            to.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, to)
+def _thin(run: Path) -> None:
+    """Keep what is small of a training run: figures and panels, not weights."""
+    for path in list(run.rglob("*")):
+        if path.is_file() and path.suffix not in (".jsonl", ".toml", ".html", ".png"):
+            path.unlink()
 
 
 def _record(out: Path, about: dict[str, Any], outcomes: list[Outcome]) -> None:
     """Everything so far, as one JSON file and as a page."""
     document: dict[str, Any] = {**about, "steps": [asdict(one) for one in outcomes]}
-    figures = sorted((out / "figures").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-    document["figures"] = [json.loads(path.read_text()) for path in figures]
+    for kind in ("figures", "profiles"):
+        found = sorted((out / kind).glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        document[kind] = [json.loads(path.read_text()) for path in found]
     document["tests"] = _tests(out / "tests.xml")
     metrics = out / "run" / "metrics.jsonl"
     lines = metrics.read_text().splitlines() if metrics.is_file() else []
     document["training"] = [json.loads(line) for line in lines]
+    document["trained_on"] = document["size"]["trained"] or document["size"]["samples"]
     for name, text in (
         ("suite.json", json.dumps(document, indent=1) + "\n"),
         ("suite.md", page(document)),

@@ -1,6 +1,6 @@
 """Speeds of one data set at several batch sizes, in one process: a JSON file a figure, as it comes.
 
-    python -m train.sweep '{"shards": "out", "res": 256, "batches": [64], "out": "figures", …}'
+    python -m train.sweep '{"shards": "out", "res": 256, "batches": [64], "out": "figures", …}' …
 
 `train bench` compares contenders with care, in turns, each in a process of its own; this goes
 through many settings quickly, for machines whose time is short. It decides on no setting.
@@ -21,10 +21,11 @@ from typing import Any
 import torch
 
 from train import nvml
-from train.bench import hardware, versions, window
 from train.contenders import Job, begin
+from train.machine import gpu_of, hardware, versions
+from train.window import window
 
-__all__ = ["Sweep", "sweep"]
+__all__ = ["Sweep", "about", "clear", "draft", "sweep"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,13 +64,13 @@ def sweep(wanted: Sweep) -> list[Path]:
             compile=wanted.compile, hw_decoder_load=load,
         )  # fmt: skip
         figure = {"label": wanted.label, "name": name, "job": dataclasses.asdict(job)}
-        figure |= _about(wanted.device)
+        figure |= about(wanted.device, "sweep")
         try:
             figure |= _measure(name, job, wanted)
         except Exception as error:
             figure["error"] = " ".join(str(error).split()) or type(error).__name__
         files.append(_write(Path(wanted.out), figure))
-        _clear()
+        clear()
     return files
 
 
@@ -81,7 +82,7 @@ def _measure(name: str, job: Job, wanted: Sweep) -> dict[str, Any]:
         next(work.samples)
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
-        with nvml.Watch() as watch:
+        with nvml.Watch(gpu=gpu_of(wanted.device)) as watch:
             found = [window(work, wanted.seconds) for _ in range(wanted.windows)]
     rates = [one["samples"] / one["wall"] for one in found]
     samples, wall = sum(one["samples"] for one in found), sum(one["wall"] for one in found)
@@ -97,47 +98,51 @@ def _measure(name: str, job: Job, wanted: Sweep) -> dict[str, Any]:
     return figure
 
 
-def _about(device: str) -> dict[str, Any]:
+def about(device: str, module: str) -> dict[str, Any]:
+    """When, where and by which command of this package something was measured."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python -m train.sweep", *(repr(word) for word in sys.argv[1:])]),
-        "hardware": hardware(device),
+        "command": " ".join([f"python -m train.{module}", *(repr(word) for word in sys.argv[1:])]),
+        "device": nvml.name(gpu_of(device)) if device.startswith("cuda") else device,
         "driver": nvml.driver(),
+        "hardware": hardware(device),
         "versions": versions(),
     }
 
 
-def _write(out: Path, figure: dict[str, Any]) -> Path:
-    """One figure, whole or not at all."""
-    job = figure["job"]
-    words = [figure["label"], job["res"], f"b{job['batch_size']}", figure["name"]]
-    words += [f"compile-{job['compile']}"] if job["compile"] != "no" else []
-    words += [f"engine-{job['hw_decoder_load']:g}"] if figure["name"] == "decode" else []
-    path = out / ("-".join(map(str, words)).replace(" ", "-") + ".json")
-    out.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(figure, indent=1) + "\n")
-    return draft.rename(path)
+def draft(path: Path, found: dict[str, Any]) -> Path:
+    """Write a JSON file whole or not at all; returns ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(found, indent=1) + "\n")
+    return unfinished.rename(path)
 
 
-def _clear() -> None:
+def clear() -> None:
     """Give back what a contender held; compiled code stays, the next one may need it."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
+def _write(out: Path, figure: dict[str, Any]) -> Path:
+    """One figure, named by what it is of."""
+    job = figure["job"]
+    words = [figure["label"], job["res"], f"b{job['batch_size']}", figure["name"]]
+    words += [f"compile-{job['compile']}"] if job["compile"] != "no" else []
+    words += [f"engine-{job['hw_decoder_load']:g}"] if figure["name"] == "decode" else []
+    return draft(out / ("-".join(map(str, words)).replace(" ", "-") + ".json"), figure)
+
+
 def main() -> None:
-    """Exit 1 if any figure failed, and say which."""
-    files = sweep(Sweep(**json.loads(sys.argv[1])))
+    """One sweep after the other. Exit 1 if any figure failed, and say which."""
     failed = 0
-    for path in files:
-        figure = json.loads(path.read_text())
-        if "error" in figure:
-            failed += 1
-            print(f"{path.stem}: {figure['error']}", flush=True)
-        else:
-            print(f"{path.stem}: {figure['samples_per_s']['median']:,.0f} samples/s", flush=True)
+    for wanted in [Sweep(**json.loads(word)) for word in sys.argv[1:]]:
+        for path in sweep(wanted):
+            figure = json.loads(path.read_text())
+            failed += "error" in figure
+            said = figure.get("error") or f"{figure['samples_per_s']['median']:,.1f} samples/s"
+            print(f"{path.stem}: {said}", flush=True)
     sys.exit(1 if failed else 0)
 
 
