@@ -165,14 +165,16 @@ def inspect(src: tuple[Place, ...], as_json: bool, **options: Any) -> None:
 )
 @_JSON
 def build(src: tuple[Place, ...], out: Place, as_json: bool, **options: Any) -> None:
-    """Convert SRC (one or more zips) to shards in the new folder OUT.
+    """Convert SRC to shards in the new folder OUT.
 
-    An interrupted build goes on where it was when it is run again with the same options. SRC and
-    OUT may be URLs as well: a zip is read by ranges, shards are put whole.
+    SRC is a zip, a folder of pictures or zips, or several of them that are one data set; zips may
+    lie in a zip. An interrupted build goes on where it was when it is run again with the same
+    options. SRC and OUT may be URLs as well: a zip is read by ranges, shards are put whole.
 
     \b
     shardify build data.zip out/
-    shardify build fg_bg.zip masks.zip depth.zip backgrounds.zip out/ --val 0.1
+    shardify build pictures/ out/
+    shardify build fg_bg.zip masks.zip depth.zip backgrounds/ out/ --val 0.1
     shardify build s3://bucket/data.zip s3://bucket/out --scheduler tcp://10.0.0.1:8786
     """
     from shardify.build import build as run
@@ -217,9 +219,9 @@ def verify(out: Place, decode: bool, workers: int | None, as_json: bool) -> None
 
 
 @cli.command()
-@click.argument("out", type=_PATH)
+@click.argument("out", type=place)
 @_JSON
-def stats(out: Path, as_json: bool) -> None:
+def stats(out: Place, as_json: bool) -> None:
     """Print each role's mean and deviation, range, sizes and bytes.
 
     Means and deviations, in [0, 1], were measured by the build, as the mean over pictures of each
@@ -227,7 +229,7 @@ def stats(out: Path, as_json: bool) -> None:
 
     \b
     shardify stats out/
-    shardify stats out/ --json
+    shardify stats s3://bucket/out --json
     """
     from shardify.stats import figures
 
@@ -236,7 +238,7 @@ def stats(out: Path, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("out", type=_PATH)
+@click.argument("out", type=place)
 @click.option(
     "-o",
     "--output",
@@ -245,7 +247,7 @@ def stats(out: Path, as_json: bool) -> None:
     show_default=True,
     help="The page to write.",
 )
-def report(out: Path, output: Path) -> None:
+def report(out: Place, output: Path) -> None:
     """Write one self-contained page about OUT: samples, backgrounds, distributions, rejects.
 
     \b

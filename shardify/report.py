@@ -21,6 +21,7 @@ from shardify.errors import OutputError
 from shardify.files import write_atomic
 from shardify.images import MASK_THRESHOLD
 from shardify.manifest import REJECTED, Manifest
+from shardify.remote import Place
 from shardify.stats import BINS, DataSet, Findings, Sample, findings
 
 __all__ = ["outlined", "page", "write_report"]
@@ -41,7 +42,7 @@ img{width:32%;vertical-align:top;background:#eee}small{color:#666}svg{max-width:
 """
 
 
-def write_report(out: Path, path: Path, *, most: int = 200) -> None:
+def write_report(out: Place, path: Path, *, most: int = 200) -> None:
     """Write the page of data set ``out`` to ``path``, atomically.
 
     Raises:
@@ -58,7 +59,7 @@ def write_report(out: Path, path: Path, *, most: int = 200) -> None:
         raise OutputError(f"{path}: {error.strerror or error}; choose another place") from error
 
 
-def page(out: Path, *, most: int = 200) -> str:
+def page(out: Place, *, most: int = 200) -> str:
     """The page, as HTML. Arguments and errors as for ``write_report``."""
     data = DataSet(out)
     manifest = data.manifest
@@ -213,13 +214,13 @@ def _roles(manifest: Manifest) -> str:
     return f"<table>{''.join(rows)}</table>" + (f"<p>Converted:</p><ul>{told}</ul>" if told else "")
 
 
-def _rejected(manifest: Manifest, path: Path) -> str:
+def _rejected(manifest: Manifest, path: Place) -> str:
     if not manifest.rejected.count:
         return "<p>Nothing: every sample is in the shards.</p>"
     reasons = _table([(f"{count:,}", why) for why, count in manifest.rejected.by_reason.items()])
     lines = []
     try:
-        with path.open() as file:
+        with path.open("rb") as file:
             for _, line in zip(range(_LINES), file, strict=False):
                 each = json.loads(line)
                 lines.append((each["key"] or each["member"], f"{each['role']} {each['reason']}"))

@@ -5,10 +5,12 @@ depth histograms come from evenly spaced samples, decoded now. It writes nothing
 nothing.
 """
 
+import itertools
+import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,8 @@ from shardify.images import MASK_THRESHOLD, Picture, parse
 from shardify.index import Member, parse_index
 from shardify.manifest import BACKGROUNDS, Manifest, Role
 from shardify.pixels import PLAIN, pixels
+from shardify.ranges import Handle, Ranges, close_source, open_source, pread
+from shardify.remote import Place, place
 
 __all__ = ["BINS", "DataSet", "Findings", "Sample", "figures", "findings"]
 
@@ -55,17 +59,21 @@ class Findings:
 class DataSet:
     """A finished data set, opened for looking: one of OUT, or its largest resolution.
 
+    At a URL, what is looked at is fetched by ranges.
+
     Raises:
         ManifestError: There is no manifest, or it is unreadable.
         VerifyError: A shard or an index is missing or not what it should be.
     """
 
-    def __init__(self, out: Path) -> None:
-        self.top = Manifest.load(out)
-        self.folder = Path(out)
+    def __init__(self, out: Place) -> None:
+        self.folder = place(out)
+        self.top = Manifest.load(self.folder)
+        self._bank: dict[str, tuple[int, int]] = {}
         self.manifest = self.top
         if self.top.resolutions:
-            self.folder /= max(self.top.resolutions, key=lambda each: each.res).path
+            largest = max(self.top.resolutions, key=lambda each: each.res)
+            self.folder = self.folder / largest.path
             self.manifest = Manifest.load(self.folder)
         self._places: list[tuple[str, str, list[Member]]] = []
         for split, shards in self.manifest.splits.items():
@@ -82,56 +90,71 @@ class DataSet:
     def samples(self, most: int) -> Iterator[Sample]:
         """Up to ``most`` samples, evenly spaced over all. Raises VerifyError."""
         step = max(1, -(-len(self) // most))
-        for split, name, members in self._places[::step]:
-            planes, background = {}, -1
-            try:
-                with (self.folder / name).open("rb") as file:
-                    for member in members:
-                        file.seek(member.offset)
-                        data = file.read(member.size)
-                        role = member.extension.partition(".")[0]
-                        if member.extension == "bg.cls":
-                            background = int(data)
-                        else:
-                            planes[role] = self._decode(role, data, member.extension)
-            except (OSError, ValueError, ImageError) as error:
-                raise VerifyError(
-                    f"{self.folder / name}: {members[0].name}: {error}; run `shardify verify`"
-                ) from error
-            key = members[0].name.partition(".")[0]
-            yield Sample(key=key, split=split, background=background, planes=planes)
+        for split, name, wanted in _by_shard(self._places[::step]):
+            with self._opened(name, [each for members in wanted for each in members]) as file:
+                for members in wanted:
+                    yield self._sample(split, name, members, file)
+
+    def _sample(self, split: str, shard: str, members: list[Member], file: Handle) -> Sample:
+        planes, background = {}, -1
+        try:
+            for member in members:
+                data = pread(file, member.size, member.offset)
+                role = member.extension.partition(".")[0]
+                if member.extension == "bg.cls":
+                    background = int(data)
+                else:
+                    planes[role] = self._decode(role, data, member.extension)
+        except (OSError, ValueError, ImageError) as error:
+            raise VerifyError(
+                f"{self.folder / shard}: {members[0].name}: {error}; run `shardify verify`"
+            ) from error
+        key = members[0].name.partition(".")[0]
+        return Sample(key=key, split=split, background=background, planes=planes)
 
     def uses(self) -> dict[str, "Counter[int]"]:
         """Split -> how many samples stand on each background. Reads every ``bg.cls``."""
         found: dict[str, Counter[int]] = {split: Counter() for split in self.manifest.splits}
-        files = {}
-        try:
-            for split, name, members in self._places:
-                if members[-1].extension != "bg.cls":
-                    continue
-                if name not in files:
-                    files[name] = (self.folder / name).open("rb")
-                files[name].seek(members[-1].offset)
-                found[split][int(files[name].read(members[-1].size))] += 1
-        except (OSError, ValueError) as error:
-            raise VerifyError(f"{self.folder}: {error}; run `shardify verify`") from error
-        finally:
-            for file in files.values():
-                file.close()
+        for split, name, samples in _by_shard(self._places):
+            told = [each[-1] for each in samples if each[-1].extension == "bg.cls"]
+            with self._opened(name, told) as file:
+                try:
+                    found[split].update(int(pread(file, each.size, each.offset)) for each in told)
+                except (OSError, ValueError) as error:
+                    raise VerifyError(
+                        f"{self.folder / name}: {error}; run `shardify verify`"
+                    ) from error
         return found
 
     def background(self, index: int) -> tuple[NDArray[Any], int]:
         """One background's pixels, and its bytes as stored. Raises VerifyError."""
-        import tarfile
-
         member = self.manifest.backgrounds[index].member
+        where = self.folder / BACKGROUNDS
         try:
-            with tarfile.open(self.folder / BACKGROUNDS) as tar:
-                file = tar.extractfile(member)
-                data = file.read() if file else b""
+            if not self._bank:
+                with where.open("rb") as raw, tarfile.open(fileobj=raw) as tar:
+                    self._bank = {each.name: (each.offset_data, each.size) for each in tar}
+            offset, size = self._bank[member]
+            with self._opened(BACKGROUNDS, []) as file:
+                data = pread(file, size, offset)
             return self._decode("bg", data, member), len(data)
         except (OSError, KeyError, ValueError, tarfile.TarError, ImageError) as error:
-            raise VerifyError(f"{self.folder / BACKGROUNDS}: {member}: {error}") from error
+            raise VerifyError(f"{where}: {member}: {error}") from error
+
+    @contextmanager
+    def _opened(self, name: str, members: Sequence[Member]) -> Iterator[Handle]:
+        """One file, with a word ahead on what will be read of it. Raises VerifyError."""
+        where = self.folder / name
+        try:
+            file = open_source(str(where))
+        except OSError as error:
+            raise VerifyError(f"{where}: {error.strerror}; run `shardify verify`") from error
+        try:
+            if isinstance(file, Ranges):
+                file.expect([(each.offset, each.offset + each.size) for each in members])
+            yield file
+        finally:
+            close_source(file)
 
     def _decode(self, role: str, data: bytes, name: str) -> NDArray[Any]:
         if name.endswith(".raw"):
@@ -164,11 +187,11 @@ def findings(data: DataSet, *, most: int = 200) -> Findings:
     return Findings(samples=count, mask_area=area.tolist(), depth=depth.tolist(), ranges=ranges)
 
 
-def figures(out: Path, *, most: int = 200) -> dict[str, Any]:
+def figures(out: Place, *, most: int = 200) -> dict[str, Any]:
     """What ``shardify stats`` reports.
 
     Args:
-        out: A finished data set.
+        out: A finished data set, in a folder or at a URL.
         most: Samples to look at for the ranges.
 
     Raises:
@@ -205,5 +228,13 @@ def figures(out: Path, *, most: int = 200) -> dict[str, Any]:
     }
 
 
-def _size(path: Path) -> int:
+def _size(path: Place) -> int:
     return path.stat().st_size if path.exists() else 0
+
+
+def _by_shard(
+    places: Sequence[tuple[str, str, list[Member]]],
+) -> Iterator[tuple[str, str, list[list[Member]]]]:
+    """(split, shard, its samples), in order."""
+    for (split, name), group in itertools.groupby(places, key=lambda each: each[:2]):
+        yield split, name, [members for _, _, members in group]

@@ -2,6 +2,7 @@
 
 import http.server
 import importlib
+import json
 import sys
 import threading
 from collections.abc import Iterator
@@ -323,3 +324,31 @@ def refused(words: str, capsys: pytest.CaptureFixture[str]) -> str:
     assert error.startswith("Error: ")
     assert error.count("\n") == 1
     return error
+
+
+def test_stats_report_and_verify_of_a_url_say_what_they_say_of_the_folder(
+    store: Store,
+    packed: Path,
+    local: dict[str, bytes],
+    inline: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    del inline
+    url = f"s3://{BUCKET}/looked"
+    for name, data in local.items():
+        store.put(f"looked/{name}", data)
+    here = packed.parent / "out"
+    said = []
+    for out in (str(here), url):
+        main(["stats", out, "--json"])
+        said.append(json.loads(capsys.readouterr().out) | {"out": ""})
+        main(["report", out, "-o", str(tmp_path / f"{len(said)}.html")])
+        main(["verify", out])
+        capsys.readouterr()
+    assert said[0] == said[1]
+    assert (tmp_path / "1.html").read_bytes() == (tmp_path / "2.html").read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        main(["stats", f"s3://{BUCKET}/nowhere"])
+    assert stop.value.code == 1
+    assert "no manifest.json" in capsys.readouterr().err
