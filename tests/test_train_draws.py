@@ -9,6 +9,7 @@ from train.draws import (
     NOISE_MARGIN,
     NOISE_UNIT,
     Augmentation,
+    Draws,
     draw,
     matrices,
     noise_table,
@@ -112,3 +113,12 @@ def test_noise_is_gaussian_and_always_the_same() -> None:
     neighbours = np.corrcoef(values[:, :, 1:].ravel(), values[:, :, :-1].ravel())[0, 1]
     assert abs(neighbours) < 0.01
     assert np.array_equal(table, noise_table(64))
+
+
+def test_draws_for_many_are_those_for_each() -> None:
+    samples = np.arange(100, 130)
+    together = draw(samples, seed=3, epoch=2)
+    for first, last in ((0, 1), (4, 11), (29, 30), (30, 30)):
+        alone, part = draw(samples[first:last], seed=3, epoch=2), together.part(first, last)
+        for field in dataclasses.fields(Draws):
+            assert np.array_equal(getattr(alone, field.name), getattr(part, field.name))

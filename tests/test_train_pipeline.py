@@ -193,6 +193,28 @@ def test_a_raw_member_of_another_length_is_named(tmp_path) -> None:
         Loader(folder)
 
 
+@pytest.mark.parametrize("picture", ["PNG", "RAW"])
+def test_a_shard_may_be_larger_than_two_gigabytes(tmp_path, picture) -> None:
+    folder = write_data_set(tmp_path / "data", train=8, val=0, picture=picture)
+    expected = [collect(Loader(folder, res=24, batch_size=8, kernel=k)) for k in ("fused", "dali")]
+    hole, shard, index = 5 << 29, folder / "train-00000.tar", folder / "train-00000.idx"
+    tar = shard.read_bytes()
+    with shard.open("wb") as file:
+        file.seek(hole)
+        file.write(tar)
+    head, *lines = [line.split(" ") for line in index.read_text().splitlines()]
+    for words in lines:
+        words[1::4] = [str(int(offset) + hole) for offset in words[1::4]]
+    index.write_text("".join(" ".join(words) + "\n" for words in (head, *lines)))
+    manifest = Manifest.load(folder)
+    (old,) = manifest.splits["train"].shards
+    manifest.splits["train"].shards[0] = dataclasses.replace(old, bytes=hole + len(tar))
+    manifest.save(folder)
+    for kernel, one in zip(("fused", "dali"), expected, strict=True):
+        found = collect(Loader(folder, res=24, batch_size=8, kernel=kernel))
+        assert all(same(*pair) for pair in zip(one, found, strict=True))
+
+
 def test_sixteen_bit_depth_keeps_its_precision(tmp_path) -> None:
     fine = (np.arange(36 * 36).reshape(36, 36) + 30_000).astype(np.uint16)
     folder = write_data_set(

@@ -6,6 +6,7 @@ import pytest
 from shardline_samples import write_data_set
 
 from shardify.manifest import Manifest, Resolution
+from train.access import numbers
 from train.errors import DataError
 from train.shards import background_payloads, chosen, load_manifest, open_split
 
@@ -159,3 +160,13 @@ def test_samples_are_chosen_by_key(data) -> None:
     assert chosen(shards, []).tolist() == []
     with pytest.raises(DataError, match="no sample 'nobody'"):
         chosen(shards, ["s00002", "nobody"])
+
+
+def test_a_background_is_a_number_in_digits_and_nothing_else() -> None:
+    texts = [b"00007", b"0", b"9" * 18, b"9" * 19, b"", b"1 ", b"-1", b"12a", b"/", b":"]
+    memory = np.frombuffer(b"".join(texts) + b"!", np.uint8)
+    sizes = np.array([len(text) for text in texts])
+    begins = memory.__array_interface__["data"][0] + np.cumsum([0, *sizes[:-1]])
+    found = np.zeros(len(texts), np.int64)
+    numbers(begins, sizes, found)
+    assert found.tolist() == [7, 0, 10**18 - 1, -1, -1, -1, -1, -1, -1, -1]

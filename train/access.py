@@ -11,7 +11,17 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-__all__ = ["first_lie", "jit", "load8", "load16", "load32", "load64", "stream16", "unpack"]
+__all__ = [
+    "first_lie",
+    "jit",
+    "load8",
+    "load16",
+    "load32",
+    "load64",
+    "numbers",
+    "stream16",
+    "unpack",
+]
 
 
 def _load(bits: int, kind: Any) -> Any:
@@ -107,3 +117,23 @@ def first_lie(base: Any, offsets: Any, sizes: Any) -> int:
             if size != sizes[n, k]:
                 return n
     return -1
+
+
+@jit
+def numbers(addresses: Any, sizes: Any, found: Any) -> None:
+    """Read whole numbers written in ASCII digits.
+
+    Args:
+        addresses: (n,) int64, of the first digits.
+        sizes: (n,) int64, of the texts. Bytes.
+        found: (n,) int64; written: the numbers, -1 for what is none of 1 to 18 digits.
+    """
+    for n in range(len(addresses)):
+        value: Any = 0 if 0 < sizes[n] <= 18 else -1
+        for k in range(sizes[n] if value == 0 else 0):
+            digit = np.int64(load8(addresses[n] + k)) - 48
+            if digit < 0 or digit > 9:
+                value = -1
+                break
+            value = 10 * value + digit
+        found[n] = value

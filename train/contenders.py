@@ -83,8 +83,8 @@ def _read(job: Job, _work: Work) -> Generator[int, None, None]:
     )
     for epoch in itertools.count():
         for step in feed.steps(epoch, 0):
-            for payloads in step.payloads.values():
-                for payload in payloads:
+            for role in feed.shards.images:
+                for payload in feed.shards.payloads(step.indexes, role):
                     payload.tobytes()
             yield len(step.indexes)
 

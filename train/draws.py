@@ -82,6 +82,15 @@ class Draws:
     place: npt.NDArray[np.int32]
     """(n, 2) row and column of the noise table where the crop begins; in [0, NOISE_MARGIN)."""
 
+    def part(self, first: int, last: int) -> "Draws":
+        """Those of samples ``first`` to ``last``: views."""
+        return Draws(
+            angle=self.angle[first:last],
+            colour=self.colour[first:last],
+            noise=self.noise[first:last],
+            place=self.place[first:last],
+        )
+
 
 def draw(
     samples: Indexes, *, seed: int, epoch: int, augmentation: Augmentation | None = None

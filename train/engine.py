@@ -17,15 +17,19 @@ import torch
 
 from shardify.manifest import Manifest
 from train.batch import ROLES, Batch, fill
+from train.decode import background_table, decode_faults, reason_of
 from train.draws import NOISE_UNIT, matrices, noise_table
 from train.errors import DataError
 from train.feed import Feed, Step
 from train.fused import Renderer
-from train.graph import AHEAD, background_table, decode_faults, graph, own_tensor, reason_of
+from train.graph import AHEAD, graph, own_tensor
+from train.normal import normal_of
 from train.raw import check_sizes, is_raw, pixels, size_of
 from train.shards import background_payloads
 
 __all__ = ["Engine"]
+
+Array = npt.NDArray[Any]
 
 
 class Engine:
@@ -62,12 +66,12 @@ class Engine:
         self._next: Step | None = None
         self._tail: Step | None = None
         self._iteration = 0
-        self._inputs: list[list[Any]] = []
-        self._waiting: collections.deque[tuple[Step | None, list[list[Any]]]] = collections.deque()
+        self._inputs: list[Array] = []
+        self._waiting: collections.deque[tuple[Step | None, list[Array]]] = collections.deque()
         self._images = feed.shards.images
         depth_bits = manifest.roles["depth"].bits if "depth" in manifest.roles else 8
         threshold = float(("mask" in manifest.roles and manifest.roles["mask"].threshold) or 128)
-        normal = _normal(manifest, folder)
+        normal = normal_of(manifest, folder)
         payloads = background_payloads(folder, manifest)
         if not payloads:
             table = np.empty((0, 0, 0, 3), np.uint8)
@@ -94,19 +98,16 @@ class Engine:
                 dtype=dtype,
                 channels_last=channels_last,
             )
-        elif kernel == "dali":
-            on_gpu = self._device.type == "cuda"
-            noise = np.ascontiguousarray(noise_table(res).transpose(1, 2, 0))
-            if on_gpu:
-                self._backgrounds = torch.from_numpy(table).to(self._device)
-            self._noise: Any = torch.from_numpy(noise).to(self._device) if on_gpu else noise
-            stream: Any = torch.cuda.Stream
-            self._stream = stream(self._device) if on_gpu else None
+        stream: Any = torch.cuda.Stream
+        self._stream = stream(self._device) if self._device.type == "cuda" else None
         self._pipe: Any = None
         if self._raw and self._decode_only:
             return
         self._pipe = graph(
             self._inputs_of,
+            shards=feed.shards.buffers,
+            backgrounds=None if self._decode_only else table,
+            noise=None if self._decode_only or not augment else noise_table(res),
             roles=self._images,
             raw={role: size_of(manifest, role) for role in self._images} if self._raw else None,
             device=self._device,
@@ -117,11 +118,9 @@ class Engine:
             normal=normal,
             threshold=threshold,
             depth_bits=depth_bits,
-            augment=augment,
             channels_last=channels_last,
             half=dtype != torch.float32,
             hw_decoder_load=hw_decoder_load,
-            bg_size=(table.shape[2], table.shape[1]) if len(table) else None,
         )
 
     def batches(self, steps: Iterator[Step]) -> Generator[tuple[Batch, int], None, None]:
@@ -148,7 +147,7 @@ class Engine:
                     self._pipe.share_outputs()
                 self._pipe.release_outputs()
 
-    def _inputs_of(self, iteration: int) -> list[list[Any]]:
+    def _inputs_of(self, iteration: int) -> list[Array]:
         """What the graph takes in one of its iterations; its sources ask in their turn.
 
         DALI may ask for one iteration more than there are steps: it gets the last one again, and
@@ -157,7 +156,7 @@ class Engine:
         if iteration == self._iteration:
             step = self._next
             if step is not None:
-                inputs = self._lists(step)
+                inputs = self._arrays(step)
                 self._pull()
                 self._inputs = inputs
             # The inputs stay referenced until their iteration is over: DALI reads them in place.
@@ -177,26 +176,19 @@ class Engine:
             self._renderer.close()
         self._pipe = None
 
-    def _lists(self, step: Step) -> list[list[Any]]:
-        """What the graph takes, in the order of its inputs: a list of n arrays each."""
-        lists: list[list[Any]] = [step.payloads[role] for role in self._images]
+    def _arrays(self, step: Step) -> list[Array]:
+        """What the graph takes, in the order of its inputs."""
+        arrays: list[Array] = [step.shards, *step.begins[..., None], *step.sizes[..., None]]
         if self._decode_only:
-            return lists
-        if self._raw:
-            for role, payloads in zip(self._images, lists, strict=True):
-                payloads[:] = [pixels(payload, self._manifest, role) for payload in payloads]
+            return arrays
         draws = step.draws
         # The unit square's matrix; the graph scales it to each image's size.
-        lists.append(list(matrices(draws.angle, width=1, height=1, res=self._res)))
-        if self._augment:
-            lists.append(list(draws.colour))
-            lists.append(list(draws.noise / np.float32(NOISE_UNIT)))
-            lists.append(list(draws.place))
+        arrays.append(matrices(draws.angle, width=1, height=1, res=self._res))
         if len(self._backgrounds):
-            lists.append([self._backgrounds[index] for index in step.backgrounds.tolist()])
+            arrays.append(step.backgrounds[:, None].astype(np.int32))
         if self._augment:
-            lists.append([self._noise] * len(step.indexes))
-        return lists
+            arrays += [draws.colour, draws.noise / np.float32(NOISE_UNIT), draws.place]
+        return arrays
 
     def _collect(self) -> tuple[Batch, int] | None:
         """Finish the oldest iteration; None if it was one too many."""
@@ -234,10 +226,10 @@ class Engine:
         assert self._renderer is not None
         shards = self._feed.shards
         images = self._places(step)
-        first = shards.base[shards.shard_of(step.indexes)]
+        first = shards.base[step.shards]
         for member, role in enumerate(self._images):
             column = ROLES.index(role)
-            images[:, column, 0] = first + shards.offsets[step.indexes, member]
+            images[:, column, 0] = first + step.begins[member]
             images[:, column, 1:] = size_of(self._manifest, role)
         return self._renderer(images, step.draws, packed=np.ascontiguousarray(images[:, 1:3, 0]))
 
@@ -285,7 +277,7 @@ class Engine:
         """Which image of a step does not decode: DALI seldom says, so try them one by one."""
         shards = self._feed.shards
         for role in self._images:
-            reasons = decode_faults(step.payloads[role], role)
+            reasons = decode_faults(shards.payloads(step.indexes, role), role)
             for index, reason in zip(step.indexes.tolist(), reasons, strict=True):
                 if reason is None:
                     continue
@@ -300,25 +292,3 @@ class Engine:
                     f"{shards.where(index)}: {role} does not decode ({reason}); {remedy}"
                 )
         return DataError(f"{shards.folder}: DALI failed: {reason_of(error)}")
-
-
-def _normal(manifest: Manifest, folder: Path) -> npt.NDArray[np.float32]:
-    """(2, 2, 3): scale and shift of bg and fg_bg, from levels of 255 to normalised.
-
-    Raises:
-        DataError: The manifest holds no mean and deviation of them.
-    """
-    rows = []
-    for role in ("bg", "fg_bg"):
-        if role not in manifest.roles:
-            rows.append([np.ones(3), np.zeros(3)])
-            continue
-        stats = manifest.stats.get(role)
-        if stats is None or len(stats.mean) != 3 or len(stats.std) != 3:
-            raise DataError(
-                f"{folder}: the manifest has no mean and deviation of {role}'s three channels; "
-                "build the data set again"
-            )
-        std = np.maximum(np.array(stats.std), 1 / 255)
-        rows.append([1 / (255 * std), -np.array(stats.mean) / std])
-    return np.array(rows, np.float32)

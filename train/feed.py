@@ -1,4 +1,4 @@
-"""What goes into each batch of one rank: which samples, their bytes, their draws.
+"""What goes into each batch of one rank: which samples, where their bytes are, their draws.
 
 Joins ``shards``, ``order`` and ``draws``; every step follows from (seed, epoch, samples used so
 far) and from nothing else. This module decodes nothing, keeps no position and starts no thread.
@@ -15,9 +15,12 @@ from train.access import first_lie
 from train.draws import Augmentation, Draws, draw, still
 from train.errors import DataError
 from train.order import Indexes
-from train.shards import Bytes, Shards, chosen
+from train.shards import Shards, chosen
 
 __all__ = ["Feed", "Step"]
+
+_DRAWN = 2048
+"""Samples drawn for at a time: NumPy takes as long over a few as over a hundred."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -27,8 +30,14 @@ class Step:
     indexes: Indexes
     """(n,) in the split."""
 
-    payloads: dict[str, list[Bytes]]
-    """Encoded bytes of fg_bg, mask and depth, as far as the data set has them."""
+    shards: Indexes
+    """(n,) number of the shard that holds each."""
+
+    begins: Indexes
+    """(k, n) first byte in the shard of each of ``Shards.images``."""
+
+    sizes: Indexes
+    """(k, n) how many bytes."""
 
     backgrounds: Indexes
     """(n,) in the manifest; 0 where there are none."""
@@ -132,26 +141,31 @@ class Feed:
             DataError: An index lies, or a ``bg.cls`` holds no background's number.
         """
         whole = self._batch_size * self._world_size
-        for step in range(self.left(consumed)):
-            indexes = self.samples_of(epoch, step, consumed=consumed)
-            used = min(consumed + (step + 1) * whole, self.samples)
-            yield self.step(indexes, epoch=epoch, used=used)
+        left = self.left(consumed)
+        together = max(1, _DRAWN // self._batch_size)
+        for first in range(0, left, together):
+            run = [
+                self.samples_of(epoch, step, consumed=consumed)
+                for step in range(first, min(first + together, left))
+            ]
+            draws, begin = self._draws(np.concatenate(run), epoch), 0
+            for step, indexes in enumerate(run, start=first):
+                end = begin + len(indexes)
+                used = min(consumed + (step + 1) * whole, self.samples)
+                yield self._step(indexes, draws.part(begin, end), used)
+                begin = end
 
-    def step(self, indexes: Indexes, *, epoch: int, used: int = 0) -> Step:
-        """Gather one step.
+    def _draws(self, indexes: Indexes, epoch: int) -> Draws:
+        if self._augmentation is None:
+            return still(len(indexes))
+        return draw(indexes, seed=self.seed, epoch=epoch, augmentation=self._augmentation)
 
-        Args:
-            indexes: (n,) in the split.
-            epoch: Of the draws.
-            used: Passed on.
-
-        Raises:
-            DataError: As ``steps``.
-        """
+    def _step(self, indexes: Indexes, draws: Draws, used: int) -> Step:
+        """Gather one step."""
         shards = self.shards
-        liar = first_lie(
-            shards.base[shards.shard_of(indexes)], shards.offsets[indexes], shards.sizes[indexes]
-        )
+        numbers, images = shards.shard_of(indexes), len(shards.images)
+        begins, sizes = shards.offsets[indexes], shards.sizes[indexes]
+        liar = first_lie(shards.base[numbers], begins, sizes)
         if liar >= 0:
             index = int(indexes[liar])
             raise DataError(
@@ -159,11 +173,11 @@ class Feed:
             )
         return Step(
             indexes=indexes,
-            payloads={role: shards.payloads(indexes, role) for role in shards.images},
+            shards=numbers,
+            begins=np.ascontiguousarray(begins.T[:images]),
+            sizes=np.ascontiguousarray(sizes.T[:images]),
             backgrounds=shards.backgrounds(indexes, count=self._backgrounds),
-            draws=draw(indexes, seed=self.seed, epoch=epoch, augmentation=self._augmentation)
-            if self._augmentation
-            else still(len(indexes)),
+            draws=draws,
             used=used,
         )
 

@@ -1,37 +1,41 @@
-"""What DALI does: the graph of a loader, the table of backgrounds, the fault of an image.
+"""What DALI does: the graph of a loader, and decoding a few images for whoever asks.
 
 One function, ``graph``, builds it for a CPU and for a GPU, and says in one place what differs.
 What lies outside an image turned by the augmentation is that image's nearest edge pixel, for all
 four roles alike. This is the only module that imports DALI; it opens no file and keeps no state.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from nvidia.dali import Pipeline, fn, types
+from nvidia.dali import Pipeline, backend, fn, types
 from nvidia.dali import math as dali_math
 from nvidia.dali.plugin.pytorch.torch_utils import to_torch_tensor
 
 from train.batch import ROLES
-from train.errors import DataError
-from train.shards import Bytes
+from train.mapped import Bytes
 
-__all__ = ["AHEAD", "background_table", "decode_faults", "graph", "own_tensor", "reason_of"]
+__all__ = ["AHEAD", "decoder", "graph", "own_tensor"]
+
+Array = npt.NDArray[Any]
+
+# Any: its stubs lack arguments that it has.
+_dali: Any = backend
 
 AHEAD = 2
 """Steps that DALI works on while an earlier one is finished."""
-_ONE_BY_ONE = {"prefetch_queue_depth": 1, "exec_pipelined": False, "exec_async": False}
-"""A pipeline that asks for a batch when it is run, and not before."""
-_TABLE_BATCH = 8
-"""Backgrounds decoded at a time: a large one takes tens of megabytes until it is squashed."""
 
 
 def graph(
-    source: Callable[[int], list[list[Any]]],
+    source: Callable[[int], list[Array]],
     *,
+    shards: Sequence[Bytes],
+    backgrounds: Bytes | None,
+    noise: Array | None,
     device: torch.device,
     decode_only: bool,
     batch_size: int,
@@ -40,63 +44,72 @@ def graph(
     normal: npt.NDArray[np.float32],
     threshold: float,
     depth_bits: int,
-    augment: bool,
     channels_last: bool,
     half: bool,
     hw_decoder_load: float,
     roles: Sequence[str],
-    bg_size: tuple[int, int] | None,
     raw: dict[str, tuple[int, int]] | None,
 ) -> Any:
     """The DALI graph, for both devices.
 
-    ``source(iteration)`` gives a list of n <= batch_size arrays for each input: the encoded images
-    of ``roles`` (fg_bg, mask, depth or fewer); then, unless ``decode_only``, the unit square's
-    matrix (2 x 3); if ``augment``, the colour matrix (3 x 4), the noise's strength and its place
-    (2); then, on the device, with a ``bg_size`` the background (H x W x 3 uint8) and, if
-    ``augment``, the noise table (S x S x 3 int8).
-    With ``raw``, the sizes of raw images, the first inputs are no files but pixels (H x W x C).
+    Nothing in it is fed sample by sample: whole shards, the table of backgrounds and that of noise
+    lie where the graph can see them, and a step's inputs say where in them to look.
+
+    ``source(iteration)`` gives contiguous arrays of n <= batch_size rows: the number of the shard
+    (n,); of each of ``roles`` (fg_bg, mask, depth or fewer) the first byte there (n, 1) int64, then
+    of each the length (n, 1); then, unless ``decode_only``, the unit square's matrix (n, 2, 3);
+    with ``backgrounds`` (N, H, W, 3) the number of the background (n, 1) int32; with ``noise``
+    (3, S, S), which is to say where augmented, the colour matrix (n, 3, 4), the noise's strength
+    (n,) and its place (n, 2). With ``raw``, the sizes of raw images, a sample's bytes are no files
+    but pixels as ``train.raw`` has them.
+
     Outputs: the decoded images; or bg, fg_bg, mask and depth as a batch has them, without those
     that there are not.
     """
     gpu = device.type == "cuda"
     # All that differs between the devices:
     place = "gpu" if gpu else "cpu"
-    decoder: dict[str, Any] = (
+    how: dict[str, Any] = (
         {"device": "mixed", "hw_decoder_load": hw_decoder_load} if gpu else {"device": "cpu"}
     )
 
-    def images(role: str, encoded: Any) -> Any:
-        return fn.decoders.image(
-            encoded,
+    def there(value: Any) -> Any:
+        """What a CPU operator made, where the images are."""
+        return value.gpu() if gpu else value
+
+    def encoded(role: str, payload: Any) -> tuple[Any, Any]:
+        """An image (H x W x C) from its file, and its matrix."""
+        image = fn.decoders.image(
+            payload,
             output_type=types.RGB if role == "fg_bg" else types.GRAY,
             dtype=types.UINT16 if role == "depth" and depth_bits == 16 else types.UINT8,
             adjust_orientation=False,
-            **decoder,
+            **how,
         )
+        if decode_only:
+            return image, None
+        shape = fn.peek_image_shape(payload, adjust_orientation=False)
+        size = fn.cast(fn.stack(shape[1], shape[0]), dtype=types.FLOAT)
+        return image, turn * fn.reshape(size, shape=[2, 1])
 
-    def inputs(first: int, last: int, where: str) -> list[Any]:
-        if first == last:
-            return []
-        return list(
-            fn.external_source(
-                lambda info: source(info.iteration)[first:last],
-                num_outputs=last - first,
-                device=where,
-                batch=True,
-                batch_info=True,
-                no_copy=True,
-            )
-        )
+    def planes(role: str, payload: Any, size: tuple[int, int]) -> tuple[Any, Any]:
+        """An image from its pixels, and its matrix."""
+        width, height = size
+        found = there(payload)
+        if role == "mask":
+            return _bits(found, width, height, place), scaled(size)
+        if role == "depth":
+            word = types.UINT16 if depth_bits == 16 else types.UINT8
+            return fn.reinterpret(found, shape=[height, width, 1], dtype=word), scaled(size)
+        colours = fn.reshape(found, shape=[3, height, width])
+        return fn.transpose(colours, perm=[1, 2, 0], transpose_layout=False), scaled(size)
 
-    def constant(size: tuple[int, int]) -> Any:
-        """A shape as ``peek_image_shape`` gives it."""
-        return types.Constant([size[1], size[0], 3], dtype=types.INT64, device="cpu")
+    @functools.cache
+    def scaled(size: tuple[int, int]) -> Any:
+        return turn * types.Constant(np.array(size, np.float32)[:, None], device="cpu")
 
-    def warp(image: Any, shape: Any, turn: Any) -> Any:
+    def warp(image: Any, matrix: Any) -> Any:
         """Resize and rotation in one interpolation; pixels outside repeat the edge."""
-        size = fn.stack(shape[1], shape[0])
-        matrix = turn * fn.reshape(fn.cast(size, dtype=types.FLOAT), shape=[2, 1])
         return fn.warp_affine(
             image,
             matrix=matrix,
@@ -114,6 +127,12 @@ def graph(
             output_layout="HWC" if channels_last else "CHW",
         )
 
+    tables: list[Array] = []
+    has_bg = backgrounds is not None and len(backgrounds) > 0
+    if backgrounds is not None and has_bg:
+        tables.append(backgrounds)
+    if noise is not None:
+        tables.append(np.ascontiguousarray(noise.transpose(1, 2, 0)))
     pipe = Pipeline(
         batch_size=batch_size,
         num_threads=threads,
@@ -122,34 +141,37 @@ def graph(
         exec_dynamic=False,
     )
     with pipe:
-        encoded = inputs(0, len(roles), "cpu")
-        if raw is None:
-            decoded = [images(role, one) for role, one in zip(roles, encoded, strict=True)]
-            shapes = [fn.peek_image_shape(one, adjust_orientation=False) for one in encoded]
-        else:
-            decoded = [one.gpu() if gpu else one for one in encoded]
-            shapes = [constant(raw[role]) for role in roles]
+        count = 1 + 2 * len(roles) + (not decode_only) + has_bg + 3 * (noise is not None)
+        inputs = _inputs(source, count, shards)
+        held = _tables(source, tables, device)
+        bytewise: dict[str, Any] = {"normalized_anchor": False, "normalized_shape": False}
+        payloads = [
+            fn.slice(inputs[0], inputs[1 + k], inputs[1 + len(roles) + k], axes=[0], **bytewise)
+            for k in range(len(roles))
+        ]
+        turn, *drawn = inputs[1 + 2 * len(roles) :] or [None]
+        found = {
+            role: encoded(role, one) if raw is None else planes(role, one, raw[role])
+            for role, one in zip(roles, payloads, strict=True)
+        }
         if decode_only:
-            pipe.set_outputs(*decoded)
+            pipe.set_outputs(*(image for image, _ in found.values()))
             pipe.build()
             return pipe
         if depth_bits == 16:
             # The warp knows no unsigned words.
-            decoded[-1] = fn.cast(decoded[-1], dtype=types.FLOAT)
-        first = len(roles) + (4 if augment else 1)
-        turn, *drawn = inputs(len(roles), first, "cpu")
-        tables = inputs(first, first + (bg_size is not None) + augment, place)
-        made = {
-            role: warp(image, shape, turn)
-            for role, image, shape in zip(roles, decoded, shapes, strict=True)
-        }
-        if bg_size is not None:
-            made["bg"] = warp(tables[0], constant(bg_size), turn)
-        if augment:
-            colour, strength, corner = drawn
-            # By name: a GPU's operator would take a place given as an input from the GPU.
-            noise = fn.slice(tables[-1], start=corner, shape=[res, res], axes=(0, 1))
-            grain = noise * (strength.gpu() if gpu else strength)
+            image, matrix = found["depth"]
+            found["depth"] = fn.cast(image, dtype=types.FLOAT), matrix
+        if backgrounds is not None and has_bg:
+            # By name, as for the noise: a GPU's operator would take an input from the GPU.
+            chosen = fn.slice(held[0], start=drawn[0], shape=[1], axes=[0])
+            size = backgrounds.shape[2], backgrounds.shape[1]
+            found["bg"] = fn.squeeze(chosen, axes=[0]), scaled(size)
+        made = {role: warp(*one) for role, one in found.items()}
+        if noise is not None:
+            colour, strength, corner = drawn[-3:]
+            grain = fn.slice(held[-1], start=corner, shape=[res, res], axes=[0, 1])
+            grain = grain * there(strength)
             for role in ("bg", "fg_bg"):
                 if role in made:
                     coloured = fn.coord_transform(made[role], M=colour[:, :3], T=colour[:, 3])
@@ -168,73 +190,106 @@ def graph(
     return pipe
 
 
-def background_table(
-    payloads: Sequence[Bytes], names: Sequence[str], *, size: tuple[int, int], threads: int
-) -> Bytes:
-    """Every background, decoded and squashed to one size with antialiasing.
+def _inputs(source: Callable[[int], list[Array]], count: int, shards: Sequence[Bytes]) -> list[Any]:
+    """The arrays of ``source`` as a graph's inputs, and each row's shard in place of the first.
+
+    DALI takes each as it is, without looking at single rows and without copying.
+    """
+    mapped = [_dali.TensorCPU(shard) for shard in shards]
+
+    def lists(info: Any) -> list[Any]:
+        numbers, *others = source(info.iteration)
+        chosen = [mapped[number] for number in numbers.tolist()]
+        return [_dali.TensorListCPU(chosen, contiguous=False), *map(_dali.TensorListCPU, others)]
+
+    made = fn.external_source(
+        lists, num_outputs=count, device="cpu", batch=True, batch_info=True, no_copy=True
+    )
+    return list(made)
+
+
+def _tables(
+    source: Callable[[int], list[Array]], tables: Sequence[Array], device: torch.device
+) -> list[Any]:
+    """Arrays that every sample of every step sees whole, on the device: there once, not copied."""
+    if not tables:
+        return []
+    if device.type == "cuda":
+        placed = [torch.from_numpy(table).to(device) for table in tables]
+        torch.cuda.synchronize(device)
+        held = [_dali.TensorGPU(table, "", device.index or 0) for table in placed]
+    else:
+        held = [_dali.TensorCPU(table) for table in tables]
+
+    @functools.cache
+    def rows(count: int) -> list[list[Any]]:
+        return [[table] * count for table in held]
+
+    made = fn.external_source(
+        lambda info: rows(len(source(info.iteration)[0])),
+        num_outputs=len(tables),
+        device="gpu" if device.type == "cuda" else "cpu",
+        batch=True,
+        batch_info=True,
+        no_copy=True,
+    )
+    return list(made)
+
+
+def _bits(packed: Any, width: int, height: int, place: str) -> Any:
+    """A raw mask's bits as an image of 0 and 255, float (H x W x 1)."""
+    octets = -(-width * height // 8)
+    weights = types.Constant((128 >> np.arange(8)).astype(np.uint8)[None], device=place)
+    seen = fn.reshape(packed, shape=[octets, 1]) & weights
+    flat = fn.reshape(seen, shape=[8 * octets])
+    if 8 * octets > width * height:
+        flat = fn.slice(flat, start=[0], shape=[width * height], axes=[0])
+    image = fn.reshape(flat, shape=[height, width, 1])
+    return fn.cast(image > 0, dtype=types.FLOAT) * 255.0
+
+
+def decoder(
+    *, batch_size: int, threads: int, colour: bool, size: tuple[int, int] | None = None
+) -> Callable[[Sequence[Bytes]], list[Bytes]]:
+    """A function that decodes images on the CPU, now, for whoever needs a few of them.
+
+    Args:
+        batch_size: It is given that many files at most.
+        threads: To decode with.
+        colour: To RGB, else to gray.
+        size: Width and height to squash them to with antialiasing; None: as they are. Pixels.
 
     Returns:
-        (n, height, width, 3) uint8, contiguous.
-
-    Raises:
-        DataError: One does not decode.
+        Of files' bytes, (H, W, C) uint8 each; raises RuntimeError where one does not decode.
     """
-    width, height = size
-    table = np.empty((len(payloads), height, width, 3), np.uint8)
-    queue: list[Bytes] = []
-    pipe = Pipeline(batch_size=_TABLE_BATCH, num_threads=threads, device_id=None, **_ONE_BY_ONE)
+    files: list[Bytes] = []
+    pipe = Pipeline(
+        batch_size=batch_size,
+        num_threads=threads,
+        device_id=None,
+        prefetch_queue_depth=1,
+        exec_pipelined=False,
+        exec_async=False,
+    )
     with pipe:
-        encoded = fn.external_source(lambda: queue, batch=True, no_copy=True)
-        image = fn.decoders.image(encoded, output_type=types.RGB, adjust_orientation=False)
-        pipe.set_outputs(
-            fn.resize(
-                image, size=[height, width], interp_type=types.INTERP_TRIANGULAR, antialias=True
-            )
+        image = fn.decoders.image(
+            fn.external_source(lambda: files, batch=True, no_copy=True),
+            output_type=types.RGB if colour else types.GRAY,
+            adjust_orientation=False,
         )
+        if size is not None:
+            image = fn.resize(
+                image, size=size[::-1], interp_type=types.INTERP_TRIANGULAR, antialias=True
+            )
+        pipe.set_outputs(image)
     pipe.build()
-    for first in range(0, len(payloads), _TABLE_BATCH):
-        queue = list(payloads[first : first + _TABLE_BATCH])
-        try:
-            (images,) = pipe.run()
-        except RuntimeError as error:
-            faults = decode_faults(queue, "bg")
-            at = next((place for place, fault in enumerate(faults) if fault), 0)
-            raise DataError(
-                f"{names[first + at]}: does not decode ({faults[at] or reason_of(error)}); "
-                "build the data set again without it"
-            ) from error
-        for place, one in enumerate(images):
-            table[first + place] = np.asarray(one)
-    return table
 
+    def decode(payloads: Sequence[Bytes]) -> list[Bytes]:
+        files[:] = payloads
+        (images,) = pipe.run()
+        return [np.array(image) for image in images]
 
-def decode_faults(payloads: Sequence[Bytes], role: str) -> list[str | None]:
-    """DALI's reason for each payload that it does not decode, None for the others."""
-    current: list[Bytes] = []
-    pipe = Pipeline(batch_size=1, num_threads=1, device_id=None, **_ONE_BY_ONE)
-    with pipe:
-        encoded = fn.external_source(lambda: current, batch=True, no_copy=True)
-        kind = types.RGB if role in ("bg", "fg_bg") else types.GRAY
-        pipe.set_outputs(fn.decoders.image(encoded, output_type=kind))
-    pipe.build()
-    found: list[str | None] = []
-    for payload in payloads:
-        current = [payload]
-        try:
-            pipe.run()
-            found.append(None)
-        except RuntimeError as error:
-            found.append(reason_of(error))
-    return found
-
-
-def reason_of(error: RuntimeError) -> str:
-    """The one line of DALI's message that says what went wrong."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    for line in lines:
-        if "rror" in line and "Critical error" not in line and "Error in" not in line:
-            return line.split("] ")[-1]
-    return " ".join(filter(None, lines))[:200]
+    return decode
 
 
 def own_tensor(output: Any) -> torch.Tensor:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from shardify.errors import ShardifyError
 from shardify.manifest import BACKGROUNDS, Manifest, Shard
+from train.access import numbers
 from train.errors import DataError
 from train.index import BLOCK, read_index
 from train.mapped import Bytes, allow_open_files, bytes_of, digest_of
@@ -135,14 +136,17 @@ class Shards:
         found = np.zeros(len(indexes), np.int64)
         if "bg" not in self.members:
             return found
-        for place, payload in enumerate(self.payloads(indexes, "bg")):
-            text = payload.tobytes()
-            if not text.isdigit() or int(text) >= count:
-                raise DataError(
-                    f"{self.where(int(indexes[place]))}: bg.cls holds {text[:16]!r}; expected a "
-                    f"number below {count}; {self.remedy()}"
-                )
-            found[place] = int(text)
+        column = self.members.index("bg")
+        first = self.base[self.shard_of(indexes)] + self.offsets[indexes, column]
+        numbers(first, self.sizes[indexes, column], found)
+        wrong = np.flatnonzero((found < 0) | (found >= count))
+        if len(wrong):
+            index = indexes[wrong[:1]]
+            text = self.payloads(index, "bg")[0].tobytes()
+            raise DataError(
+                f"{self.where(int(index[0]))}: bg.cls holds {text[:16]!r}; expected a "
+                f"number below {count}; {self.remedy()}"
+            )
         return found
 
     def where(self, index: int) -> str:
