@@ -20,9 +20,12 @@ from shardify.errors import EntryError
 from shardify.manifest import BACKGROUNDS, Background
 from shardify.pixels import PLAIN, Meaning, pixels
 from shardify.ranges import expect
+from shardify.reading import reader_of, rows_of
 from shardify.remote import Place
-from shardify.survey import Survey, check_bad, drop_background, reader_of, replan, rows_of
-from shardify.writer import Sources, TarWriter, check_picture
+from shardify.sources import Sources
+from shardify.survey import Survey, check_bad, drop_background, replan
+from shardify.tarwriter import TarWriter
+from shardify.writer import check_picture
 
 __all__ = ["Bank", "write_backgrounds"]
 

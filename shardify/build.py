@@ -7,10 +7,13 @@ nothing.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,37 +22,33 @@ from numpy.typing import NDArray
 from shardify.archive import Catalog
 from shardify.bank import write_backgrounds
 from shardify.cluster import Pool, pool_of
-from shardify.errors import BuildError, EntryError, ImageError
+from shardify.errors import BuildError, EntryError, ImageError, LayoutError
 from shardify.files import sync_files, write_atomic
+from shardify.handout import background_tasks, shard_tasks
 from shardify.images import parse
 from shardify.layout import Rejection
 from shardify.manifest import BACKGROUNDS, REJECTED, Manifest, Resolution
-from shardify.output import check_out, claimed, finished, forget, sweep
+from shardify.output import check_out, claimed, finished, forget, sweep, withdraw
 from shardify.pixels import Meaning, levels_of, peak_of, settle_meaning
-from shardify.plan import ShardPlan
+from shardify.reading import reader_of
 from shardify.remote import Place, place
+from shardify.sources import Sources
 from shardify.summary import costs_of, roles_of, splits_of, stats_of
 from shardify.survey import (
-    MEMBERS,
     Options,
     Survey,
     check_bad,
-    reader_of,
-    rows_of,
     sources_of,
     survey,
     tally,
 )
+from shardify.tasks import STATE, Moments, ShardRecord
 from shardify.version import version
+from shardify.workers import Workers
 from shardify.workshop import Workshop
-from shardify.writer import STATE, BackgroundTask, Moments, ShardRecord, ShardTask, Sources
 
 __all__ = ["BuildReport", "build"]
 
-_MEASURED = 500
-"""At least this many samples are decoded for the statistics, if there are as many."""
-_MEASURED_BACKGROUNDS = 100
-_BACKGROUNDS_A_TASK = 8
 _LOOKED_AT = 16
 
 Progress = Callable[[int, int], None]
@@ -118,6 +117,8 @@ def build(
     started = time.perf_counter()
     out = place(out)
     check_out(out)
+    new = not out.exists()
+    begun: list[str] = []
     try:
         # Started before the survey, so that their imports cost no time of their own.
         with (
@@ -128,8 +129,11 @@ def build(
                 places=[*paths, out],
             ) as pool,
             Workshop(out / STATE, shared=options.scheduler is not None) as work,
+            ExitStack() as later,
         ):
-            found = survey(paths, options, work)
+            # What is put into a store, or written by a cluster, is not so easily taken back.
+            defer = isinstance(pool, Workers) and isinstance(out, Path)
+            found = survey(paths, options, work, later=later if defer else None)
             identity = {
                 "source": [dataclasses.asdict(each) for each in sources_of(found.catalog)],
                 "options": found.options.deciding(),
@@ -139,8 +143,16 @@ def build(
             if there is not None:
                 return _report(out, there, already=True, started=started)
             with claimed(out, identity):
+                if isinstance(pool, Workers):
+                    pool.meanwhile = found.layout.pending
+                begun += [variant.folder for variant in found.options.variants()]
                 manifest = _convert(found, out, pool, progress)
                 forget(out)
+    except LayoutError:
+        # The pixels contradict what the names state: of what was written meanwhile nothing stays.
+        if isinstance(out, Path) and begun:
+            withdraw(out, begun, whole=new)
+        raise
     except OSError as error:
         raise BuildError(
             f"{out}: {error.strerror or error}; what is finished is kept: see to it and run the "
@@ -168,23 +180,28 @@ def _convert(found: Survey, out: Place, pool: Pool, progress: Progress | None) -
     found, banks = write_backgrounds(found, out, variants, meaning)
     index = {name: number for number, name in enumerate(banks[0].ids)}
     plans = [plan for split in ("train", "val") for plan in found.shards[split]]
-    jobs = _background_tasks(found, index, meaning)
     total = sum(len(plan.samples) for plan in plans)
+    # The small ones come last, so that all workers end at about the same time.
+    tasks = itertools.chain(
+        shard_tasks(found, out, plans, index, meaning), background_tasks(found, index, meaning)
+    )
     results: dict[int, Any] = {}
     done = 0
     bad: list[Rejection] = []
-    for number, result in pool.map(_tasks(found, out, plans, jobs, index, meaning)):
+    for number, result in pool.map(tasks):
         results[number] = result
         if isinstance(result, ShardRecord):
-            done += len(plans[number - len(jobs)].samples)
+            done += len(plans[number].samples)
             bad += _rejections(result)
-            check_bad(found, bad)
+            if bad:
+                _check(found, bad)
             if progress:
                 progress(done, total)
+    _prove(found)
     ordered = [results[number] for number in range(len(results))]
-    records: list[ShardRecord] = ordered[len(jobs) :]
+    records: list[ShardRecord] = ordered[: len(plans)]
     measured = Moments()
-    for moments in ordered[: len(jobs)]:
+    for moments in ordered[len(plans) :]:
         if moments.samples:
             measured.add(moments.mean, moments.std, moments.samples)
     rejected = found.rejected + [each for record in records for each in _rejections(record)]
@@ -239,6 +256,21 @@ def _convert(found: Survey, out: Place, pool: Pool, progress: Progress | None) -
     return manifest
 
 
+def _prove(found: Survey) -> None:
+    """Go through what is left of a deferred proof. Raises LayoutError."""
+    for _ in found.layout.pending or ():
+        pass
+
+
+def _check(found: Survey, bad: Sequence[Rejection]) -> None:
+    """Raise BuildError if too many samples are bad; or first what is wrong with them all."""
+    try:
+        check_bad(found, bad)
+    except BuildError:
+        _prove(found)
+        raise
+
+
 def _meaning(found: Survey) -> Meaning:
     """Look at a few masks, and at depths that are arrays, to know how all are to be read."""
     layout, catalog = found.layout, found.catalog
@@ -274,65 +306,6 @@ def _rejections(record: ShardRecord) -> list[Rejection]:
         Rejection(key=key, member=member, role=role, reason=reason)
         for key, member, role, reason in record.rejected
     ]
-
-
-def _background_tasks(
-    found: Survey, index: dict[str, int], meaning: Meaning
-) -> list[BackgroundTask]:
-    """Up to a hundred backgrounds, evenly spaced, to be measured a few at a time."""
-    layout, catalog = found.layout, found.catalog
-    good = [number for number, name in enumerate(layout.background_ids) if name in index]
-    good = good[:: max(1, -(-len(good) // _MEASURED_BACKGROUNDS))]
-    entries = layout.background_members[good]
-    rows = rows_of(catalog, entries)
-    return [
-        BackgroundTask(
-            sources=[each.path for each in catalog.sources],
-            names=[
-                catalog.names.raw(int(entry)) for entry in entries[first:][:_BACKGROUNDS_A_TASK]
-            ],
-            rows=rows[first:][:_BACKGROUNDS_A_TASK],
-            meaning=meaning,
-        )
-        for first in range(0, len(good), _BACKGROUNDS_A_TASK)
-    ]
-
-
-def _tasks(
-    found: Survey,
-    out: Place,
-    plans: Sequence[ShardPlan],
-    jobs: Sequence[BackgroundTask],
-    index: dict[str, int],
-    meaning: Meaning,
-) -> Iterator[BackgroundTask | ShardTask]:
-    """Every task, in the order of numbering, made when a worker is free for it."""
-    yield from jobs
-    layout, catalog = found.layout, found.catalog
-    roles = tuple(role for role in MEMBERS if role in layout.members)
-    place = np.array([index.get(name, -1) for name in layout.background_ids] + [-1])
-    step = max(1, sum(len(plan.samples) for plan in plans if plan.split == "train") // _MEASURED)
-    seen = 0
-    for plan in plans:
-        members = np.stack([layout.members[role][plan.samples] for role in roles], axis=1)
-        count = len(plan.samples)
-        raw = [catalog.names.raw(entry) for entry in members.ravel().tolist()]
-        measured = (np.arange(seen, seen + count) % step == 0) & (plan.split == "train")
-        seen += count
-        yield ShardTask(
-            out=str(out.absolute()),
-            name=plan.name,
-            sources=[each.path for each in catalog.sources],
-            roles=roles,
-            keys=[layout.keys[number] for number in plan.samples.tolist()],
-            names=[raw[first : first + len(roles)] for first in range(0, len(raw), len(roles))],
-            rows=rows_of(catalog, members),
-            background=place[layout.background[plan.samples]].tolist(),
-            measured=measured.tolist(),
-            verify=found.options.verify,
-            meaning=meaning,
-            variants=found.options.variants(),
-        )
 
 
 def _write_rejected(out: Place, rejected: Sequence[Rejection], catalog: Catalog) -> str:

@@ -6,7 +6,7 @@ position; what neither names nor pixels can decide is refused with ``LayoutError
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,6 +80,10 @@ class Layout:
     description: dict[str, object]
     """What was detected and why; can be written as JSON."""
 
+    pending: Iterator[None] | None = None
+    """The steps of the proof by pixels that were deferred: to be gone through before anything is
+    believed. They raise LayoutError, and complete the description."""
+
 
 def detect(
     names: Sequence[str],
@@ -88,6 +92,7 @@ def detect(
     read: Read | None = None,
     layout: rules.Rules | None = None,
     single: Callable[[list[int]], list[int]] | None = None,
+    defer: bool = False,
 ) -> Layout:
     """Find the samples among the names of a source.
 
@@ -98,6 +103,7 @@ def detect(
             Without it nothing is proven, and doubts that only pixels settle are refused.
         layout: Rules that take the place of detection.
         single: Drops, from the backgrounds' indexes, those that are there twice.
+        defer: Whether the proof of backgrounds that names state may be left for later.
 
     Returns:
         The layout; see there.
@@ -142,6 +148,7 @@ def detect(
     background = np.full(len(keys), -1, np.int32)
     ids: list[str] = []
     used = np.zeros(0, np.int32)
+    pending: Iterator[None] | None = None
     if layout is None and not found.backgrounds and "bg" in slots and found.unknown:
         raise LayoutError(
             f"{where}: samples name a background (such as {int(slots['bg'][0])}), but no folder is "
@@ -163,6 +170,7 @@ def detect(
             ),
             layout,
             read,
+            defer=defer,
         )
         numbers, row = np.unique(decided.of_sample, return_inverse=True)
         used = np.array(found.backgrounds, np.int32)[numbers]
@@ -170,17 +178,17 @@ def detect(
         by_id = sorted(range(len(ids)), key=ids.__getitem__)
         background = np.argsort(by_id).astype(np.int32)[row]
         ids, used = [ids[place] for place in by_id], used[by_id]
-        description["background"] = {
-            **decided.description,
-            "files": len(found.backgrounds),
-            "used": len(ids),
-        }
+        counts: dict[str, object] = {"files": len(found.backgrounds), "used": len(ids)}
+        description["background"] = {**decided.description, **counts}
+        if decided.proof is not None:
+            pending = _prove(decided.proof, description, counts)
         if decided.description["settings"] == {"rule": "map"}:
             description["map"] = found.map
     if found.table.rule == "rows of a map":
         description["map"] = found.map
     if split is not None:
         description["splits"] = "given by the source's folders"
+    description["ignored"] = found.ignored
     return Layout(
         roles=tuple(has),
         keys=keys,
@@ -191,8 +199,19 @@ def detect(
         foreground=slots.get("fg"),
         split=split,
         rejected=_rejections(names, found.table, found.ignored),
-        description={**description, "ignored": found.ignored},
+        description=description,
+        pending=pending,
     )
+
+
+def _prove(
+    proof: Generator[None, None, prove.Decision],
+    description: dict[str, object],
+    counts: dict[str, object],
+) -> Iterator[None]:
+    """Go through a deferred proof, and put what it finds into the description."""
+    decided = yield from proof
+    description["background"] = {**decided.description, **counts}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,8 +8,8 @@ import fcntl
 import json
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from shardify.errors import OutputError
 from shardify.files import TEMPORARY, write_atomic
 from shardify.manifest import BACKGROUNDS, NAME, REJECTED, Manifest
 from shardify.remote import Place, Url
-from shardify.writer import STATE
+from shardify.tasks import STATE
 
-__all__ = ["check_out", "claimed", "finished", "forget", "sweep"]
+__all__ = ["check_out", "claimed", "finished", "forget", "sweep", "withdraw"]
 
 _OURS = re.compile(r"(train|val)-\d{5}\.(tar|idx)|.+\.tar\.[0-9a-f]{8}" + re.escape(TEMPORARY))
 _STATES = re.compile(r"build\.json|(train|val)-\d{5}\.json")
@@ -133,3 +133,24 @@ def sweep(out: Place, manifest: Manifest) -> None:
     for file in out.iterdir():
         if _OURS.fullmatch(file.name) and file.name not in listed:
             file.unlink(missing_ok=True)
+
+
+def withdraw(out: Path, folders: Sequence[str], *, whole: bool) -> None:
+    """Delete what a refused build wrote: shards, backgrounds, state. No manifest is there yet.
+
+    Args:
+        out: Folder of the build, which no process writes to any more.
+        folders: Inside it, that have shards.
+        whole: Whether the build made ``out`` itself.
+    """
+    forget(out)
+    for folder in [out / name for name in folders]:
+        for file in folder.iterdir() if folder.is_dir() else ():
+            if _OURS.fullmatch(file.name) or file.name in (BACKGROUNDS, REJECTED):
+                file.unlink(missing_ok=True)
+        if folder != out or whole:
+            with suppress(OSError):
+                folder.rmdir()
+    if whole:
+        with suppress(OSError):
+            out.rmdir()

@@ -5,8 +5,10 @@ is the only one that fits; where none does, or pixels contradict the names, the 
 with the scores of what was tried.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,7 @@ from shardify.backing import Candidate, Files, by_rule
 from shardify.errors import LayoutError
 from shardify.maps import Finder
 from shardify.rules import Rules, text_of
-from shardify.settle import Scores, score
+from shardify.settle import Scores, scoring
 
 __all__ = ["Decision", "Question", "decide"]
 
@@ -53,15 +55,21 @@ class Decision:
     of_sample: IntArray
     """(N,) int32, index into the question's files."""
     description: dict[str, object]
+    proof: Generator[None, None, "Decision"] | None = None
+    """The steps that are left, where the proof was deferred; at their end the same answer, proven,
+    or a LayoutError."""
 
 
-def decide(question: Question, layout: Rules | None, read: Read | None) -> Decision:
+def decide(
+    question: Question, layout: Rules | None, read: Read | None, *, defer: bool = False
+) -> Decision:
     """Find the background of every sample.
 
     Args:
         question: What is known.
         layout: A layout file's rules; their background rule is the only candidate.
         read: Gives a file's bytes; without it nothing is proven.
+        defer: Whether the proof of a background that names state may be left for later.
 
     Raises:
         LayoutError: No rule fits the names, none or several fit the pixels, or the pixels
@@ -75,17 +83,33 @@ def decide(question: Question, layout: Rules | None, read: Read | None) -> Decis
     blind = read is None or "mask" not in question.members
     if tried and blind:
         return _answer(tried[0], {"proof": "none: only the names were looked at"})
+    steps = _decide(question, layout, tried, None if blind else read)
+    if defer and len(tried) == 1:
+        # Whatever the pixels say, it is this one or none.
+        decided = _answer(tried[0], {})
+        return dataclasses.replace(decided, proof=steps)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return cast(Decision, end.value)
+
+
+def _decide(
+    question: Question, layout: Rules | None, tried: list[Candidate], read: Read | None
+) -> Generator[None, None, Decision]:
+    """What the pixels say, in small steps."""
     if tried and read:
-        scores = _compare(question, tried, read)
+        scores = yield from _compare(question, tried, read)
         if len(tried) == 1 and _holds(scores):
             return _answer(tried[0], _proof(scores, 0))
         if len(tried) > 1 and scores.winner is not None:
             return _answer(tried[scores.winner], _proof(scores, scores.winner))
     known = len(tried)
-    tried += backing.guesses(_files(question), {**question.slots, **question.runs()}, tried)
-    if not tried or blind or read is None:
+    tried = tried + backing.guesses(_files(question), {**question.slots, **question.runs()}, tried)
+    if not tried or read is None:
         raise LayoutError(_no_rule(question, tried))
-    scores = _compare(question, tried, read)
+    scores = yield from _compare(question, tried, read)
     if known:
         if scores.samples * 10 < scores.looked:
             proof = f"none: any background fits {scores.samples} of {scores.looked} samples alone"
@@ -116,8 +140,10 @@ def _answer(candidate: Candidate, proof: dict[str, object]) -> Decision:
     return Decision(of_sample=candidate.of_sample, description=description)
 
 
-def _compare(question: Question, tried: Sequence[Candidate], read: Read) -> Scores:
-    return score(
+def _compare(
+    question: Question, tried: Sequence[Candidate], read: Read
+) -> Generator[None, None, Scores]:
+    return scoring(
         [each.of_sample for each in tried],
         composites=question.members["fg_bg"],
         masks=question.members["mask"],

@@ -13,7 +13,7 @@ import numpy as np
 from shardify import naming
 from shardify.census import Census
 from shardify.errors import LayoutError, ShardifyError
-from shardify.settle import looks_binary
+from shardify.thumbs import looks_binary
 
 __all__ = ["VALIDITY", "assign", "describe", "ignored", "unknown", "validity"]
 

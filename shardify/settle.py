@@ -4,25 +4,21 @@ Reads a few payloads through a callable it is given, shrinks them, and scores ca
 proposes a rule of its own, and says so when no candidate, or more than one, fits.
 """
 
-import io
-import struct
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from shardify.errors import ShardifyError
+from shardify.thumbs import GRID, open_small, shrink
 
-__all__ = ["Score", "Scores", "looks_binary", "score"]
+__all__ = ["Score", "Scores", "score", "scoring"]
 
 IntArray = npt.NDArray[np.int32]
 Read = Callable[[int], bytes]
-
-_GRID = 48
-"""Pictures are compared at this height and width: JPEG's loss averages out, places do not."""
 
 _FITS = 12.0
 """Mean difference, of 255, up to which a background can be the composite's at all."""
@@ -37,12 +33,6 @@ _ENOUGH = 6
 """Telling samples without which nothing is decided, where there are that many samples."""
 
 _MOST_BACKGROUNDS = 400
-_PIXELS = 1 << 26
-_BROKEN = (
-    ShardifyError, OSError, ValueError, SyntaxError, EOFError, struct.error, IndexError, KeyError,
-    TypeError, OverflowError, ZeroDivisionError, Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,6 +87,26 @@ def score(
         samples: How many to look at first. Where candidates that fit still differ, more are
             taken from the samples on which they do.
     """
+    steps = scoring(
+        candidates, composites=composites, masks=masks, files=files, read=read, samples=samples
+    )
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return cast(Scores, end.value)
+
+
+def scoring(
+    candidates: Sequence[IntArray],
+    *,
+    composites: IntArray,
+    masks: IntArray,
+    files: Sequence[int],
+    read: Read,
+    samples: int = 96,
+) -> Generator[None, None, Scores]:
+    """``score`` in small steps, for who has other things to do between them."""
     table = list(candidates)
     view = _View(composites, masks, files, read)
     rows = _spread(np.arange(len(composites)), samples)
@@ -106,6 +116,7 @@ def score(
         pool = _pool(table, rows, len(files))
         for row in rows.tolist():
             view.look(row, pool)
+            yield
         looked += rows.tolist()
         agrees = view.agreement(table, looked)
         left = [number for number in left if agrees[number] >= _AGREES]
@@ -136,21 +147,6 @@ def score(
         winner=winner,
         margin=margin,
     )
-
-
-def looks_binary(data: bytes) -> bool | None:
-    """Whether a picture has next to nothing between its darkest and brightest value.
-
-    Returns:
-        None where it cannot be decoded.
-    """
-    gray = _picture(data, "L", None)
-    if gray is None:
-        return None
-    pixels = np.asarray(gray).astype(np.int16)
-    low, high = int(pixels.min()), int(pixels.max())
-    edge = max(1, (high - low) // 8)
-    return bool(((pixels - low < edge) | (high - pixels < edge)).mean() > 0.9)
 
 
 class _View:
@@ -196,7 +192,7 @@ class _View:
         self._pool = list(pool)
         self._known = [number for number in pool if self._backs[number] is not None]
         both = [back for number in pool if (back := self._backs[number]) is not None]
-        stack = np.empty((2, len(both), _GRID * _GRID, 3), np.int16)
+        stack = np.empty((2, len(both), GRID * GRID, 3), np.int16)
         for place, back in enumerate(both):
             stack[:, place] = back.reshape(2, -1, 3)
         self._stack = np.ascontiguousarray(
@@ -205,7 +201,7 @@ class _View:
 
     def _small(self, index: int, mode: str) -> npt.NDArray[np.int16] | None:
         picture = self._picture(index, mode)
-        return None if picture is None else _shrink(picture)
+        return None if picture is None else shrink(picture)
 
     def _both(self, index: int) -> npt.NDArray[np.int16] | None:
         """(2, GRID, GRID, 3): the background squashed to a square, and cut to one."""
@@ -216,14 +212,14 @@ class _View:
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
         middle = picture.crop((left, top, left + side, top + side))
-        return np.stack([_shrink(picture), _shrink(middle)])
+        return np.stack([shrink(picture), shrink(middle)])
 
     def _picture(self, index: int, mode: str) -> Image.Image | None:
         try:
             data = self._read(index)
         except ShardifyError:
             return None
-        return _picture(data, mode, 2 * _GRID)
+        return open_small(data, mode, 2 * GRID)
 
     def telling(self) -> list[int]:
         """Rows that some background fits."""
@@ -288,24 +284,3 @@ def _spread(rows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
     if len(rows) <= count:
         return rows
     return rows[np.linspace(0, len(rows) - 1, count).astype(np.int64)]
-
-
-def _shrink(picture: Image.Image) -> npt.NDArray[np.int16]:
-    small = picture.resize((_GRID, _GRID), Image.Resampling.BOX)
-    return np.asarray(small).astype(np.int16)
-
-
-def _picture(data: bytes, mode: str, about: int | None) -> Image.Image | None:
-    """Decode, at a reduced size if ``about`` (pixels) allows; None where that fails."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.simplefilter("ignore", UserWarning)
-            picture = Image.open(io.BytesIO(data))
-            if picture.width * picture.height > _PIXELS:
-                return None
-            if about:
-                picture.draft(mode, (about, about))
-            return picture.convert(mode)
-    except _BROKEN:
-        return None

@@ -13,7 +13,7 @@ from shardify.images import MASK_THRESHOLD
 from shardify.manifest import Background, Role, Shard, Split, Stats
 from shardify.plan import ShardPlan
 from shardify.survey import MEMBERS
-from shardify.writer import Moments, ShardRecord
+from shardify.tasks import Moments, ShardRecord
 
 __all__ = ["costs_of", "roles_of", "splits_of", "stats_of"]
 

@@ -7,7 +7,8 @@ goes where is ``plan``'s; here they meet the user's options.
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,17 @@ from numpy.typing import NDArray
 from shardify import rules
 from shardify.archive import FAULTS, Catalog
 from shardify.codecs import Variant
-from shardify.errors import BuildError, EntryError, PlanError
-from shardify.extract import payload
+from shardify.errors import BuildError, PlanError
 from shardify.gather import gather
 from shardify.layout import Layout, Rejection, detect
 from shardify.layoutfile import to_toml
 from shardify.manifest import Rejected, Source
 from shardify.plan import ShardPlan, hold_back, plan_shards
-from shardify.ranges import Handle
+from shardify.reading import reader_of, rows_of
 from shardify.remote import Place
 from shardify.repeats import without_repeats
+from shardify.sources import Sources
 from shardify.workshop import Workshop
-from shardify.writer import ROW, Sources
 
 __all__ = [
     "MEMBERS",
@@ -146,7 +146,13 @@ class Survey:
         }
 
 
-def survey(paths: Sequence[Place], options: Options, work: Workshop | None = None) -> Survey:
+def survey(
+    paths: Sequence[Place],
+    options: Options,
+    work: Workshop | None = None,
+    *,
+    later: ExitStack | None = None,
+) -> Survey:
     """Read the directories, detect the layout and plan; read payloads to settle doubts alone.
 
     Args:
@@ -154,6 +160,8 @@ def survey(paths: Sequence[Place], options: Options, work: Workshop | None = Non
         options: See there.
         work: Where zips are unpacked that lie deflated in others; they are read there as long as
             it is open. None unpacks them for this call alone.
+        later: If given, the proof of backgrounds that names state is left to ``layout.pending``;
+            what it reads stays open as long as this.
 
     Raises:
         SourceError: A source is missing, no zip, damaged or hostile as a whole.
@@ -163,11 +171,13 @@ def survey(paths: Sequence[Place], options: Options, work: Workshop | None = Non
     """
     if work is None:
         with Workshop() as work:
-            return survey(paths, options, work)
+            return survey(paths, options, work, later=later)
     where = ", ".join(path.name or str(path) for path in paths)
     given = rules.load(options.layout) if options.layout else None
     catalog = gather(paths, work)
-    with Sources([each.path for each in catalog.sources]) as descriptors:
+    with ExitStack() as now:
+        stack = now if later is None else later
+        descriptors = stack.enter_context(Sources([each.path for each in catalog.sources]))
         read = reader_of(catalog, descriptors)
         layout = detect(
             catalog.names,
@@ -175,6 +185,7 @@ def survey(paths: Sequence[Place], options: Options, work: Workshop | None = Non
             read=read,
             layout=given,
             single=lambda files: without_repeats(catalog, files, read, where=where),
+            defer=later is not None,
         )
     rejected = list(layout.rejected)
     usable = np.ones(len(layout.keys), bool)
@@ -209,27 +220,6 @@ def survey(paths: Sequence[Place], options: Options, work: Workshop | None = Non
     )
     check_bad(found)
     return found
-
-
-def rows_of(catalog: Catalog, numbers: NDArray[Any]) -> NDArray[Any]:
-    """Entries as tasks carry them: the shape of ``numbers``, of ``writer.ROW``."""
-    rows = np.empty(numbers.shape, ROW)
-    for name in ROW.names or ():
-        rows[name] = getattr(catalog.entries, name)[numbers]
-    return rows
-
-
-def reader_of(catalog: Catalog, descriptors: Sequence[Handle]) -> Callable[[int], bytes]:
-    """A function from an entry's number to its payload; it raises EntryError for a bad one."""
-
-    def read(entry: int) -> bytes:
-        code = int(catalog.entries.fault[entry])
-        if code:
-            raise EntryError(FAULTS[code])
-        source, *rest = rows_of(catalog, np.array([entry]))[0].tolist()
-        return payload(descriptors[source], catalog.names.raw(entry), *rest)
-
-    return read
 
 
 def _resolved(options: Options, layout: Layout) -> Options:

@@ -39,6 +39,10 @@ class Workers:
         count: Processes.
     """
 
+    meanwhile: Iterator[object] | None = None
+    """Work in small steps that ``map`` does here whenever no result is ready; what is left of it
+    at the end is left. What it raises, ``map`` raises."""
+
     def __init__(self, target: str, count: int) -> None:
         command = [
             sys.executable,
@@ -109,6 +113,9 @@ class Workers:
                     selector.register(_pipe(worker.stdout), selectors.EVENT_READ, worker)
                 if not busy:
                     return
+                while self.meanwhile is not None and not selector.select(0):
+                    if next(self.meanwhile, self) is self:
+                        self.meanwhile = None
                 for ready, _ in selector.select():
                     worker = ready.data
                     selector.unregister(ready.fileobj)

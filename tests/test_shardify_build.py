@@ -436,6 +436,30 @@ def test_a_worker_that_dies_costs_nothing_but_a_rerun(
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_build_that_the_pixels_refuse_leaves_nothing_behind(tmp_path: Path, there: bool) -> None:
+    # Each composite is exactly the background after the one that its name states.
+    whole = {number: picture(number, "PNG", "RGB", (24, 24)) for number in range(1, 5)}
+    files = {f"bg/park{number}.png": data for number, data in whole.items()}
+    for number in range(200):
+        back = number % 4 + 1
+        files[f"fg_bg/bg_{back}_{number}.png"] = whole[back % 4 + 1]
+        files[f"mask/bg_{back}_{number}.png"] = png_of(0, (24, 24))
+    source = pack(tmp_path / "x.zip", files)
+    if there:
+        (tmp_path / "out").mkdir()
+    with pytest.raises(LayoutError, match="pixels contradict"):
+        run(source, tmp_path / "out", workers=2)
+    assert (tmp_path / "out").exists() == there
+    assert not there or not list((tmp_path / "out").iterdir())
+
+
+def png_of(level: int, size: tuple[int, int]) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", size, level).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def test_what_inspect_prints_builds_the_same_data_set_as_a_layout_file(tmp_path: Path) -> None:
     source = pack(tmp_path / "x.zip", files_of())
     (tmp_path / "layout.toml").write_text(survey([source], OPTIONS).layout_file())
@@ -459,5 +483,5 @@ def test_a_folder_of_zips_is_one_data_set(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert parts.splits["train"].samples == whole.splits["train"].samples
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ShardifyError, match="a folder without zips"):
+    with pytest.raises(ShardifyError, match="a folder without zips or images"):
         run(tmp_path / "empty", tmp_path / "nothing")

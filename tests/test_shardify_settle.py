@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from shardify import settle
+from shardify import settle, thumbs
 from shardify.errors import EntryError
 
 Bytes = npt.NDArray[np.uint8]
@@ -104,7 +104,7 @@ def test_damaged_pictures_are_passed_over() -> None:
 
 def test_masks_are_told_from_depth_by_their_values() -> None:
     ramp = np.repeat(np.arange(0, 250, 5, dtype=np.uint8)[:, None], 50, axis=1)
-    assert settle.looks_binary(png((ramp > 100).astype(np.uint8))) is True
-    assert settle.looks_binary(png((ramp > 100).astype(np.uint8) * 255)) is True
-    assert settle.looks_binary(png(ramp)) is False
-    assert settle.looks_binary(b"no picture") is None
+    assert thumbs.looks_binary(png((ramp > 100).astype(np.uint8))) is True
+    assert thumbs.looks_binary(png((ramp > 100).astype(np.uint8) * 255)) is True
+    assert thumbs.looks_binary(png(ramp)) is False
+    assert thumbs.looks_binary(b"no picture") is None
