@@ -17,8 +17,8 @@ from shardify.images import MASK_THRESHOLD, Picture
 from shardify.png import encode_png
 
 __all__ = [
-    "Meaning", "glance", "is_plain", "levels_of", "measure", "peak_of", "pixels", "same_aspect",
-    "settle", "settle_meaning",
+    "Meaning", "is_plain", "levels_of", "peak_of", "pixels", "same_aspect", "settle",
+    "settle_meaning",
 ]  # fmt: skip
 
 _MAX_LEVELS = 8
@@ -141,58 +141,6 @@ def settle_meaning(masks: list[NDArray[Any]], depth_peaks: list[float]) -> Meani
                 "object"
             )
     return Meaning(mask, scale)
-
-
-def measure(plane: NDArray[Any]) -> tuple[list[float], list[float]]:
-    """Per-channel mean and standard deviation of pixels, in [0, 1] of their full range.
-
-    Args:
-        plane: (H, W) or (H, W, 3), uint8 or uint16, as ``pixels`` gives them.
-    """
-    full = int(np.iinfo(plane.dtype).max)
-    # Moments from a histogram are exact and several times faster than those of float arrays.
-    if plane.dtype == np.uint8:
-        from PIL import Image
-
-        counts = np.array(Image.fromarray(plane).histogram(), np.float64).reshape(-1, 256)
-    else:
-        counts = np.bincount(plane.ravel(), minlength=full + 1)[None].astype(np.float64)
-    levels = np.arange(full + 1, dtype=np.float64) / full
-    share = counts / counts.sum(axis=1, keepdims=True)
-    mean = share @ levels
-    variance = (share * (levels - mean[:, None]) ** 2).sum(axis=1)
-    return mean.tolist(), np.sqrt(variance).tolist()
-
-
-def glance(
-    data: bytes, picture: Picture, role: str, meaning: Meaning, *, least: int
-) -> NDArray[Any]:
-    """A picture's pixels at a reduced size, where its decoder can do that at a saving.
-
-    Args:
-        data: As for ``pixels``; so are the others.
-        picture: See there.
-        role: See there.
-        meaning: See there.
-        least: The smaller side keeps at least as many pixels.
-
-    Returns:
-        As ``pixels``, with a half, a quarter or an eighth of the sides, or whole.
-
-    Raises:
-        ImageError: It cannot be decoded whole.
-    """
-    if picture.kind != "jpg" or picture.trait or role not in ("bg", "fg_bg"):
-        return pixels(data, picture, role, meaning)
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            shrink = max(1, min(image.size) // least)
-            image.draft("RGB", (image.width // shrink, image.height // shrink))
-            return np.asarray(image.convert("RGB"))
-    except Exception as error:
-        raise ImageError(f"cannot be decoded ({type(error).__name__})") from error
 
 
 def _open(data: bytes, mode: str) -> NDArray[Any]:

@@ -20,7 +20,8 @@ from shardify.extract import payload
 from shardify.files import write_quick
 from shardify.images import Picture, parse
 from shardify.index import line_of, of_lines
-from shardify.pixels import PLAIN, Meaning, glance, measure, pixels, same_aspect, settle
+from shardify.moments import gauge, glance, measure
+from shardify.pixels import PLAIN, Meaning, pixels, same_aspect, settle
 from shardify.ranges import expect
 from shardify.remote import Url, place
 from shardify.sources import Sources
@@ -166,17 +167,22 @@ def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRec
                 for role, _, picture in found:
                     if picture[1:3] != size:
                         _check_shape(role, picture, found[0])
-                if measured or not plain:
-                    for role, data, picture in found:
-                        # A converted mask is 0 or 255 by now.
+                figures = {}
+                for role, data, picture in found if measured or not plain else ():
+                    # A converted mask is 0 or 255 by now.
+                    if not plain:
                         planes[role] = pixels(data, picture, role, PLAIN)
+                    if measured:
+                        plane = planes.get(role)
+                        figures[role] = (
+                            gauge(data, picture, role) if plane is None else measure(plane)
+                        )
             except EntryError as error:
                 member = names[task.roles.index(role)].decode(errors="replace")
                 rejected.append([key, member, role, str(error)])
                 continue
-            if measured:
-                for role, plane in planes.items():
-                    moments[role].add(*measure(plane))
+            for role, figure in figures.items():
+                moments[role].add(*figure)
             if used:
                 rules.update(used)
             samples += 1

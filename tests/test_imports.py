@@ -12,7 +12,7 @@ ORDER = {
     "shardify": (
         "errors", "version", "inflate", "remote", "tree", "ranges", "files", "drafts", "names", "zipend",
         "directory", "archive", "extract",
-        "images", "png", "pixels", "codecs", "naming", "outlines", "recipes", "keys", "maps", "folders", "workshop", "nested", "gather", "repeats", "census", "joining",
+        "images", "png", "pixels", "moments", "codecs", "naming", "outlines", "recipes", "keys", "maps", "folders", "workshop", "nested", "gather", "repeats", "census", "joining",
         "backing", "thumbs", "settle", "roles", "rules", "splits", "prove", "layout", "layoutfile", "plan",
         "index", "manifest", "workers", "cluster", "sources", "tasks", "tarwriter", "copier",
         "writer", "reading", "survey", "handout", "output", "summary",

@@ -9,11 +9,11 @@ from PIL import Image
 
 from shardify.errors import ImageError
 from shardify.images import MASK_THRESHOLD, Picture, parse
+from shardify.moments import gauge, measure
 from shardify.pixels import (
     PLAIN,
     Meaning,
     levels_of,
-    measure,
     peak_of,
     pixels,
     settle,
@@ -216,3 +216,16 @@ def test_moments_are_those_of_the_pixels() -> None:
     assert std == pytest.approx([(wide / 65535).std()])
     mask = pixels(saved(NOISE[..., 0]), Picture("png", 16, 12, 1, 8), "mask", PLAIN)
     assert measure(mask)[0] == pytest.approx([(NOISE[..., 0] >= MASK_THRESHOLD).mean()])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize(("role", "mode"), [("fg_bg", "RGB"), ("mask", "RGB"), ("mask", "L"),
+                                            ("depth", "L"), ("fg_bg", "L")])  # fmt: skip
+def test_a_gauged_picture_has_the_moments_of_its_pixels(kind: str, role: str, mode: str) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(NOISE).convert(mode).save(buffer, kind)
+    data = buffer.getvalue()
+    found = parse(data)
+    assert gauge(data, found, role) == measure(pixels(data, found, role, PLAIN))
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        gauge(data[:60], found, role)

@@ -1,0 +1,99 @@
+"""Mean and deviation of pictures, from their histograms, with as little decoding as will do.
+
+Looks at one picture at a time; what to do with the figures is for others.
+"""
+
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardify.errors import ImageError
+from shardify.images import MASK_THRESHOLD, Picture
+from shardify.pixels import PLAIN, Meaning, is_plain, pixels
+
+__all__ = ["gauge", "glance", "measure"]
+
+_FORMATS = {"jpg": ["JPEG"], "png": ["PNG"]}
+
+
+def measure(plane: NDArray[Any]) -> tuple[list[float], list[float]]:
+    """Per-channel mean and standard deviation of pixels, in [0, 1] of their full range.
+
+    Args:
+        plane: (H, W) or (H, W, 3), uint8 or uint16, as ``pixels`` gives them.
+    """
+    # Moments from a histogram are exact and several times faster than those of float arrays.
+    if plane.dtype == np.uint8:
+        from PIL import Image
+
+        return _moments(Image.fromarray(plane).histogram(), 255)
+    return _moments(np.bincount(plane.ravel(), minlength=1 << 16).tolist(), 65535)
+
+
+def gauge(data: bytes, picture: Picture, role: str) -> tuple[list[float], list[float]]:
+    """``measure`` of what ``pixels`` makes of a picture of plain meaning, in half the time.
+
+    Raises:
+        ImageError: It cannot be decoded whole.
+    """
+    if not is_plain(picture, role, PLAIN) or picture.bits != 8:
+        return measure(pixels(data, picture, role, PLAIN))
+    from PIL import Image
+
+    mode = "RGB" if role in ("bg", "fg_bg") else "L"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=_FORMATS[picture.kind]) as image:
+                image.load()
+                counts = (image if image.mode == mode else image.convert(mode)).histogram()
+    except Exception as error:
+        # Pillow raises nearly anything on damaged input.
+        raise ImageError(f"cannot be decoded ({type(error).__name__})") from error
+    if role == "mask":
+        counts = [sum(counts[:MASK_THRESHOLD]), *[0] * 254, sum(counts[MASK_THRESHOLD:])]
+    return _moments(counts, 255)
+
+
+def glance(
+    data: bytes, picture: Picture, role: str, meaning: Meaning, *, least: int
+) -> NDArray[Any]:
+    """A picture's pixels at a reduced size, where its decoder can do that at a saving.
+
+    Args:
+        data: As for ``pixels``; so are the others.
+        picture: See there.
+        role: See there.
+        meaning: See there.
+        least: The smaller side keeps at least as many pixels.
+
+    Returns:
+        As ``pixels``, with a half, a quarter or an eighth of the sides, or whole.
+
+    Raises:
+        ImageError: It cannot be decoded whole.
+    """
+    if picture.kind != "jpg" or picture.trait or role not in ("bg", "fg_bg"):
+        return pixels(data, picture, role, meaning)
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            shrink = max(1, min(image.size) // least)
+            image.draft("RGB", (image.width // shrink, image.height // shrink))
+            return np.asarray(image.convert("RGB"))
+    except Exception as error:
+        raise ImageError(f"cannot be decoded ({type(error).__name__})") from error
+
+
+def _moments(counts: list[int], full: int) -> tuple[list[float], list[float]]:
+    """Of histograms, one a channel, end to end."""
+    table = np.array(counts, np.float64).reshape(-1, full + 1)
+    levels = np.arange(full + 1, dtype=np.float64) / full
+    share = table / table.sum(axis=1, keepdims=True)
+    mean = (share * levels).sum(axis=1)
+    variance = (share * (levels - mean[:, None]) ** 2).sum(axis=1)
+    return mean.tolist(), np.sqrt(variance).tolist()
