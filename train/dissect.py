@@ -25,6 +25,9 @@ from train.sweep import about, clear, draft
 
 __all__ = ["Dissection", "bound", "covered", "dissect"]
 
+NETWORK = ("model alone", "end to end")
+"""Contenders that train."""
+
 SHOWN = 10
 """Operators kept of each list."""
 
@@ -33,6 +36,9 @@ BUSY = 0.9
 
 WAITING = 0.02
 """A loader that training waits for longer than this share of the time is."""
+
+_AHEAD = 4
+"""Times as many batches of a loader alone: some were made ahead while the profile began."""
 
 _WAITS = ("Synchronize", "cudaStreamWait", "cudaEventQuery")
 
@@ -72,7 +78,7 @@ def dissect(wanted: Dissection) -> list[Path]:
     """
     files = []
     for name in wanted.stages:
-        size = wanted.network_batch if name in ("model alone", "end to end") else wanted.batch
+        size = wanted.network_batch if name in NETWORK else wanted.batch
         job = Job(
             shards=wanted.shards, split="train", res=wanted.res, batch_size=size,
             threads=wanted.threads, device=wanted.device, model="resunet", scratch="",
@@ -130,18 +136,18 @@ def _look(name: str, job: Job, wanted: Dissection, trace: Path) -> dict[str, Any
     torch.set_num_threads(job.threads)
     work = begin(name, job)
     on_gpu = wanted.device.startswith("cuda")
+    count = wanted.batches * (1 if name in NETWORK else _AHEAD)
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])
     with contextlib.closing(work.samples):  # type: ignore[type-var]
         _batches(work, wanted.skipped, on_gpu)
         work.waited.clear()
-        before, begun = time.process_time(), time.perf_counter()
         with profile(activities=kinds) as seen:
             # Inside, so that the profile's own start and end are not counted.
             before, begun = time.process_time(), time.perf_counter()
-            _batches(work, wanted.batches, on_gpu)
+            _batches(work, count, on_gpu)
             wall, cpu = time.perf_counter() - begun, time.process_time() - before
     seen.export_chrome_trace(str(trace))
-    return _found(seen, wall=wall, cpu=cpu, waited=work.waited, wanted=wanted)
+    return _found(seen, wall=wall, cpu=cpu, waited=work.waited, batches=count, wanted=wanted)
 
 
 def _batches(work: Work, count: int, on_gpu: bool) -> None:
@@ -152,7 +158,13 @@ def _batches(work: Work, count: int, on_gpu: bool) -> None:
 
 
 def _found(
-    seen: Any, *, wall: float, cpu: float, waited: list[float], wanted: Dissection
+    seen: Any,
+    *,
+    wall: float,
+    cpu: float,
+    waited: list[float],
+    batches: int,
+    wanted: Dissection,
 ) -> dict[str, Any]:
     """What a profile says. Its own times are microseconds."""
     on_device = [
@@ -172,10 +184,10 @@ def _found(
         for one in rows
         if one.device_type != DeviceType.CPU and one.self_device_time_total > 0
     ]
-    each = 1e3 * wanted.batches
+    each = 1e3 * batches
     found: dict[str, Any] = {
-        "batches": wanted.batches,
-        "wall_ms": wall * 1e3 / wanted.batches,
+        "batches": batches,
+        "wall_ms": wall * 1e3 / batches,
         "device_ms": covered(on_device) / each,
         "host_ms": sum(spent for _, spent, _ in host) / each,
         "cores": cpu / wall,
