@@ -72,8 +72,8 @@ FULL = Size(
     compile=("yes", "graphs"), budget=9 * 60,
 )  # fmt: skip
 TENTH = Size(
-    samples=2_000, backgrounds=20, res=(64, 128, 256), batches=(16, 64, 256), network=(4, 2, 1),
-    trained=20, train_batch=2, epochs=(1, 1), max_steps=11, windows=1, seconds=0.05, profiled=1,
+    samples=2_000, backgrounds=20, res=(64, 128, 256), batches=(16, 64, 256), network=(2, 1, 1),
+    trained=20, train_batch=2, epochs=(1, 1), max_steps=9, windows=1, seconds=0.05, profiled=1,
     compile=("trace", "trace"), budget=30 * 60, patience=4.0,
 )  # fmt: skip
 """For a CPU: the same steps on a tenth of the samples, to see that they run. A network takes 1.4 s
