@@ -1,12 +1,16 @@
-"""How fast zips become shards, beside what people do today, in one interleaved run.
+r"""How fast zips become shards, beside what people do today, in one interleaved run.
 
-    python -m shardify.bench data.zip --repeats 3 --json docs/benchmarks/convert.json
+    python -m shardify.bench data.zip --json docs/benchmarks/conversion_cpu_202611.json \
+        --page docs/benchmarks/conversion_cpu_202611.md
+    python -m shardify.bench data.zip --phases
 
 Question: how many samples a second does ``shardify build`` convert, with its default checks and
 with ``--verify none``, and how many do ``zipfile`` + ``tarfile`` and ``zipfile`` +
 ``webdataset.ShardWriter``? Each run is a process of its own; the contenders take turns, so that a
 slow minute of the machine hits all of them; the zip is read once before, so that it is cached.
 The peers only copy: they check nothing but the zip's CRC, which ``zipfile`` does by itself.
+``--page FILE`` writes the page from the JSON; without a zip it only does that, from ``--json``.
+``--phases`` takes our own conversion apart.
 
 It measures and prints; it judges nothing. webdataset is imported here alone, by its own peer.
 """
@@ -30,6 +34,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from shardify.benchpage import page
+from shardify.phases import phases
+from shardify.phases import table as table_of
 
 __all__ = ["CONTENDERS", "Run", "main", "measure", "summarise"]
 
@@ -120,6 +128,10 @@ CONTENDERS: dict[str, list[str]] = {
 """Name -> arguments to the interpreter."""
 
 
+# As after an installation: modules are compiled once, not at every start.
+_ENV = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 def measure(name: str, source: Path, folder: Path) -> Run:
     """Run one contender into a fresh folder inside ``folder``, and remove what it wrote.
 
@@ -130,7 +142,7 @@ def measure(name: str, source: Path, folder: Path) -> Run:
     words = [word.format(source=source, out=out) for word in CONTENDERS[name]]
     begun = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        [sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=_ENV
     )
     assert process.stderr is not None
     errors = process.stderr.read()
@@ -174,22 +186,34 @@ def summarise(runs: dict[str, list[Run]], samples: int) -> dict[str, dict[str, f
 def main(arguments: list[str] | None = None) -> None:
     """Measure all contenders and print a table; ``--json`` keeps the figures."""
     parser = argparse.ArgumentParser(prog="python -m shardify.bench", description=__doc__)
-    parser.add_argument("source", type=Path, help="a zip that `shardify synth` made")
+    parser.add_argument("source", type=Path, nargs="?", help="a zip that `shardify synth` made")
     parser.add_argument("out", type=Path, nargs="?", help="where a peer writes")
     parser.add_argument("--peer", choices=list(_PEERS), help="run one peer, unmeasured")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--page", type=Path, default=None, help="a page made of the JSON")
+    parser.add_argument("--phases", action="store_true", help="where a sample's time goes")
     parser.add_argument("--folder", type=Path, default=None, help="where shards go meanwhile")
     chosen = parser.parse_args(arguments)
     if chosen.peer:
         chosen.out.mkdir(parents=True)
         _PEERS[chosen.peer](chosen.source, chosen.out)
         return
+    if chosen.source is None:
+        if not (chosen.json and chosen.page):
+            parser.error("expected a zip, or --json and --page to make the page anew")
+        chosen.page.write_text(page(json.loads(chosen.json.read_text())))
+        return
+    parts = phases(chosen.source) if chosen.phases or chosen.page else []
+    if chosen.phases:
+        print(table_of(parts))
+        return
     with zipfile.ZipFile(chosen.source) as file:
         samples = sum("/fg_bg/" in name for name in file.namelist())
     with chosen.source.open("rb") as file_:
         while file_.read(1 << 24):
             pass
+    load = os.getloadavg()[0]
     runs: dict[str, list[Run]] = {name: [] for name in CONTENDERS}
     with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
         measure("shardify build", chosen.source, Path(folder))  # Warms the caches.
@@ -208,31 +232,29 @@ def main(arguments: list[str] | None = None) -> None:
             f"{name:34}{row['samples_per_second']:10,.0f}{wall:>24}{row['cpu_median']:8.1f}"
             f"{row['memory_max'] / 1e6:6.0f}{times:>20}"
         )
+    found = {
+        "command": " ".join(["python -m shardify.bench", *(arguments or sys.argv[1:])]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "samples": samples,
+        "bytes": chosen.source.stat().st_size,
+        "machine": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "load_before": load,
+            "python": platform.python_version(),
+        },
+        "versions": {
+            name: importlib.metadata.version(name)
+            for name in ("shardline", "numpy", "isal", "webdataset")
+        },
+        "table": table,
+        "phases": [asdict(part) for part in parts],
+        "runs": {name: [asdict(run) for run in each] for name, each in runs.items()},
+    }
     if chosen.json:
-        chosen.json.write_text(
-            json.dumps(
-                {
-                    "command": " ".join(["python -m shardify.bench", *sys.argv[1:]]),
-                    "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                    "samples": samples,
-                    "bytes": chosen.source.stat().st_size,
-                    "machine": {
-                        "processor": _processor(),
-                        "cores": os.cpu_count(),
-                        "load_before": os.getloadavg()[0],
-                        "python": platform.python_version(),
-                    },
-                    "versions": {
-                        name: importlib.metadata.version(name)
-                        for name in ("shardline", "numpy", "isal", "webdataset")
-                    },
-                    "table": table,
-                    "runs": {name: [asdict(run) for run in each] for name, each in runs.items()},
-                },
-                indent=1,
-            )
-            + "\n"
-        )
+        chosen.json.write_text(json.dumps(found, indent=1) + "\n")
+    if chosen.page:
+        chosen.page.write_text(page(found))
 
 
 def _processor() -> str:

@@ -7,6 +7,7 @@ of what a task does.
 """
 
 import ctypes
+import gc
 import importlib
 import os
 import pickle
@@ -58,6 +59,8 @@ class Workers:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 start_new_session=True,
+                # One process a core is the plan: no threads for algebra beside.
+                env={"OPENBLAS_NUM_THREADS": "1", **os.environ},
             )
             self._all.append(worker)
             self._idle.append(worker)
@@ -171,6 +174,9 @@ def serve(target: str, parent: int) -> None:
     os.dup2(2, 1)  # A stray print must not damage the stream of results.
     module, _, name = target.partition(":")
     function = getattr(importlib.import_module(module), name)
+    # Tasks make much and keep little: looking for cycles that often finds none.
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 50)
     while head := tasks.read(_LENGTH.size):
         (length,) = _LENGTH.unpack(head)
         task = pickle.loads(tasks.read(length))

@@ -17,7 +17,7 @@ ORDER = {
         "index", "manifest", "workers", "cluster", "sources", "tasks", "tarwriter", "copier",
         "writer", "reading", "survey", "handout", "output", "summary",
         "bank", "build", "verify", "stats", "report", "textures", "canvas", "scenes", "cutouts",
-        "composites", "zipwriter", "synth", "bench", "texts", "progress",
+        "composites", "zipwriter", "synth", "benchpage", "phases", "bench", "texts", "progress",
         "cli", "interrupts", "__main__",
     ),
     "model": (

@@ -1,11 +1,14 @@
 """The benchmark compares like with like, and its arithmetic is plain."""
 
+import json
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from shardify.bench import CONTENDERS, Run, main, measure, summarise
+from shardify.benchpage import page
+from shardify.phases import phases
 from shardify.synth import make
 
 
@@ -51,3 +54,32 @@ def test_times_compare_runs_of_the_same_round() -> None:
     assert table["fast"]["memory_max"] == 9
     assert table["slow"]["times_median"] == 1
     assert list(CONTENDERS)[-1].endswith("ShardWriter")
+
+
+def test_phases_name_every_part_and_add_up_to_something(source: Path) -> None:
+    found = phases(source)
+    assert {each.who for each in found} == {"parent", "beside", "workers"}
+    assert all(each.seconds >= 0 for each in found)
+    assert sum(each.seconds for each in found) > 0.05
+    assert found[0].each == pytest.approx(found[0].seconds / 20 * 1e6)
+
+
+def test_the_page_is_made_of_the_json_alone(tmp_path: Path) -> None:
+    runs = {name: [Run(wall=2, cpu=3, memory=4_000_000)] for name in CONTENDERS}
+    found = {
+        "command": "python -m shardify.bench x.zip",
+        "date": "2026-11-22T10:00:00+00:00",
+        "samples": 100,
+        "bytes": 5_000_000,
+        "machine": {"processor": "P", "cores": 2, "load_before": 0.1, "python": "3.11.7"},
+        "versions": {"numpy": "2"},
+        "table": summarise(runs, 100),
+        "phases": [{"who": "workers", "what": "reading", "seconds": 0.5, "each": 5000.0}],
+    }
+    (tmp_path / "x.json").write_text(json.dumps(found))
+    main(["--json", str(tmp_path / "x.json"), "--page", str(tmp_path / "x.md")])
+    text = (tmp_path / "x.md").read_text()
+    assert text == page(found)
+    for name in CONTENDERS:
+        assert f"| {name} | 50 | 2.00 (2.00 to 2.00) | 3.0 | 4 | 1.0 (1.0 to 1.0) |" in text
+    assert "| workers | reading | 0.50 | 5000.0 |" in text

@@ -1,0 +1,166 @@
+"""Where a conversion's time goes: each phase by itself, in CPU time of one process.
+
+What workers do is taken apart by doing less and less of it to the same samples; what the parent
+does is done once more, step by step. It measures and prints; nothing of it is part of a build.
+"""
+
+import dataclasses
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from shardify.bank import write_backgrounds
+from shardify.copier import Copier
+from shardify.gather import gather
+from shardify.handout import background_tasks, shard_tasks
+from shardify.layout import detect
+from shardify.pixels import PLAIN
+from shardify.ranges import Handle, pread
+from shardify.sources import Sources
+from shardify.survey import Options, survey
+from shardify.tasks import STATE, ShardTask
+from shardify.workshop import Workshop
+from shardify.writer import run_task
+
+__all__ = ["Phase", "phases", "table"]
+
+_SHARDS = 4
+_REPEATS = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phase:
+    """One part of the work."""
+
+    who: str
+    """``parent``: once, before the workers can begin; ``beside``: the parent, while they work;
+    ``workers``: for every sample."""
+    what: str
+    seconds: float
+    """CPU time for the whole source."""
+    each: float
+    """The same for one sample. Microseconds."""
+
+
+def phases(source: Path) -> list[Phase]:
+    """Measure every phase of ``shardify build`` on a zip.
+
+    Args:
+        source: A zip with at least some thousand samples.
+    """
+    found = survey([source], Options())
+    samples = int(found.usable.sum())
+    result: list[Phase] = []
+
+    def told(who: str, what: str, seconds: float) -> None:
+        seconds = max(0.0, seconds)
+        each = seconds / samples * 1e6
+        result.append(Phase(who=who, what=what, seconds=seconds, each=each))
+
+    told("parent", "interpreter and imports", _imports())
+    catalog = found.catalog
+    with Workshop() as work:
+        told("parent", "the zip's directory", _best(lambda: gather([source], work)))
+    names = _best(lambda: detect(catalog.names, where="x"))
+    told("parent", "samples and backgrounds from names", names)
+    index = {name: number for number, name in enumerate(found.layout.background_ids)}
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        (out / STATE).mkdir()
+        plans = [plan for split in ("train", "val") for plan in found.shards[split]]
+        variants = found.options.variants()
+        backgrounds = _best(lambda: write_backgrounds(found, out, variants, PLAIN))
+        told("parent", "backgrounds checked and written", backgrounds)
+        handing = _best(lambda: list(shard_tasks(found, out, plans, index, PLAIN)))
+        told("beside", "plans for the workers", handing)
+        whole = _best(lambda: survey([source], Options()))
+        with Workshop() as work:
+            less = _best(lambda: (gather([source], work), detect(catalog.names, where="x")))
+        told("beside", "proof by pixels", whole - less)
+        tasks = list(islice(shard_tasks(found, out, plans, index, PLAIN), _SHARDS))
+        jobs = list(background_tasks(found, index, PLAIN))
+        share = samples / sum(len(task.keys) for task in tasks)
+        with Sources(tasks[0].sources) as handles:
+            read = share * _best(lambda: _read(tasks, handles))
+            trusted = [dataclasses.replace(task, verify="none") for task in tasks]
+            unpack = share * _best(lambda: _copy(trusted, handles))
+            check = share * _best(lambda: _copy(tasks, handles))
+        bare = [
+            dataclasses.replace(task, measured=[False] * len(task.keys), verify="none")
+            for task in tasks
+        ]
+        stored = share * _best(lambda: _write(bare, out))
+        counted = [dataclasses.replace(task, verify="headers") for task in bare]
+        measured = share * (_best(lambda: _write(tasks, out)) - _best(lambda: _write(counted, out)))
+        told("workers", "reading", read)
+        told("workers", "unpacking, CRC-32 and local headers", unpack - read)
+        told("workers", "pictures' structure (not with --verify none)", check - unpack)
+        told("workers", "tar and index: headers, SHA-256, writing", stored - unpack)
+        told("workers", "statistics: 500 samples decoded", measured)
+        told("workers", "statistics: backgrounds decoded", _best(lambda: list(map(run_task, jobs))))
+    return result
+
+
+def table(found: list[Phase]) -> str:
+    """The phases as a Markdown table."""
+    lines = ["| who | what | CPU-s in all | µs a sample |", "|---|---|---|---|"]
+    lines += [
+        f"| {phase.who} | {phase.what} | {phase.seconds:.2f} | {phase.each:.1f} |"
+        for phase in found
+    ]
+    lines.append(
+        f"| | **all** | {sum(each.seconds for each in found):.2f} | "
+        f"{sum(each.each for each in found):.1f} |"
+    )
+    return "\n".join(lines)
+
+
+def _best(work: Callable[[], object]) -> float:
+    """Least CPU time of a few tries. Seconds."""
+    least = float("inf")
+    for _ in range(_REPEATS):
+        begun = time.process_time()
+        work()
+        least = min(least, time.process_time() - begun)
+    return least
+
+
+def _imports() -> float:
+    least = float("inf")
+    for _ in range(_REPEATS):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [sys.executable, "-c", "import shardify.cli, shardify.build"]
+        subprocess.run(command, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        least = min(
+            least,
+            after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        )
+    return least
+
+
+def _read(tasks: list[ShardTask], handles: list[Handle]) -> None:
+    for task in tasks:
+        for rows in task.rows.tolist():
+            for source, offset, limit, packed, *_ in rows:
+                pread(handles[source], min(limit - offset, packed + 160), offset)
+
+
+def _copy(tasks: list[ShardTask], handles: list[Handle]) -> None:
+    for task in tasks:
+        copier = Copier(task, handles)
+        for names, rows in zip(task.names, task.rows.tolist(), strict=True):
+            copier.copy(names, rows)
+
+
+def _write(tasks: list[ShardTask], out: Path) -> None:
+    for task in tasks:
+        run_task(task)
+        for name in (f"{task.name}.tar", f"{task.name}.idx", f"{STATE}/{task.name}.json"):
+            (out / name).unlink()
