@@ -21,6 +21,7 @@ __all__ = [
     "Augmentation",
     "Draws",
     "draw",
+    "looks",
     "matrices",
     "noise_table",
     "philox",
@@ -72,6 +73,9 @@ class Draws:
     angle: Floats
     """(n,) degrees."""
 
+    turn: npt.NDArray[np.float64]
+    """(n, 2, 3) that rotation of the unit square, see ``looks``."""
+
     colour: Floats
     """(n, 3, 4): red, green, blue in levels of 255 become ``colour[:, :3] @ rgb + colour[:, 3]``,
     clipped to [0, 255] once the noise is added."""
@@ -86,6 +90,7 @@ class Draws:
         """Those of samples ``first`` to ``last``: views."""
         return Draws(
             angle=self.angle[first:last],
+            turn=self.turn[first:last],
             colour=self.colour[first:last],
             noise=self.noise[first:last],
             place=self.place[first:last],
@@ -121,8 +126,10 @@ def draw(
     shift[:, :, 3] = np.stack(even[2:5], axis=1) * limits.shift
     colour = np.where((unit[1] < 0.5)[:, None, None], shift, hsv)
     place = np.stack([second[1] >> np.uint64(8), second[1] >> np.uint64(20)], axis=1)
+    angle = (even[0] * limits.angle).astype(np.float32)
     return Draws(
-        angle=(even[0] * limits.angle).astype(np.float32),
+        angle=angle,
+        turn=_turns(angle),
         colour=colour.astype(np.float32),
         noise=(unit[6] * limits.noise).astype(np.float32),
         place=(place % np.uint64(NOISE_MARGIN)).astype(np.int32),
@@ -133,20 +140,37 @@ def still(count: int) -> Draws:
     """Draws that change nothing: a plain resize."""
     colour = np.zeros((count, 3, 4), np.float32)
     colour[:, :, :3] = np.eye(3)
+    angle = np.zeros(count, np.float32)
     return Draws(
-        angle=np.zeros(count, np.float32),
+        angle=angle,
+        turn=_turns(angle),
         colour=colour,
         noise=np.zeros(count, np.float32),
         place=np.zeros((count, 2), np.int32),
     )
 
 
-def matrices(angle: Floats, *, width: npt.ArrayLike, height: npt.ArrayLike, res: int) -> Floats:
+def looks(turn: npt.NDArray[np.float64], sizes: npt.ArrayLike, *, res: int) -> Floats:
     """Where in the source each output pixel looks: resize and rotation as one matrix.
 
-    Both images are the unit square; the output is that square turned by ``angle`` about its
-    centre. With pixel centres at half numbers, an output pixel (x, y) looks at
-    ``M @ (x + 0.5, y + 0.5, 1) - 0.5`` in the source, a place in pixels.
+    Both images are the unit square; the output is that square turned about its centre. With pixel
+    centres at half numbers, an output pixel (x, y) looks at ``M @ (x + 0.5, y + 0.5, 1) - 0.5`` in
+    the source, a place in pixels.
+
+    Args:
+        turn: (n, 2, 3), as draws have it.
+        sizes: (n, k, 2) width and height of k sources of each. Pixels.
+        res: Output width and height. Pixels.
+
+    Returns:
+        (n, k, 2, 3) float32.
+    """
+    matrix = turn / np.array([res, res, 1.0])
+    return (matrix[:, None] * np.asarray(sizes)[..., None]).astype(np.float32)
+
+
+def matrices(angle: Floats, *, width: npt.ArrayLike, height: npt.ArrayLike, res: int) -> Floats:
+    """As ``looks``, for one source of each angle.
 
     Args:
         angle: (n,) degrees; a positive one turns what is seen counter-clockwise.
@@ -157,14 +181,8 @@ def matrices(angle: Floats, *, width: npt.ArrayLike, height: npt.ArrayLike, res:
     Returns:
         (n, 2, 3) float32.
     """
-    radians = np.deg2rad(angle.astype(np.float64))
-    cos, sin = np.cos(radians), np.sin(radians)
     wide, high = np.broadcast_to(width, angle.shape), np.broadcast_to(height, angle.shape)
-    matrix = np.empty((len(angle), 2, 3))
-    matrix[:, 0, 0], matrix[:, 0, 1], matrix[:, 0, 2] = cos / res, -sin / res, (1 - cos + sin) / 2
-    matrix[:, 1, 0], matrix[:, 1, 1], matrix[:, 1, 2] = sin / res, cos / res, (1 - sin - cos) / 2
-    matrix *= np.stack([wide, high], axis=1)[:, :, None]
-    return matrix.astype(np.float32)
+    return looks(_turns(angle), np.stack([wide, high], axis=-1)[:, None], res=res)[:, 0]
 
 
 def noise_table(res: int) -> npt.NDArray[np.int8]:
@@ -211,6 +229,14 @@ def philox(counter: tuple[Words, Words, Words, Words], key: tuple[int, int]) -> 
 
 
 _32 = np.uint64(32)
+
+
+def _turns(angle: Floats) -> npt.NDArray[np.float64]:
+    """Rotations of the unit square about its centre; angles in degrees."""
+    radians = np.deg2rad(angle.astype(np.float64))
+    cos, sin = np.cos(radians), np.sin(radians)
+    rows = [cos, -sin, (1 - cos + sin) / 2, sin, cos, (1 - sin - cos) / 2]
+    return np.stack(rows, axis=-1).reshape(-1, 2, 3)
 
 
 def _halves(words: Words) -> tuple[Words, Words]:

@@ -18,7 +18,7 @@ import torch
 from shardify.manifest import Manifest
 from train.batch import ROLES, Batch, fill
 from train.decode import background_table, decode_faults, reason_of
-from train.draws import NOISE_UNIT, matrices, noise_table
+from train.draws import NOISE_UNIT, looks, noise_table
 from train.errors import DataError
 from train.feed import Feed, Step
 from train.fused import Renderer
@@ -183,7 +183,7 @@ class Engine:
             return arrays
         draws = step.draws
         # The unit square's matrix; the graph scales it to each image's size.
-        arrays.append(matrices(draws.angle, width=1, height=1, res=self._res))
+        arrays.append(looks(draws.turn, np.ones((1, 1, 2)), res=self._res)[:, 0])
         if len(self._backgrounds):
             arrays.append(step.backgrounds[:, None].astype(np.int32))
         if self._augment:

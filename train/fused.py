@@ -14,7 +14,7 @@ import torch
 
 from train.access import unpack
 from train.batch import CHANNELS, ROLES, Batch, fill
-from train.draws import Draws, matrices, noise_table
+from train.draws import Draws, looks, noise_table
 from train.kernel import render
 
 __all__ = ["Buffers", "Renderer"]
@@ -125,19 +125,13 @@ class Renderer:
             for part, channels in zip(parts, self._channels, strict=True)
         )
         stream = self._res % 16 == 0 and flat.nbytes > _LARGE
-        looks = np.stack(
-            [
-                matrices(draws.angle, width=images[:, k, 1], height=images[:, k, 2], res=self._res)
-                for k in range(images.shape[1])
-            ],
-            axis=1,
-        )
+        matrices = looks(draws.turn, images[:, :, 1:], res=self._res)
 
         def part(first: int, last: int) -> None:
             if packed is not None:
                 unpack(packed, self._rgb, self._masks, first, last)
             render(
-                images, looks, draws.colour, draws.noise, draws.place, self._noise, self._normal,
+                images, matrices, draws.colour, draws.noise, draws.place, self._noise, self._normal,
                 self._threshold, self._depth_bits, self._augment, self._channels_last, stream,
                 outputs, first, last,
             )  # fmt: skip
