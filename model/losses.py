@@ -23,6 +23,7 @@ from model.blocks import Prediction
 __all__ = [
     "ACTIVATIONS",
     "KINDS",
+    "TARGETS",
     "Criterion",
     "LossParts",
     "bce",
@@ -33,6 +34,7 @@ __all__ = [
 
 KINDS = ("dice+l1", "dice", "l1", "bce", "ssim")
 ACTIVATIONS = ("sigmoid", "none")
+TARGETS = ("mask", "depth")
 
 WINDOW = 11
 SIGMA = 1.5
@@ -161,13 +163,15 @@ class Criterion:
     depth_weight: float = 1.0
     smooth: float = 1.0
     """Dice's, in pixels."""
+    targets: tuple[str, ...] = TARGETS
+    """Those of ``TARGETS`` that there is truth for; the other's loss is 0 and is not computed."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant.
 
         Raises:
-            ValueError: An unknown kind or activation, ``bce`` without sigmoid, a weight that is
-                negative or not finite, or weights that are all zero.
+            ValueError: An unknown kind, activation or target, ``bce`` without sigmoid, a weight
+                that is negative or not finite, or weights that are all zero.
         """
         if self.kind not in KINDS:
             raise ValueError(f"loss {self.kind!r}: unknown; use one of {', '.join(KINDS)}")
@@ -184,6 +188,12 @@ class Criterion:
             raise ValueError("dice_weight and l1_weight are both 0; give one of them a weight")
         if self.mask_weight + self.depth_weight == 0:
             raise ValueError("mask_weight and depth_weight are both 0; give one of them a weight")
+        if not self.targets or set(self.targets) - set(TARGETS):
+            raise ValueError(f"targets {self.targets}: expected one or both of {TARGETS}")
+        if not any(getattr(self, f"{target}_weight") for target in self.targets):
+            raise ValueError(
+                f"{self.targets[0]}_weight 0: the other has no truth; give it a weight"
+            )
 
     def __call__(self, prediction: Prediction, mask: Tensor, depth: Tensor) -> LossParts:
         """Loss of raw outputs.
@@ -199,8 +209,9 @@ class Criterion:
         Raises:
             ValueError: The shapes disagree.
         """
-        of_mask = self._loss(prediction.mask, mask)
-        of_depth = self._loss(prediction.depth, depth)
+        nothing = mask.new_zeros((), dtype=torch.float32)
+        of_mask = self._loss(prediction.mask, mask) if "mask" in self.targets else nothing
+        of_depth = self._loss(prediction.depth, depth) if "depth" in self.targets else nothing
         total = self.mask_weight * of_mask + self.depth_weight * of_depth
         return LossParts(total=total, mask=of_mask, depth=of_depth)
 

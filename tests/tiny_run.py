@@ -19,6 +19,7 @@ from train.batch import Batch
 from train.config import Config
 from train.distributed import World
 from train.errors import DataError
+from train.panels import ROLES
 
 STATS = {"bg": [0.0, 0.0, 0.0], "fg_bg": [0.0, 0.0, 0.0]}
 ONES = {"bg": [1.0, 1.0, 1.0], "fg_bg": [1.0, 1.0, 1.0]}
@@ -77,7 +78,9 @@ class TinyLoader:
     def __init__(
         self, samples: range, *, res: int, batch: int, augment: bool, seed: int, world: World,
         training: bool, delay: float = 0.0, fingerprint: str = "tiny",
+        roles: frozenset[str] = ROLES,
     ) -> None:  # fmt: skip
+        self._roles = roles
         self._samples, self._res, self._batch = samples, res, batch
         self._augment, self._seed, self._world = augment, seed, world
         self._training, self._delay, self._fingerprint = training, delay, fingerprint
@@ -115,8 +118,12 @@ class TinyLoader:
         if not rows:
             side = (0, 3, self._res, self._res), (0, 1, self._res, self._res)
             return Batch(*(torch.zeros(side[i // 2]) for i in range(4)))
+        parts = [torch.tensor(np.stack(part)).float() for part in zip(*rows, strict=True)]
         return Batch(
-            *(torch.tensor(np.stack(part), dtype=torch.float32) for part in zip(*rows, strict=True))
+            *(
+                part if role in self._roles else torch.zeros_like(part)
+                for role, part in zip(Batch._fields, parts, strict=True)
+            )
         )
 
     def samples_of(self, epoch: int, step: int) -> np.ndarray:
@@ -147,8 +154,9 @@ class TinySource:
 
     def __init__(
         self, samples: int = 64, val: int = 10, *, world: World | None = None, delay: float = 0.0,
-        fingerprint: str = "tiny",
+        fingerprint: str = "tiny", roles: frozenset[str] = ROLES,
     ) -> None:  # fmt: skip
+        self.roles = roles
         self._counts = {"train": samples, "val": val}
         self._world, self._delay, self.fingerprint = world or World(), delay, fingerprint
         self.opened: list[TinyLoader] = []
@@ -163,7 +171,7 @@ class TinySource:
             range(first, first + self._counts[split]),
             res=res, batch=batch, augment=augment, seed=seed, world=self._world,
             training=training, delay=self._delay if training else 0.0,
-            fingerprint=self.fingerprint,
+            fingerprint=self.fingerprint, roles=self.roles,
         )  # fmt: skip
         self.opened.append(loader)
         return loader

@@ -96,7 +96,7 @@ def eval_command(trained: Path, as_json: bool, **flags: Any) -> None:
 
 @main.command(name="predict")
 @click.argument("trained", metavar="CHECKPOINT_OR_RUN", type=FILE)
-@click.option("--bg", type=FILE, required=True, help="Background, or a folder of them.")
+@click.option("--bg", type=FILE, help="Background, or a folder of them; needed if trained with.")
 @click.option("--fg-bg", type=FILE, required=True, help="Picture with the object, or a folder.")
 @click.option("--out", type=FILE, required=True, help="Folder to write to.")
 @click.option("--res", type=int, help="Resolution; by default the last it was trained at. Pixels.")
@@ -116,7 +116,8 @@ def predict_command(trained: Path, bits: str, **flags: Any) -> None:
         from train.predict import predict
 
         files = predict(trained, bits=int(bits), **flags)
-        click.echo(f"{flags['out']}: {len(files)} files of {len(files) // 3} pictures")
+        pictures = {file.stem.rpartition("_")[0] for file in files}
+        click.echo(f"{flags['out']}: {len(files)} files of {len(pictures)} pictures")
 
 
 @main.command(name="bench")

@@ -37,7 +37,8 @@ class Comparison:
             for key in self.runs[0]["settings"]
         ]
         for name in ("epochs", "steps", "res", "judged_on", *FIGURES, *SPEEDS):
-            rows.append([name, *(_cell(run[name]) for run in self.runs)])
+            if any(name in run for run in self.runs):
+                rows.append([name, *(_cell(run.get(name)) for run in self.runs)])
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         return "\n".join(
             "  ".join(

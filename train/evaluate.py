@@ -5,6 +5,7 @@ Reads weights and checkpoints back into a network; trains nothing and writes not
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model.blocks import Prediction
-from model.losses import Criterion
+from model.losses import TARGETS, Criterion
 from model.registry import check_resolution, create
 from train import checkpoint
 from train.batch import Batch
@@ -20,7 +21,7 @@ from train.config import Config, Loss
 from train.distributed import World
 from train.errors import CheckpointError, ConfigError, DataError
 from train.metrics import Scores
-from train.panels import Rows
+from train.panels import ROLES, Rows
 from train.settings import from_text
 from train.source import Shards, Source
 from train.step import EvalStep, precision_of
@@ -28,6 +29,7 @@ from train.step import EvalStep, precision_of
 __all__ = [
     "MakeModel",
     "Trained",
+    "common_targets",
     "criterion_of",
     "evaluate",
     "judge",
@@ -35,6 +37,7 @@ __all__ = [
     "load_trained",
     "pick_device",
     "place",
+    "targets_of",
     "weights_metadata",
 ]
 
@@ -69,6 +72,12 @@ class Trained(NamedTuple):
     step: int
     """Optimiser steps behind it."""
 
+    targets: tuple[str, ...] = TARGETS
+    """Of mask and depth, what it was trained to say."""
+
+    background: bool = True
+    """Whether it looks at the background; if not, it sees a mean image, whatever it is given."""
+
 
 def pick_device(name: str, world: World) -> torch.device:
     """The device that a setting means for this process.
@@ -97,9 +106,17 @@ def place(model: nn.Module, device: torch.device, *, channels_last: bool) -> nn.
     return model
 
 
-def criterion_of(loss: Loss) -> Criterion:
-    """The criterion that the settings describe."""
+def criterion_of(loss: Loss, targets: tuple[str, ...] = TARGETS) -> Criterion:
+    """The criterion that the settings describe, for the targets that there is truth for.
+
+    Raises:
+        ConfigError: The settings give none of them a weight.
+    """
+    for name in targets:
+        if len(targets) == 1 and not getattr(loss, f"{name}_weight"):
+            raise ConfigError(f"--{name}-weight 0: the data has no other target; give it a weight")
     return Criterion(
+        targets=targets,
         kind=loss.loss,
         activation=loss.activation,
         dice_weight=loss.dice_weight,
@@ -115,6 +132,7 @@ def evaluate(
     scores: Scores,
     *,
     rows: int = 0,
+    roles: frozenset[str] = ROLES,
     stop: Callable[[], bool] = lambda: False,
 ) -> Rows | None:
     """Add every batch to ``scores``.
@@ -124,6 +142,7 @@ def evaluate(
         batches: One pass over a split.
         scores: Where figures are summed.
         rows: How many of the first samples to keep for a panel.
+        roles: What the data set has.
         stop: Asked before each batch; True ends the pass early.
 
     Returns:
@@ -147,7 +166,28 @@ def evaluate(
         Batch(*(torch.cat(parts) for parts in zip(*(row.batch for row in kept), strict=True))),
         torch.cat([row.mask for row in kept]),
         torch.cat([row.depth for row in kept]),
+        roles,
     )
+
+
+def targets_of(roles: frozenset[str]) -> tuple[str, ...]:
+    """Of mask and depth, those that a data set has."""
+    return tuple(target for target in TARGETS if target in roles)
+
+
+def common_targets(trained: Trained, source: Source) -> tuple[str, ...]:
+    """What a network can be judged by: what it was trained to say, and the data set has.
+
+    Raises:
+        DataError: There is nothing.
+    """
+    both = tuple(target for target in trained.targets if target in source.roles)
+    if not both:
+        raise DataError(
+            f"{trained.path}: was trained for {' and '.join(trained.targets)}, which this data set "
+            "lacks; judge it on one that has it"
+        )
+    return both
 
 
 def judge(
@@ -176,17 +216,20 @@ def judge(
         world: Place among other processes.
 
     Returns:
-        ``{name: value}`` for every name in ``train.metrics.FIGURES``, and ``samples``.
+        ``{name: value}`` for every name in ``train.metrics.FIGURES`` that both the network and the
+        data set know, and ``samples``.
 
     Raises:
-        DataError: The data set has no such split.
+        DataError: The data set has no such split, or nothing to judge by.
     """
     if source.samples(split) == 0:
         raise DataError(f"split {split!r}: has no samples here; judge on another with --split")
     world = world or World()
     model = place(trained.model, device, channels_last=channels_last)
-    step = EvalStep(model.eval(), trained.criterion, precision_of(precision, device))
-    scores = Scores(device)
+    targets = common_targets(trained, source)
+    criterion = replace(trained.criterion, targets=targets)
+    step = EvalStep(model.eval(), criterion, precision_of(precision, device))
+    scores = Scores(device, targets)
     loader = source.open(split, res=res, batch=batch, augment=False, seed=0)
     try:
         evaluate(step, loader, scores)
@@ -226,7 +269,7 @@ def weights_metadata(about: Mapping[str, Any]) -> dict[str, str]:
     """What goes into a file of weights beside them, so that it can be used alone.
 
     Args:
-        about: ``config`` (TOML), ``res``, ``step``, ``mean``, ``std``.
+        about: ``config`` (TOML), ``res``, ``step``, ``mean``, ``std``, ``roles``.
     """
     return {"shardline": json.dumps(dict(about))}
 
@@ -259,10 +302,16 @@ def load_trained(path: str | Path, *, make_model: MakeModel = create) -> Trained
     config = from_text(about["config"], where=str(path))
     model = make_model(config.network.model)
     _load_weights(model, tensors, path)
+    roles = frozenset(about.get("roles", ROLES))
+    if "bg" not in roles:
+        model.register_forward_pre_hook(_without_background)
+    targets = targets_of(roles)
     return Trained(
         path=path,
         model=model.eval(),
-        criterion=criterion_of(config.loss),
+        criterion=criterion_of(config.loss, targets),
+        targets=targets,
+        background="bg" in roles,
         res=about["res"],
         mean=about["mean"],
         std=about["std"],
@@ -280,6 +329,13 @@ def _load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> N
             f"{path}: weights do not fit the network it names; the program that wrote it had "
             f"another one ({' '.join(str(error).split())[:200]})"
         ) from error
+
+
+def _without_background(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What a network sees that was trained without backgrounds: zeros, the normalised mean."""
+    (images,) = inputs
+    fg_bg = images[:, images.shape[1] // 2 :]
+    return (torch.cat((torch.zeros_like(fg_bg), fg_bg), dim=1),)
 
 
 def _rows(batch: Batch, prediction: Prediction, most: int) -> Rows:

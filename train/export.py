@@ -5,6 +5,9 @@ are part of it. Batch size and picture size stay open. It trains and judges noth
 
     bg, fg_bg   (B, 3, H, W) float32 in [0, 1]; H and W multiples of 16, at least 32
     mask, depth (B, 1, H, W) float32 in [0, 1]
+
+A network trained without backgrounds takes fg_bg alone; one trained without masks, or without
+depth, gives the other alone.
 """
 
 import json
@@ -37,23 +40,35 @@ class Deployed(nn.Module):
 
     mean: Tensor
     std: Tensor
+    inputs: tuple[str, ...] = ("bg", "fg_bg")
+    """Names of the pictures it takes."""
 
     def __init__(self, trained: Trained) -> None:
         super().__init__()
         self.network = trained.model
         self.sigmoid = trained.criterion.activation == "sigmoid"
+        self.targets = trained.targets
         for name in ("mean", "std"):
             values = getattr(trained, name)
             both = torch.tensor([*values["bg"], *values["fg_bg"]])
             self.register_buffer(name, both.view(1, 6, 1, 1))
 
-    def forward(self, bg: Tensor, fg_bg: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) twice, float32 in [0, 1] → mask and depth (B, 1, H, W) in [0, 1]."""
+    def forward(self, bg: Tensor, fg_bg: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) twice, float32 in [0, 1] → ``targets``, (B, 1, H, W) in [0, 1] each."""
         images = (torch.cat((bg, fg_bg), dim=1) - self.mean) / self.std
         raw = self.network(images)
-        if self.sigmoid:
-            return torch.sigmoid(raw.mask), torch.sigmoid(raw.depth)
-        return raw.mask.clamp(0, 1), raw.depth.clamp(0, 1)
+        said = [getattr(raw, target) for target in self.targets]
+        return tuple(torch.sigmoid(one) if self.sigmoid else one.clamp(0, 1) for one in said)
+
+
+class DeployedAlone(Deployed):
+    """As `Deployed`, for a network that looks at no background."""
+
+    inputs = ("fg_bg",)
+
+    def forward(self, fg_bg: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """(B, 3, H, W) float32 in [0, 1] → ``targets``, (B, 1, H, W) in [0, 1] each."""
+        return super().forward(fg_bg, fg_bg)  # It looks at the second one only.
 
 
 def export(
@@ -88,9 +103,9 @@ def export(
         if kind == "safetensors":
             _weights(trained, temporary)
         elif kind == "torchscript":
-            _torchscript(Deployed(trained).eval(), temporary, trained)
+            _torchscript(_deployed(trained), temporary, trained)
         else:
-            _onnx(Deployed(trained).eval(), temporary)
+            _onnx(_deployed(trained), temporary)
         temporary.replace(target)
     except OSError as error:
         raise RunError(f"{target}: cannot be written ({error})") from error
@@ -100,6 +115,11 @@ def export(
     return target
 
 
+def _deployed(trained: Trained) -> Deployed:
+    kind = Deployed if trained.background else DeployedAlone
+    return kind(trained).eval()
+
+
 def _weights(trained: Trained, target: Path) -> None:
     about = {
         "config": to_toml(trained.config),
@@ -107,12 +127,13 @@ def _weights(trained: Trained, target: Path) -> None:
         "step": trained.step,
         "mean": trained.mean,
         "std": trained.std,
+        "roles": ["fg_bg", *trained.targets, *(["bg"] if trained.background else [])],
     }
     save(target, dict(trained.model.state_dict()), weights_metadata(about))
 
 
 def _torchscript(network: Deployed, target: Path, trained: Trained) -> None:
-    example = torch.rand(EXAMPLE), torch.rand(EXAMPLE)
+    example = tuple(torch.rand(EXAMPLE) for _ in network.inputs)
     with warnings.catch_warnings():
         # A trace's checks of sizes are for the traced size; TorchScript is asked for by the user.
         warnings.simplefilter("ignore")
@@ -127,7 +148,7 @@ def _onnx(network: Deployed, target: Path) -> None:
     # Sizes are 16 times something: the graph itself then refuses all others.
     height, width = 16 * Dim("rows", min=2, max=512), 16 * Dim("columns", min=2, max=512)
     shape = {0: batch, 2: height, 3: width}
-    example = torch.rand(EXAMPLE), torch.rand(EXAMPLE)
+    example = tuple(torch.rand(EXAMPLE) for _ in network.inputs)
     # What the exporter says of itself: its own deprecations, and that torchvision is not there.
     logger = logging.getLogger("torch.onnx")
     before = logger.level
@@ -139,9 +160,9 @@ def _onnx(network: Deployed, target: Path) -> None:
                 network,
                 example,
                 str(target),
-                input_names=["bg", "fg_bg"],
-                output_names=["mask", "depth"],
-                dynamic_shapes=(shape, shape),
+                input_names=list(network.inputs),
+                output_names=list(network.targets),
+                dynamic_shapes=(shape,) * len(example),
                 dynamo=True,
                 external_data=False,
                 verbose=False,

@@ -18,6 +18,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 __all__ = ["JsonLines", "Screen", "epoch_line", "plain"]
 
 
+SHOWN = {
+    "mask_iou": ("IoU", 3),
+    "mask_dice": ("Dice", 3),
+    "mask_precision": ("precision", 3),
+    "mask_recall": ("recall", 3),
+    "depth_mae": ("depth MAE", 4),
+    "depth_rmse": ("RMSE", 4),
+    "depth_absrel": ("AbsRel", 3),
+    "depth_delta1": ("delta<1.25", 3),
+}
+"""Figures of an epoch's line, as they are called there, and their digits."""
+
+
 class JsonLines:
     """``metrics.jsonl``: an object a line, appended and flushed to the disk."""
 
@@ -133,14 +146,11 @@ def epoch_line(record: Mapping[str, Any]) -> str:
     if record["val"]:
         parts.append(f"val loss {judged['loss']:.4f}")
     parts += [
-        f"IoU {judged['mask_iou']:.3f}",
-        f"Dice {judged['mask_dice']:.3f}",
-        f"precision {judged['mask_precision']:.3f}",
-        f"recall {judged['mask_recall']:.3f}",
-        f"depth MAE {judged['depth_mae']:.4f}",
-        f"RMSE {judged['depth_rmse']:.4f}",
-        f"AbsRel {judged['depth_absrel']:.3f}",
-        f"delta<1.25 {judged['depth_delta1']:.3f}",
+        f"{what} {judged[name]:.{digits}f}"
+        for name, (what, digits) in SHOWN.items()
+        if name in judged
+    ]
+    parts += [
         f"lr {record['lr']:.2g}",
         f"{record['samples_per_s']:.1f} samples/s",
         f"data-wait {100 * record['data_wait']:.1f} %",

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric
 from torchmetrics.classification import BinaryStatScores
 
+from model.losses import TARGETS
 from train.batch import Batch
 from train.distributed import World
 from train.step import StepResult
@@ -41,7 +42,11 @@ FIGURES = {
 
 def describe(figures: Mapping[str, float]) -> str:
     """A line for every figure: its name, its value, what it is."""
-    lines = [f"{name:16}{figures[name]:10.4f}  {what}" for name, what in FIGURES.items()]
+    lines = [
+        f"{name:16}{figures[name]:10.4f}  {what}"
+        for name, what in FIGURES.items()
+        if name in figures
+    ]
     if "samples" in figures:
         lines.append(f"{'samples':16}{int(figures['samples']):10d}")
     return "\n".join(lines)
@@ -132,9 +137,16 @@ class SampleMean(Metric):
 
 
 class Scores:
-    """Every figure of ``FIGURES`` for one pass over a split."""
+    """Every figure of ``FIGURES`` for one pass over a split, of what there is truth for."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, targets: tuple[str, ...] = TARGETS) -> None:
+        """Begin at 0.
+
+        Args:
+            device: Where the sums lie.
+            targets: Of mask and depth, what is counted; the other's figures do not exist.
+        """
+        self._targets = targets
         self._metrics: dict[str, Metric] = {
             name: metric.to(device)
             for name, metric in (
@@ -147,6 +159,7 @@ class Scores:
                 ("depth_absrel", AbsoluteRelativeError()),
                 ("depth_delta1", DepthAccuracy()),
             )
+            if all(kind in targets or kind not in name for kind in TARGETS)
         }
         for metric in self._metrics.values():
             metric.set_dtype(torch.float64)
@@ -160,16 +173,18 @@ class Scores:
             return
         add = {name: metric.update for name, metric in self._metrics.items()}
         add["loss"](result.parts.total, samples)
-        add["loss_mask"](result.parts.mask, samples)
-        add["loss_depth"](result.parts.depth, samples)
-        add["mask"]((result.prediction.mask > 0.5).long(), (batch.mask > 0.5).long())
-        depth, truth = result.prediction.depth.float(), batch.depth.float()
-        for name in ("depth_mae", "depth_rmse", "depth_absrel", "depth_delta1"):
-            add[name](depth, truth)
+        if "mask" in self._targets:
+            add["loss_mask"](result.parts.mask, samples)
+            add["mask"]((result.prediction.mask > 0.5).long(), (batch.mask > 0.5).long())
+        if "depth" in self._targets:
+            add["loss_depth"](result.parts.depth, samples)
+            depth, truth = result.prediction.depth.float(), batch.depth.float()
+            for name in ("depth_mae", "depth_rmse", "depth_absrel", "depth_delta1"):
+                add[name](depth, truth)
 
     def compute(self, world: World) -> dict[str, float]:
         """All figures over all ranks; waits for the device. NaN where nothing was counted."""
-        reduced = Scores(next(iter(self._states().values())).device)
+        reduced = Scores(next(iter(self._states().values())).device, self._targets)
         reduced.load_state_dict(self.state_dict(world))
         values: dict[str, float] = {}
         with warnings.catch_warnings():
@@ -180,7 +195,7 @@ class Scores:
                     values |= _overlaps(metric.compute())
                 else:
                     values[name] = float(metric.compute())
-        return {name: values[name] for name in FIGURES}
+        return {name: values[name] for name in FIGURES if name in values}
 
     def reset(self) -> None:
         """Forget everything: a new pass begins."""

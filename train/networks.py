@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model.supervision import Supervised
+from model.blocks import MULTIPLE
+from model.losses import TARGETS
+from model.supervision import Scales, Supervised
 from train.average import Average
 from train.config import Config
 from train.distributed import World
@@ -25,7 +27,13 @@ class Networks:
     """One network, and what stands around it."""
 
     def __init__(
-        self, config: Config, *, world: World, device: torch.device, make_model: MakeModel
+        self,
+        config: Config,
+        *,
+        world: World,
+        device: torch.device,
+        make_model: MakeModel,
+        targets: tuple[str, ...] = TARGETS,
     ) -> None:
         """Make them, with fresh weights.
 
@@ -34,6 +42,7 @@ class Networks:
             world: Place among other processes, which are connected already.
             device: Where to compute.
             make_model: Makes the network that the settings name.
+            targets: Of mask and depth, what it learns; what serves the other alone rests.
 
         Raises:
             ConfigError: The settings ask for what this network or this device cannot do.
@@ -51,8 +60,10 @@ class Networks:
                 raise ConfigError(f"--deep-supervision: {error}") from error
             self._heads = supervised.heads
         place(whole, device, channels_last=config.compute.channels_last)
+        if set(targets) != set(TARGETS):
+            _rest(whole, targets, device)
         self.average = Average(self.model, config.optim.ema) if config.optim.ema else None
-        self.parameters: list[Tensor] = list(whole.parameters())
+        self.parameters: list[Tensor] = [p for p in whole.parameters() if p.requires_grad]
         """All that training moves, the network's own first."""
         self.training = self._compiled(self._shared(whole))
         """The same weights as they train."""
@@ -98,3 +109,16 @@ class Networks:
             return model
         mode = "reduce-overhead" if how == "graphs" else "default"
         return cast(nn.Module, torch.compile(model, dynamic=False, mode=mode))
+
+
+def _rest(model: nn.Module, targets: tuple[str, ...], device: torch.device) -> None:
+    """Leave alone what serves none of ``targets``: ranks would wait for its gradients for ever."""
+    training = model.training
+    raw = model.eval()(torch.zeros(1, 6, MULTIPLE, MULTIPLE, device=device))
+    model.train(training)
+    said = [raw.prediction, *raw.coarse] if isinstance(raw, Scales) else [raw]
+    outputs = [getattr(prediction, target).sum() for prediction in said for target in targets]
+    parameters = list(model.parameters())
+    found = torch.autograd.grad(outputs, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, found, strict=True):
+        parameter.requires_grad_(gradient is not None)

@@ -14,9 +14,13 @@ from torch import Tensor
 
 from train.batch import Batch
 
-__all__ = ["COLUMNS", "Rows", "draw"]
+__all__ = ["COLUMNS", "ROLES", "Rows", "draw"]
 
 COLUMNS = ("bg", "fg_bg", "mask", "predicted mask", "depth", "predicted depth")
+"""What is shown of a data set that has every role."""
+
+ROLES = frozenset(Batch._fields)
+"""Every role that a data set may have."""
 
 GAP = 4
 TITLE = 18
@@ -35,6 +39,9 @@ class Rows(NamedTuple):
 
     depth: Tensor
     """(B, 1, R, R) predicted, in [0, 1]."""
+
+    roles: frozenset[str] = ROLES
+    """What the data set has; nothing is shown of the others."""
 
 
 def draw(
@@ -64,30 +71,32 @@ def draw(
     scale = max(1, -(-SMALLEST // width))
     cell_w, cell_h = width * scale, height * scale
     top = TITLE * (2 if title else 1)
+    columns = [name for name in COLUMNS if name.removeprefix("predicted ") in rows.roles]
     canvas = Image.new(
         "RGB",
-        (len(COLUMNS) * (cell_w + GAP) + GAP, top + count * (cell_h + GAP) + GAP),
+        (len(columns) * (cell_w + GAP) + GAP, top + count * (cell_h + GAP) + GAP),
         "white",
     )
     pen = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(12)
     pen.text((GAP, 2), title, fill="black", font=font)
-    for column, name in enumerate(COLUMNS):
+    for column, name in enumerate(columns):
         pen.text((GAP + column * (cell_w + GAP), top - TITLE + 2), name, fill="black", font=font)
     for row in range(count):
         depth = rows.batch.depth[row]
         low, high = float(depth.min()), float(depth.max())
         stretch = 1 / (high - low) if high > low else 1.0
-        cells = (
-            _photo(rows.batch.bg[row], mean["bg"], std["bg"]),
-            _photo(rows.batch.fg_bg[row], mean["fg_bg"], std["fg_bg"]),
-            rows.batch.mask[row],
-            rows.mask[row],
-            (depth - low) * stretch,
-            (rows.depth[row] - low) * stretch,
-        )
-        for column, cell in enumerate(cells):
-            image = Image.fromarray(_bytes(cell)).resize((cell_w, cell_h), Image.Resampling.NEAREST)
+        cells = {
+            "bg": _photo(rows.batch.bg[row], mean["bg"], std["bg"]),
+            "fg_bg": _photo(rows.batch.fg_bg[row], mean["fg_bg"], std["fg_bg"]),
+            "mask": rows.batch.mask[row],
+            "predicted mask": rows.mask[row],
+            "depth": (depth - low) * stretch,
+            "predicted depth": (rows.depth[row] - low) * stretch,
+        }
+        for column, name in enumerate(columns):
+            image = Image.fromarray(_bytes(cells[name]))
+            image = image.resize((cell_w, cell_h), Image.Resampling.NEAREST)
             left = GAP + column * (cell_w + GAP)
             canvas.paste(image, (left, top + GAP + row * (cell_h + GAP)))
     canvas.save(path)

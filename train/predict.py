@@ -35,12 +35,15 @@ class Job(NamedTuple):
     fg_bg: Path
     """The picture with the object."""
 
-    bg: Path
-    """The same scene without it."""
+    bg: Path | None
+    """The same scene without it; None for a network that looks at none."""
 
 
 class Maps(NamedTuple):
-    """What the network says of one picture, at that picture's size."""
+    """What the network says of one picture, at that picture's size.
+
+    What it was not trained to say (``Trained.targets``) means nothing.
+    """
 
     mask: NDArray[np.float32]
     """(H, W) probability that a pixel is object, in [0, 1]."""
@@ -74,6 +77,10 @@ class Predictor:
         self._device = device
         self._model = place(trained.model.eval(), device, channels_last=True)
         self._criterion = trained.criterion
+        self.targets = trained.targets
+        """Of mask and depth, what it was trained to say."""
+        self.background = trained.background
+        """Whether it looks at backgrounds."""
         self._mean = {role: _column(trained.mean[role], device) for role in ("bg", "fg_bg")}
         self._std = {role: _column(trained.std[role], device) for role in ("bg", "fg_bg")}
 
@@ -82,7 +89,8 @@ class Predictor:
         """Predict a batch.
 
         Args:
-            pairs: (background, picture) each (H, W, 3) uint8 RGB, of any sizes.
+            pairs: (background, picture) each (H, W, 3) uint8 RGB, of any sizes. For a network that
+                looks at no background, any picture will do.
 
         Returns:
             For each pair, maps of the picture's size.
@@ -116,7 +124,8 @@ def predict_files(
 ) -> list[Path]:
     """Write ``NAME_mask.png``, ``NAME_depth.png`` and ``NAME_overlay.png`` for every picture.
 
-    The mask is 255 where the probability is above 0.5, else 0. The depth's full range is the PNG's.
+    Only what the network was trained to say is written; an overlay shows the mask. The mask is 255
+    where the probability is above 0.5, else 0. The depth's full range is the PNG's.
 
     Args:
         predictor: The network.
@@ -126,15 +135,18 @@ def predict_files(
         bits: Of the depth PNG: 8 or 16.
 
     Returns:
-        The files, three a job.
+        The files, three a job; fewer from a network that says less.
 
     Raises:
+        ConfigError: A job has no background, and the network looks at it.
         DataError: A picture cannot be read, or ``out`` not written.
     """
+    if predictor.background and any(job.bg is None for job in jobs):
+        raise ConfigError("--bg: missing; this network looks at the background too")
     written: list[Path] = []
     for first in range(0, len(jobs), batch):
         group = jobs[first : first + batch]
-        images = [(read_image(job.bg), read_image(job.fg_bg)) for job in group]
+        images = [(read_image(job.bg or job.fg_bg), read_image(job.fg_bg)) for job in group]
         predicted = predictor(images)
         # Only now is there something to write: a failure leaves no empty folder.
         try:
@@ -142,11 +154,13 @@ def predict_files(
         except OSError as error:
             raise DataError(f"{out}: cannot be made a folder ({error.strerror})") from error
         for job, (_, image), maps in zip(group, images, predicted, strict=True):
-            named = {
-                f"{job.fg_bg.stem}_mask.png": _gray(maps.mask > 0.5, 8),
-                f"{job.fg_bg.stem}_depth.png": _gray(maps.depth, bits),
-                f"{job.fg_bg.stem}_overlay.png": _overlay(image, maps.mask),
-            }
+            named = {}
+            if "mask" in predictor.targets:
+                named[f"{job.fg_bg.stem}_mask.png"] = _gray(maps.mask > 0.5, 8)
+            if "depth" in predictor.targets:
+                named[f"{job.fg_bg.stem}_depth.png"] = _gray(maps.depth, bits)
+            if "mask" in predictor.targets:
+                named[f"{job.fg_bg.stem}_overlay.png"] = _overlay(image, maps.mask)
             for name, picture in named.items():
                 try:
                     picture.save(out / name)
@@ -159,7 +173,7 @@ def predict_files(
 def predict(
     trained: Path,
     *,
-    bg: Path,
+    bg: Path | None,
     fg_bg: Path,
     out: Path,
     res: int | None = None,
@@ -178,24 +192,27 @@ def predict(
     return predict_files(predictor, jobs, out, batch=batch, bits=bits)
 
 
-def pair(bg: Path, fg_bg: Path) -> list[Job]:
+def pair(bg: Path | None, fg_bg: Path) -> list[Job]:
     """Which background belongs to which picture.
 
     One background serves for every picture. In a folder, a picture's background is the file of the
     same stem, or else the one whose last number is the number after ``bg`` in the picture's name.
 
     Args:
-        bg: A picture, or a folder of them (searched to any depth).
+        bg: A picture, or a folder of them (searched to any depth); None: there are none.
         fg_bg: Likewise.
 
     Raises:
         DataError: Something is missing, or a picture has no background, or more than one.
     """
-    backgrounds, pictures = _files(bg), _files(fg_bg)
+    pictures = _files(fg_bg)
     stems = [picture.stem for picture in pictures]
     if len(set(stems)) != len(stems):
         twice = next(stem for stem in stems if stems.count(stem) > 1)
         raise DataError(f"{fg_bg}: several pictures are named {twice}; predict folder by folder")
+    if bg is None:
+        return [Job(picture, None) for picture in pictures]
+    backgrounds = _files(bg)
     if len(backgrounds) == 1:
         return [Job(picture, backgrounds[0]) for picture in pictures]
     by_stem: dict[str, list[Path]] = {}

@@ -20,7 +20,7 @@ from train.charts import chart
 from train.checkpoint import save_text
 from train.distributed import World
 from train.errors import RunError
-from train.evaluate import MakeModel, load_trained, pick_device
+from train.evaluate import MakeModel, common_targets, load_trained, pick_device
 from train.logs import JsonLines
 from train.metrics import FIGURES
 from train.panels import draw
@@ -30,6 +30,7 @@ from train.source import Shards, Source
 __all__ = ["report_of", "write_report"]
 
 WORST = 8
+WORST_BY = {"mask": "IoU of the mask, lowest", "depth": "RMSE of the depth, highest"}
 PANELS = 8
 """Panels shown at most, evenly spread over the epochs."""
 
@@ -101,10 +102,13 @@ def write_report(
     if not records:
         raise RunError(f"{run}: no metrics.jsonl, or an empty one; train first")
     trained = load_trained(run, make_model=make_model)
+    targets = common_targets(trained, source)
     split = "val" if source.samples("val") else "train"
     loader = source.open(split, res=trained.res, batch=16, augment=False, seed=0)
     try:
-        fares, rows, worst = fare(trained, loader, device=device, precision="auto", worst=WORST)
+        fares, rows, worst = fare(
+            trained, loader, device=device, precision="auto", worst=WORST, roles=source.roles
+        )
     finally:
         loader.close()
     picture = ""
@@ -121,11 +125,10 @@ def write_report(
         _curves(records),
         "<h2>Panels</h2><p>The same samples after each epoch shown.</p>",
         *_panels(run / "panels"),
-        f"<h2>Worst samples ({split})</h2><p>By IoU of the mask, lowest first.</p>",
-        _worst(worst),
+        f"<h2>Worst samples ({split})</h2><p>By {WORST_BY[targets[0]]} first.</p>",
+        _worst(worst, targets),
         picture,
-        "<h2>Small and large objects</h2>",
-        _sizes(bands(fares)),
+        _sizes(bands(fares), targets) if "mask" in targets else "",
         f"<h2>Settings</h2><pre>{escape(_text(run / 'config.toml'))}</pre>",
     ]
     page = (
@@ -145,6 +148,7 @@ def _summary(records: Sequence[Mapping[str, Any]], weights: str, step: int) -> s
     rows = [
         (what, *(_number((last[split] or {}).get(name)) for split in ("train", "val")))
         for name, what in FIGURES.items()
+        if name in last["train"]
     ]
     return (
         f"<p>{len(records)} epochs, {last['step']} steps, last at {last['res']} px; "
@@ -157,8 +161,10 @@ def _summary(records: Sequence[Mapping[str, Any]], weights: str, step: int) -> s
 def _curves(records: Sequence[Mapping[str, Any]]) -> str:
     charts = []
     for title, name in CHARTS.items():
+        if name not in records[-1]["train"]:
+            continue
         lines = {
-            split: [(r["epoch"], r[split][name]) for r in records if r[split]]
+            split: [(r["epoch"], r[split].get(name)) for r in records if r[split]]
             for split in ("train", "val")
         }
         charts.append(chart(title, lines))
@@ -174,14 +180,22 @@ def _panels(folder: Path) -> list[str]:
     return [_image(path) for path in files] or ["<p>None were drawn.</p>"]
 
 
-def _worst(worst: Sequence[Fare]) -> str:
-    rows = [
-        (one.key, f"{one.iou:.3f}", f"{one.rmse:.4f}", f"{100 * one.area:.1f} %") for one in worst
-    ]
-    return _table(("sample", "IoU", "depth RMSE", "object"), rows)
+def _worst(worst: Sequence[Fare], targets: tuple[str, ...]) -> str:
+    heads, rows = ["sample"], [[one.key] for one in worst]
+    if "mask" in targets:
+        heads += ["IoU", "object"]
+        for row, one in zip(rows, worst, strict=True):
+            row += [f"{one.iou:.3f}", f"{100 * one.area:.1f} %"]
+    if "depth" in targets:
+        heads.append("depth RMSE")
+        for row, one in zip(rows, worst, strict=True):
+            row.append(f"{one.rmse:.4f}")
+    return _table(heads, rows)
 
 
-def _sizes(groups: Sequence[Band]) -> str:
+def _sizes(groups: Sequence[Band], targets: tuple[str, ...]) -> str:
+    """Small objects against large ones."""
+    deep = "depth" in targets
     rows = [
         (
             f"{100 * band.low:.1f} to {100 * band.high:.1f} %",
@@ -189,13 +203,14 @@ def _sizes(groups: Sequence[Band]) -> str:
             *(f"{value:.3f}" for value in (band.iou, band.precision, band.recall)),
             f"{100 * (1 - band.recall):.1f} %",
             f"{100 * (1 - band.precision):.1f} %",
-            f"{band.rmse:.4f}",
+            *([f"{band.rmse:.4f}"] if deep else []),
         )
         for band in groups
     ]
     heads = ("object, share of the picture", "samples", "IoU", "precision", "recall")
-    more = ("object taken for ground", "ground in what was taken for object", "depth RMSE")
-    return _table((*heads, *more), rows)
+    more = ("object taken for ground", "ground in what was taken for object")
+    last = ["depth RMSE"] if deep else []
+    return "<h2>Small and large objects</h2>" + _table((*heads, *more, *last), rows)
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -13,7 +13,7 @@ import torch
 
 from train.batch import Batch
 from train.evaluate import Trained, place
-from train.panels import Rows
+from train.panels import ROLES, Rows
 from train.source import Batches
 from train.step import EvalStep, precision_of
 
@@ -76,7 +76,13 @@ class Band:
 
 
 def fare(
-    trained: Trained, loader: Batches, *, device: torch.device, precision: str, worst: int
+    trained: Trained,
+    loader: Batches,
+    *,
+    device: torch.device,
+    precision: str,
+    worst: int,
+    roles: frozenset[str] = ROLES,
 ) -> tuple[list[Fare], Rows | None, list[Fare]]:
     """Run a network over one pass of a loader.
 
@@ -87,12 +93,14 @@ def fare(
         precision: As in the settings.
         worst: How many of the samples with the lowest IoU (of equals, the largest error of the
             depth) to keep whole.
+        roles: What the data set has; of a target that it or the network lacks, nothing is wrong.
 
     Returns:
         Every sample's figures in the loader's order; the worst samples for a panel, worst first,
         and their figures.
     """
     model = place(trained.model, device, channels_last=True).eval()
+    targets = [target for target in trained.targets if target in roles]
     step = EvalStep(model, trained.criterion, precision_of(precision, device))
     found: list[Fare] = []
     # The heap's root is the best of the worst: the one to give way.
@@ -103,6 +111,8 @@ def fare(
         if batch.mask.shape[0] == 0:
             continue
         mask, depth = (part.float() for part in step(batch).prediction[::-1])
+        mask = mask if "mask" in targets else torch.zeros_like(mask)
+        depth = depth if "depth" in targets else batch.depth.float()
         said, true = mask > 0.5, batch.mask > 0.5
         sums = [
             plane.flatten(1).double().mean(1)
@@ -136,6 +146,7 @@ def fare(
         Batch(*(torch.cat(each) for each in zip(*(rows.batch for rows in parts), strict=True))),
         torch.cat([rows.mask for rows in parts]),
         torch.cat([rows.depth for rows in parts]),
+        roles & {"bg", "fg_bg", *targets},
     )
     return found, whole, [one for _, _, one, _ in kept]
 

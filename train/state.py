@@ -16,9 +16,10 @@ from torch import Tensor
 from train.config import Config
 from train.distributed import World
 from train.errors import DataError
-from train.evaluate import MakeModel, criterion_of
+from train.evaluate import MakeModel, criterion_of, targets_of
 from train.metrics import Scores
 from train.networks import Networks
+from train.panels import ROLES
 from train.progress import Position
 from train.schedule import LearningRate, load_optimizer, make_optimizer
 from train.settings import to_toml
@@ -58,10 +59,17 @@ class State:
         self.at = Position()
         self.res = config.data.res[-1]
         """Resolution that the weights were trained at last. Pixels."""
-        self.networks = Networks(config, world=world, device=device, make_model=make_model)
+        self.networks = Networks(
+            config,
+            world=world,
+            device=device,
+            make_model=make_model,
+            targets=targets_of(source.roles),
+        )
         self.optimizer = make_optimizer(self.networks.parameters, config.optim)
         self.lr = LearningRate(self.optimizer, config.optim)
-        criterion = criterion_of(config.loss)
+        targets = targets_of(source.roles)
+        criterion = criterion_of(config.loss, targets)
         precision = precision_of(config.compute.precision, device)
         self.train_step = TrainStep(
             self.networks.training,
@@ -73,7 +81,7 @@ class State:
             supervision=config.loss.deep_supervision,
         )
         self.eval_step = EvalStep(self.networks.judged, criterion, precision)
-        self.scores = Scores(device)
+        self.scores = Scores(device, targets)
         """Sums of the epoch's training so far, of this rank."""
         names = {name for name, _ in self.networks.model.named_buffers()}
         self._moving = {
@@ -92,6 +100,7 @@ class State:
             "mean": self._source.mean,
             "std": self._source.std,
             "data": self._source.fingerprint,
+            "roles": sorted(self._source.roles),
         }
 
     def gather(self, loader: dict[str, Any]) -> dict[str, Any]:
@@ -146,7 +155,9 @@ class State:
         Raises:
             DataError: It was trained on other data.
         """
-        if state["about"]["data"] != self._source.fingerprint:
+        about = state["about"]
+        roles = set(about.get("roles", ROLES))
+        if about["data"] != self._source.fingerprint or roles != self._source.roles:
             raise DataError(
                 f"{where}: was trained on other data than {self._config.data.shards} holds "
                 "now; go on with the data it was started on, or start a new run with another --out"

@@ -19,7 +19,7 @@ from types import FrameType
 
 __all__ = ["GRACE", "Stop"]
 
-GRACE = 3.0
+GRACE = 2.0
 """How long the step at work may go on after the first signal. Seconds."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

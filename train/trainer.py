@@ -22,7 +22,7 @@ from train.batch import Batch
 from train.config import Config
 from train.distributed import World
 from train.errors import DataError
-from train.evaluate import MakeModel, evaluate, pick_device, weights_metadata
+from train.evaluate import MakeModel, evaluate, pick_device, targets_of, weights_metadata
 from train.folder import Folder
 from train.keeper import Keeper
 from train.logs import Screen
@@ -87,7 +87,7 @@ class Trainer:
         self.state = State(
             config, source, world=self.world, device=self.device, make_model=make_model
         )
-        self._val_scores = Scores(self.device)
+        self._val_scores = Scores(self.device, targets_of(source.roles))
         self._out = Folder(Path(config.run.out), keep=config.run.keep, screen=self.screen)
         self._keeper = Keeper(
             self.state,
@@ -132,6 +132,7 @@ class Trainer:
                     self._tracer = Tracer(self._out.out / TRACE, self.device)
                 if self.config.run.tensorboard and self.world.first:
                     self._out.board(self.config, self.at.step)
+                self._say_what_is_missing()
                 while (stage := stage_of(self.stages, self.at.epoch)) and not self._enough():
                     loaders = self._enter(stage)
                     if not self.at.trained:
@@ -147,6 +148,14 @@ class Trainer:
         return Summary(
             out=self._out.out, steps=self.at.step, last=self._record, panel=self._out.panel
         )
+
+    def _say_what_is_missing(self) -> None:
+        targets = targets_of(self.source.roles)
+        if len(targets) == 1:
+            other = "depth" if targets[0] == "mask" else "mask"
+            self.screen.say(f"this data set has no {other}: training the {targets[0]} only")
+        if "bg" not in self.source.roles:
+            self.screen.say("this data set has no bg: the network sees fg_bg only")
 
     def _enough(self) -> bool:
         most = self.config.run.max_steps
@@ -298,10 +307,13 @@ class Trainer:
         # Batch norms have seen other batches on every rank; what is saved is the first one's.
         self.world.broadcast_(judged.buffers())
         rows = self.config.run.panel_rows if self.world.first else 0
-        step, stop = self.state.eval_step, self._keeper.asked
+        step, stop, roles = self.state.eval_step, self._keeper.asked, self.source.roles
         with self._keeper.stretch(loaders.train):
             if loaders.val is not None:
-                return evaluate(step, loaders.val, self._val_scores, rows=rows, stop=stop)
+                return evaluate(
+                    step, loaders.val, self._val_scores, rows=rows, roles=roles, stop=stop
+                )
             if loaders.shown is None or not rows:
                 return None
-            return evaluate(step, [loaders.shown], Scores(self.device), rows=rows)
+            unread = Scores(self.device, targets_of(roles))
+            return evaluate(step, [loaders.shown], unread, rows=rows, roles=roles)
