@@ -116,3 +116,12 @@ def test_a_gradient_alone_moves_no_weight_and_is_forgotten() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, before[name])
+
+
+@pytest.mark.parametrize(("real", "name"), [(True, "bf16"), (False, "fp32")])
+def test_bf16_is_chosen_only_where_a_gpu_truly_has_it(monkeypatch, real, name) -> None:
+    def supported(including_emulation: bool = True) -> bool:
+        return real or including_emulation
+
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", supported)
+    assert precision_of("auto", torch.device("cuda")).name == name
