@@ -272,7 +272,7 @@ def _check(found: Survey, bad: Sequence[Rejection]) -> None:
 
 
 def _meaning(found: Survey) -> Meaning:
-    """Look at a few masks, and at depths that are arrays, to know how all are to be read."""
+    """Look at a few masks, and at depths in floating point, to know how all are to be read."""
     layout, catalog = found.layout, found.catalog
     rows = np.flatnonzero(found.usable)
     rows = rows[:: max(1, len(rows) // _LOOKED_AT)][:_LOOKED_AT]
@@ -289,8 +289,8 @@ def _meaning(found: Survey) -> Meaning:
                     picture = parse(data)
                     if role == "mask":
                         levels.append(levels_of(data, picture))
-                    elif picture.kind == "npy" and picture.trait.startswith("float"):
-                        peaks.append(peak_of(data))
+                    elif picture.trait == "F" or picture.trait.startswith("float"):
+                        peaks.append(peak_of(data, picture))
                     else:
                         break
                 except EntryError:

@@ -61,6 +61,16 @@ def cli() -> None:
     """
 
 
+class _Share(click.FloatRange):
+    """A range that holds no NaN, which is neither below nor above any bound."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if found != found:
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return found
+
+
 def _planning(command: Callable[..., None]) -> Callable[..., None]:
     """The options that decide what is written, shared by inspect and build."""
     options = [
@@ -72,7 +82,7 @@ def _planning(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option(
             "--val",
-            type=click.FloatRange(0, 1, max_open=True),
+            type=_Share(0, 1, max_open=True),
             default=0.05,
             show_default=True,
             help="Share of the samples held back for validation.",
@@ -99,7 +109,7 @@ def _planning(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option(
             "--max-bad",
-            type=click.FloatRange(0, 1),
+            type=_Share(0, 1),
             default=0.01,
             show_default=True,
             help="Refuse the source when a larger share of its samples is bad.",

@@ -63,6 +63,8 @@ def settle(
         what = f"{bits}-bit {what}"
     if role == "mask" and meaning.mask != "threshold":
         what = f"{what} ({meaning.mask})"
+    if role == "depth" and (trait == "F" or trait.startswith("float")):
+        what = f"{what} (1 is {meaning.depth_scale} of 65535)"
     return encode_png(plane), stored, f"{role}: {what} to PNG"
 
 
@@ -109,9 +111,9 @@ def levels_of(data: bytes, picture: Picture) -> NDArray[Any]:
     return np.unique(_open(data, "L"))
 
 
-def peak_of(data: bytes) -> float:
-    """The largest finite value in a floating-point array. Raises ImageError."""
-    plane = _loaded(data)
+def peak_of(data: bytes, picture: Picture) -> float:
+    """The largest finite value in floating-point depth. Raises ImageError."""
+    plane = _loaded(data) if picture.kind == "npy" else _open(data, "")
     return float(np.max(plane, where=np.isfinite(plane), initial=0))
 
 

@@ -9,7 +9,7 @@ import warnings
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from shardify.errors import ShardifyError
 
@@ -58,6 +58,8 @@ def open_small(data: bytes, mode: str, about: int | None) -> Image.Image | None:
                 return None
             if about:
                 picture.draft(mode, (about, about))
-            return picture.convert(mode)
+            # As readers see it, and as a turned JPEG is stored.
+            turned = ImageOps.exif_transpose(picture) if "exif" in picture.info else picture
+            return turned.convert(mode)
     except _BROKEN:
         return None

@@ -95,6 +95,7 @@ def test_a_source_that_is_no_zip_is_one_line_and_exit_1(
         ["build"], ["build", "x.zip"], ["build", "x.zip", "out", "--val", "1"],
         ["build", "x.zip", "out", "--codec", "mp3"], ["build", "x.zip", "out", "--workers", "0"],
         ["nothing"], ["inspect", "x.zip", "--seed", "-1"], ["verify"],
+        ["build", "x.zip", "out", "--val", "nan"], ["build", "x.zip", "out", "--max-bad", "nan"],
     ],
 )  # fmt: skip
 def test_wrong_usage_exits_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,12 +115,13 @@ def test_floating_depth_is_stored_in_stated_steps() -> None:
     found, _, rule = settled(npy(metres), "depth")
     assert found[0, :2].tolist() == [0, 0]
     assert (found[1:] == metres[1:] * 256).all()
-    assert "NPY" in rule
+    assert rule == "depth: float32 NPY (1 is 256 of 65535) to PNG"
     with pytest.raises(ImageError, match="at most 256"):
         settled(npy(metres * 10), "depth")
     share = metres[1:] / 255
-    assert settle_meaning([], [peak_of(npy(share))]).depth_scale == 65535
-    assert settle_meaning([], [peak_of(npy(metres))]).depth_scale == 256
+    for plane, scale in ((share, 65535), (metres, 256)):
+        for data in (npy(plane), saved(plane, "TIFF")):
+            assert settle_meaning([], [peak_of(data, parse(data))]).depth_scale == scale
     found, _, _ = settled(npy(share), "depth", Meaning(depth_scale=65535))
     assert np.abs(found / 65535 - share).max() < 1e-5
 

@@ -102,6 +102,18 @@ def test_damaged_pictures_are_passed_over() -> None:
     assert scores.samples == 26
 
 
+def test_a_turned_jpeg_is_compared_as_it_is_stored() -> None:
+    ramp = np.repeat(np.linspace(0, 255, 32).astype(np.uint8)[None], 16, axis=0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    Image.fromarray(ramp).save(file, "JPEG", exif=exif)
+    found = thumbs.open_small(file.getvalue(), "L", 8)
+    assert found is not None
+    assert found.width * 2 == found.height
+    assert np.asarray(found)[0].mean() < 60 < 190 < np.asarray(found)[-1].mean()
+
+
 def test_masks_are_told_from_depth_by_their_values() -> None:
     ramp = np.repeat(np.arange(0, 250, 5, dtype=np.uint8)[:, None], 50, axis=1)
     assert thumbs.looks_binary(png((ramp > 100).astype(np.uint8))) is True
