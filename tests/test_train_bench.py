@@ -6,7 +6,7 @@ from PIL import Image
 from shardline_samples import write_data_set
 
 from train.bench import Report, Result, bench
-from train.contenders import OWN, PEERS
+from train.contenders import OWN, PEERS, Job, begin
 from train.errors import ConfigError, DataError
 
 
@@ -98,3 +98,13 @@ def test_what_was_left_out_is_said() -> None:
 
 def test_no_name_is_both_a_stage_and_a_peer() -> None:
     assert not set(OWN) & set(PEERS)
+
+
+def test_a_contender_works_on_the_gpu_that_was_asked_for(monkeypatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr("torch.cuda.set_device", chosen.append)
+    options = {"shards": "", "split": "train", "res": 64, "batch_size": 8, "threads": 1,
+               "model": "resunet", "scratch": ""}  # fmt: skip
+    for device in ("cpu", "cuda", "cuda:3"):
+        begin("to device", Job(device=device, **options))
+    assert chosen == [3]

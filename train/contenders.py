@@ -276,6 +276,9 @@ def available(name: str) -> bool:
 
 def begin(name: str, job: Job) -> Work:
     """Start a contender; it begins to work with the first ``next``."""
+    if job.device.startswith("cuda:"):
+        # Events and synchronisation are of the current GPU.
+        torch.cuda.set_device(int(job.device.partition(":")[2]))
     work = Work(samples=iter(()), waited=[])
     work.samples = {**OWN, **PEERS}[name](job, work)
     return work
