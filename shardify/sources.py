@@ -3,14 +3,14 @@
 Knows nothing of what lies in them.
 """
 
-from shardify.errors import BuildError
+from shardify.errors import BuildError, ShardifyError
 from shardify.ranges import Handle, close_source, open_source
 
 __all__ = ["Sources"]
 
 
 class Sources:
-    """The zips, opened for reading: by descriptor, or by ranges."""
+    """The zips and folders, opened for reading: by descriptor, by ranges, or by name."""
 
     def __init__(self, paths: list[str]) -> None:
         self._paths = paths
@@ -20,6 +20,9 @@ class Sources:
         try:
             for path in self._paths:
                 self._handles.append(open_source(path))
+        except ShardifyError:
+            self.__exit__()
+            raise
         except OSError as error:
             self.__exit__()
             raise BuildError(

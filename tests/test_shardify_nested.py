@@ -1,9 +1,11 @@
 """Zips inside a zip are read as if they were unpacked; deeper ones and bombs are refused."""
 
+import contextlib
 import tempfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from shardline_bucket import BUCKET, serve
 from shardline_sources import (
@@ -22,8 +24,10 @@ from shardline_sources import (
 )
 
 from shardify.build import build
-from shardify.errors import ArchiveError, OutputError, ShardifyError, StoreError
-from shardify.survey import Options, survey
+from shardify.errors import ArchiveError, EntryError, OutputError, ShardifyError, StoreError
+from shardify.gather import gather
+from shardify.sources import Sources
+from shardify.survey import Options, reader_of, survey
 from shardify.workshop import Workshop
 
 __all__ = ["inline"]
@@ -199,6 +203,35 @@ def test_damage_in_an_inner_entry_leaves_out_its_sample_alone(
     parts["parts/fg_bg_depth.zip"] = data[:200] + bytes(40) + data[240:]
     report = run([pack(tmp_path / "x.zip", parts, STORED)], tmp_path / "out", max_bad=0.5)
     assert sum(split.samples for split in report.manifest.splits.values()) == 11
+
+
+@pytest.mark.parametrize("method", [STORED, DEFLATED])
+def test_damaged_zips_in_a_zip_end_in_entries_or_one_line(
+    tmp_path: Path, files: dict[str, bytes], method: int
+) -> None:
+    sound = zipped(inner(files), method)
+    path = tmp_path / "x.zip"
+    read = refused = 0
+    for seed in range(60):
+        draw = np.random.Generator(np.random.Philox(key=seed))
+        data = bytearray(sound)
+        for _ in range(1 + seed % 9):
+            data[int(draw.integers(len(data)))] = int(draw.integers(256))
+        path.write_bytes(data)
+        try:
+            with Workshop(tmp_path / "out" / ".shardify") as work:
+                catalog = gather([path], work)
+                with Sources([each.path for each in catalog.sources]) as handles:
+                    entry = reader_of(catalog, handles)
+                    for number in range(len(catalog.names)):
+                        with contextlib.suppress(EntryError):
+                            read += len(entry(number)) > 0
+        except ArchiveError as error:
+            assert "\n" not in str(error)
+            refused += 1
+        assert list(tmp_path.iterdir()) == [path]
+    # A deflated one has a checksum for all; of a stored one what is whole is read.
+    assert refused > 30 if method == DEFLATED else read > 500
 
 
 def test_what_is_only_called_a_zip_is_passed_over(
