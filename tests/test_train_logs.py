@@ -41,6 +41,14 @@ def test_a_line_cut_by_a_kill_is_dropped_and_epochs_to_run_again_too(tmp_path: P
     assert list(tmp_path.iterdir()) == [lines.path]
 
 
+def test_lines_that_are_no_records_of_a_run_are_passed_over(tmp_path: Path) -> None:
+    lines = JsonLines(tmp_path / "m.jsonl")
+    lines.path.write_text('{"a": 1}\n[2]\n{"epoch": "x"}\n{"epoch": 0}\n')
+    assert lines.read() == [{"epoch": 0}]
+    lines.keep_before(1)
+    assert lines.path.read_text() == '{"epoch": 0}\n'
+
+
 def test_an_epoch_is_one_line_with_the_figures_of_validation() -> None:
     line = epoch_line(RECORD)
     for part in ("epoch 3 (64 px)", "train loss 0.5000", "val loss 0.2500", "IoU 0.800",

@@ -46,7 +46,7 @@ class JsonLines:
             os.fsync(file.fileno())
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole lines; none if there is no file."""
+        """All whole records, each with its ``epoch``; none if there is no file."""
         if not self.path.is_file():
             return []
         records = []
@@ -55,8 +55,8 @@ class JsonLines:
                 record = json.loads(line)
             except ValueError:
                 break  # Cut by a kill while it was written: the last one.
-            if isinstance(record, dict):
-                records.append(record)
+            if isinstance(record, dict) and isinstance(record.get("epoch"), int):
+                records.append(record)  # Anything else is no record of a run.
         return records
 
     def keep_before(self, epoch: int) -> None:

@@ -204,7 +204,11 @@ def _typed(setting: Setting, value: object, where: str) -> object:
         expected = f"one of {', '.join(setting.choices)}"
         expected += f"; did you mean {near[0]}?" if near else ""
     elif setting.kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            found = f"{begin}{setting.key}: too large a number"
+            raise ConfigError(f"{found}; expected one below 1e308") from None
     elif type(value) is setting.kind:
         return value
     else:
