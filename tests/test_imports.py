@@ -24,14 +24,14 @@ ORDER = {
         "blocks", "resunet", "unet", "losses", "supervision", "registry",
     ),
     "train": (
-        "errors", "config", "settings", "distributed", "order", "draws", "access", "index", "mapped",
-        "shards", "raw", "batch", "kernel", "fused", "feed", "prefetch", "graph",
-        "decode", "normal", "engine", "pipeline", "pillow", "baselines", "peers", "logs", "progress", "schedule",
-        "step", "metrics", "panels", "checkpoint", "writer", "board", "folder", "stop", "source",
-        "memory", "tracing", "evaluate", "average", "networks", "state", "notes", "keeper",
-        "samples", "charts", "report", "trainer", "launch", "compare", "predict", "contenders",
-        "nvml", "machine", "window", "verdict", "bench", "sweep", "dissect", "page", "agenda",
-        "suite", "export", "options", "cli", "__main__",
+        "errors", "config", "settings", "distributed", "order", "draws", "access", "index",
+        "mapped", "shards", "raw", "batch", "kernel", "fused", "feed", "prefetch", "graph",
+        "decode", "normal", "engine", "pipeline", "pillow", "baselines", "peers", "logs",
+        "progress", "schedule", "step", "metrics", "panels", "checkpoint", "writer", "board",
+        "folder", "stop", "source", "memory", "tracing", "trained", "evaluate", "average",
+        "networks", "state", "notes", "keeper", "samples", "charts", "report", "trainer", "launch",
+        "compare", "predict", "contenders", "nvml", "machine", "window", "verdict", "bench",
+        "sweep", "dissect", "page", "agenda", "suite", "export", "options", "cli", "__main__",
     ),
 }  # fmt: skip
 

@@ -19,12 +19,12 @@ from train.cli import main
 from train.config import Config
 from train.distributed import World
 from train.errors import DataError
-from train.evaluate import criterion_of, load_trained
 from train.launch import launch
 from train.logs import JsonLines
 from train.predict import Predictor, pair, read_image
 from train.settings import resolve
 from train.source import Shards
+from train.trained import criterion_of, load_trained
 
 CPU = torch.device("cpu")
 

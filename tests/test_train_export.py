@@ -11,9 +11,10 @@ from train import checkpoint
 from train.cli import main
 from train.config import Config
 from train.errors import CheckpointError, ConfigError, RunError
-from train.evaluate import Trained, criterion_of, judge, load_trained
+from train.evaluate import judge
 from train.export import Deployed, export
 from train.settings import resolve
+from train.trained import Trained, criterion_of, load_trained
 from train.trainer import Trainer
 
 CPU = torch.device("cpu")

@@ -11,10 +11,11 @@ from train import predict as module
 from train.config import Config
 from train.distributed import World
 from train.errors import CheckpointError, ConfigError, DataError
-from train.evaluate import Trained, criterion_of, judge, load_trained, pick_device
+from train.evaluate import judge
 from train.metrics import FIGURES
 from train.predict import Job, Predictor, pair, predict, predict_files, read_image
 from train.settings import resolve
+from train.trained import Trained, criterion_of, load_trained, pick_device
 from train.trainer import Trainer
 
 CPU = torch.device("cpu")

@@ -1,129 +1,26 @@
 """Judging a network on a split, while it trains or afterwards.
 
-Reads weights and checkpoints back into a network; trains nothing and writes nothing.
+Trains nothing, reads no file but a network's and writes none.
 """
 
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
 
 from model.blocks import Prediction
-from model.losses import TARGETS, Criterion
-from model.registry import check_resolution, create
-from train import checkpoint
+from model.registry import check_resolution
 from train.batch import Batch
-from train.config import Config, Loss
 from train.distributed import World
-from train.errors import CheckpointError, ConfigError, DataError
+from train.errors import ConfigError, DataError
 from train.metrics import Scores
 from train.panels import ROLES, Rows
-from train.settings import from_text
 from train.source import Shards, Source
 from train.step import EvalStep, precision_of
+from train.trained import Trained, load_trained, pick_device, place
 
-__all__ = [
-    "MakeModel",
-    "Trained",
-    "common_targets",
-    "criterion_of",
-    "evaluate",
-    "judge",
-    "judge_shards",
-    "load_trained",
-    "pick_device",
-    "place",
-    "targets_of",
-    "weights_metadata",
-]
-
-MakeModel = Callable[[str], nn.Module]
-"""Name of an architecture → a network with fresh weights."""
-
-
-class Trained(NamedTuple):
-    """A network with its weights and what it needs to be used."""
-
-    path: Path
-    """File that the weights came from."""
-
-    model: nn.Module
-    """In evaluation mode, on the CPU."""
-
-    criterion: Criterion
-    """Turns raw outputs into mask and depth, and judges them."""
-
-    res: int
-    """Resolution that it was trained at last. Pixels."""
-
-    mean: dict[str, list[float]]
-    """Per channel, for ``bg`` and ``fg_bg``: normalise inputs by it."""
-
-    std: dict[str, list[float]]
-    """As ``mean``."""
-
-    config: Config
-    """Settings of its run."""
-
-    step: int
-    """Optimiser steps behind it."""
-
-    targets: tuple[str, ...] = TARGETS
-    """Of mask and depth, what it was trained to say."""
-
-    background: bool = True
-    """Whether it looks at the background; if not, it sees a mean image, whatever it is given."""
-
-
-def pick_device(name: str, world: World) -> torch.device:
-    """The device that a setting means for this process.
-
-    Raises:
-        ConfigError: A GPU was asked for, and torch sees none, or not that one.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cpu":
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ConfigError(f"--device {name}: torch sees no GPU here; use --device cpu")
-    index = name.partition(":")[2] or str(world.local_rank)
-    if not index.isdecimal() or int(index) >= torch.cuda.device_count():
-        raise ConfigError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs")
-    return torch.device("cuda", int(index))
-
-
-def place(model: nn.Module, device: torch.device, *, channels_last: bool) -> nn.Module:
-    """Move a network to where and how it computes; returns the same object."""
-    model.to(device)
-    if channels_last:
-        # torch's annotations lack what its documentation has.
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model
-
-
-def criterion_of(loss: Loss, targets: tuple[str, ...] = TARGETS) -> Criterion:
-    """The criterion that the settings describe, for the targets that there is truth for.
-
-    Raises:
-        ConfigError: The settings give none of them a weight.
-    """
-    for name in targets:
-        if len(targets) == 1 and not getattr(loss, f"{name}_weight"):
-            raise ConfigError(f"--{name}-weight 0: the data has no other target; give it a weight")
-    return Criterion(
-        targets=targets,
-        kind=loss.loss,
-        activation=loss.activation,
-        dice_weight=loss.dice_weight,
-        l1_weight=loss.l1_weight,
-        mask_weight=loss.mask_weight,
-        depth_weight=loss.depth_weight,
-    )
+__all__ = ["common_targets", "evaluate", "judge", "judge_shards", "load_trained", "pick_device"]
 
 
 def evaluate(
@@ -168,11 +65,6 @@ def evaluate(
         torch.cat([row.depth for row in kept]),
         roles,
     )
-
-
-def targets_of(roles: frozenset[str]) -> tuple[str, ...]:
-    """Of mask and depth, those that a data set has."""
-    return tuple(target for target in TARGETS if target in roles)
 
 
 def common_targets(trained: Trained, source: Source) -> tuple[str, ...]:
@@ -263,79 +155,6 @@ def judge_shards(
     where = pick_device(device, world)
     source = Shards(shards, world=world, device=where, threads=threads, res=size)
     return judge(trained, source, split=split, res=size, batch=batch, device=where)
-
-
-def weights_metadata(about: Mapping[str, Any]) -> dict[str, str]:
-    """What goes into a file of weights beside them, so that it can be used alone.
-
-    Args:
-        about: ``config`` (TOML), ``res``, ``step``, ``mean``, ``std``, ``roles``.
-    """
-    return {"shardline": json.dumps(dict(about))}
-
-
-def load_trained(path: str | Path, *, make_model: MakeModel = create) -> Trained:
-    """The network of a run, a file of weights, or a checkpoint.
-
-    Args:
-        path: A run's folder (its best weights, or else its last), or a file that it left.
-        make_model: Makes the architecture that the file names.
-
-    Raises:
-        CheckpointError: Nothing there, damaged, or weights of another network.
-    """
-    path = Path(path)
-    if path.is_dir():
-        found = [path / name for name in ("best.safetensors", "last.safetensors")]
-        file = next((name for name in found if name.is_file()), None)
-        if file is None:
-            raise CheckpointError(f"{path}: no best.safetensors or last.safetensors; train first")
-        path = file
-    tensors, metadata = checkpoint.load(path)
-    if "state" in metadata:
-        state = checkpoint.read(path).state
-        about, tensors = state["about"], state.get("average", state["model"])
-    elif "shardline" in metadata:
-        about = json.loads(metadata["shardline"])
-    else:
-        raise CheckpointError(f"{path}: not written by `train run`; expected weights that were")
-    config = from_text(about["config"], where=str(path))
-    model = make_model(config.network.model)
-    _load_weights(model, tensors, path)
-    roles = frozenset(about.get("roles", ROLES))
-    if "bg" not in roles:
-        model.register_forward_pre_hook(_without_background)
-    targets = targets_of(roles)
-    return Trained(
-        path=path,
-        model=model.eval(),
-        criterion=criterion_of(config.loss, targets),
-        targets=targets,
-        background="bg" in roles,
-        res=about["res"],
-        mean=about["mean"],
-        std=about["std"],
-        config=config,
-        step=about["step"],
-    )
-
-
-def _load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Fill a network, or say that the weights are another's."""
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{path}: weights do not fit the network it names; the program that wrote it had "
-            f"another one ({' '.join(str(error).split())[:200]})"
-        ) from error
-
-
-def _without_background(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """What a network sees that was trained without backgrounds: zeros, the normalised mean."""
-    (images,) = inputs
-    fg_bg = images[:, images.shape[1] // 2 :]
-    return (torch.cat((torch.zeros_like(fg_bg), fg_bg), dim=1),)
 
 
 def _rows(batch: Batch, prediction: Prediction, most: int) -> Rows:

@@ -23,8 +23,8 @@ from torch.export import Dim
 from model.registry import create
 from train.checkpoint import TEMPORARY, save
 from train.errors import ConfigError, RunError
-from train.evaluate import MakeModel, Trained, load_trained, weights_metadata
 from train.settings import to_toml
+from train.trained import MakeModel, Trained, load_trained, weights_metadata
 
 __all__ = ["FORMATS", "Deployed", "export"]
 

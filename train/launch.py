@@ -16,7 +16,6 @@ from train.checkpoint import TEMPORARY, Checkpoints, Stored
 from train.config import Config
 from train.distributed import World, connected
 from train.errors import ConfigError, Interrupted, PeerError, RunError
-from train.evaluate import MakeModel, pick_device
 from train.logs import JsonLines, Screen
 from train.notes import SAVED, Notes
 from train.progress import Summary
@@ -25,6 +24,7 @@ from train.schedule import plan, stage_of
 from train.settings import from_text, from_toml, resolve, settings, to_toml
 from train.source import Shards, Source
 from train.stop import Stop
+from train.trained import MakeModel, pick_device
 from train.trainer import Trainer
 
 __all__ = ["MakeSource", "configure", "launch"]

@@ -18,7 +18,7 @@ from train.average import Average
 from train.config import Config
 from train.distributed import World
 from train.errors import ConfigError
-from train.evaluate import MakeModel, place
+from train.trained import MakeModel, place
 
 __all__ = ["Networks"]
 

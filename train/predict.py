@@ -20,7 +20,7 @@ from torch.nn.functional import interpolate
 from model.registry import check_resolution
 from train.distributed import World
 from train.errors import ConfigError, DataError
-from train.evaluate import Trained, load_trained, pick_device, place
+from train.trained import Trained, load_trained, pick_device, place
 
 __all__ = ["Job", "Maps", "Predictor", "pair", "predict", "predict_files", "read_image"]
 
@@ -61,7 +61,7 @@ class Predictor:
         """Move the network to a device.
 
         Args:
-            trained: From `train.evaluate.load_trained`.
+            trained: From `train.trained.load_trained`.
             device: Where to compute; a GPU where there is one by default.
             res: Resolution to compute at; the one it was trained at last by default. Pixels.
 

@@ -20,12 +20,13 @@ from train.charts import chart
 from train.checkpoint import save_text
 from train.distributed import World
 from train.errors import RunError
-from train.evaluate import MakeModel, common_targets, load_trained, pick_device
+from train.evaluate import common_targets
 from train.logs import JsonLines
 from train.metrics import FIGURES
 from train.panels import draw
 from train.samples import Band, Fare, bands, fare
 from train.source import Shards, Source
+from train.trained import MakeModel, load_trained, pick_device
 
 __all__ = ["report_of", "write_report"]
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from train.batch import Batch
-from train.evaluate import Trained, place
 from train.panels import ROLES, Rows
 from train.source import Batches
 from train.step import EvalStep, precision_of
+from train.trained import Trained, place
 
 __all__ = ["Band", "Fare", "bands", "fare"]
 

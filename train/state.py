@@ -16,7 +16,6 @@ from torch import Tensor
 from train.config import Config
 from train.distributed import World
 from train.errors import DataError
-from train.evaluate import MakeModel, criterion_of, targets_of
 from train.metrics import Scores
 from train.networks import Networks
 from train.panels import ROLES
@@ -25,6 +24,7 @@ from train.schedule import LearningRate, load_optimizer, make_optimizer
 from train.settings import to_toml
 from train.source import Source
 from train.step import EvalStep, TrainStep, precision_of
+from train.trained import MakeModel, criterion_of, targets_of
 
 __all__ = ["State"]
 

@@ -22,7 +22,7 @@ from train.batch import Batch
 from train.config import Config
 from train.distributed import World
 from train.errors import DataError
-from train.evaluate import MakeModel, evaluate, pick_device, targets_of, weights_metadata
+from train.evaluate import evaluate
 from train.folder import Folder
 from train.keeper import Keeper
 from train.logs import Screen
@@ -35,6 +35,7 @@ from train.state import State
 from train.step import StepResult
 from train.stop import Stop
 from train.tracing import Tracer
+from train.trained import MakeModel, missing, pick_device, targets_of, weights_metadata
 
 __all__ = ["Trainer"]
 
@@ -132,7 +133,8 @@ class Trainer:
                     self._tracer = Tracer(self._out.out / TRACE, self.device)
                 if self.config.run.tensorboard and self.world.first:
                     self._out.board(self.config, self.at.step)
-                self._say_what_is_missing()
+                for line in missing(self.source.roles):
+                    self.screen.say(line)
                 while (stage := stage_of(self.stages, self.at.epoch)) and not self._enough():
                     loaders = self._enter(stage)
                     if not self.at.trained:
@@ -148,14 +150,6 @@ class Trainer:
         return Summary(
             out=self._out.out, steps=self.at.step, last=self._record, panel=self._out.panel
         )
-
-    def _say_what_is_missing(self) -> None:
-        targets = targets_of(self.source.roles)
-        if len(targets) == 1:
-            other = "depth" if targets[0] == "mask" else "mask"
-            self.screen.say(f"this data set has no {other}: training the {targets[0]} only")
-        if "bg" not in self.source.roles:
-            self.screen.say("this data set has no bg: the network sees fg_bg only")
 
     def _enough(self) -> bool:
         most = self.config.run.max_steps
