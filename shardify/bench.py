@@ -36,8 +36,6 @@ from pathlib import Path
 from typing import Any
 
 from shardify.benchpage import page
-from shardify.phases import phases
-from shardify.phases import table as table_of
 
 __all__ = ["CONTENDERS", "Run", "main", "measure", "summarise"]
 
@@ -204,9 +202,11 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error("expected a zip, or --json and --page to make the page anew")
         chosen.page.write_text(page(json.loads(chosen.json.read_text())))
         return
-    parts = phases(chosen.source) if chosen.phases or chosen.page else []
     if chosen.phases:
-        print(table_of(parts))
+        from shardify.phases import phases
+        from shardify.phases import table as table_of
+
+        print(table_of(phases(chosen.source)))
         return
     with zipfile.ZipFile(chosen.source) as file:
         samples = sum("/fg_bg/" in name for name in file.namelist())
@@ -232,8 +232,13 @@ def main(arguments: list[str] | None = None) -> None:
             f"{name:34}{row['samples_per_second']:10,.0f}{wall:>24}{row['cpu_median']:8.1f}"
             f"{row['memory_max'] / 1e6:6.0f}{times:>20}"
         )
+    # Only now: what this process has in memory counts as its children's until they have begun.
+    from shardify.phases import phases
+
+    parts = phases(chosen.source) if chosen.page or chosen.json else []
+    words = [word.rpartition("/")[2] for word in arguments or sys.argv[1:]]
     found = {
-        "command": " ".join(["python -m shardify.bench", *(arguments or sys.argv[1:])]),
+        "command": " ".join(["python -m shardify.bench", *words]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "samples": samples,
         "bytes": chosen.source.stat().st_size,
