@@ -166,7 +166,8 @@ def looks(turn: npt.NDArray[np.float64], sizes: npt.ArrayLike, *, res: int) -> F
         (n, k, 2, 3) float32.
     """
     matrix = turn / np.array([res, res, 1.0])
-    return (matrix[:, None] * np.asarray(sizes)[..., None]).astype(np.float32)
+    scaled: Floats = (matrix[:, None] * np.asarray(sizes)[..., None]).astype(np.float32)
+    return scaled
 
 
 def matrices(angle: Floats, *, width: npt.ArrayLike, height: npt.ArrayLike, res: int) -> Floats:
