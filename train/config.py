@@ -109,7 +109,7 @@ class Optim:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """Optimiser."""
 
-    lr: float = 0.05
+    lr: float = 0.1
     """Learning rate at the start."""
 
     momentum: float = 0.9
