@@ -150,6 +150,36 @@ def test_a_resumed_run_keeps_its_settings_and_refuses_others(tmp_path: Path) -> 
     assert (config.optim.lr, config.run.max_steps, config.data.res) == (0.2, 5, (16,))
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("model", "unet", "network.model is 'resunet' there, and 'unet' was asked for"),
+        ("optimizer", "adamw", "optim.optimizer is 'sgd' there, and 'adamw' was asked for"),
+        ("ema", 0.9, "optim.ema is 0.0 there, and 0.9 was asked for"),
+        ("seed", 1, "run.seed is 0 there, and 1 was asked for"),
+    ],
+)
+def test_a_checkpoint_says_the_settings_when_the_file_of_them_is_gone(
+    tmp_path: Path, name: str, value: object, says: str
+) -> None:
+    out = tmp_path / "run"
+    assert call("run", *SHORT, "--out", out, "--lr", "0.2", "--max-steps", 2).exit_code == 0
+    (out / "config.toml").unlink()
+    moved = out.rename(tmp_path / "moved")
+    newest = moved / "checkpoints" / "step-00000002.safetensors"
+    before = newest.read_bytes()
+    result = call("run", "--resume", "--out", moved, f"--{name}", value)
+    assert_one_line(result, 2, f"{newest}: {says}", "a resumed run keeps it")
+    config = configure({"out": str(moved)}, file=None, resume=True)
+    assert (config.optim.lr, config.data.res, config.run.out) == (0.2, (16,), str(moved))
+    other = resolve(config, {name: value})
+    with pytest.raises(ConfigError, match="was asked for; a resumed run keeps it"):
+        launch(other, resume=True, make_source=make_source, make_model=TinyNet)
+    assert newest.read_bytes() == before and not (moved / "config.toml").exists()
+    assert call("run", "--resume", "--out", moved, "--max-steps", 3).exit_code == 0
+    assert configure({"out": str(moved)}, file=None, resume=True).optim.lr == 0.2
+
+
 def test_a_resumed_run_may_be_given_more_epochs_but_no_other_past(tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert call("run", *SHORT, "--out", out).exit_code == 0

@@ -58,27 +58,21 @@ def configure(flags: Mapping[str, object], *, file: Path | None, resume: bool) -
     Args:
         flags: ``{name: value}`` of what was said on the command line.
         file: A TOML file.
-        resume: Whether ``RUN/config.toml``, if there is one, is where to begin.
+        resume: Whether ``RUN/config.toml``, if there is one, is where to begin; if it was lost,
+            the settings in the newest checkpoint.
 
     Raises:
         ConfigError: Something is unknown or invalid, or a resumed run would have to change what
             it cannot.
+        CheckpointError: Only a checkpoint could say the settings, and it cannot be read.
     """
     asked = resolve(from_toml(file) if file else Config(), flags)
-    stored = Path(asked.run.out) / CONFIG
-    if not (resume and stored.is_file()):
-        _check_resolutions(asked)
-        _check_flags(asked, flags)
-        return asked
-    before = from_toml(stored)
-    config = resolve(from_toml(file, before) if file else before, flags)
-    for setting in settings():
-        old, new = (getattr(getattr(c, setting.section), setting.name) for c in (before, config))
-        if old != new and setting.name not in FREE:
-            raise ConfigError(
-                f"{stored}: {setting.key} is {old!r} there, and {new!r} was asked for; "
-                "a resumed run keeps it: leave it out, or start a new run with another --out"
-            )
+    before, where = _before(asked) if resume else (None, "")
+    config = asked
+    if before is not None:
+        config = resolve(from_toml(file, before) if file else before, flags)
+        config = resolve(config, {"out": asked.run.out})  # The folder may have been moved.
+        _check_kept(before, config, where)
     _check_resolutions(config)
     _check_flags(config, flags)
     return config
@@ -124,13 +118,14 @@ def launch(
                 f"{out}: the ranks see different checkpoints there; with several machines, --out "
                 "must be on a disk that they share"
             )
+        if found is not None:
+            _check_stages(config, found)
         screen = screen or Screen()
         trainer = Trainer(
             config, source, world=world, device=device, make_model=make_model, screen=screen,
             stop=stop,
         )  # fmt: skip
         if found is not None:
-            _check_stages(config, found)
             trainer.load_state(found.state)
             screen.say(f"{out}: going on after step {trainer.at.step}")
         elif resume:
@@ -159,6 +154,31 @@ def _parting(world: World, stop: Stop) -> Iterator[None]:
         if notes and notes.left(SAVED):
             raise Interrupted("") from None
         raise
+
+
+def _before(asked: Config) -> tuple[Config | None, str]:
+    """The settings of the run in the folder, and what they were read from; None of a new one."""
+    stored = Path(asked.run.out) / CONFIG
+    if stored.is_file():
+        return from_toml(stored), str(stored)
+    found = _newest(asked)
+    return (_settings_of(found), str(found.path)) if found else (None, "")
+
+
+def _settings_of(found: Stored) -> Config:
+    """The settings that a checkpoint was trained with."""
+    return from_text(found.state["about"]["config"], where=str(found.path))
+
+
+def _check_kept(before: Config, config: Config, where: str) -> None:
+    """A resumed run is the same run: what is part of its state stays as it was."""
+    for setting in settings():
+        old, new = (getattr(getattr(c, setting.section), setting.name) for c in (before, config))
+        if old != new and setting.name not in FREE:
+            raise ConfigError(
+                f"{where}: {setting.key} is {old!r} there, and {new!r} was asked for; "
+                "a resumed run keeps it: leave it out, or start a new run with another --out"
+            )
 
 
 def _check_resolutions(config: Config) -> None:
@@ -230,7 +250,8 @@ def _refuse_other(out: Path) -> None:
 
 def _check_stages(config: Config, found: Stored) -> None:
     """What is trained already stays as it was: resolutions may only change in the future."""
-    before = from_text(found.state["about"]["config"], where=str(found.path))
+    before = _settings_of(found)
+    _check_kept(before, config, str(found.path))
     old = plan(before.data.res, before.data.epochs)
     new = plan(config.data.res, config.data.epochs)
     for epoch in range(int(found.state["position"]["epoch"])):
