@@ -123,17 +123,23 @@ def _planning(command: Callable[..., None]) -> Callable[..., None]:
 @cli.command()
 @click.argument("src", nargs=-1, required=True, type=place)
 @_planning
+@click.option(
+    "--no-check",
+    is_flag=True,
+    help="Go without the proof of backgrounds by pixels; the layout file then says check = false.",
+)
 @_JSON
-def inspect(src: tuple[Place, ...], as_json: bool, **options: Any) -> None:
+def inspect(src: tuple[Place, ...], as_json: bool, no_check: bool, **options: Any) -> None:
     """Say what `build` would make of SRC, and write nothing.
 
     \b
     shardify inspect data.zip
     shardify inspect data.zip --val 0.1 --json
+    shardify inspect data.zip --no-check > layout.toml
     """
     from shardify.survey import Options, survey
 
-    surveyed = survey(src, Options(**options))
+    surveyed = survey(src, Options(**options), check=not no_check)
     found = {**surveyed.to_json(), "layout_file": surveyed.layout_file()}
     click.echo(json.dumps(found, indent=1) if as_json else survey_text(found))
 

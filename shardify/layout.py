@@ -93,6 +93,7 @@ def detect(
     layout: rules.Rules | None = None,
     single: Callable[[list[int]], list[int]] | None = None,
     defer: bool = False,
+    check: bool = True,
 ) -> Layout:
     """Find the samples among the names of a source.
 
@@ -104,6 +105,7 @@ def detect(
         layout: Rules that take the place of detection.
         single: Drops, from the backgrounds' indexes, those that are there twice.
         defer: Whether the proof of backgrounds that names state may be left for later.
+        check: Whether what states the backgrounds is proven by pixels at all.
 
     Returns:
         The layout; see there.
@@ -171,6 +173,7 @@ def detect(
             layout,
             read,
             defer=defer,
+            check=check,
         )
         numbers, row = np.unique(decided.of_sample, return_inverse=True)
         used = np.array(found.backgrounds, np.int32)[numbers]
@@ -182,7 +185,8 @@ def detect(
         description["background"] = {**decided.description, **counts}
         if decided.proof is not None:
             pending = _prove(decided.proof, description, counts)
-        if decided.description["settings"] == {"rule": "map"}:
+        settings = decided.description["settings"]
+        if isinstance(settings, dict) and settings["rule"] == "map":
             description["map"] = found.map
     if found.table.rule == "rows of a map":
         description["map"] = found.map

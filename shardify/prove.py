@@ -1,8 +1,8 @@
 """The background of every sample: what names state is checked, what they leave open is settled.
 
 Puts the rules of ``backing`` before the pixels of ``settle`` and judges. A rule is taken when it
-is the only one that fits; where none does, or pixels contradict the names, the source is refused
-with the scores of what was tried.
+is the only one that fits; where none does, or pixels do not bear the names out, the source is
+refused with the scores of what was tried.
 """
 
 import dataclasses
@@ -29,6 +29,9 @@ _CHECKED = 48
 """Samples on which a stated background is checked."""
 
 _AGREES = 0.9
+_BORNE = 0.1
+"""Share of the samples that can be opened which some background must fit at all."""
+
 _SHOWN = 4
 
 
@@ -61,7 +64,12 @@ class Decision:
 
 
 def decide(
-    question: Question, layout: Rules | None, read: Read | None, *, defer: bool = False
+    question: Question,
+    layout: Rules | None,
+    read: Read | None,
+    *,
+    defer: bool = False,
+    check: bool = True,
 ) -> Decision:
     """Find the background of every sample.
 
@@ -70,19 +78,28 @@ def decide(
         layout: A layout file's rules; their background rule is the only candidate.
         read: Gives a file's bytes; without it nothing is proven.
         defer: Whether the proof of a background that names state may be left for later.
+        check: Whether there is to be a proof at all; the layout may say so as well.
 
     Raises:
         LayoutError: No rule fits the names, none or several fit the pixels, or the pixels
-            contradict what the names state.
+            contradict what the names state, or no pixel bears it out.
     """
-    if layout is not None:
-        tried = [_as_told(question, layout)]
-        read = read if layout.check else None
-    else:
-        tried = _all_stated(question)
-    blind = read is None or "mask" not in question.members
+    tried = [_as_told(question, layout)] if layout is not None else _all_stated(question)
+    check = check and (layout is None or layout.check)
+    why = ""
+    if not check:
+        why = "check = false"
+    elif read is None:
+        why = "only the names were looked at"
+    elif "mask" not in question.members:
+        why = "without masks, nothing tells where a background shows"
+    blind = bool(why)
     if tried and blind:
-        return _answer(tried[0], {"proof": "none: only the names were looked at"})
+        found = _answer(tried[0], {"proof": f"none: {why}"})
+        if not check:
+            settings = {**tried[0].settings, "check": False}
+            found.description["settings"] = settings
+        return found
     steps = _decide(question, layout, tried, None if blind else read)
     if defer and len(tried) == 1:
         # Whatever the pixels say, it is this one or none.
@@ -111,17 +128,24 @@ def _decide(
         raise LayoutError(_no_rule(question, tried))
     scores = yield from _compare(question, tried, read)
     if known:
-        if scores.samples * 10 < scores.looked:
-            proof = f"none: any background fits {scores.samples} of {scores.looked} samples alone"
+        if not scores.opened:
+            # Who writes the shards meets these files again, and names them.
+            proof = f"none: none of {scores.looked} samples can be opened"
             return _answer(tried[0], {"proof": proof})
-        if scores.scores[0].agrees >= _AGREES:
+        borne = scores.samples >= _BORNE * scores.opened
+        if borne and scores.scores[0].agrees >= _AGREES:
             return _answer(tried[0], _proof(scores, 0))
         says = "names state" if layout is None else "the layout file states"
-        remedy = _REMEDY if layout is None else "; correct [background], or set check = false"
+        what = f"the pixels contradict: {_ranking(tried, scores)}" if borne else _unborne(scores)
+        remedy = "pass --layout with a rule for backgrounds"
+        if not borne:
+            remedy = "correct backgrounds or masks (are these inverted?), or set check = false"
+            remedy += " in a layout file (shardify inspect --no-check)" if layout is None else ""
+        elif layout is not None:
+            remedy = "correct [background], or set check = false"
         raise LayoutError(
-            f"{question.where}: {says} the background ({tried[0].rule}), but the pixels "
-            f"contradict: {_ranking(tried, scores)}; expected composites that equal their "
-            f"background outside the mask{remedy}"
+            f"{question.where}: {says} the background ({tried[0].rule}), but {what}; expected "
+            f"composites that equal their background outside the mask; {remedy}"
         )
     if scores.winner is None:
         raise LayoutError(
@@ -167,6 +191,15 @@ def _proof(scores: Scores, number: int) -> dict[str, object]:
         "error": round(best.error, 2),
     }
     return proof | ({"margin": round(scores.margin, 2)} if scores.margin else {})
+
+
+def _unborne(scores: Scores) -> str:
+    """What there is instead of agreement, where no background fits."""
+    known = scores.opened > scores.covered
+    apart = f"it differs by {scores.scores[0].error:.1f} of 255 outside the mask, " if known else ""
+    covered = f", {scores.covered} masks leave nothing outside" if scores.covered else ""
+    fits = f"any fits {scores.samples} of {scores.opened} samples"
+    return f"no pixels bear it out: {apart}{fits}{covered}"
 
 
 def _ranking(tried: Sequence[Candidate], scores: Scores) -> str:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from shardify.errors import ShardifyError
-from shardify.thumbs import GRID, open_small, shrink
+from shardify.thumbs import GRID, open_mask, open_small, shrink
 
 __all__ = ["Score", "Scores", "score", "scoring"]
 
@@ -40,7 +40,8 @@ class Score:
     """How well one candidate fits."""
 
     error: float
-    """Median over telling samples of the mean difference outside the mask, in 1/255."""
+    """Median over telling samples of the mean difference outside the mask, in 1/255; over all that
+    were measured, where none is telling."""
 
     agrees: float
     """Share of the telling samples on which no other background fits clearly better."""
@@ -58,6 +59,12 @@ class Scores:
 
     looked: int
     """How many samples were looked at."""
+
+    opened: int
+    """How many of these have a composite and a mask that can be decoded."""
+
+    covered: int
+    """How many of those have a mask that leaves next to nothing outside it."""
 
     winner: int | None
     """The one candidate that fits; None where none does, or several that differ do."""
@@ -128,7 +135,7 @@ def scoring(
             break
     left = _weed(table, left, view)
     telling = view.telling()
-    errors = [view.error(each, telling) for each in table]
+    errors = [view.error(each, telling or list(view.errors)) for each in table]
     winner = left[0] if len(left) == 1 and len(telling) >= min(_ENOUGH, len(composites)) else None
     margin = 0.0
     if winner is not None:
@@ -144,6 +151,8 @@ def scoring(
         ],
         samples=len(telling),
         looked=len(looked),
+        opened=len(view.errors) + view.covered,
+        covered=view.covered,
         winner=winner,
         margin=margin,
     )
@@ -162,18 +171,23 @@ class _View:
         self._stack = np.empty((0, 3, 0), np.int16)
         self.errors: dict[int, dict[int, tuple[float, float]]] = {}
         """row -> background -> error, squashed to the composite's shape and cut to it."""
+        self.covered = 0
+        """Samples whose mask leaves no room for a comparison."""
 
     def look(self, row: int, pool: Sequence[int]) -> None:
         """Measure one sample against every background of the pool."""
         front = self._small(int(self._composites[row]), "RGB")
-        mask = self._small(int(self._masks[row]), "L")
+        mask = self._small(int(self._masks[row]), "mask")
         if front is None or mask is None:
             return
         # A mask of 0 and 1 is as good as one of 0 and 255.
         free = np.flatnonzero(mask.astype(np.int32) * 255 < 5 * max(1, int(mask.max())))
         if free.size < _ROOM * mask.size:
+            self.covered += 1
             return
         self._gather(pool)
+        if not self._known:
+            return
         # (free, 3, 2 * backgrounds): the last axis is long and contiguous, so this is quick.
         apart = self._stack[free]
         apart -= front.reshape(-1, 3)[free][:, :, None]
@@ -219,6 +233,8 @@ class _View:
             data = self._read(index)
         except ShardifyError:
             return None
+        if mode == "mask":
+            return open_mask(data, 2 * GRID)
         return open_small(data, mode, 2 * GRID)
 
     def telling(self) -> list[int]:
@@ -227,7 +243,7 @@ class _View:
         return [
             row
             for row, found in self.errors.items()
-            if found and min(each[way] for each in found.values()) <= _FITS
+            if min(each[way] for each in found.values()) <= _FITS
         ]
 
     def agreement(self, table: Sequence[IntArray], rows: Sequence[int]) -> list[float]:
@@ -250,12 +266,17 @@ class _View:
         return float(np.median(found)) if found else 255.0
 
     def _way(self) -> int:
-        """0 where squashed backgrounds fit better, 1 where cut ones do."""
+        """0 where squashed backgrounds fit more samples, or more closely; 1 where cut ones do."""
         best = np.array([
             [min(each[way] for each in found.values()) for way in (0, 1)]
-            for found in self.errors.values() if found
+            for found in self.errors.values()
         ])  # fmt: skip
-        return int(best.size > 0 and np.median(best[:, 1]) < np.median(best[:, 0]))
+        if not best.size:
+            return 0
+        fits = (best <= _FITS).sum(axis=0)
+        if fits[0] != fits[1]:
+            return int(fits[1] > fits[0])
+        return int(np.median(best[:, 1]) < np.median(best[:, 0]))
 
 
 def _weed(table: Sequence[IntArray], left: list[int], view: _View) -> list[int]:

@@ -152,6 +152,7 @@ def survey(
     work: Workshop | None = None,
     *,
     later: ExitStack | None = None,
+    check: bool = True,
 ) -> Survey:
     """Read the directories, detect the layout and plan; read payloads to settle doubts alone.
 
@@ -162,6 +163,7 @@ def survey(
             it is open. None unpacks them for this call alone.
         later: If given, the proof of backgrounds that names state is left to ``layout.pending``;
             what it reads stays open as long as this.
+        check: Whether backgrounds are proven by pixels.
 
     Raises:
         SourceError: A source is missing, no zip, damaged or hostile as a whole.
@@ -171,7 +173,7 @@ def survey(
     """
     if work is None:
         with Workshop() as work:
-            return survey(paths, options, work, later=later)
+            return survey(paths, options, work, later=later, check=check)
     where = ", ".join(path.name or str(path) for path in paths)
     given = rules.load(options.layout) if options.layout else None
     catalog = gather(paths, work)
@@ -186,6 +188,7 @@ def survey(
             layout=given,
             single=lambda files: without_repeats(catalog, files, read, where=where),
             defer=later is not None,
+            check=check,
         )
     rejected = list(layout.rejected)
     usable = np.ones(len(layout.keys), bool)

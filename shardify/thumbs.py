@@ -6,6 +6,7 @@ Says nothing of what a picture shows.
 import io
 import struct
 import warnings
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from PIL import Image, ImageOps
 
 from shardify.errors import ShardifyError
 
-__all__ = ["GRID", "looks_binary", "open_small", "shrink"]
+__all__ = ["GRID", "looks_binary", "open_mask", "open_small", "shrink"]
 
 GRID = 48
 """Pictures are compared at this height and width: JPEG's loss averages out, places do not."""
@@ -47,12 +48,28 @@ def shrink(picture: Image.Image) -> npt.NDArray[np.int16]:
     return np.asarray(small).astype(np.int16)
 
 
+def open_mask(data: bytes, about: int | None) -> Image.Image | None:
+    """A mask in gray, in which all that is no object is 0; None where it cannot be decoded.
+
+    A trimap (1 object, 2 ground, 3 border) becomes 0 where it is ground, else 255.
+    """
+    gray = open_small(data, "L", about)
+    if gray is None:
+        return None
+    low, high = cast(tuple[int, int], gray.getextrema())
+    if 1 <= low < high <= 3:
+        return gray.point([0 if level == 2 else 255 for level in range(256)])
+    return gray
+
+
 def open_small(data: bytes, mode: str, about: int | None) -> Image.Image | None:
     """Decode, at a reduced size if ``about`` (pixels) allows; None where that fails."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.simplefilter("ignore", UserWarning)
+            if data.startswith(b"\x93NUMPY"):
+                return _open_array(data, mode)
             picture = Image.open(io.BytesIO(data))
             if picture.width * picture.height > _PIXELS:
                 return None
@@ -63,3 +80,13 @@ def open_small(data: bytes, mode: str, about: int | None) -> Image.Image | None:
             return turned.convert(mode)
     except _BROKEN:
         return None
+
+
+def _open_array(data: bytes, mode: str) -> Image.Image | None:
+    plane = np.load(io.BytesIO(data), allow_pickle=False)
+    if plane.dtype == np.bool_:
+        plane = plane.astype(np.uint8)
+    if plane.dtype != np.uint8 or plane.ndim not in (2, 3) or plane.size > _PIXELS:
+        return None
+    picture = plane[..., 0] if plane.shape[2:] == (1,) else plane[..., :3]
+    return Image.fromarray(plane if plane.ndim == 2 else picture).convert(mode)

@@ -1,6 +1,5 @@
 """A store that speaks S3 on the loopback and counts what is asked of it; and a small zip."""
 
-import io
 import os
 import threading
 import zipfile
@@ -11,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import numpy as np
 import pytest
 import s3fs
 from moto.server import DomainDispatcherApplication, create_backend_app
-from PIL import Image
+from shardline_scenes import background, composite, depth, mask
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 BUCKET = "photos"
@@ -113,13 +111,7 @@ def serve() -> Iterator[Store]:
 
 
 def small_zip(path: Path, samples: int = 24, backgrounds: int = 4, lead: bytes = b"") -> Path:
-    """A zip of noise in the layout of the data set, with ``lead`` bytes before its first entry."""
-
-    def picture(seed: int, kind: str, mode: str, size: tuple[int, int]) -> bytes:
-        noise = np.random.Generator(np.random.Philox(key=seed)).integers(0, 256, (*size[::-1], 3))
-        buffer = io.BytesIO()
-        Image.fromarray(noise.astype(np.uint8)).convert(mode).save(buffer, kind)
-        return buffer.getvalue()
+    """A zip in the layout of the data set, with ``lead`` bytes before its first entry."""
 
     path.write_bytes(lead)
     with zipfile.ZipFile(path, "a" if lead else "w", zipfile.ZIP_DEFLATED) as file:
@@ -128,13 +120,14 @@ def small_zip(path: Path, samples: int = 24, backgrounds: int = 4, lead: bytes =
             file.writestr(zipfile.ZipInfo(f"data_all/{name}"), data, zipfile.ZIP_DEFLATED)
 
         for number in range(1, backgrounds + 1):
-            add(f"bg/park{number}.jpg", picture(number, "JPEG", "RGB", (40, 30)))
+            add(f"bg/park{number}.jpg", background(number))
         for number in range(samples):
-            folder = f"bg_{number % backgrounds + 1:03d}"
+            back = number % backgrounds + 1
+            folder = f"bg_{back:03d}"
             stem = f"fg_{number % 3:03d}_{folder}_{number:06d}"
-            add(f"fg_bg/{folder}/{stem}.jpg", picture(number, "JPEG", "RGB", (24, 24)))
-            add(f"fg_bg_mask/{folder}/mask_{stem}.jpg", picture(number, "JPEG", "L", (24, 24)))
-            add(f"fg_bg_depth/{folder}/depth_{stem}.png", picture(number, "PNG", "L", (16, 16)))
+            add(f"fg_bg/{folder}/{stem}.jpg", composite(number, back))
+            add(f"fg_bg_mask/{folder}/mask_{stem}.jpg", mask(number))
+            add(f"fg_bg_depth/{folder}/depth_{stem}.png", depth(number))
     return path
 
 

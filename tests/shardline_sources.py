@@ -6,9 +6,8 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from shardline_scenes import background, composite, depth, mask
 
 from shardify.build import BuildReport, build
 from shardify.cluster import Inline
@@ -18,27 +17,17 @@ from shardify.survey import Options
 STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 
 
-def picture(seed: int, kind: str, mode: str, size: tuple[int, int] = (24, 24)) -> bytes:
-    """A picture of noise."""
-    noise = np.random.Generator(np.random.Philox(key=seed)).integers(0, 256, (*size[::-1], 3))
-    buffer = io.BytesIO()
-    Image.fromarray(noise.astype(np.uint8)).convert(mode).save(buffer, kind)
-    return buffer.getvalue()
-
-
 def files_of(samples: int = 12, backgrounds: int = 4, first: int = 0) -> dict[str, bytes]:
     """The data set's own layout, without a folder around it."""
-    files = {
-        f"bg/park{number}.jpg": picture(number, "JPEG", "RGB", (40, 30))
-        for number in range(1, backgrounds + 1)
-    }
+    files = {f"bg/park{number}.jpg": background(number) for number in range(1, backgrounds + 1)}
     for number in range(first, first + samples):
-        folder = f"bg_{number % backgrounds + 1:03d}"
+        back = number % backgrounds + 1
+        folder = f"bg_{back:03d}"
         stem = f"fg_{number % 3:03d}_{folder}_{number:06d}"
         files |= {
-            f"fg_bg/{folder}/{stem}.jpg": picture(number, "JPEG", "RGB"),
-            f"fg_bg_mask/{folder}/mask_{stem}.jpg": picture(number, "JPEG", "L"),
-            f"fg_bg_depth/{folder}/depth_{stem}.png": picture(number, "PNG", "L", (16, 16)),
+            f"fg_bg/{folder}/{stem}.jpg": composite(number, back),
+            f"fg_bg_mask/{folder}/mask_{stem}.jpg": mask(number),
+            f"fg_bg_depth/{folder}/depth_{stem}.png": depth(number),
         }
     return files
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from shardline_scenes import background, composite, depth, mask
 
 from shardify.archive import open_catalog
 from shardify.build import build
@@ -20,21 +20,15 @@ from shardify.verify import verify
 from shardify.writer import Sources
 
 
-def picture(seed: int, kind: str, mode: str) -> bytes:
-    noise = np.random.Generator(np.random.Philox(key=seed)).integers(0, 256, (8, 8, 3))
-    buffer = io.BytesIO()
-    Image.fromarray(noise.astype(np.uint8)).convert(mode).save(buffer, kind)
-    return buffer.getvalue()
-
-
 def files_of(samples: int = 8) -> dict[str, bytes]:
-    files = {f"d/bg/park{number}.jpg": picture(number, "JPEG", "RGB") for number in (1, 2)}
+    files = {f"d/bg/park{number}.jpg": background(number) for number in (1, 2)}
     for number in range(samples):
-        stem = f"fg_001_bg_{number % 2 + 1:03d}_{number:06d}"
+        back = number % 2 + 1
+        stem = f"fg_001_bg_{back:03d}_{number:06d}"
         files |= {
-            f"d/fg_bg/{stem}.jpg": picture(number, "JPEG", "RGB"),
-            f"d/fg_bg_mask/mask_{stem}.jpg": picture(number, "JPEG", "L"),
-            f"d/fg_bg_depth/depth_{stem}.png": picture(number, "PNG", "L"),
+            f"d/fg_bg/{stem}.jpg": composite(number, back),
+            f"d/fg_bg_mask/mask_{stem}.jpg": mask(number),
+            f"d/fg_bg_depth/depth_{stem}.png": depth(number, (8, 8)),
         }
     return files
 
@@ -147,7 +141,7 @@ def test_a_damaged_zip_is_built_whole_or_not_at_all(tmp_path: Path, seed: int) -
 def test_a_hostile_name_among_good_ones_does_no_harm(tmp_path: Path, name: str) -> None:
     inside = tmp_path / "a" / "b"
     inside.mkdir(parents=True)
-    (inside / "x.zip").write_bytes(pack(files_of() | {name: picture(99, "JPEG", "RGB")}))
+    (inside / "x.zip").write_bytes(pack(files_of() | {name: composite(99, 1)}))
     report = build([inside / "x.zip"], inside / "out", Options(val=0, max_bad=0.5, workers=1))
     assert report.manifest.splits["train"].samples == 8
     outside = {each for each in tmp_path.rglob("*") if inside not in each.parents}

@@ -9,11 +9,13 @@ import sys
 import tarfile
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from shardline_scenes import background, composite, depth, encoded, flat_mask, mask, noise
 
 from shardify.build import BuildReport, build
 from shardify.errors import BuildError, LayoutError, OutputError, PlanError, ShardifyError
@@ -24,28 +26,18 @@ from shardify.verify import verify
 OPTIONS = Options(val=0.25, workers=1, shard_samples=5)
 
 
-def picture(seed: int, kind: str, mode: str, size: tuple[int, int]) -> bytes:
-    noise = np.random.Generator(np.random.Philox(key=seed)).integers(0, 256, (*size[::-1], 3))
-    buffer = io.BytesIO()
-    Image.fromarray(noise.astype(np.uint8)).convert(mode).save(buffer, kind)
-    return buffer.getvalue()
-
-
 def files_of(samples: int = 24, backgrounds: int = 4) -> dict[str, bytes]:
     files = {
-        f"data_all/bg/park{number}.jpg": picture(number, "JPEG", "RGB", (40, 30))
-        for number in range(1, backgrounds + 1)
+        f"data_all/bg/park{number}.jpg": background(number) for number in range(1, backgrounds + 1)
     }
     for number in range(samples):
         back = number % backgrounds + 1
         stem = f"fg_{number % 3:03d}_bg_{back:03d}_{number:06d}"
         folder = f"bg_{back:03d}"
         files |= {
-            f"data_all/fg_bg/{folder}/{stem}.jpg": picture(number, "JPEG", "RGB", (24, 24)),
-            f"data_all/fg_bg_mask/{folder}/mask_{stem}.jpg": picture(number, "JPEG", "L", (24, 24)),
-            f"data_all/fg_bg_depth/{folder}/depth_{stem}.png": picture(
-                number, "PNG", "L", (16, 16)
-            ),
+            f"data_all/fg_bg/{folder}/{stem}.jpg": composite(number, back),
+            f"data_all/fg_bg_mask/{folder}/mask_{stem}.jpg": mask(number),
+            f"data_all/fg_bg_depth/{folder}/depth_{stem}.png": depth(number),
         }
     return files
 
@@ -389,7 +381,7 @@ def test_one_resolution_is_written_to_out_itself(tmp_path: Path) -> None:
 
 def test_raw_pictures_of_several_sizes_are_refused(tmp_path: Path) -> None:
     name = "data_all/bg/park1.jpg"
-    source = pack(tmp_path / "x.zip", files_of() | {name: picture(1, "JPEG", "RGB", (44, 33))})
+    source = pack(tmp_path / "x.zip", files_of() | {name: background(1, (44, 33))})
     with pytest.raises(BuildError, match="pass --res"):
         run(source, tmp_path / "out", codec="raw")
     assert not (tmp_path / "out" / "manifest.json").exists()
@@ -397,17 +389,12 @@ def test_raw_pictures_of_several_sizes_are_refused(tmp_path: Path) -> None:
 
 def test_masks_of_zeros_and_ones_are_converted_and_that_is_recorded(tmp_path: Path) -> None:
     files = files_of()
-    for number, name in enumerate(files):
-        if "mask" in name:
-            plane = np.random.Generator(np.random.Philox(key=number)).integers(0, 2, (24, 24))
-            buffer = io.BytesIO()
-            Image.fromarray(plane.astype(np.uint8)).save(buffer, "PNG")
-            files[name] = buffer.getvalue()
+    files |= {name: flat_mask(1) for name in files if "mask" in name}
     manifest = run(pack(tmp_path / "x.zip", files), tmp_path / "out").manifest
     assert manifest.layout["masks"] == "level 1"
     assert list(manifest.layout["converted"].values()) == [24]
     assert manifest.roles["mask"].extensions == ["png"]
-    assert manifest.stats["mask"].mean[0] == pytest.approx(0.5, abs=0.05)
+    assert manifest.stats["mask"].mean[0] == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("options", [{}, {"codec": "png", "res": (8, 16)}])
@@ -439,12 +426,12 @@ def test_a_worker_that_dies_costs_nothing_but_a_rerun(
 @pytest.mark.parametrize("there", [False, True])
 def test_a_build_that_the_pixels_refuse_leaves_nothing_behind(tmp_path: Path, there: bool) -> None:
     # Each composite is exactly the background after the one that its name states.
-    whole = {number: picture(number, "PNG", "RGB", (24, 24)) for number in range(1, 5)}
+    whole = {number: encoded(noise(number), "PNG") for number in range(1, 5)}
     files = {f"bg/park{number}.png": data for number, data in whole.items()}
     for number in range(200):
         back = number % 4 + 1
         files[f"fg_bg/bg_{back}_{number}.png"] = whole[back % 4 + 1]
-        files[f"mask/bg_{back}_{number}.png"] = png_of(0, (24, 24))
+        files[f"mask/bg_{back}_{number}.png"] = encoded(np.zeros((24, 24), np.uint8), "PNG")
     source = pack(tmp_path / "x.zip", files)
     if there:
         (tmp_path / "out").mkdir()
@@ -452,12 +439,6 @@ def test_a_build_that_the_pixels_refuse_leaves_nothing_behind(tmp_path: Path, th
         run(source, tmp_path / "out", workers=2)
     assert (tmp_path / "out").exists() == there
     assert not there or not list((tmp_path / "out").iterdir())
-
-
-def png_of(level: int, size: tuple[int, int]) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("L", size, level).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def test_what_inspect_prints_builds_the_same_data_set_as_a_layout_file(tmp_path: Path) -> None:
@@ -485,3 +466,55 @@ def test_a_folder_of_zips_is_one_data_set(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ShardifyError, match="a folder without zips or images"):
         run(tmp_path / "empty", tmp_path / "nothing")
+
+
+def unrelated(files: dict[str, bytes]) -> dict[str, bytes]:
+    """The same, with other backgrounds than the samples stand on."""
+    backs = {name: background(90 + place) for place, name in enumerate(files) if "/bg/" in name}
+    return files | backs
+
+
+def inverted(files: dict[str, bytes]) -> dict[str, bytes]:
+    """The same, with masks that are object where there is none."""
+    plane = np.full((24, 24), 255, np.uint8)
+    plane[16:] = 0
+    return {
+        name: encoded(plane, "JPEG") if "mask" in name else data for name, data in files.items()
+    }
+
+
+def turned(files: dict[str, bytes]) -> dict[str, bytes]:
+    """The same, with composites that ask to be turned upside down, alone."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    found = dict(files)
+    for name, data in files.items():
+        if "/fg_bg/" in name:
+            buffer = io.BytesIO()
+            Image.open(io.BytesIO(data)).save(buffer, "JPEG", exif=exif)
+            found[name] = buffer.getvalue()
+    return found
+
+
+@pytest.mark.parametrize("spoil", [unrelated, inverted, turned])
+def test_a_stated_background_that_no_pixel_bears_out_is_refused_unless_that_is_allowed(
+    tmp_path: Path, spoil: Callable[[dict[str, bytes]], dict[str, bytes]]
+) -> None:
+    source = pack(tmp_path / "x.zip", spoil(files_of()))
+    says = (
+        r"no pixels bear it out: it differs by \d\d\.\d .*, any fits 0 of 24 samples;.*--no-check"
+    )
+    with pytest.raises(LayoutError, match=says):
+        run(source, tmp_path / "out", workers=2)
+    assert not (tmp_path / "out").exists()
+    told = tmp_path / "layout.toml"
+    told.write_text(survey([source], OPTIONS, check=False).layout_file())
+    assert "check = false" in told.read_text()
+    again = survey([source], Options(val=0.25, layout=told))
+    assert "check = false" in again.layout_file()
+    manifest = run(source, tmp_path / "out", layout=told).manifest
+    assert manifest.layout["background"]["proof"] == "none: check = false"  # type: ignore[index]
+    assert manifest.layout["background"]["settings"]["check"] is False  # type: ignore[index]
+    told.write_text(told.read_text().replace("check = false", ""))
+    with pytest.raises(LayoutError, match=r"the layout file states .* or set check = false$"):
+        run(source, tmp_path / "other", layout=told)

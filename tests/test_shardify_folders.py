@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from shardline_bucket import BUCKET, serve
+from shardline_scenes import composite
 from shardline_sources import (
     content,
     files_of,
     inline,
     only,
     pack,
-    picture,
     run,
     shards,
     spread,
@@ -169,7 +169,7 @@ def test_a_file_changed_between_two_runs_is_read_again(
         run([folder], tmp_path / "out", progress=stop_after(3))
     changed = 0
     for path in folder.glob("fg_bg/*/*"):
-        data = picture(500 + int(path.stem[-3:]), "JPEG", "RGB")
+        data = composite(500 + int(path.stem[-3:]), int(path.parent.name[-3:]))
         size = len(files[str(path.relative_to(folder))])
         if len(data) <= size:  # Trailing bytes are allowed: the same size, another picture.
             path.write_bytes(data.ljust(size, b"\0"))

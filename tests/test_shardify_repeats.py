@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from shardline_sources import files_of, inline, only, pack, picture, run, shards, spread, zipped
+from shardline_scenes import background, composite
+from shardline_sources import files_of, inline, only, pack, run, shards, spread, zipped
 
 from shardify.errors import LayoutError
 from shardify.survey import Options, survey
@@ -56,7 +57,7 @@ def test_parts_inside_a_zip_and_in_folders_may_repeat_them_too(tmp_path: Path) -
 
 def test_different_backgrounds_of_one_name_are_refused_with_both_places(tmp_path: Path) -> None:
     one, two = halves()
-    two["bg/park3.jpg"] = picture(99, "JPEG", "RGB", (40, 30))
+    two["bg/park3.jpg"] = background(99)
     found = [pack(tmp_path / f"part{number}.zip", part) for number, part in enumerate((one, two))]
     with pytest.raises(
         LayoutError,
@@ -71,7 +72,10 @@ def test_other_backgrounds_of_the_second_part_are_kept(tmp_path: Path) -> None:
         name.replace("park1.", "park4.").replace("bg_001", "bg_004"): data
         for name, data in files_of(6, backgrounds=3, first=6).items()
     }
-    two["bg/park4.jpg"] = picture(4, "JPEG", "RGB", (40, 30))
+    two["bg/park4.jpg"] = background(4)
+    for number, name in enumerate(two):
+        if name.startswith("fg_bg/bg_004/"):
+            two[name] = composite(number, 4)
     found = [pack(tmp_path / f"part{number}.zip", part) for number, part in enumerate((one, two))]
     assert len(survey(found, Options()).layout.background_ids) == 4
     assert only(two, "bg").keys() == {"bg/park2.jpg", "bg/park3.jpg", "bg/park4.jpg"}

@@ -84,6 +84,7 @@ def test_a_mask_that_leaves_no_room_tells_nothing() -> None:
     world = World(masked=0.95)
     scores = world.score(world.truth, ((world.truth + 1) % 6).astype(np.int32))
     assert scores.samples == 0
+    assert (scores.opened, scores.covered) == (30, 30)
     assert scores.winner is None
 
 
@@ -112,6 +113,18 @@ def test_a_turned_jpeg_is_compared_as_it_is_stored() -> None:
     assert found is not None
     assert found.width * 2 == found.height
     assert np.asarray(found)[0].mean() < 60 < 190 < np.asarray(found)[-1].mean()
+
+
+def test_trimaps_and_arrays_say_where_the_ground_is() -> None:
+    world = World()
+    for row in range(30):
+        plane = np.full((40, 40), 2, np.uint8)
+        plane[:10], plane[10:14] = 1, 3
+        file = io.BytesIO()
+        np.save(file, plane)
+        world.data[50 + row] = png(plane) if row % 2 else file.getvalue()
+    scores = world.score(world.truth, ((world.truth + 1) % 6).astype(np.int32))
+    assert (scores.winner, scores.samples, scores.covered) == (0, 30, 0)
 
 
 def test_masks_are_told_from_depth_by_their_values() -> None:
