@@ -53,7 +53,7 @@ types: setup
 # Two processes of one thread each: torch on two threads each would fight for two cores.
 unit: setup
 	@mkdir -p '$(TMPDIR)'
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Where no registry can be reached but the packages are there: make gpu PYTHON=python3 SETUP=no
 SETUP ?= yes

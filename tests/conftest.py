@@ -8,6 +8,10 @@ import pytest
 PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "photos-2k.zip"
 
 
+LONGEST = ("test_train_suite.py", "test_offline.py", "test_train_ddp.py", "test_train_kill.py")
+"""Files that take minutes: begun first, or one process ends long after the other."""
+
+
 def _gpu_is_there() -> bool:
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -22,7 +26,9 @@ def _gpu_is_there() -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, by name and with the reason, what needs a GPU where there is none."""
+    """Begin with the longest; skip, by name and with the reason, what needs a GPU where none is."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
     if _gpu_is_there():
         return
     for item in items:
