@@ -23,7 +23,7 @@ from shardify.archive import Catalog
 from shardify.bank import write_backgrounds
 from shardify.cluster import Pool, pool_of
 from shardify.errors import BuildError, EntryError, ImageError, LayoutError
-from shardify.files import sync_files, write_atomic
+from shardify.files import Flushing, sync_files, write_atomic
 from shardify.handout import background_tasks, shard_tasks
 from shardify.images import parse
 from shardify.layout import Rejection
@@ -188,16 +188,20 @@ def _convert(found: Survey, out: Place, pool: Pool, progress: Progress | None) -
     results: dict[int, Any] = {}
     done = 0
     bad: list[Rejection] = []
-    for number, result in pool.map(tasks):
-        results[number] = result
-        if isinstance(result, ShardRecord):
-            done += len(plans[number].samples)
-            bad += _rejections(result)
-            if bad:
-                _check(found, bad)
-            if progress:
-                progress(done, total)
-    _prove(found)
+    with Flushing() as flushing:
+        for number, result in pool.map(tasks):
+            results[number] = result
+            if isinstance(result, ShardRecord):
+                done += len(plans[number].samples)
+                bad += _rejections(result)
+                if bad:
+                    _check(found, bad)
+                for variant in variants if result.samples else ():
+                    flushing.add(out / variant.folder / f"{result.name}.tar")
+                if progress:
+                    progress(done, total)
+        _prove(found)
+        flushing.finish()
     ordered = [results[number] for number in range(len(results))]
     records: list[ShardRecord] = ordered[: len(plans)]
     measured = Moments()

@@ -1,0 +1,76 @@
+"""What a build has finished is on the disk before anything says that it is."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from shardify.build import build
+from shardify.errors import BuildError
+from shardify.files import Flushing
+from shardify.remote import Url, place
+from shardify.survey import Options
+from shardify.synth import make
+
+OPTIONS = Options(val=0.25, workers=1, shard_samples=10)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("source") / "x.zip"
+    make(path, samples=40, backgrounds=4, size=64, seed=0)
+    return path
+
+
+def name_of(descriptor: int) -> str:
+    return Path(f"/proc/self/fd/{descriptor}").readlink().name
+
+
+def test_all_files_are_on_the_disk_before_the_manifest_appears(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, events = os.fsync, list[str]()
+
+    def watch(descriptor: int) -> None:
+        real(descriptor)
+        events.append(name_of(descriptor))
+
+    monkeypatch.setattr("os.fsync", watch)
+    report = build([source], tmp_path / "out", OPTIONS)
+    files = {path.name for path in (tmp_path / "out").iterdir()} - {"manifest.json"}
+    assert len(files) > 2 * len(report.manifest.splits["train"].shards)
+    before = events[: events.index("manifest.json.tmp")]
+    assert files <= set(before)
+    assert before[-1] == "out"
+
+
+def test_a_shard_that_the_disk_loses_is_one_line_and_no_manifest_appears(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, lost = os.fsync, list[str]()
+
+    def fail_once(descriptor: int) -> None:
+        # As the kernel does: what was lost is told to the first who asks, and to nobody again.
+        if not lost and name_of(descriptor).startswith("train-"):
+            lost.append(name_of(descriptor))
+            raise OSError(5, "Input/output error")
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", fail_once)
+        with pytest.raises(BuildError, match=r"Input/output error; .*run the same command again"):
+            build([source], tmp_path / "out", OPTIONS)
+    assert lost
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert not build([source], tmp_path / "out", OPTIONS).already
+
+
+def test_a_file_that_is_gone_is_told_when_all_are_waited_for(tmp_path: Path) -> None:
+    url = place("memory://x/y.tar")
+    assert isinstance(url, Url)
+    with Flushing() as flushing:
+        flushing.add(url)
+        flushing.finish()
+        flushing.add(tmp_path / "absent.tar")
+        with pytest.raises(FileNotFoundError):
+            flushing.finish()
