@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from tiny_run import TinyNet, TinySource
 
+from shardify.images import parse
+from shardify.pixels import PLAIN, pixels
 from train import predict as module
 from train.config import Config
 from train.distributed import World
@@ -92,6 +94,36 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no pictures in it"):
         pair(tmp_path / "empty", tmp_path / "x.jpg")
+
+
+# Turned and scaled as `shardify build` stores such a picture.
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_a_16_bit_picture_is_scaled_as_in_a_shard(tmp_path: Path, name: str) -> None:
+    ramp = np.linspace(0, 65535, 256 * 4).astype(np.uint16).reshape(16, 64)
+    Image.fromarray(ramp).save(tmp_path / name)
+    data = (tmp_path / name).read_bytes()
+    stored = pixels(data, parse(data), "fg_bg", PLAIN)
+    found = read_image(tmp_path / name)
+    assert np.array_equal(found, stored)
+    assert len(np.unique(found)) == 256 and found[-1, -1].tolist() == [255] * 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_by_exif_as_in_a_shard(tmp_path: Path, orientation: int) -> None:
+    image = Image.fromarray(np.arange(6 * 4 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "a.jpg", exif=exif, quality=95, subsampling=0)
+    data = (tmp_path / "a.jpg").read_bytes()
+    found = read_image(tmp_path / "a.jpg")
+    assert found.shape == ((6, 4, 3) if orientation >= 5 else (4, 6, 3))
+    assert np.array_equal(found, pixels(data, parse(data), "fg_bg", PLAIN))
+
+
+def test_a_picture_of_floating_point_numbers_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "f.tif")
+    with pytest.raises(DataError, match=r"f\.tif: .*floating-point.*expected 8 or 16 bits"):
+        read_image(tmp_path / "f.tif")
 
 
 class Echo(torch.nn.Module):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -237,18 +237,32 @@ def pair(bg: Path | None, fg_bg: Path) -> list[Job]:
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:
-    """A picture as (H, W, 3) uint8 RGB, as it is stored: EXIF does not turn it.
+    """A picture as (H, W, 3) uint8 RGB, as it would lie in a shard: turned as its EXIF asks.
+
+    Of 16 bits the upper 8 are taken.
 
     Raises:
-        DataError: Missing, or no picture.
+        DataError: Missing, no picture, or of numbers whose range cannot be told.
     """
     try:
         with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
+            image.load()
+            turned = ImageOps.exif_transpose(image)
+            if turned.mode == "I" or turned.mode.startswith("I;16"):
+                # Pillow would clip instead: all that is not nearly black would be white.
+                upper = (np.clip(np.asarray(turned), 0, 65535) >> 8).astype(np.uint8)
+                return np.repeat(upper[..., None], 3, axis=2)
+            if turned.mode != "F":
+                return np.array(turned.convert("RGB"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; expected a picture") from None
-    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+    # Pillow raises nearly anything on damaged input.
+    except Exception as error:
         raise DataError(f"{path}: no picture that can be read ({error})") from error
+    raise DataError(
+        f"{path}: a picture of floating-point numbers, whose white cannot be told; "
+        "expected 8 or 16 bits; save it as such"
+    )
 
 
 def _files(path: Path) -> list[Path]:
