@@ -281,6 +281,7 @@ def _meaning(found: Survey) -> Meaning:
     rows = np.flatnonzero(found.usable)
     rows = rows[:: max(1, len(rows) // _LOOKED_AT)][:_LOOKED_AT]
     levels: list[NDArray[Any]] = []
+    names: list[str] = []
     peaks: list[float] = []
     with Sources([each.path for each in catalog.sources]) as descriptors:
         read = reader_of(catalog, descriptors)
@@ -293,6 +294,7 @@ def _meaning(found: Survey) -> Meaning:
                     picture = parse(data)
                     if role == "mask":
                         levels.append(levels_of(data, picture))
+                        names.append(catalog.names[entry])
                     elif picture.trait == "F" or picture.trait.startswith("float"):
                         peaks.append(peak_of(data, picture))
                     else:
@@ -300,7 +302,7 @@ def _meaning(found: Survey) -> Meaning:
                 except EntryError:
                     continue  # The worker that meets it will say so.
     try:
-        return settle_meaning(levels, peaks)
+        return settle_meaning(levels, peaks, names)
     except ImageError as error:
         raise BuildError(f"{found.where}: {error}; convert the masks first") from error
 

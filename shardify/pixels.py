@@ -7,7 +7,8 @@ chooses no codec; a picture whose meaning cannot be told is refused, never guess
 
 import io
 import warnings
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +17,21 @@ from shardify.errors import ImageError
 from shardify.images import MASK_THRESHOLD, Picture
 from shardify.png import encode_png
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 __all__ = [
-    "Meaning", "is_plain", "levels_of", "peak_of", "pixels", "same_aspect", "settle",
-    "settle_meaning",
+    "Meaning", "is_plain", "levels_of", "peak_of", "pixels", "refuse_faint", "same_aspect",
+    "settle", "settle_meaning",
 ]  # fmt: skip
+
+Range = tuple[int, int]
 
 _MAX_LEVELS = 8
 _GRAY_SLACK = 8
+_ALPHA = ("alpha", "LA", "RGBA", "PA")
+"""Traits of pictures whose alpha may be what tells an object."""
+
 _METRE = 256
 """Steps of a 16-bit depth map to a unit of a floating-point one, as KITTI's maps have."""
 
@@ -63,6 +72,8 @@ def settle(
         what = f"{bits}-bit {what}"
     if role == "mask" and meaning.mask != "threshold":
         what = f"{what} ({meaning.mask})"
+    if role == "mask" and trait in _ALPHA and _by_alpha(data):
+        what = f"{what} (object by its alpha)"
     if role == "depth" and (trait == "F" or trait.startswith("float")):
         what = f"{what} (1 is {meaning.depth_scale} of 65535)"
     return encode_png(plane), stored, f"{role}: {what} to PNG"
@@ -100,7 +111,7 @@ def pixels(data: bytes, picture: Picture, role: str, meaning: Meaning) -> NDArra
     if role == "depth":
         return _depth(data, meaning)
     if role == "mask":
-        return _object(_open(data, "L"), meaning)
+        return _object(_open(data, _MASK), meaning)
     return _open(data, "RGB")
 
 
@@ -108,7 +119,7 @@ def levels_of(data: bytes, picture: Picture) -> NDArray[Any]:
     """The different values in a mask, in ascending order. Raises ImageError."""
     if picture.kind == "npy":
         return np.unique(_loaded(data))
-    return np.unique(_open(data, "L"))
+    return np.unique(_open(data, _MASK))
 
 
 def peak_of(data: bytes, picture: Picture) -> float:
@@ -117,15 +128,35 @@ def peak_of(data: bytes, picture: Picture) -> float:
     return float(np.max(plane, where=np.isfinite(plane), initial=0))
 
 
-def settle_meaning(masks: list[NDArray[Any]], depth_peaks: list[float]) -> Meaning:
+def refuse_faint(data: bytes, picture: Picture, meaning: Meaning) -> None:
+    """Refuse a mask with something in it, of which nothing would count as object.
+
+    Raises:
+        ImageError: Its highest value is above 0 and below ``MASK_THRESHOLD``, or it cannot be
+            decoded.
+    """
+    if meaning.mask == "threshold":
+        plane = _loaded(data) if picture.kind == "npy" else _open(data, _MASK)
+        peak = float(plane.max(initial=0))
+        if 0 < peak < MASK_THRESHOLD:
+            raise ImageError(
+                f"a mask with values up to {peak:g}; expected 0 alone, or objects of "
+                f"{MASK_THRESHOLD} and more"
+            )
+
+
+def settle_meaning(
+    masks: list[NDArray[Any]], depth_peaks: list[float], names: Sequence[str] = ()
+) -> Meaning:
     """Say from some of a data set's pictures how all of them are to be read.
 
     Args:
         masks: The values found in each of some masks.
         depth_peaks: The largest value of each of some floating-point depth maps; may be empty.
+        names: Of the masks, for an error; may be empty.
 
     Raises:
-        ImageError: The masks' values fit no known meaning.
+        ImageError: The masks' values fit no known meaning, or not one for all of them.
     """
     scale = 65535 if depth_peaks and max(depth_peaks) <= 1 else _METRE
     found = sorted({float(level) for levels in masks for level in levels})
@@ -142,11 +173,55 @@ def settle_meaning(masks: list[NDArray[Any]], depth_peaks: list[float]) -> Meani
                 f"expected 0 and one other, 1/2/3, or gray of which {MASK_THRESHOLD} and more is "
                 "object"
             )
+    if mask == "threshold":
+        _refuse_mixed([float(levels[-1]) for levels in masks if len(levels)], names)
     return Meaning(mask, scale)
 
 
+def _refuse_mixed(peaks: list[float], names: Sequence[str]) -> None:
+    """Raise ImageError where some masks would be empty by the rule that others show."""
+    faint = [place for place, peak in enumerate(peaks) if 0 < peak < MASK_THRESHOLD]
+    if faint:
+        full = max(range(len(peaks)), key=peaks.__getitem__)
+        one, other = (
+            f"{names[place]} to {peaks[place]:g}" if names else f"one to {peaks[place]:g}"
+            for place in (faint[0], full)
+        )
+        raise ImageError(
+            f"masks of mixed meaning: values go up in {one}, in {other} ({len(faint)} of "
+            f"{len(peaks)} looked at stay below {MASK_THRESHOLD}, from which on a pixel is "
+            "object); expected one meaning for all"
+        )
+
+
+_MASK = "mask"
+
+
+def _by_alpha(data: bytes) -> bool:
+    """Whether a picture's alpha tells the object, as its colour is the same everywhere."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data)) as image:
+            return _alpha_of(image) is not None
+
+
+def _alpha_of(image: "Image.Image") -> "Image.Image | None":
+    """The alpha plane, where it varies or is not full, and colour does not vary."""
+    if not image.has_transparency_data:
+        return None
+    *colour, alpha = image.convert("RGBA").split()
+    if any(low != high for low, high in (cast(Range, each.getextrema()) for each in colour)):
+        return None
+    return None if cast(Range, alpha.getextrema())[0] == 255 else alpha
+
+
 def _open(data: bytes, mode: str) -> NDArray[Any]:
-    """Decode with Pillow, turned as EXIF asks. ``mode`` may be empty: whatever it is."""
+    """Decode with Pillow, turned as EXIF asks.
+
+    ``mode`` may be empty: whatever it is; or ``mask``: gray, or alpha where only that tells.
+    """
     from PIL import Image, ImageOps
 
     # Pillow raises nearly anything on damaged input, and warns of what parse() has bounded.
@@ -156,6 +231,8 @@ def _open(data: bytes, mode: str) -> NDArray[Any]:
             with Image.open(io.BytesIO(data)) as image:
                 image.load()
                 turned = ImageOps.exif_transpose(image)
+                if mode == _MASK:
+                    turned, mode = _alpha_of(turned) or turned, "L"
                 if turned.mode.startswith("I;16") or turned.mode == "I":
                     wide: NDArray[Any] = np.asarray(turned)
                     if mode:

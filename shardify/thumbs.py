@@ -53,9 +53,17 @@ def open_mask(data: bytes, about: int | None) -> Image.Image | None:
 
     A trimap (1 object, 2 ground, 3 border) becomes 0 where it is ground, else 255.
     """
-    gray = open_small(data, "L", about)
+    # The type of colour in a PNG's header: a palette, or with alpha.
+    alpha_too = data.startswith(b"\x89PNG") and data[25:26] in (b"\3", b"\4", b"\6")
+    gray = open_small(data, "LA" if alpha_too else "L", about)
     if gray is None:
         return None
+    if gray.mode == "LA":
+        gray, alpha = gray.split()
+        # A mask may have its object in alpha alone.
+        flat = len(set(cast(tuple[int, int], gray.getextrema()))) == 1
+        if flat and cast(tuple[int, int], alpha.getextrema())[0] < 255:
+            gray = alpha
     low, high = cast(tuple[int, int], gray.getextrema())
     if 1 <= low < high <= 3:
         return gray.point([0 if level == 2 else 255 for level in range(256)])

@@ -21,7 +21,7 @@ from shardify.files import write_quick
 from shardify.images import Picture, parse
 from shardify.index import line_of, of_lines
 from shardify.moments import gauge, glance, measure
-from shardify.pixels import PLAIN, Meaning, pixels, same_aspect, settle
+from shardify.pixels import PLAIN, Meaning, pixels, refuse_faint, same_aspect, settle
 from shardify.ranges import expect
 from shardify.remote import Url, place
 from shardify.sources import Sources
@@ -124,7 +124,10 @@ def check_picture(
         kind = BY_NAME.get(name.rpartition(b".")[2].lower())
         if kind:
             return data, Picture(kind, 0, 0, 0, 0), ""
-    data, picture, rule = settle(data, parse(data), role, meaning)
+    given = parse(data)
+    if verify == "decode" and role == "mask":
+        refuse_faint(data, given, meaning)
+    data, picture, rule = settle(data, given, role, meaning)
     if verify == "decode" and not rule:
         pixels(data, picture, role, meaning)
     return data, picture, rule

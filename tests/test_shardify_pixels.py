@@ -1,6 +1,7 @@
 """Pictures of every kind become pixels of one meaning, or are refused by name."""
 
 import io
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from shardify.pixels import (
     levels_of,
     peak_of,
     pixels,
+    refuse_faint,
     settle,
     settle_meaning,
 )
@@ -172,6 +174,44 @@ def test_masks_become_0_and_255(plane: np.ndarray, meaning: Meaning) -> None:
         found, _, rule = settled(data, "mask", meaning)
         assert found.tolist() == [[0, 255], [255, 0]]
         assert bool(rule) == (meaning != PLAIN or data[1:4] != b"PNG")
+
+
+def test_masks_of_mixed_meaning_are_refused_with_an_example_of_each() -> None:
+    levels = [np.array(each) for each in ([0, 255], [0, 1], [0], [0, 1])]
+    with pytest.raises(ImageError, match=r"b.png to 1, in a.png to 255 \(2 of 4 looked at"):
+        settle_meaning(levels, [], ["a.png", "b.png", "c.png", "d.png"])
+    assert settle_meaning(levels[::2], []) == PLAIN
+
+
+def test_a_mask_with_an_object_that_would_not_count_is_refused_where_pixels_are_decoded() -> None:
+    for level, refused in ((0, False), (1, True), (149, True), (150, False)):
+        for data in (saved(np.array([[0, level]], np.uint8)), npy(np.array([[0, level]]))):
+            with pytest.raises(ImageError, match=f"to {level};") if refused else nullcontext():
+                refuse_faint(data, parse(data), PLAIN)
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGBA"), ("PNG", "LA"), ("WEBP", "RGBA")])
+@pytest.mark.parametrize("colour", [0, 255])
+def test_a_mask_of_one_colour_has_its_object_in_alpha(kind: str, mode: str, colour: int) -> None:
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    plane = np.zeros((8, 8), np.uint8)
+    image = Image.new("L", (8, 8), colour).convert(mode)
+    image.putalpha(Image.fromarray(plane))
+    assert not settled(saved(image, kind, **options), "mask")[0].any()
+    plane[:3] = 255
+    image.putalpha(Image.fromarray(plane))
+    found, _, rule = settled(saved(image, kind, **options), "mask")
+    assert (found == plane).all()
+    assert "(object by its alpha)" in rule
+
+
+def test_a_mask_whose_gray_tells_or_that_is_opaque_is_read_as_gray() -> None:
+    gray = np.array([[0, 255]], np.uint8)
+    for plane in (gray, np.zeros_like(gray)):
+        image = Image.fromarray(plane).convert("RGBA")
+        found, _, rule = settled(saved(image), "mask")
+        assert (found == plane).all()
+        assert "by its alpha" not in rule
 
 
 def test_gif_masks_are_read_by_their_palette() -> None:
