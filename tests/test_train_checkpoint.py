@@ -130,6 +130,34 @@ def test_a_damaged_newest_is_named_with_the_one_before_it(tmp_path: Path) -> Non
         store.newest()
 
 
+def test_what_is_whole_but_no_checkpoint_of_ours_is_never_called_damaged(tmp_path: Path) -> None:
+    store = Checkpoints(tmp_path, keep=3)
+    first, second = store.save(1, {"step": 1}), store.save(2, {"step": 2})
+    whole = second.read_bytes()
+
+    def refused(says: str) -> None:
+        with pytest.raises(CheckpointError, match=says) as caught:
+            store.newest()
+        line = str(caught.value)
+        assert "damaged" not in line and "delete" not in line and "\n" not in line
+        assert line.startswith(str(second)) and f"to go on from {first}" in line
+
+    save_file({}, second, {"version": "2", "state": "{}"})
+    refused("go on with the program that wrote it; or move it out of")
+    save_file({"w": torch.zeros(1)}, second)
+    refused("weights, not a whole state; .*put one in its place")
+    second.unlink()
+    second.mkdir()
+    refused("is a folder")
+    store.save(3, {"step": 3})
+    store.save(4, {"step": 4})
+    assert second.is_dir() and not first.exists()
+    second.rmdir()
+    second.write_bytes(whole)
+    found = Checkpoints(tmp_path, keep=3).newest()
+    assert found is not None and found.state == {"step": 4}
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     written: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

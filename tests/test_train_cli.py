@@ -211,6 +211,37 @@ def test_resuming_what_was_never_begun_begins(tmp_path: Path) -> None:
     assert (out / "last.safetensors").is_file()
 
 
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_again_over_it(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert call("run", *SHORT, "--out", out).exit_code == 0
+    for checkpoint in (out / "checkpoints").iterdir():
+        checkpoint.unlink()
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    again = ["run", "--resume", *SHORT, "--out", out]
+    put_back = f"put one back into {out / 'checkpoints'}, or start a new run with another --out"
+    assert_one_line(call(*again), 1, "holds 2 epochs of a run and no checkpoint", put_back)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    for name in ("config.toml", "metrics.jsonl"):
+        (out / name).unlink()
+    result = call(*again)
+    assert_one_line(result, 1, "holds best.safetensors, but neither config.toml", put_back)
+    assert not (out / "config.toml").exists()
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert call("run", *SHORT, "--out", out, "--epochs", 1).exit_code == 0
+    for checkpoint in (out / "checkpoints").iterdir():
+        checkpoint.unlink()
+    weights = (out / "last.safetensors").read_bytes()
+    assert call("run", "--resume", "--out", out).exit_code == 0
+    assert (out / "last.safetensors").read_bytes() == weights
+    bare = tmp_path / "bare"  # Killed before its settings were written.
+    bare.mkdir()
+    (bare / ".config.toml.tmp").write_text("[da")
+    assert call("run", "--resume", *SHORT, "--out", bare, "--max-steps", 1).exit_code == 0
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert call("run", *SHORT, "--out", out, "--checkpoint-steps", 3).exit_code == 0

@@ -175,8 +175,13 @@ def test_what_a_kill_left_half_written_is_swept_away(tmp_path: Path, whole: Path
     finish_killed(process)
     (out / "checkpoints" / ".step-00000005.safetensors.tmp").write_bytes(b"half")
     (out / ".last.safetensors.tmp").write_bytes(b"half")
+    (out / ".tmpAb3xYz").write_bytes(b"half")  # What safetensors calls its own.
+    (out / "checkpoints" / ".tmp012345").write_bytes(b"half")
+    mine = [out / ".tmp-my-notes", out / ".tmpfolder"]
+    mine[0].write_text("kept")
+    mine[1].mkdir()
     finish(start(out, "--resume"))
-    assert not list(out.rglob("*.tmp"))
+    assert sorted(path for path in out.rglob("*") if ".tmp" in path.name) == sorted(mine)
     assert_same_end(out, whole)
 
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from train.errors import CheckpointError
+from train.errors import CheckpointError, DamagedError
 
 __all__ = [
     "TEMPORARY",
@@ -72,7 +72,8 @@ class Checkpoints:
         path = self.folder / f"step-{step:08d}.safetensors"
         write(path, state)
         for old in self.files()[self._keep :]:
-            old.unlink()
+            if old.is_file():
+                old.unlink()
         return path
 
     def files(self) -> list[Path]:
@@ -83,19 +84,27 @@ class Checkpoints:
         """The newest checkpoint; None if there is none.
 
         Raises:
-            CheckpointError: It is damaged; the message names the one before it, if any.
+            CheckpointError: It is damaged, or no checkpoint that this program can read; the
+                message names the one before it, if any.
         """
         files = self.files()
         if not files:
             return None
         try:
             return read(files[0])
-        except CheckpointError as error:
+        except DamagedError as error:
             if len(files) == 1:
-                raise CheckpointError(f"{error}; no earlier one: start again without it") from None
-            raise CheckpointError(
+                raise DamagedError(f"{error}; no earlier one: start again without it") from None
+            raise DamagedError(
                 f"{error}; the one before it is {files[1]}: "
                 f"delete the damaged file to go on from there"
+            ) from None
+        except CheckpointError as error:
+            if len(files) == 1:
+                raise
+            # It may be worth more than the one before it.
+            raise CheckpointError(
+                f"{error}; or move it out of {self.folder} to go on from {files[1]}"
             ) from None
 
 
@@ -166,18 +175,21 @@ def read(path: Path) -> Stored:
     """Read a checkpoint and verify every byte of it.
 
     Raises:
-        CheckpointError: Missing, damaged, no checkpoint, or of another version.
+        CheckpointError: Missing, no checkpoint, or of another version.
+        DamagedError: Its bytes are not those that were written.
     """
     tensors, metadata = load(path)
     if "version" not in metadata or "state" not in metadata:
-        raise CheckpointError(f"{path}: holds weights, not a whole state; expected a checkpoint")
+        raise CheckpointError(
+            f"{path}: holds weights, not a whole state; expected a checkpoint; put one in its place"
+        )
     if metadata["version"] != str(VERSION):
         raise CheckpointError(
             f"{path}: checkpoint version {metadata['version']}; this program reads {VERSION}; "
             "go on with the program that wrote it"
         )
     if metadata.get("sha256") != _digest(metadata["state"], tensors):
-        raise CheckpointError(f"{path}: damaged: its bytes are not those that were written")
+        raise DamagedError(f"{path}: damaged: its bytes are not those that were written")
     return Stored(path, _restore(json.loads(metadata["state"]), tensors))
 
 
@@ -185,8 +197,13 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file.
 
     Raises:
-        CheckpointError: Missing, cut, or no safetensors file.
+        CheckpointError: Missing, or no file.
+        DamagedError: Cut, or no safetensors file.
     """
+    if path.is_dir():
+        raise CheckpointError(
+            f"{path}: is a folder; expected a checkpoint or weights; put one in its place"
+        )
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -195,7 +212,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path}: no such file; expected a checkpoint or weights") from None
     except (OSError, SafetensorError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path}: damaged or no safetensors file ({reason})") from error
+        raise DamagedError(f"{path}: damaged or no safetensors file ({reason})") from error
 
 
 def _strip(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

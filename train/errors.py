@@ -4,7 +4,8 @@
     ├── ConfigError       a setting is unknown, mistyped, out of range, or contradicts another
     ├── DataError         the shards, a split, a role or a decoded sample is not what training needs
     ├── RunError          the run's folder holds something else, or nothing to go on from
-    │   └── CheckpointError   a checkpoint is damaged, foreign, or of another schema version
+    │   └── CheckpointError   a checkpoint is missing, foreign, or of another schema version
+    │       └── DamagedError  a checkpoint's bytes are not those that were written
     ├── DivergedError     the loss is no longer a finite number
     ├── FitError          a batch does not fit into memory
     └── PeerError         another rank of a distributed run ended or does not answer
@@ -16,6 +17,7 @@ A message is one line: ``WHERE: what was found; what was expected; REMEDY``.
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "DamagedError",
     "DataError",
     "DivergedError",
     "FitError",
@@ -43,7 +45,11 @@ class RunError(TrainError):
 
 
 class CheckpointError(RunError):
-    """A checkpoint is damaged, foreign, or of another schema version."""
+    """A checkpoint is missing, foreign, or of another schema version."""
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint's bytes are not those that were written."""
 
 
 class DivergedError(TrainError):

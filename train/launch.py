@@ -113,6 +113,8 @@ def launch(
         if world.first and not resume:
             _refuse_other(out)
         found = _newest(config) if resume else None
+        if world.first and resume and found is None:
+            _refuse_again(out)
         if not world.same(found.state["position"]["step"] if found else -1):
             raise RunError(
                 f"{out}: the ranks see different checkpoints there; with several machines, --out "
@@ -248,6 +250,36 @@ def _refuse_other(out: Path) -> None:
         raise RunError(f"{out}: holds something else; expected an empty folder; choose --out")
 
 
+def _refuse_again(out: Path) -> None:
+    """Without a checkpoint a run may begin again only where nothing later than it would be lost.
+
+    A kill within the first epoch leaves settings and perhaps that epoch's figures and weights, and
+    these come again as they were.
+    """
+    checkpoints = out / "checkpoints"
+    remedy = f"put one back into {checkpoints}, or start a new run with another --out"
+    epochs = len(JsonLines(out / "metrics.jsonl").read())
+    if epochs > 1:
+        raise RunError(
+            f"{out}: holds {epochs} epochs of a run and no checkpoint to go on from; {remedy}"
+        )
+    if (out / CONFIG).is_file() or not out.is_dir():
+        return
+    found = {path for path in out.iterdir() if path not in _halves(out)} - {checkpoints}
+    if found:
+        raise RunError(
+            f"{out}: holds {min(found).name}, but neither {CONFIG} nor a checkpoint to go on from; "
+            f"{remedy}"
+        )
+
+
+def _halves(out: Path) -> list[Path]:
+    """Files that a kill left half written, ours and those of safetensors."""
+    names = (f".*{TEMPORARY}", f"{TEMPORARY}??????")
+    found = [path for name in names for path in (*out.glob(name), *out.glob(f"checkpoints/{name}"))]
+    return [path for path in found if path.is_file() and not path.is_symlink()]
+
+
 def _check_stages(config: Config, found: Stored) -> None:
     """What is trained already stays as it was: resolutions may only change in the future."""
     before = _settings_of(found)
@@ -274,8 +306,8 @@ def _prepare(out: Path, config: Config, epoch: int) -> None:
         temporary = out / f".{CONFIG}.tmp"
         temporary.write_text(to_toml(config), encoding="utf-8")
         temporary.replace(out / CONFIG)
-        for half in (*out.glob(f".*{TEMPORARY}"), *out.glob(f"checkpoints/.*{TEMPORARY}")):
-            half.unlink()  # A kill left it.
+        for half in _halves(out):
+            half.unlink()
         metrics = JsonLines(out / "metrics.jsonl")
         if metrics.path.exists():
             metrics.keep_before(epoch)
