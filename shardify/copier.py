@@ -47,7 +47,8 @@ class Copier:
         self._trusted = task.verify == "none"
         self._roles = task.roles
         self._meaning = task.meaning
-        self._good: dict[tuple[str, Picture, Picture], bool] = {}
+        self._last: dict[str, tuple[Picture, Picture]] = {}
+        self._trust = {end: Picture(kind, 0, 0, 0, 0) for end, kind in BY_NAME.items()}
 
     def copy(
         self, names: Sequence[bytes], rows: Sequence[tuple[int, ...]]
@@ -64,15 +65,16 @@ class Copier:
         if not self._able:
             return None
         found: list[tuple[str, bytes, Picture]] = []
+        files, last = self._files, self._last
         for role, name, row in zip(self._roles, names, rows, strict=True):
-            data = _payload(self._files, name, row)
+            data = _payload(files, name, row)
             if data is None:
                 return None
             if self._trusted:
-                kind = BY_NAME.get(name[name.rfind(b".") + 1 :].lower())
-                if kind is None:
+                trusted = self._trust.get(name[name.rfind(b".") + 1 :].lower())
+                if trusted is None:
                     return None
-                picture = Picture(kind, 0, 0, 0, 0)
+                picture = trusted
             else:
                 known = recognise(data)
                 if known is None:
@@ -81,13 +83,12 @@ class Copier:
                     except EntryError:
                         return None
                 picture = known
-                first = found[0][2] if found else picture
-                good = self._good.get((role, picture, first))
-                if good is None:
-                    good = is_plain(picture, role, self._meaning) and same_aspect(picture, first)
-                    self._good[role, picture, first] = good
-                if not good:
-                    return None
+                # Nearly always those of the sample before, which were found good.
+                pair = picture, found[0][2] if found else picture
+                if last.get(role) != pair:
+                    if not is_plain(picture, role, self._meaning) or not same_aspect(*pair):
+                        return None
+                    last[role] = pair
             found.append((role, data, picture))
         return found
 

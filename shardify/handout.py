@@ -16,7 +16,7 @@ from shardify.tasks import BackgroundTask, ShardTask
 
 __all__ = ["background_tasks", "shard_tasks"]
 
-_MEASURED = 500
+_MEASURED = 400
 """At least this many samples are decoded for the statistics, if there are as many."""
 _MEASURED_BACKGROUNDS = 100
 _BACKGROUNDS_A_TASK = 8

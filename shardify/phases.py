@@ -102,7 +102,7 @@ def phases(source: Path) -> list[Phase]:
         told("workers", "unpacking, CRC-32 and local headers", unpack - read)
         told("workers", "pictures' structure (not with --verify none)", check - unpack)
         told("workers", "tar and index: headers, SHA-256, writing", stored - unpack)
-        told("workers", "statistics: 500 samples decoded", measured)
+        told("workers", "statistics: 400 samples decoded", measured)
         told("workers", "statistics: backgrounds decoded", _best(lambda: list(map(run_task, jobs))))
     return result
 

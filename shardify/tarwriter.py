@@ -23,7 +23,6 @@ _TAIL = (b"0" + bytes(100) + b"ustar\x0000").ljust(356, b"\0")
 _MTIME = b"00000000000\0"
 _BASE = sum(_HEAD) + sum(_MTIME) + 8 * 0x20 + sum(_TAIL)
 _PADS = [bytes(-size % _BLOCK) for size in range(_BLOCK)]
-_CHECKSUMS = [b"%06o\0 " % number + _TAIL for number in range(_BASE + 110 * 255 + 11 * 55)]
 _REMEMBERED = 50_000
 
 
@@ -40,6 +39,7 @@ class TarWriter:
         self._due = _FLUSH
         self._digest = hashlib.sha256()
         self._sizes: dict[int, tuple[bytes, int]] = {}
+        self._sums: dict[int, bytes] = {}
         self.offset = 0
         """Bytes so far."""
 
@@ -54,10 +54,13 @@ class TarWriter:
         known = self._sizes.get(size)
         if known is None:
             known = self._size(size)
+        digits, total = known
+        total += sum(name)
+        tail = self._sums.get(total)
+        if tail is None:
+            tail = self._sums[total] = b"%06o\0 " % total + _TAIL
         pad = _PADS[size % _BLOCK]
-        self._pieces += (
-            name.ljust(100, b"\0"), known[0], _CHECKSUMS[known[1] + sum(name)], data, pad
-        )  # fmt: skip
+        self._pieces += (name.ljust(100, b"\0"), digits, tail, data, pad)
         start = self.offset + _BLOCK
         self.offset = stop = start + size + len(pad)
         if stop >= self._due:

@@ -4,7 +4,6 @@ Asks the installed metadata first, then the checkout's own ``pyproject.toml``; g
 """
 
 import importlib.metadata
-import tomllib
 from pathlib import Path
 
 __all__ = ["version"]
@@ -15,6 +14,8 @@ def version() -> str:
     try:
         return importlib.metadata.version("shardline")
     except importlib.metadata.PackageNotFoundError:
+        import tomllib  # Where nothing is installed; else a start goes without.
+
         project = Path(__file__).resolve().parents[1] / "pyproject.toml"
         try:
             return str(tomllib.loads(project.read_text())["project"]["version"])

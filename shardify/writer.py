@@ -19,7 +19,7 @@ from shardify.errors import BuildError, EntryError
 from shardify.extract import payload
 from shardify.files import write_quick
 from shardify.images import Picture, parse
-from shardify.index import line_of, of_lines
+from shardify.index import of_lines
 from shardify.moments import gauge, glance, measure
 from shardify.pixels import PLAIN, Meaning, pixels, refuse_faint, same_aspect, settle
 from shardify.ranges import expect
@@ -210,7 +210,7 @@ class _Sink:
     def __init__(self, variant: Variant, tar: TarWriter) -> None:
         self._variant = variant
         self._tar = tar
-        self._pictures: dict[str, Counter[Picture]] = {}
+        self._pictures: dict[str, dict[Picture, tuple[list[int], str]]] = {}
         self._costs: dict[str, list[float]] = {}
         self.lines: list[str] = []
         """Of the index."""
@@ -234,17 +234,20 @@ class _Sink:
                     total = self._costs.setdefault(role, [0.0, 0])
                     total[0] += cost(plane, data, picture, role)
                     total[1] += 1
-            counts = self._pictures.get(role)
-            if counts is None:
-                counts = self._pictures[role] = Counter()
-            counts[picture] += 1
-            extension = f"{role}.{picture[0]}"
+            kinds = self._pictures.get(role)
+            if kinds is None:
+                kinds = self._pictures[role] = {}
+            known = kinds.get(picture)
+            if known is None:
+                known = kinds[picture] = [0], f"{role}.{picture[0]}"
+            count, extension = known
+            count[0] += 1
             full = f"{key}.{extension}"
-            line.append((extension, add(full.encode(), data), len(data), full))
+            line.append(f"{extension} {add(full.encode(), data)} {len(data)} {full}")
         if background >= 0:
             full = f"{key}.bg.cls"
-            line.append(("bg.cls", add(full.encode(), b"%05d" % background), 5, full))
-        self.lines.append(line_of(line))
+            line.append(f"bg.cls {add(full.encode(), b'%05d' % background)} 5 {full}")
+        self.lines.append(" ".join(line))
 
     def part(self, index: bytes) -> Part:
         """End the tar, and say what it holds."""
@@ -255,9 +258,10 @@ class _Sink:
             index_sha256=hashlib.sha256(index).hexdigest(),
             pictures={
                 role: {
-                    " ".join(map(str, each[:5])): number for each, number in sorted(count.items())
+                    " ".join(map(str, each[:5])): number
+                    for each, ((number,), _) in sorted(kinds.items())
                 }
-                for role, count in self._pictures.items()
+                for role, kinds in self._pictures.items()
             },
             costs=self._costs,
         )
