@@ -168,7 +168,7 @@ def test_a_signal_within_a_long_step_saves_the_last_whole_one_of_all_ranks(
     asked = time.monotonic()
     process.send_signal(signal.SIGTERM)  # As a scheduler does: to torchrun, which passes it on.
     _, err = process.communicate(timeout=100)
-    assert time.monotonic() - asked < 15
+    assert time.monotonic() - asked < 30
     assert f"{out}: stopped at step 2; --resume goes on from there" in err
     run(1, out, "--resume", batch=12)
     assert_equal_runs(alone, out, tolerance=2e-4)

@@ -139,7 +139,7 @@ def test_a_signal_ends_the_process_with_130_and_a_saved_state(tmp_path: Path, wh
     asked = time.monotonic()
     process.send_signal(signal.SIGTERM)
     _, err = finish(process, 130)
-    assert time.monotonic() - asked < 10
+    assert time.monotonic() - asked < 25
     assert "--resume goes on from there" in err and len(err.strip().splitlines()) == 1
     stopped_at = newest_step(out)
     assert f"stopped at step {stopped_at}" in err
@@ -161,7 +161,7 @@ def test_a_signal_within_a_long_step_saves_the_last_whole_one(
         process.send_signal(number)
         time.sleep(0.1)  # Two at once would be one.
     _, err = finish(process, 130)
-    assert time.monotonic() - asked < 10
+    assert time.monotonic() - asked < 25
     assert err.strip() == f"{out}: stopped at step 5; --resume goes on from there"
     finish(start(out, "--resume"))
     assert_same_end(out, whole)

@@ -225,7 +225,7 @@ def test_a_step_that_takes_too_long_is_stopped_with_all_that_it_started(tmp_path
     )
     began = time.monotonic()
     found = run(step(code), limit=2, log=tmp_path / "log")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert found.status == "timed out"
     assert found.why == "still at work after 2 s"
     assert found.last == ["started"]
