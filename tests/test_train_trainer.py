@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_run import TinyNet, TinySource
 
+from train import folder
 from train.batch import Batch
 from train.checkpoint import Checkpoints, Stored
 from train.config import Config
@@ -373,6 +374,29 @@ def test_a_full_disk_does_not_end_the_run(
     assert 0 < found.state["position"]["step"] < 4
 
 
+def test_the_summary_names_weights_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = folder.save
+
+    def told(name: str, *unwritten: str) -> tuple[str, object]:
+        def save(path: Path, *rest: Any) -> None:
+            if path.name in unwritten:
+                raise OSError(28, "No space left on device")
+            real(path, *rest)
+
+        monkeypatch.setattr(folder, "save", save)
+        summary = make(tmp_path / name, max_steps=1).run()
+        return str(summary), json.loads(summary.to_json())["weights"]
+
+    best, last = (f"{name}.safetensors" for name in ("best", "last"))
+    for name, unwritten, expected in (("a", [], best), ("b", [best], last)):
+        text, weights = told(name, *unwritten)
+        assert weights == str(tmp_path / name / expected) and f"weights    {weights}" in text
+    text, weights = told("c", best, last)
+    assert weights is None and "weights    none could be written" in text
+
+
 def test_other_data_is_refused_on_resume(tmp_path: Path) -> None:
     make(tmp_path / "run", max_steps=2).run()
     other = make(tmp_path / "run", TinySource(40, 10, fingerprint="other"))
@@ -450,6 +474,17 @@ def test_norms_over_all_ranks_need_gpus(tmp_path: Path) -> None:
     world = World(rank=0, size=2)
     with pytest.raises(ConfigError, match="--sync-bn"):
         Trainer(config, TinySource(40, 10), world=world, make_model=TinyNet)
+
+
+def test_cuda_graphs_need_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--compile graphs: .*expected --device cuda, or"):
+        make(tmp_path / "run", compile="graphs")
+
+
+def test_fp16_trains_on_a_cpu_too(tmp_path: Path) -> None:
+    make(tmp_path / "run", precision="fp16", epochs=(1, 1), panel_rows=0).run()
+    plain, half = JsonLines(tmp_path / "run" / "metrics.jsonl").read()
+    assert half["res"] == 32 and half["train"]["loss"] < plain["train"]["loss"]
 
 
 @pytest.mark.slow

@@ -107,6 +107,11 @@ class Networks:
         how = self._config.compute.compile
         if how == "no":
             return model
+        if how == "graphs" and self._device.type != "cuda":
+            raise ConfigError(
+                "--compile graphs: only GPUs have CUDA graphs; "
+                "expected --device cuda, or --compile yes"
+            )
         mode = "reduce-overhead" if how == "graphs" else "default"
         return cast(nn.Module, torch.compile(model, dynamic=False, mode=mode))
 

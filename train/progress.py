@@ -83,20 +83,22 @@ class Summary:
     panel: Path | None
     """The last panel; None if none was drawn."""
 
+    weights: Path | None
+    """The best weights, or else the last; None if none could be written."""
+
     def __str__(self) -> str:
         lines = [f"{self.out}: {self.steps} steps"]
         if self.last is not None:
             lines.append(f"  data-wait  {100 * self.last['data_wait']:.1f} % of the step time")
             lines.append(f"  throughput {self.last['samples_per_s']:.1f} samples/s")
             lines.append(f"  memory     {self.last['peak_memory_mb']:.0f} MB at the peak")
-        lines.append(f"  weights    {self.out / 'best.safetensors'}")
+        lines.append(f"  weights    {self.weights or 'none could be written'}")
         if self.panel is not None:
             lines.append(f"  panel      {self.panel}")
         return "\n".join(lines)
 
     def to_json(self) -> str:
         """One JSON object on one line."""
-        panel = str(self.panel) if self.panel else None
-        return json.dumps(
-            plain({"out": str(self.out), "steps": self.steps, "last": self.last, "panel": panel})
-        )
+        weights, panel = (str(path) if path else None for path in (self.weights, self.panel))
+        found = {"out": str(self.out), "steps": self.steps, "last": self.last}
+        return json.dumps(plain({**found, "weights": weights, "panel": panel}))

@@ -29,6 +29,7 @@ __all__ = [
     "pick_device",
     "place",
     "targets_of",
+    "weights_in",
     "weights_metadata",
 ]
 
@@ -143,6 +144,12 @@ def weights_metadata(about: Mapping[str, Any]) -> dict[str, str]:
     return {"shardline": json.dumps(dict(about))}
 
 
+def weights_in(run: Path) -> Path | None:
+    """The weights to use of a run's folder: its best, or else its last; None if it has none."""
+    found = (run / name for name in ("best.safetensors", "last.safetensors"))
+    return next((file for file in found if file.is_file()), None)
+
+
 def load_trained(path: str | Path, *, make_model: MakeModel = create) -> Trained:
     """The network of a run, a file of weights, or a checkpoint.
 
@@ -155,8 +162,7 @@ def load_trained(path: str | Path, *, make_model: MakeModel = create) -> Trained
     """
     path = Path(path)
     if path.is_dir():
-        found = [path / name for name in ("best.safetensors", "last.safetensors")]
-        file = next((name for name in found if name.is_file()), None)
+        file = weights_in(path)
         if file is None:
             raise CheckpointError(f"{path}: no best.safetensors or last.safetensors; train first")
         path = file

@@ -35,7 +35,14 @@ from train.state import State
 from train.step import StepResult
 from train.stop import Stop
 from train.tracing import Tracer
-from train.trained import MakeModel, missing, pick_device, targets_of, weights_metadata
+from train.trained import (
+    MakeModel,
+    missing,
+    pick_device,
+    targets_of,
+    weights_in,
+    weights_metadata,
+)
 
 __all__ = ["Trainer"]
 
@@ -148,7 +155,11 @@ class Trainer:
                 self._loaders.close()
             self._out.close()
         return Summary(
-            out=self._out.out, steps=self.at.step, last=self._record, panel=self._out.panel
+            out=self._out.out,
+            steps=self.at.step,
+            last=self._record,
+            panel=self._out.panel,
+            weights=weights_in(self._out.out),
         )
 
     def _enough(self) -> bool:
