@@ -16,6 +16,7 @@ from shardify.errors import ShardifyError
 from shardify.progress import progress
 from shardify.remote import Place, place
 from shardify.texts import build_text, stats_text, survey_text
+from shardify.version import version
 
 __all__ = ["main"]
 
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="shardline")
+@click.version_option(version())
 def cli() -> None:
     """Turn zips of aligned images into checked, reproducible WebDataset shards.
 

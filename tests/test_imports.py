@@ -39,7 +39,13 @@ ORDER = {
 ACROSS = {
     "shardify": (),
     "model": (),
-    "train": ("model", "shardify.manifest", "shardify.errors", "shardify.interrupts"),
+    "train": (
+        "model",
+        "shardify.manifest",
+        "shardify.errors",
+        "shardify.interrupts",
+        "shardify.version",
+    ),
 }
 
 # Libraries that only the named modules may import.

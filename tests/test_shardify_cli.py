@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import click
@@ -125,3 +126,23 @@ def test_the_module_runs_as_a_command() -> None:
     )
     assert done.returncode == 0
     assert "shardify" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["shardify", "train"])
+def test_the_version_is_told_where_nothing_was_installed(command: str) -> None:
+    code = (
+        "import importlib.metadata as metadata\n"
+        "real = metadata.version\n"
+        "def version(name):\n"
+        "    if name == 'shardline':\n"
+        "        raise metadata.PackageNotFoundError(name)\n"
+        "    return real(name)\n"
+        "metadata.version = version\n"
+        f"from {command}.cli import main\n"
+        "main(['--version'])\n"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(f"version {project['version']}\n")

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from shardify.version import version
 from train.errors import ConfigError
 from train.options import FILE, Commands, all_settings, one_line_errors, said
 
@@ -17,7 +18,7 @@ __all__ = ["main"]
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="shardline")
+@click.version_option(version())
 def main() -> None:
     """Train networks on shards, judge them and use them.
 
