@@ -9,6 +9,7 @@ import importlib
 import itertools
 import logging
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -222,6 +223,12 @@ class Cluster:
             ) from error
 
     def _connect(self) -> Any:
+        # A client that is refused its address complains again when it is collected.
+        if not re.fullmatch(r"(tcp|tls|ucx|ws|wss|inproc)://.+", self._scheduler):
+            raise BuildError(
+                f"{self._scheduler}: no address of a Dask scheduler; expected tcp://HOST:PORT of "
+                "one that runs; correct --scheduler, or go without"
+            )
         try:
             client = self._dask.Client(self._scheduler, timeout=_CONNECT, set_as_default=False)
         except (OSError, TimeoutError, ValueError) as error:

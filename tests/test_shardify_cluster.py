@@ -215,3 +215,16 @@ def test_what_lives_in_one_process_stays_in_it() -> None:
         pool_of("x:y", scheduler="tcp://127.0.0.1:9", places=[private])
     with pool_of("shardify.index:parse_index", workers=1, places=[Path("x.zip")]) as pool:
         assert isinstance(pool, Workers)
+
+
+def test_what_is_no_address_is_refused_at_once_and_for_good() -> None:
+    code = (
+        "from shardify.cluster import Cluster\n"
+        "try: Cluster('shardify.writer:run_task', 'foo')\n"
+        "except Exception as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.startswith("foo: no address of a Dask scheduler; expected tcp://HOST:PORT")
+    assert not done.stderr
