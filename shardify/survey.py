@@ -212,6 +212,10 @@ def survey(
                     )
                 )
     options = _resolved(options, layout)
+    try:
+        shards = replan(layout, usable, options)
+    except PlanError as error:
+        raise PlanError(f"{where}: {error}") from error
     found = Survey(
         where=where,
         catalog=catalog,
@@ -219,7 +223,7 @@ def survey(
         options=options,
         rejected=rejected,
         usable=usable,
-        shards=replan(layout, usable, options),
+        shards=shards,
     )
     check_bad(found)
     return found
