@@ -270,6 +270,8 @@ def _found_by_rules(
         return rules.map_rows(layout, names, read)
 
     applied = rules.apply(layout, names, maps, where=where)
+    used = [index for column in applied.table.members.values() for index in column.tolist()]
+    paths = [names[index] for index in (*used, *applied.backgrounds) if index >= 0]
     wanted = layout.background["rule"] != "none"
     return _Found(
         table=applied.table,
@@ -279,7 +281,8 @@ def _found_by_rules(
             for role, patterns in layout.patterns.items()
         },
         ignored={"no pattern matches": applied.unmatched} if applied.unmatched else {},
-        shared=0,
+        # As where names are sorted by themselves: keys shall be the same.
+        shared=naming.common_folders([path.rpartition("/")[0] for path in paths]),
         maps=maps,
         unknown=[],
         map=layout.map,
