@@ -57,7 +57,8 @@ def assign(
             f"{where}: no composite images (folder or name with fg_bg, overlay, images) among "
             f"{told}; add them, or pass --layout"
         )
-    if "mask" not in roles and ("bg" in roles or "depth" not in roles):
+    # Masks may be absent; but images of which no word tells anything may be the masks.
+    if "mask" not in roles and ("depth" not in roles or ("bg" in roles and None in roles)):
         raise LayoutError(
             f"{where}: no masks (folder or name with mask) among {told}; add the masks, or pass "
             f"--layout"

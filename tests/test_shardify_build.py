@@ -163,7 +163,7 @@ def test_foregrounds_can_be_held_back_instead(tmp_path: Path) -> None:
 
 def test_a_split_without_groups_is_refused(tmp_path: Path) -> None:
     source = pack(tmp_path / "x.zip", files_of(backgrounds=1))
-    with pytest.raises(PlanError, match="--group-by none"):
+    with pytest.raises(PlanError, match=r"^x\.zip: .*--group-by none"):
         run(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert run(source, tmp_path / "out", group_by="none").manifest.splits["val"].samples == 6
@@ -227,10 +227,26 @@ def test_a_zip_of_nothing_but_damage_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_a_zip_without_masks_is_refused_by_that_name(tmp_path: Path) -> None:
+def test_a_zip_without_masks_is_built_without_and_says_that_nothing_was_proven(
+    tmp_path: Path,
+) -> None:
     files = {name: data for name, data in files_of().items() if "mask" not in name}
-    with pytest.raises(LayoutError, match="mask"):
+    manifest = run(pack(tmp_path / "x.zip", files), tmp_path / "out").manifest
+    assert list(manifest.roles) == ["bg", "fg_bg", "depth"]
+    assert str(manifest.layout["background"]["proof"]).startswith("none: without masks")  # type: ignore[index]
+    assert sum(split.samples for split in manifest.splits.values()) == 24
+
+
+def test_a_zip_that_may_hold_masks_under_another_name_is_refused(tmp_path: Path) -> None:
+    files = {
+        f"data_all/stuff/{name[-10:]}" if "mask" in name else name: data
+        for name, data in files_of().items()
+    }
+    with pytest.raises(LayoutError, match=r"no masks .* among 4 bg, 24 fg_bg, 24 depth"):
         run(pack(tmp_path / "x.zip", files), tmp_path / "out")
+    bare = {name: data for name, data in files.items() if "/bg/" in name or "/fg_bg/" in name}
+    with pytest.raises(LayoutError, match=r"no masks .* among 4 bg, 24 fg_bg"):
+        run(pack(tmp_path / "x.zip", bare), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -449,6 +465,21 @@ def test_what_inspect_prints_builds_the_same_data_set_as_a_layout_file(tmp_path:
     plain = run(source, tmp_path / "plain").manifest
     told = run(source, tmp_path / "told", layout=tmp_path / "layout.toml").manifest
     assert told.splits == plain.splits
+
+
+def test_a_layout_file_leaves_out_the_folder_that_all_share(tmp_path: Path) -> None:
+    files = {
+        f"{name.rpartition('/')[0]}/{int(name[-10:-4]) // 4}{name[-4:]}" if "/bg/" not in name
+        else name: data
+        for name, data in files_of().items()
+    }  # fmt: skip
+    source = pack(tmp_path / "x.zip", files)
+    found = survey([source], OPTIONS)
+    assert found.layout.keys[0] == "fg_bg_bg_001_0"
+    (tmp_path / "layout.toml").write_text(found.layout_file())
+    given = survey([source], Options(val=0.25, layout=tmp_path / "layout.toml"))
+    assert given.layout.keys == found.layout.keys
+    assert given.digest() == found.digest()
 
 
 def test_a_folder_of_zips_is_one_data_set(tmp_path: Path) -> None:

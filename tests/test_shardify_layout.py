@@ -117,7 +117,6 @@ def test_litter_is_ignored_and_counted() -> None:
 @pytest.mark.parametrize(
     ("drop", "message"),
     [
-        ("mask", r"^data.zip: no masks .* among 5 bg, 10 fg_bg, 10 depth; add"),
         ("/fg_bg/", r"^data.zip: no composite images .*--layout$"),
         ("data_all", r"^data.zip: no image among the files"),
     ],
