@@ -29,7 +29,7 @@ ORDER = {
         "decode", "normal", "engine", "pipeline", "pillow", "baselines", "peers", "logs",
         "progress", "schedule", "step", "metrics", "panels", "checkpoint", "writer", "board",
         "folder", "stop", "source", "memory", "tracing", "trained", "evaluate", "average",
-        "networks", "state", "notes", "keeper", "samples", "charts", "report", "trainer", "launch",
+        "networks", "state", "notes", "keeper", "samples", "charts", "report", "trainer", "claim", "launch",
         "compare", "predict", "contenders", "nvml", "machine", "window", "verdict", "bench",
         "sweep", "dissect", "page", "agenda", "suite", "export", "options", "cli", "__main__",
     ),

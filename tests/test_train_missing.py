@@ -13,13 +13,13 @@ from model.blocks import Prediction
 from model.losses import Criterion
 from model.registry import create
 from train.checkpoint import Checkpoints
+from train.claim import prepare
 from train.compare import compare
 from train.config import Config
 from train.distributed import World
 from train.errors import ConfigError, DataError
 from train.evaluate import judge, load_trained
 from train.export import export
-from train.launch import _prepare
 from train.logs import JsonLines, Screen
 from train.metrics import describe
 from train.networks import Networks
@@ -45,7 +45,7 @@ def source(*lacks: str) -> TinySource:
 
 def train(out: Path, *lacks: str, **values: object) -> Path:
     torch.set_num_threads(1)
-    _prepare(out, config(out, **values), 0)
+    prepare(out, config(out, **values), 0)
     Trainer(
         config(out, **values), source(*lacks), make_model=TinyNet, screen=Screen()
     ).run()  # fmt: skip

@@ -29,9 +29,9 @@ def train(out: Path, **values: object) -> Path:
     base = {"out": str(out), "res": (16, 32), "epochs": (6, 2), "batch": 8, "lr": 0.1}
     out.mkdir(exist_ok=True)
     config = resolve(Config(), {**base, "device": "cpu", "panel_rows": 2, **values})
-    from train.launch import _prepare
+    from train.claim import prepare
 
-    _prepare(out, config, 0)
+    prepare(out, config, 0)
     Trainer(config, TinySource(64, 21), make_model=TinyNet).run()
     return out
 

@@ -12,24 +12,23 @@ from pathlib import Path
 import torch
 
 from model.registry import check_resolution, create
-from train.checkpoint import TEMPORARY, Checkpoints, Stored
+from train.checkpoint import Checkpoints, Stored
+from train.claim import CONFIG, prepare, refuse_again, refuse_other
 from train.config import Config
 from train.distributed import World, connected
 from train.errors import ConfigError, Interrupted, PeerError, RunError
-from train.logs import JsonLines, Screen
+from train.logs import Screen
 from train.notes import SAVED, Notes
 from train.progress import Summary
 from train.report import write_report
 from train.schedule import plan, stage_of
-from train.settings import from_text, from_toml, resolve, settings, to_toml
+from train.settings import from_text, from_toml, resolve, settings
 from train.source import Shards, Source
 from train.stop import Stop
 from train.trained import MakeModel, pick_device
 from train.trainer import Trainer
 
 __all__ = ["MakeSource", "configure", "launch"]
-
-CONFIG = "config.toml"
 
 FREE = {
     *("shards", "res", "epochs", "batch", "cache"),
@@ -111,10 +110,10 @@ def launch(
     stop = Stop()
     with _parting(world, stop), connected(world, device):
         if world.first and not resume:
-            _refuse_other(out)
+            refuse_other(out)
         found = _newest(config) if resume else None
         if world.first and resume and found is None:
-            _refuse_again(out)
+            refuse_again(out)
         if not world.same(found.state["position"]["step"] if found else -1):
             raise RunError(
                 f"{out}: the ranks see different checkpoints there; with several machines, --out "
@@ -133,7 +132,7 @@ def launch(
         elif resume:
             screen.say(f"{out}: no checkpoint to go on from; starting at step 0")
         if world.first:
-            _prepare(out, config, trainer.at.epoch)
+            prepare(out, config, trainer.at.epoch)
         world.barrier()
         summary = trainer.run()
     if world.first and config.run.report and summary.last is not None:
@@ -240,46 +239,6 @@ def _newest(config: Config) -> Stored | None:
     return Checkpoints(Path(config.run.out) / "checkpoints", keep=config.run.keep).newest()
 
 
-def _refuse_other(out: Path) -> None:
-    """A new run takes an empty folder or makes one."""
-    if out.is_file():
-        raise RunError(f"{out}: is a file; expected a folder for the run; choose another --out")
-    if (out / CONFIG).exists():
-        raise RunError(f"{out}: holds a run; go on with --resume, or choose another --out")
-    if out.is_dir() and any(out.iterdir()):
-        raise RunError(f"{out}: holds something else; expected an empty folder; choose --out")
-
-
-def _refuse_again(out: Path) -> None:
-    """Without a checkpoint a run may begin again only where nothing later than it would be lost.
-
-    A kill within the first epoch leaves settings and perhaps that epoch's figures and weights, and
-    these come again as they were.
-    """
-    checkpoints = out / "checkpoints"
-    remedy = f"put one back into {checkpoints}, or start a new run with another --out"
-    epochs = len(JsonLines(out / "metrics.jsonl").read())
-    if epochs > 1:
-        raise RunError(
-            f"{out}: holds {epochs} epochs of a run and no checkpoint to go on from; {remedy}"
-        )
-    if (out / CONFIG).is_file() or not out.is_dir():
-        return
-    found = {path for path in out.iterdir() if path not in _halves(out)} - {checkpoints}
-    if found:
-        raise RunError(
-            f"{out}: holds {min(found).name}, but neither {CONFIG} nor a checkpoint to go on from; "
-            f"{remedy}"
-        )
-
-
-def _halves(out: Path) -> list[Path]:
-    """Files that a kill left half written, ours and those of safetensors."""
-    names = (f".*{TEMPORARY}", f"{TEMPORARY}??????")
-    found = [path for name in names for path in (*out.glob(name), *out.glob(f"checkpoints/{name}"))]
-    return [path for path in found if path.is_file() and not path.is_symlink()]
-
-
 def _check_stages(config: Config, found: Stored) -> None:
     """What is trained already stays as it was: resolutions may only change in the future."""
     before = _settings_of(found)
@@ -293,23 +252,3 @@ def _check_stages(config: Config, found: Stored) -> None:
                 f"--res, --epochs: epoch {epoch} was trained at {was.res} px, and {now.res} px "
                 "was asked for; a resumed run can change only the epochs to come"
             )
-
-
-def _prepare(out: Path, config: Config, epoch: int) -> None:
-    """Make the folder, write the settings, and drop records of epochs that will run again.
-
-    Raises:
-        RunError: The folder cannot be made or written.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        temporary = out / f".{CONFIG}.tmp"
-        temporary.write_text(to_toml(config), encoding="utf-8")
-        temporary.replace(out / CONFIG)
-        for half in _halves(out):
-            half.unlink()
-        metrics = JsonLines(out / "metrics.jsonl")
-        if metrics.path.exists():
-            metrics.keep_before(epoch)
-    except OSError as error:
-        raise RunError(f"{out}: cannot be written ({error}); choose another --out") from error

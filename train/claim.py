@@ -1,0 +1,85 @@
+"""Taking a folder for a run: refused where another's work would be lost, made, and swept.
+
+What a killed process left half written is deleted, and nothing else. This module reads no
+checkpoint and writes nothing but the run's settings.
+"""
+
+from pathlib import Path
+
+from train.checkpoint import TEMPORARY
+from train.config import Config
+from train.errors import RunError
+from train.logs import JsonLines
+from train.settings import to_toml
+
+__all__ = ["CONFIG", "prepare", "refuse_again", "refuse_other"]
+
+CONFIG = "config.toml"
+"""Name of the file with the settings of a run, in its folder."""
+
+
+def refuse_other(out: Path) -> None:
+    """A new run takes an empty folder or makes one.
+
+    Raises:
+        RunError: The folder holds something.
+    """
+    if out.is_file():
+        raise RunError(f"{out}: is a file; expected a folder for the run; choose another --out")
+    if (out / CONFIG).exists():
+        raise RunError(f"{out}: holds a run; go on with --resume, or choose another --out")
+    if out.is_dir() and any(out.iterdir()):
+        raise RunError(f"{out}: holds something else; expected an empty folder; choose --out")
+
+
+def refuse_again(out: Path) -> None:
+    """Without a checkpoint a run may begin again only where nothing later than it would be lost.
+
+    A kill within the first epoch leaves settings and perhaps that epoch's figures and weights, and
+    these come again as they were.
+
+    Raises:
+        RunError: Something would be lost.
+    """
+    checkpoints = out / "checkpoints"
+    remedy = f"put one back into {checkpoints}, or start a new run with another --out"
+    epochs = len(JsonLines(out / "metrics.jsonl").read())
+    if epochs > 1:
+        raise RunError(
+            f"{out}: holds {epochs} epochs of a run and no checkpoint to go on from; {remedy}"
+        )
+    if (out / CONFIG).is_file() or not out.is_dir():
+        return
+    found = {path for path in out.iterdir() if path not in _halves(out)} - {checkpoints}
+    if found:
+        raise RunError(
+            f"{out}: holds {min(found).name}, but neither {CONFIG} nor a checkpoint to go on from; "
+            f"{remedy}"
+        )
+
+
+def prepare(out: Path, config: Config, epoch: int) -> None:
+    """Make the folder, write the settings, and drop records of epochs that will run again.
+
+    Raises:
+        RunError: The folder cannot be made or written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        temporary = out / f".{CONFIG}.tmp"
+        temporary.write_text(to_toml(config), encoding="utf-8")
+        temporary.replace(out / CONFIG)
+        for half in _halves(out):
+            half.unlink()
+        metrics = JsonLines(out / "metrics.jsonl")
+        if metrics.path.exists():
+            metrics.keep_before(epoch)
+    except OSError as error:
+        raise RunError(f"{out}: cannot be written ({error}); choose another --out") from error
+
+
+def _halves(out: Path) -> list[Path]:
+    """Files that a kill left half written, ours and those of safetensors."""
+    names = (f".*{TEMPORARY}", f"{TEMPORARY}??????")
+    found = [path for name in names for path in (*out.glob(name), *out.glob(f"checkpoints/{name}"))]
+    return [path for path in found if path.is_file() and not path.is_symlink()]
