@@ -229,6 +229,8 @@ def _parse_png(data: bytes) -> Picture:
             palette = True
         elif kind == b"tRNS":
             trait = trait or "alpha"
+        elif kind == b"eXIf" and _is_rotated(b"Exif\x00\x00" + data[at + 8 : stop - 4]):
+            trait = trait or "rotated"
         elif kind == b"IEND":
             break
         at = stop

@@ -22,8 +22,10 @@ def rows_of(data: bytes) -> list[list[str]]:
     Returns:
         Rows of at least two cells; nothing for what is no text.
     """
+    # Spreadsheets save "Unicode text" as UTF-16, which begins with one of these marks.
+    wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
-        lines = data.decode("utf-8-sig").splitlines()
+        lines = data.decode("utf-16" if wide else "utf-8-sig").splitlines()
     except UnicodeDecodeError:
         return []
     head = lines[:50]

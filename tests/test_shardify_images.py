@@ -179,3 +179,12 @@ def test_a_turned_jpeg_is_known_by_its_exif(turn: int) -> None:
 )
 def test_what_a_png_has_beside_plain_pixels_is_told(mode: str, trait: str) -> None:
     assert parse(picture(mode, "PNG")).trait == trait
+
+
+@pytest.mark.parametrize("turn", [1, 3, 6])
+def test_a_png_that_asks_to_be_turned_is_not_taken_as_it_is(turn: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    data = io.BytesIO()
+    Image.new("RGB", (8, 6), "red").save(data, "PNG", exif=exif)
+    assert parse(data.getvalue()).trait == ("" if turn == 1 else "rotated")

@@ -22,6 +22,12 @@ def test_quoted_cells_and_a_byte_order_mark_are_understood() -> None:
     assert rows_of('\ufeff"a, b.jpg",c.png\n'.encode()) == [["a, b.jpg", "c.png"]]
 
 
+@pytest.mark.parametrize("code", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_map_saved_by_a_spreadsheet_as_unicode_text_is_read(code: str) -> None:
+    mark = "" if code == "utf-16" else "\ufeff"
+    assert rows_of(f"{mark}a.jpg\tb.png\r\n".encode(code)) == [["a.jpg", "b.png"]]
+
+
 @pytest.mark.parametrize(
     "cell", ["x/one.jpg", "./x/one.jpg", "one.jpg", "one", "X\\ONE.JPG", "root/data/x/one.jpg"]
 )
