@@ -10,15 +10,15 @@ ROOT = Path(__file__).resolve().parent.parent
 # A module may import those named before it in its own package, and what ACROSS allows.
 ORDER = {
     "shardify": (
-        "errors", "version", "inflate", "remote", "tree", "ranges", "files", "drafts", "names", "zipend",
-        "directory", "archive", "extract",
-        "images", "png", "pixels", "moments", "codecs", "naming", "outlines", "recipes", "keys", "maps", "folders", "workshop", "nested", "gather", "repeats", "census", "joining",
-        "backing", "thumbs", "settle", "roles", "rules", "splits", "prove", "layout", "layoutfile", "plan",
-        "index", "manifest", "workers", "cluster", "sources", "tasks", "tarwriter", "copier",
-        "writer", "reading", "survey", "handout", "output", "summary",
-        "bank", "build", "verify", "stats", "report", "textures", "canvas", "scenes", "cutouts",
-        "composites", "zipwriter", "synth", "benchpage", "phases", "bench", "texts", "progress",
-        "cli", "interrupts", "__main__",
+        "errors", "version", "inflate", "remote", "tree", "ranges", "files", "drafts", "names",
+        "zipend", "directory", "archive", "extract", "images", "png", "pixels", "moments",
+        "codecs", "naming", "outlines", "recipes", "keys", "maps", "folders", "workshop",
+        "nested", "gather", "repeats", "census", "joining", "backing", "thumbs", "settle",
+        "roles", "rules", "splits", "prove", "layout", "layoutfile", "plan", "index", "manifest",
+        "workers", "cluster", "sources", "tasks", "tarwriter", "copier", "writer", "reading",
+        "survey", "handout", "output", "summary", "bank", "build", "verify", "stats", "report",
+        "textures", "canvas", "scenes", "cutouts", "composites", "zipwriter", "synth",
+        "benchpage", "phases", "bench", "texts", "progress", "cli", "interrupts", "__main__",
     ),
     "model": (
         "blocks", "resunet", "unet", "losses", "supervision", "registry",
@@ -29,9 +29,10 @@ ORDER = {
         "decode", "normal", "engine", "pipeline", "pillow", "baselines", "peers", "logs",
         "progress", "schedule", "step", "metrics", "panels", "checkpoint", "writer", "board",
         "folder", "stop", "source", "memory", "tracing", "trained", "evaluate", "average",
-        "networks", "state", "notes", "keeper", "samples", "charts", "report", "trainer", "claim", "launch",
-        "compare", "predict", "contenders", "nvml", "machine", "window", "verdict", "bench",
-        "sweep", "dissect", "page", "agenda", "suite", "export", "options", "cli", "__main__",
+        "networks", "state", "notes", "keeper", "samples", "charts", "report", "trainer", "claim",
+        "launch", "compare", "predict", "contenders", "nvml", "machine", "window", "verdict",
+        "bench", "sweep", "dissect", "page", "agenda", "suite", "export", "options", "cli",
+        "__main__",
     ),
 }  # fmt: skip
 
