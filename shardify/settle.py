@@ -210,7 +210,7 @@ class _View:
         for place, back in enumerate(both):
             stack[:, place] = back.reshape(2, -1, 3)
         self._stack = np.ascontiguousarray(
-            stack.transpose(2, 3, 0, 1).reshape(-1, 3, 2 * len(both))
+            stack.transpose(2, 3, 0, 1).reshape(GRID * GRID, 3, 2 * len(both))
         )
 
     def _small(self, index: int, mode: str) -> npt.NDArray[np.int16] | None:

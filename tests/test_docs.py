@@ -1,16 +1,29 @@
 """The documentation says what the commands do today."""
 
 import importlib.util
+import json
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-spec = importlib.util.spec_from_file_location("make_commands", ROOT / "docs" / "make_commands.py")
-assert spec and spec.loader
-make_commands = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(make_commands)
+
+
+def script(name: str) -> Any:
+    """One of docs/*.py, imported."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+make_commands = script("make_commands")
+make_training = script("make_training")
 
 COMMANDS = list(make_commands.commands())
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -42,3 +55,16 @@ def test_pages_call_only_commands_that_exist(page: Path) -> None:
     names = {name for name, _ in COMMANDS}
     for line in re.findall(r"^(?:\$ )?((?:shardify|train) [a-z]+)\b", page.read_text(), re.M):
         assert line in names, f"{page.name}: `{line}` is no command"
+
+
+def test_the_training_page_shows_the_figures_that_were_measured() -> None:
+    page, figures = make_training.PAGE.read_text(), json.loads(make_training.FIGURES.read_text())
+    assert page == make_training.render(page, figures), "run `python docs/make_training.py`"
+
+
+def test_every_table_of_the_training_page_holds_a_default_that_was_measured() -> None:
+    figures = json.loads(make_training.FIGURES.read_text())
+    for name, rows in make_training.TABLES.items():
+        default = [row for row in rows if row.label.startswith("**")]
+        assert len(default) == 1, name
+        assert "not run" not in make_training.table(figures, default, make_training.SHORT)

@@ -75,7 +75,7 @@ def test_a_build_is_stopped_at_any_time(source: Path, tmp_path: Path, wait: floa
 def test_synth_is_stopped_while_its_workers_start(tmp_path: Path, wait: float) -> None:
     words = ["shardify", "synth", str(tmp_path / "x.zip"), "--samples", "400"]
     code, said = interrupt(words, 190, wait=wait)
-    assert code == 130
+    assert code in (130, -signal.SIGINT)  # A shell calls both 130.
     assert not any("Traceback" in line or "ignored" in line for line in said)
     assert not list(tmp_path.iterdir())
 

@@ -1,0 +1,302 @@
+"""The study behind the default recipe: trains every variant, keeps the figures, writes the page.
+
+    python docs/make_training.py --run RUNS --data photos=PHOTOS --data synth=SYNTH
+    python docs/make_training.py
+
+The first trains what RUNS does not hold yet (two runs at a time, a thread each), then writes
+``docs/training.json`` and the pictures in ``docs/training/``. The second fills the tables of
+``docs/training.md`` from that JSON; ``tests/test_docs.py`` fails when they are not what it would
+write. Every figure is the last epoch's, on the validation split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from PIL import Image, ImageDraw, ImageFont
+
+from train.charts import chart
+
+HERE = Path(__file__).parent
+PAGE = HERE / "training.md"
+FIGURES = HERE / "training.json"
+PICTURES = HERE / "training"
+
+ALWAYS = "--threads 1 --torch-threads 1 --no-tensorboard"
+SHORT, LONG = "--res 64 --epochs 1", "--res 32,64 --epochs 4,1"
+AUTHORS = "--loss dice --activation none --schedule constant --clip 0.1 --clip-by value"
+SEEDS = (0, 1)
+
+
+class Row(NamedTuple):
+    """One line of a table."""
+
+    label: str
+    flags: str = ""
+    """What is added to ``train run --shards DATA`` and the budget."""
+    seeds: tuple[int, ...] = (0,)
+
+
+TABLES: dict[str, list[Row]] = {
+    "rate": [
+        Row("0.02", "--lr 0.02"),
+        Row("0.05", "--lr 0.05", SEEDS),
+        Row("**0.1**", seeds=SEEDS),
+        Row("0.2", "--lr 0.2"),
+    ],
+    "loss": [
+        Row("**Dice + L1**", seeds=SEEDS),
+        Row("Dice", "--loss dice"),
+        Row("L1", "--loss l1"),
+        Row("BCE", "--loss bce"),
+        Row("SSIM", "--loss ssim"),
+    ],
+    "outputs": [
+        Row("**sigmoid**", seeds=SEEDS),
+        Row("raw", "--activation none"),
+    ],
+    "weights": [
+        Row("Dice 1, L1 0.25", "--l1-weight 0.25"),
+        Row("**Dice 1, L1 1**", seeds=SEEDS),
+        Row("Dice 1, L1 4", "--l1-weight 4"),
+    ],
+    "schedule": [
+        Row("**SGD, plateau**", seeds=SEEDS),
+        Row("SGD, cosine", "--schedule cosine"),
+        Row("SGD, OneCycle", "--schedule onecycle"),
+        Row("SGD, plateau, EMA 0.95", "--ema 0.95"),
+        Row("SGD, plateau, deep supervision 0.5", "--deep-supervision 0.5"),
+    ],
+    "authors": [
+        Row("**the default recipe**", seeds=SEEDS),
+        Row("the authors', lr 0.002", f"{AUTHORS} --lr 0.002"),
+        Row("the authors', lr 0.01", f"{AUTHORS} --lr 0.01"),
+        Row("the authors', lr 0.05", f"{AUTHORS} --lr 0.05"),
+    ],
+}
+LONG_TABLES: dict[str, list[Row]] = {
+    "long": [
+        Row("**the default recipe**"),
+        Row("the default with `--ema 0.98`", "--ema 0.98"),
+        Row("the authors', lr 0.01", f"{AUTHORS} --lr 0.01"),
+    ],
+}
+"""Only on the first data set: the long runs are for the curves."""
+PANEL = [(row.label.strip("*"), row.flags) for row in TABLES["loss"]]
+
+
+def name_of(budget: str, flags: str, seed: int) -> str:
+    """A folder's name for a run: ``e1_loss-bce_s0``."""
+    text = re.sub(r"\s*--", "_", " " + flags).strip()
+    return f"e{budget.split()[-1]}{text.replace(' ', '-')}_s{seed}"
+
+
+def wanted() -> list[tuple[str, str, int]]:
+    """Every run as (budget, flags, seed), each once."""
+    short = [(SHORT, row.flags, s) for rows in TABLES.values() for row in rows for s in row.seeds]
+    long = [
+        (LONG, row.flags, s) for rows in LONG_TABLES.values() for row in rows for s in row.seeds
+    ]
+    return list(dict.fromkeys(short + long))
+
+
+def run_all(runs: Path, data: dict[str, Path]) -> None:
+    """Train what ``runs`` lacks; a run that failed leaves its log beside its folder."""
+
+    def one(job: tuple[str, tuple[str, str, int]]) -> None:
+        name, (budget, flags, seed) = job
+        out = runs / name / name_of(budget, flags, seed)
+        if (out / "report.html").is_file():
+            return
+        out.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "train", "run", "--shards", str(data[name])]
+        command += [*f"{ALWAYS} {budget} {flags} --seed {seed}".split(), "--out", str(out)]
+        with out.with_suffix(".log").open("w") as log:
+            done = subprocess.run(
+                command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            )
+        print(f"{out}: exit {done.returncode}", flush=True)
+
+    first = next(iter(data))
+    jobs = [(name, run) for run in wanted() for name in data if run[0] == SHORT or name == first]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(one, jobs))
+
+
+def collect(runs: Path) -> dict[str, Any]:
+    """``{data set: {run: {flags, seed, epochs: [figures of an epoch]}}}`` of what is there."""
+    found: dict[str, Any] = {}
+    for place in sorted(p for p in runs.iterdir() if p.is_dir()):
+        for budget, flags, seed in wanted():
+            name = name_of(budget, flags, seed)
+            log = place / name / "metrics.jsonl"
+            if not log.is_file():
+                continue
+            records = [json.loads(line) for line in log.read_text().splitlines()]
+            if len(records) != sum(map(int, budget.split()[-1].split(","))):
+                continue
+            found.setdefault(place.name, {})[name] = {
+                "flags": flags,
+                "seed": seed,
+                "epochs": [
+                    {
+                        "step": record["step"],
+                        "lr": record["lr"],
+                        "mask_iou": record["val"]["mask_iou"],
+                        "depth_rmse": record["val"]["depth_rmse"],
+                    }
+                    for record in records
+                ],
+            }
+    return found
+
+
+def table(figures: dict[str, Any], rows: list[Row], budget: str) -> str:
+    """A Markdown table: mask IoU and depth RMSE of each row on each data set that has a run."""
+    sets = [
+        name
+        for name, runs in figures.items()
+        if any(name_of(budget, row.flags, seed) in runs for row in rows for seed in row.seeds)
+    ]
+    lines = [
+        "| | " + " | ".join(f"{s}: mask IoU | depth RMSE" for s in sets) + " |",
+        "|---" * (1 + 2 * len(sets)) + "|",
+    ]
+    for row in rows:
+        cells = [row.label]
+        for name in sets:
+            ends = [
+                figures[name][key]["epochs"][-1]
+                for key in (name_of(budget, row.flags, seed) for seed in row.seeds)
+                if key in figures[name]
+            ]
+            for figure, digits in (("mask_iou", 3), ("depth_rmse", 4)):
+                cells.append(_cell([end[figure] for end in ends], digits))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(values: list[float], digits: int) -> str:
+    if not values:
+        return "not run"
+    middle = f"{median(values):.{digits}f}"
+    if len(values) == 1:
+        return middle
+    return f"{middle} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def render(page: str, figures: dict[str, Any]) -> str:
+    """The page with every table between its marks made anew."""
+    for tables, budget in ((TABLES, SHORT), (LONG_TABLES, LONG)):
+        for name, rows in tables.items():
+            begin, end = f"<!-- table {name} -->", "<!-- end -->"
+            assert begin in page, f"{PAGE.name} has no {begin}"
+            before, rest = page.split(begin, 1)
+            page = f"{before}{begin}\n{table(figures, rows, budget)}\n{end}{rest.split(end, 1)[1]}"
+    return page
+
+
+def draw_panel(runs: Path, data: str, path: Path, *, rows: int = 3) -> None:
+    """Two samples as every loss leaves them: mask, then depth, cut from the runs' own panels.
+
+    Args:
+        runs: The folder of runs.
+        data: Which data set.
+        path: The PNG to write.
+        rows: How many samples to show.
+    """
+    gap, head, cell = 4, 36, 128
+    panels = [
+        (label, runs / data / name_of(SHORT, flags, 0) / "panels" / "epoch-000.png")
+        for label, flags in PANEL
+    ]
+    columns: list[tuple[str, Path, int]] = [("fg_bg", panels[0][1], 1), ("mask", panels[0][1], 2)]
+    columns += [(label, file, 3) for label, file in panels]
+    columns += [("depth", panels[0][1], 4)]
+    columns += [(label, file, 5) for label, file in panels]
+    size = 96
+    canvas = Image.new(
+        "RGB", (gap + len(columns) * (size + gap), 20 + rows * (size + gap)), "white"
+    )
+    pen = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(12)
+    for place, (title, file, column) in enumerate(columns):
+        left = gap + place * (size + gap)
+        pen.text((left, 3), title, fill="black", font=font)
+        with Image.open(file) as panel:
+            for row in range(rows):
+                # Every second row: neighbours share their background.
+                x, y = gap + column * (cell + gap), head + gap + 2 * row * (cell + gap)
+                part = panel.crop((x, y, x + cell, y + cell)).resize((size, size))
+                canvas.paste(part, (left, 20 + row * (size + gap)))
+    path.parent.mkdir(exist_ok=True)
+    canvas.save(path, optimize=True)
+
+
+def draw_curves(figures: dict[str, Any]) -> None:
+    """Mask IoU and depth RMSE over the epochs of the long runs, an SVG for each data set."""
+    style = (
+        "text{font:12px sans-serif}.title{font-weight:bold}.end{text-anchor:end}"
+        "line{stroke:#ddd}polyline{fill:none;stroke-width:2}svg{background:white}"
+    )
+    for data, runs in figures.items():
+        if not any(name_of(LONG, row.flags, 0) in runs for row in LONG_TABLES["long"]):
+            continue
+        parts = []
+        for figure, title in (("mask_iou", "mask IoU"), ("depth_rmse", "depth RMSE")):
+            lines = {
+                _short(row.label): [
+                    (step + 1, float(epoch[figure]))
+                    for step, epoch in enumerate(
+                        runs.get(name_of(LONG, row.flags, 0), {"epochs": []})["epochs"]
+                    )
+                ]
+                for row in LONG_TABLES["long"]
+            }
+            parts.append(chart(f"{data}: {title}", lines))
+        PICTURES.mkdir(exist_ok=True)
+        (PICTURES / f"curves_{data}.svg").write_text(
+            '<svg xmlns="http://www.w3.org/2000/svg" width="850" height="240">'
+            f'<style>{style}</style><rect width="850" height="240" fill="white"/>{parts[0]}'
+            + parts[1].replace("<svg ", '<svg x="425" ', 1)
+            + "</svg>\n"
+        )
+
+
+def _short(label: str) -> str:
+    """A label that fits into a chart's head."""
+    for word in ("*", "`", "the ", " recipe", "default with --", ", lr 0.01"):
+        label = label.replace(word, "")
+    return label
+
+
+def main() -> None:
+    """Parse, do, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, metavar="RUNS", help="train into this folder first")
+    parser.add_argument("--collect", type=Path, metavar="RUNS", help="read this folder's runs")
+    parser.add_argument("--data", action="append", default=[], metavar="NAME=SHARDS")
+    options = parser.parse_args()
+    runs = options.run or options.collect
+    if options.run:
+        run_all(runs, {k: Path(v) for k, v in (pair.split("=", 1) for pair in options.data)})
+    if runs:
+        figures = collect(runs)
+        FIGURES.write_text(json.dumps(figures, indent=1) + "\n")
+        for data in figures:
+            draw_panel(runs, data, PICTURES / f"losses_{data}.png")
+        draw_curves(figures)
+    PAGE.write_text(render(PAGE.read_text(), json.loads(FIGURES.read_text())))
+
+
+if __name__ == "__main__":
+    main()
