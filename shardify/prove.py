@@ -8,7 +8,6 @@ refused with the scores of what was tried.
 import dataclasses
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,7 @@ from shardify.backing import Candidate, Files, by_rule
 from shardify.errors import LayoutError
 from shardify.maps import Finder
 from shardify.rules import Rules, text_of
-from shardify.settle import Scores, scoring
+from shardify.settle import Scores, drained, scoring
 
 __all__ = ["Decision", "Question", "decide"]
 
@@ -105,11 +104,7 @@ def decide(
         # Whatever the pixels say, it is this one or none.
         decided = _answer(tried[0], {})
         return dataclasses.replace(decided, proof=steps)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return cast(Decision, end.value)
+    return drained(steps)
 
 
 def _decide(

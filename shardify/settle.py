@@ -6,7 +6,7 @@ proposes a rule of its own, and says so when no candidate, or more than one, fit
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,9 @@ from PIL import Image
 from shardify.errors import ShardifyError
 from shardify.thumbs import GRID, open_mask, open_small, shrink
 
-__all__ = ["Score", "Scores", "score", "scoring"]
+__all__ = ["Score", "Scores", "drained", "score", "scoring"]
+
+T = TypeVar("T")
 
 IntArray = npt.NDArray[np.int32]
 Read = Callable[[int], bytes]
@@ -97,11 +99,16 @@ def score(
     steps = scoring(
         candidates, composites=composites, masks=masks, files=files, read=read, samples=samples
     )
+    return drained(steps)
+
+
+def drained(steps: Generator[None, None, T]) -> T:
+    """What work in small steps comes to, all of them taken at once."""
     while True:
         try:
             next(steps)
         except StopIteration as end:
-            return cast(Scores, end.value)
+            return cast(T, end.value)
 
 
 def scoring(

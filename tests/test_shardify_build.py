@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shardline_sources
 from PIL import Image
-from shardline_scenes import background, composite, depth, encoded, flat_mask, mask, noise
+from shardline_scenes import background, encoded, flat_mask, noise
 
 from shardify.build import BuildReport, build
 from shardify.errors import BuildError, LayoutError, OutputError, PlanError, ShardifyError
@@ -27,19 +28,8 @@ OPTIONS = Options(val=0.25, workers=1, shard_samples=5)
 
 
 def files_of(samples: int = 24, backgrounds: int = 4) -> dict[str, bytes]:
-    files = {
-        f"data_all/bg/park{number}.jpg": background(number) for number in range(1, backgrounds + 1)
-    }
-    for number in range(samples):
-        back = number % backgrounds + 1
-        stem = f"fg_{number % 3:03d}_bg_{back:03d}_{number:06d}"
-        folder = f"bg_{back:03d}"
-        files |= {
-            f"data_all/fg_bg/{folder}/{stem}.jpg": composite(number, back),
-            f"data_all/fg_bg_mask/{folder}/mask_{stem}.jpg": mask(number),
-            f"data_all/fg_bg_depth/{folder}/depth_{stem}.png": depth(number),
-        }
-    return files
+    files = shardline_sources.files_of(samples, backgrounds)
+    return {f"data_all/{name}": data for name, data in files.items()}
 
 
 def pack(path: Path, files: dict[str, bytes]) -> Path:

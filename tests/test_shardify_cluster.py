@@ -187,7 +187,7 @@ def test_a_cluster_without_workers_is_given_up(
     options = Options(val=0.25, shard_samples=1, scheduler=running.address)
     with pytest.raises(
         BuildError,
-        match=r"no worker was left for 1 s; what is finished is kept|its workers cannot run",
+        match="no worker was left for 1 s; what is finished is kept",
     ):
         build([packed], tmp_path / "out", options, progress=progress)
     assert not (tmp_path / "out" / "manifest.json").exists()
