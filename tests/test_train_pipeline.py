@@ -10,6 +10,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -489,6 +490,28 @@ def test_an_image_that_does_not_decode_is_named(tmp_path, role) -> None:
             next(batches)
     assert "not the one that the manifest describes" in str(e.value)
     assert "\n" not in str(e.value)
+
+
+def test_an_image_that_fails_ahead_of_its_step_is_named(tmp_path, monkeypatch) -> None:
+    """A step decodes while the one before it is fetched, and fails both."""
+    folder = write_data_set(tmp_path / "data")
+    damage(folder, "s00021", "mask", b"\0" * 24)
+    with Loader(folder, res=24, batch_size=8, order="sequential") as loader:
+        pipe = loader._engine._pipe
+        share = pipe.share_outputs
+
+        def failing() -> Any:
+            # The damaged sample is of the third step; the second is asked for.
+            if len(seen) == 1:
+                raise RuntimeError("Critical error in pipeline:\nencountered:\n\nfailure")
+            return share()
+
+        monkeypatch.setattr(pipe, "share_outputs", failing)
+        seen: list[Any] = []
+        with pytest.raises(DataError, match=r"s00021: mask does not decode \(not an image"):
+            for batch in loader:
+                seen.append(batch)
+    assert len(seen) == 1
 
 
 def test_going_on_without_a_sample_is_offered_only_where_its_shard_is_as_built(tmp_path) -> None:

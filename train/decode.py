@@ -17,6 +17,9 @@ __all__ = ["background_table", "decode_faults", "reason_of"]
 _TOGETHER = 8
 """Backgrounds decoded at a time: a large one takes tens of megabytes until it is squashed."""
 
+_STATUS = {3: "its file is damaged", 4: "not an image of a kind that DALI reads"}
+"""What nvImageCodec's numbers say (``nvimgcodecStatus_t``); DALI hands on nothing but them."""
+
 
 def background_table(
     payloads: Sequence[Bytes], names: Sequence[str], *, size: tuple[int, int], threads: int
@@ -66,9 +69,13 @@ def decode_faults(payloads: Sequence[Bytes], role: str) -> list[str | None]:
 
 
 def reason_of(error: RuntimeError) -> str:
-    """The one line of DALI's message that says what went wrong."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    for line in lines:
-        if "rror" in line and "Critical error" not in line and "Error in" not in line:
-            return line.split("] ")[-1]
-    return " ".join(filter(None, lines))[:200]
+    """What went wrong, in one line, of DALI's message of many."""
+    text = str(error)
+    if "encountered:" in text:
+        text = text.split("encountered:", 1)[1].split("Current pipeline object", 1)[0]
+    lines = [line.strip() for line in text.splitlines()]
+    found = next((line.split("] ")[-1] for line in lines if "rror" in line), None)
+    reason = found or " ".join(filter(None, lines))[:200]
+    for status, meaning in _STATUS.items():
+        reason = reason.replace(f"nvImageCodec failure: '#{status}'", meaning)
+    return reason

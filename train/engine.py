@@ -7,6 +7,7 @@ compare). A sample that does not decode is found and named here. It keeps no pos
 
 import collections
 import contextlib
+import itertools
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -198,7 +199,7 @@ class Engine:
                 outputs = self._pipe.share_outputs()
             except RuntimeError as error:
                 if step is not None:
-                    raise self._culprit(step, error) from error
+                    raise self._culprit(error) from error
             if step is None:
                 return None
             if self._renderer is not None:
@@ -273,22 +274,26 @@ class Engine:
             channels_last=self._channels_last,
         )  # fmt: skip
 
-    def _culprit(self, step: Step, error: RuntimeError) -> DataError:
-        """Which image of a step does not decode: DALI seldom says, so try them one by one."""
-        shards = self._feed.shards
-        for role in self._images:
-            reasons = decode_faults(shards.payloads(step.indexes, role), role)
+    def _culprit(self, error: RuntimeError) -> DataError:
+        """Which image does not decode: DALI seldom says, so try them one by one.
+
+        Those of every step under way: one that fails ahead of its turn fails the whole pipeline.
+        """
+        steps = [step for step, _ in self._waiting if step is not None]
+        for step, role in itertools.product(steps, self._images):
+            reasons = decode_faults(self._feed.shards.payloads(step.indexes, role), role)
             for index, reason in zip(step.indexes.tolist(), reasons, strict=True):
-                if reason is None:
-                    continue
-                remedy = f"run `shardify verify --decode {shards.folder}`, then build it again"
-                if shards.changed(index):
-                    reason += "; the shard is not the one that the manifest describes"
-                elif shards.split == "train":
-                    # The rest of the shard is what was built: only this sample is lost.
-                    (key,) = shards.keys(np.array([index]))
-                    remedy += f", or train without it (--exclude {key})"
-                return DataError(
-                    f"{shards.where(index)}: {role} does not decode ({reason}); {remedy}"
-                )
-        return DataError(f"{shards.folder}: DALI failed: {reason_of(error)}")
+                if reason is not None:
+                    return self._undecodable(index, role, reason)
+        return DataError(f"{self._feed.shards.folder}: DALI failed: {reason_of(error)}")
+
+    def _undecodable(self, index: int, role: str, reason: str) -> DataError:
+        shards = self._feed.shards
+        remedy = f"run `shardify verify --decode {shards.folder}`, then build it again"
+        if shards.changed(index):
+            reason += "; the shard is not the one that the manifest describes"
+        elif shards.split == "train":
+            # The rest of the shard is what was built: only this sample is lost.
+            (key,) = shards.keys(np.array([index]))
+            remedy += f", or train without it (--exclude {key})"
+        return DataError(f"{shards.where(index)}: {role} does not decode ({reason}); {remedy}")
