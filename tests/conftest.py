@@ -1,6 +1,7 @@
 """What every test file shares: the ``gpu`` marker's skip, and the photographs if they are there."""
 
 import ctypes
+import signal
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,12 @@ def _gpu_is_there() -> bool:
         and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
         and count.value > 0
     )
+
+
+def pytest_configure() -> None:
+    """Take up SIGINT if a shell's ``&`` left it ignored: what the tests start inherits that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

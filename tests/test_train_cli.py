@@ -155,7 +155,7 @@ def test_a_resumed_run_keeps_its_settings_and_refuses_others(tmp_path: Path) -> 
     [
         ("model", "unet", "network.model is 'resunet' there, and 'unet' was asked for"),
         ("optimizer", "adamw", "optim.optimizer is 'sgd' there, and 'adamw' was asked for"),
-        ("ema", 0.9, "optim.ema is 0.0 there, and 0.9 was asked for"),
+        ("ema", 0.9, "optim.ema is 0.98 there, and 0.9 was asked for"),
         ("seed", 1, "run.seed is 0 there, and 1 was asked for"),
     ],
 )
@@ -219,23 +219,29 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_again_over_it(tmp_path: P
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     again = ["run", "--resume", *SHORT, "--out", out]
     put_back = f"put one back into {out / 'checkpoints'}, or start a new run with another --out"
-    assert_one_line(call(*again), 1, "holds 2 epochs of a run and no checkpoint", put_back)
+    assert_one_line(call(*again), 1, "holds 2 epochs of a run, but no checkpoint", put_back)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
-    for name in ("config.toml", "metrics.jsonl"):
-        (out / name).unlink()
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    (out / "metrics.jsonl").write_text(lines[0] + "\n")
+    (out / "checkpoints").rmdir()
+    assert_one_line(call(*again), 1, "holds 1 epoch of a run, but no checkpoint")
+    (out / "metrics.jsonl").unlink()
+    assert_one_line(call(*again), 1, "holds best.safetensors, but no checkpoint")
+    (out / "config.toml").unlink()
     result = call(*again)
     assert_one_line(result, 1, "holds best.safetensors, but neither config.toml", put_back)
     assert not (out / "config.toml").exists()
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    assert call("run", *SHORT, "--out", out, "--epochs", 1).exit_code == 0
-    for checkpoint in (out / "checkpoints").iterdir():
-        checkpoint.unlink()
-    weights = (out / "last.safetensors").read_bytes()
-    assert call("run", "--resume", "--out", out).exit_code == 0
-    assert (out / "last.safetensors").read_bytes() == weights
+    out = tmp_path / "run"  # Killed while it wrote the first one.
+    (out / "checkpoints").mkdir(parents=True)
+    (out / "checkpoints" / ".step-00000008.safetensors.tmp").write_bytes(b"half")
+    config = configure(
+        {"out": str(out), "res": (16,), "batch": 8, "device": "cpu"}, file=None, resume=False
+    )
+    (out / "config.toml").write_text(to_toml(config))
+    assert call("run", "--resume", *SHORT, "--out", out, "--max-steps", 1).exit_code == 0
     bare = tmp_path / "bare"  # Killed before its settings were written.
     bare.mkdir()
     (bare / ".config.toml.tmp").write_text("[da")

@@ -140,9 +140,9 @@ class Optim:
     factor: float = 0.1
     """What the learning rate is multiplied by when it falls (plateau)."""
 
-    ema: float = 0.0
-    """Judge and keep a running average of the weights, of which each step leaves this share, such
-    as 0.999; 0 averages nothing."""
+    ema: float = 0.98
+    """Judge and keep a running average of the weights, of which each step leaves this share;
+    0 averages nothing."""
 
     def __post_init__(self) -> None:
         _check(0 < self.lr < inf, "lr", self.lr, "a positive number")
