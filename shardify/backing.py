@@ -39,6 +39,9 @@ class Candidate:
     of_sample: IntArray
     """(N,) int32, index into the background files."""
 
+    warnings: tuple[str, ...] = ()
+    """What a user should know of where it comes from."""
+
 
 class Files:
     """The background files, in every order in which somebody may have counted them."""

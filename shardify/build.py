@@ -89,6 +89,7 @@ class BuildReport:
             ),
             "costs": [part.costs for part in self.parts if part.costs],
             "rejected": dataclasses.asdict(manifest.rejected),
+            "warnings": list(manifest.layout.get("warnings", ())),
             "seconds": round(self.seconds, 3),
             "samples_per_second": round(samples / self.seconds, 1) if self.seconds else None,
         }

@@ -5,7 +5,7 @@ shards or pixels. Nothing here pairs by position; what the names leave open stay
 """
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +13,10 @@ import numpy.typing as npt
 
 from shardify import naming
 from shardify.census import Census, Folder, study_folder
-from shardify.maps import Finder
 from shardify.outlines import ALONE
 from shardify.recipes import ALL_FOLDERS, LAST_FOLDER, NO_FOLDER, Recipe, recipe_of
 
-__all__ = ["RULES", "Table", "join", "join_by_map", "tabulate"]
+__all__ = ["RULES", "Table", "join", "tabulate"]
 
 IntArray = npt.NDArray[np.int32]
 
@@ -40,6 +39,9 @@ class Table:
 
     claims: dict[tuple[int, str], list[int]]
     """(row, role) -> indexes of the names that claim one place, where there are several."""
+
+    warnings: tuple[str, ...] = ()
+    """What a user should know of how it was made."""
 
     @property
     def rows(self) -> int:
@@ -122,36 +124,6 @@ def tabulate(
         role: np.array(column, np.int32) for role, column in zip(roles, columns, strict=True)
     }
     return Table(rule=rule, members=members, claims=claims)
-
-
-def join_by_map(
-    names: Sequence[str], files: Mapping[str, IntArray], rows: Iterable[Sequence[str]]
-) -> Table | None:
-    """Bring together what stands in one row of a map; None where the map tells of no sample.
-
-    Files that no row names stay apart, each in a row of its own.
-
-    Args:
-        names: Of the source.
-        files: role -> indexes of its files; without backgrounds.
-        rows: Cells of each row.
-    """
-    roles = list(files)
-    items: list[tuple[int, int, str]] = []
-    taken: set[int] = set()
-    finders = [Finder(names, files[role].tolist()) for role in roles]
-    for number, cells in enumerate(rows):
-        for code, finder in enumerate(finders):
-            meant = {index for cell in cells if (index := finder.find(cell)) is not None}
-            if len(meant) == 1:
-                items.append((min(meant), code, f"row {number}"))
-                taken |= meant
-    if not items:
-        return None
-    for code, role in enumerate(roles):
-        apart = (index for index in files[role].tolist() if index not in taken)
-        items += [(index, code, f"file {index}") for index in apart]
-    return tabulate(items, roles, "rows of a map")
 
 
 def _by_path(folder: Folder, stem: str) -> str:

@@ -15,10 +15,11 @@ import numpy.typing as npt
 from shardify import backing, naming, prove, roles, rules
 from shardify.census import Census, indexes_of, take_census
 from shardify.errors import LayoutError, ShardifyError
-from shardify.joining import Table, join, join_by_map
+from shardify.joining import Table, join
 from shardify.keys import unique_keys
-from shardify.maps import rows_of
+from shardify.maps import Row, rows_of
 from shardify.outlines import Outlines
+from shardify.pairs import join_by_map
 from shardify.splits import given_split
 
 __all__ = ["Layout", "Rejection", "detect"]
@@ -151,6 +152,7 @@ def detect(
     ids: list[str] = []
     used = np.zeros(0, np.int32)
     pending: Iterator[None] | None = None
+    warnings = [*found.table.warnings]
     if layout is None and not found.backgrounds and "bg" in slots and found.unknown:
         raise LayoutError(
             f"{where}: samples name a background (such as {int(slots['bg'][0])}), but no folder is "
@@ -180,6 +182,7 @@ def detect(
         ids = unique_keys(names, used, found.shared)
         by_id = sorted(range(len(ids)), key=ids.__getitem__)
         background = np.argsort(by_id).astype(np.int32)[row]
+        warnings += decided.warnings
         ids, used = [ids[place] for place in by_id], used[by_id]
         counts: dict[str, object] = {"files": len(found.backgrounds), "used": len(ids)}
         description["background"] = {**decided.description, **counts}
@@ -193,6 +196,8 @@ def detect(
     if split is not None:
         description["splits"] = "given by the source's folders"
     description["ignored"] = found.ignored
+    if warnings:
+        description["warnings"] = warnings
     return Layout(
         roles=tuple(has),
         keys=keys,
@@ -227,7 +232,7 @@ class _Found:
     told: dict[str, object]
     ignored: dict[str, int]
     shared: int
-    maps: Callable[[], list[list[str]]]
+    maps: Callable[[], list[Row]]
     unknown: list[str]
     """Images that have no role for want of a word; see ``roles.unknown``."""
     map: str | None
@@ -241,13 +246,13 @@ def _found_by_names(names: Sequence[str], where: str, read: Read | None) -> _Fou
     role_of_group = roles.assign(census, where, read)
     table = join(census, role_of_group)
 
-    def maps() -> list[list[str]]:
+    def maps() -> list[Row]:
         return _maps(census, read)
 
     files = indexes_of(census, role_of_group)
     backgrounds = files.pop("bg", np.zeros(0, np.int32)).tolist()
     if table.complete * 2 < max(map(len, files.values())) and census.texts:
-        mapped = join_by_map(names, files, maps())
+        mapped = join_by_map(names, files, backgrounds, maps(), where=where)
         if mapped and mapped.complete > table.complete:
             table = mapped
     return _Found(
@@ -266,7 +271,7 @@ def _found_by_names(names: Sequence[str], where: str, read: Read | None) -> _Fou
 def _found_by_rules(
     names: Sequence[str], where: str, layout: rules.Rules, read: Read | None
 ) -> _Found:
-    def maps() -> list[list[str]]:
+    def maps() -> list[Row]:
         return rules.map_rows(layout, names, read)
 
     applied = rules.apply(layout, names, maps, where=where)
@@ -289,12 +294,12 @@ def _found_by_rules(
     )
 
 
-def _maps(census: Census, read: Read | None) -> list[list[str]]:
+def _maps(census: Census, read: Read | None) -> list[Row]:
     """The rows of all files that may be maps."""
-    rows: list[list[str]] = []
+    rows: list[Row] = []
     for index in sorted(census.texts, key=census.names.__getitem__)[:_MAPS] if read else ():
         try:
-            rows += rows_of(read(index)) if read else []
+            rows += rows_of(read(index), census.names[index]) if read else []
         except ShardifyError:
             continue
     return rows

@@ -3,22 +3,28 @@
 Holds the schema (version 1), reads it strictly and writes it atomically. It opens no shard, and
 imports neither torch, click nor zipfile, so that a training process can afford it.
 
+The file ends in a digest of its own content, which ``shardify verify`` compares. ``load`` does not:
+a manifest that somebody has edited on purpose (a threshold, a mean) is theirs to train with, and
+what it says of shards is compared with the shards by who reads them.
+
 Units: sizes in pixels, bytes in bytes, ``mean`` and ``std`` in [0, 1] of the role's full range,
 digests as lower-case SHA-256 hex.
 """
 
 import dataclasses
+import hashlib
 import json
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from shardify.errors import ManifestError
+from shardify.fields import record, unfit
 from shardify.files import write_atomic
 from shardify.remote import Place, place
 
 __all__ = [
     "BACKGROUNDS",
+    "DIGEST",
     "NAME",
     "REJECTED",
     "VERSION",
@@ -31,14 +37,15 @@ __all__ = [
     "Source",
     "Split",
     "Stats",
+    "is_altered",
+    "read_document",
 ]
 
 VERSION = 1
 NAME = "manifest.json"
 REJECTED = "rejected.jsonl"
 BACKGROUNDS = "backgrounds.tar"
-
-T = TypeVar("T")
+DIGEST = "sha256"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,26 +174,8 @@ class Manifest:
             ManifestError: Missing, not JSON, another version, or a field is missing or of the
                 wrong type.
         """
-        path = place(path)
-        file = path / NAME if path.is_dir() else path
-        try:
-            text = file.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise ManifestError(
-                f"{path}: no {NAME}; expected a folder that `shardify build` finished; "
-                "build it first"
-            ) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ManifestError(
-                f"{file}: cannot be read ({error}); build the data set again"
-            ) from error
-        try:
-            document = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ManifestError(
-                f"{file}: not JSON ({error}); it was damaged or edited: build the data set again"
-            ) from error
-        return cls.from_json(document, where=str(file))
+        document, where = read_document(path)
+        return cls.from_json(document, where=where)
 
     @classmethod
     def from_json(cls, document: object, *, where: str = NAME) -> "Manifest":
@@ -203,7 +192,10 @@ class Manifest:
                 f"{where}: schema version {version!r}; this program reads version {VERSION}; "
                 "build the data set again with this program"
             )
-        manifest = _record(cls, document, where)
+        manifest = record(cls, document, where)
+        for name, role in manifest.roles.items():
+            if bad := next((size for size in role.sizes if len(size) != 3), None):
+                raise unfit(f"{where}: roles.{name}.sizes", bad, "[width, height, count]")
         for index, background in enumerate(manifest.backgrounds):
             if background.index != index:
                 raise ManifestError(
@@ -219,8 +211,13 @@ class Manifest:
         return manifest
 
     def to_json(self) -> str:
-        """The manifest as it is written: indented, keys in schema order, ends in a newline."""
-        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=True) + "\n"
+        """The manifest as it is written: indented, keys in schema order, ends in a newline.
+
+        A last key, ``sha256``, is the digest of all others; see ``is_altered``.
+        """
+        document = dataclasses.asdict(self)
+        document[DIGEST] = _digest(document)
+        return json.dumps(document, indent=1, ensure_ascii=True) + "\n"
 
     def save(self, out: Place) -> None:
         """Write ``out/manifest.json`` atomically.
@@ -231,102 +228,47 @@ class Manifest:
         write_atomic(out / NAME, self.to_json().encode())
 
 
-def _record(kind: type[T], document: object, where: str) -> T:
-    """Build the dataclass ``kind`` from a JSON object, naming the field that does not fit."""
-    if not isinstance(document, dict):
-        raise _unfit(where, document, "an object")
-    values: dict[str, Any] = {}
-    for spec in dataclasses.fields(kind):  # type: ignore[arg-type]  # every caller passes one
-        if spec.name in document:
-            read = _READERS[str(spec.type)]
-            values[spec.name] = read(document[spec.name], f"{where}: {spec.name}")
-        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
-            raise ManifestError(f"{where}: no field {spec.name!r}; build the data set again")
-    return kind(**values)
+def read_document(path: Place) -> tuple[object, str]:
+    """The JSON of a manifest, and what to call it in an error.
+
+    Args:
+        path: The data set's folder, or its ``manifest.json``.
+
+    Raises:
+        ManifestError: Missing, unreadable or not JSON.
+    """
+    path = place(path)
+    file = path / NAME if path.is_dir() else path
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ManifestError(
+            f"{path}: no {NAME}; expected a folder that `shardify build` finished; build it first"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(
+            f"{file}: cannot be read ({error}); build the data set again"
+        ) from error
+    try:
+        return json.loads(text), str(file)
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(
+            f"{file}: not JSON ({error}); it was damaged or edited: build the data set again"
+        ) from error
 
 
-def _unfit(where: str, value: object, expected: str) -> ManifestError:
-    return ManifestError(
-        f"{where}: found {json.dumps(value)[:60]}; expected {expected}; build the data set again"
-    )
+def is_altered(document: dict[str, Any]) -> bool:
+    """Whether a manifest's JSON is not what ``save`` wrote.
+
+    One without a digest is an older program's, which had no other fields than are known here.
+    """
+    if DIGEST not in document:
+        return not set(document) <= {spec.name for spec in dataclasses.fields(Manifest)}
+    return bool(document[DIGEST] != _digest(document))
 
 
-def _integer(value: object, where: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise _unfit(where, value, "a whole number, 0 or more")
-    return value
-
-
-def _number(value: object, where: str) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise _unfit(where, value, "a number")
-    return float(value)
-
-
-def _text(value: object, where: str) -> str:
-    if not isinstance(value, str):
-        raise _unfit(where, value, "a text")
-    return value
-
-
-def _optional_integer(value: object, where: str) -> int | None:
-    return None if value is None else _integer(value, where)
-
-
-def _plain(value: object, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise _unfit(where, value, "an object")
-    return value
-
-
-def _size(value: object, where: str) -> list[int]:
-    triple = _list(_integer)(value, where)
-    if len(triple) != 3:
-        raise _unfit(where, value, "[width, height, count]")
-    return triple
-
-
-def _list(read: Callable[[object, str], T]) -> Callable[[object, str], list[T]]:
-    def reader(value: object, where: str) -> list[T]:
-        if not isinstance(value, list):
-            raise _unfit(where, value, "a list")
-        return [read(item, f"{where}[{place}]") for place, item in enumerate(value)]
-
-    return reader
-
-
-def _dict(read: Callable[[object, str], T]) -> Callable[[object, str], dict[str, T]]:
-    def reader(value: object, where: str) -> dict[str, T]:
-        return {name: read(item, f"{where}.{name}") for name, item in _plain(value, where).items()}
-
-    return reader
-
-
-def _object(kind: type[T]) -> Callable[[object, str], T]:
-    return lambda value, where: _record(kind, value, where)
-
-
-# One reader for each annotation that the schema uses; a new field's annotation needs one too.
-_READERS: Mapping[str, Callable[[object, str], Any]] = {
-    str(annotation): reader
-    for annotation, reader in (
-        (int, _integer),
-        (str, _text),
-        (int | None, _optional_integer),
-        (list[str], _list(_text)),
-        (list[float], _list(_number)),
-        (list[list[int]], _list(_size)),
-        (dict[str, Any], _plain),
-        (dict[str, int], _dict(_integer)),
-        (dict[str, str], _dict(_text)),
-        (dict[str, dict[str, float]], _dict(_dict(_number))),
-        (dict[str, Role], _dict(_object(Role))),
-        (dict[str, Split], _dict(_object(Split))),
-        (dict[str, Stats], _dict(_object(Stats))),
-        (list[Source], _list(_object(Source))),
-        (list[Background], _list(_object(Background))),
-        (list[Shard], _list(_object(Shard))),
-        (list[Resolution], _list(_object(Resolution))),
-        (Rejected, _object(Rejected)),
-    )
-}
+def _digest(document: dict[str, Any]) -> str:
+    """SHA-256 of the JSON without its digest: sorted keys, no spaces, ASCII."""
+    content = {name: value for name, value in document.items() if name != DIGEST}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,14 +1,15 @@
 """Maps that come with a data set: a csv, tsv or txt whose rows name files that belong together.
 
-Text in, rows of indexes out. Which column means what is told by the files that its cells name,
-not by a header. Reads nothing itself.
+Text in, rows of cells out; and the file that a cell means. What the rows of a map come to is
+``pairs``' word. Reads nothing itself.
 """
 
 import csv
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-__all__ = ["EXTENSIONS", "Finder", "rows_of"]
+__all__ = ["EXTENSIONS", "Finder", "Row", "rows_of"]
 
 EXTENSIONS = frozenset({"csv", "tsv", "txt"})
 """Of files that may be maps, in lower case."""
@@ -16,8 +17,22 @@ EXTENSIONS = frozenset({"csv", "tsv", "txt"})
 _SEPARATORS = "\t,;|"
 
 
-def rows_of(data: bytes) -> list[list[str]]:
+class Row(NamedTuple):
+    """One line of a map."""
+
+    cells: list[str]
+    file: str
+    """Name of the map."""
+    line: int
+    """Counted from 1."""
+
+
+def rows_of(data: bytes, file: str) -> list[Row]:
     """The cells of each line, whatever separates them and however lines end.
+
+    Args:
+        data: The map's bytes.
+        file: Its name.
 
     Returns:
         Rows of at least two cells; nothing for what is no text.
@@ -33,13 +48,13 @@ def rows_of(data: bytes) -> list[list[str]]:
     mark = max(counts, key=lambda each: counts[each])
     try:
         if counts[mark] * 2 >= len(head) > 0:
-            rows: Iterable[list[str]] = csv.reader(lines, delimiter=mark)
-            cells = [[cell.strip() for cell in row] for row in rows]
+            reader = csv.reader(lines, delimiter=mark)
+            rows = [Row([cell.strip() for cell in row], file, reader.line_num) for row in reader]
         else:
-            cells = [line.split() for line in lines]
+            rows = [Row(line.split(), file, number) for number, line in enumerate(lines, 1)]
     except csv.Error:
         return []
-    return [row for row in cells if len(row) > 1]
+    return [row for row in rows if len(row.cells) > 1]
 
 
 class Finder:
@@ -65,6 +80,24 @@ class Finder:
                 or f"{name.rpartition('.')[0]}.".endswith(tails[1])
             ]
         return found[0] if len(found) == 1 else None
+
+    def likeness(self, cell: str) -> int:
+        """How far a cell and the file that it means agree: the more, the more folders do; or 0."""
+        index = self.find(cell)
+        if index is None:
+            return 0
+        said, name = _parts(cell), _parts(self._names[index])
+        same = 0
+        for one, other in zip(said[1:], name[1:], strict=False):
+            if one != other:
+                break
+            same += 1
+        return 2 * (1 + same) + (said[0] == name[0])
+
+
+def _parts(path: str) -> list[str]:
+    """File and folders, from within."""
+    return path.replace("\\", "/").removeprefix("./").strip("/").lower().split("/")[::-1]
 
 
 def _stem(path: str) -> str:

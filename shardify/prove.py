@@ -15,7 +15,8 @@ import numpy.typing as npt
 from shardify import backing, naming
 from shardify.backing import Candidate, Files, by_rule
 from shardify.errors import LayoutError
-from shardify.maps import Finder
+from shardify.maps import Row
+from shardify.pairs import backgrounds_by_map
 from shardify.rules import Rules, text_of
 from shardify.settle import Scores, drained, scoring
 
@@ -46,7 +47,7 @@ class Question:
     runs: Callable[[], Mapping[str, IntArray]]
     """Further numbers, for guesses."""
     shared: int
-    maps: Callable[[], list[list[str]]]
+    maps: Callable[[], list[Row]]
     where: str
 
 
@@ -57,6 +58,7 @@ class Decision:
     of_sample: IntArray
     """(N,) int32, index into the question's files."""
     description: dict[str, object]
+    warnings: tuple[str, ...] = ()
     proof: Generator[None, None, "Decision"] | None = None
     """The steps that are left, where the proof was deferred; at their end the same answer, proven,
     or a LayoutError."""
@@ -156,7 +158,9 @@ _REMEDY = "; pass --layout with a rule for backgrounds"
 
 def _answer(candidate: Candidate, proof: dict[str, object]) -> Decision:
     description = {"rule": candidate.rule, "settings": dict(candidate.settings), **proof}
-    return Decision(of_sample=candidate.of_sample, description=description)
+    return Decision(
+        of_sample=candidate.of_sample, description=description, warnings=candidate.warnings
+    )
 
 
 def _compare(
@@ -217,7 +221,7 @@ def _all_stated(question: Question) -> list[Candidate]:
     count = len(question.members["fg_bg"])
     tried = backing.stated(_files(question), question.slots, _texts(question), count)
     if not tried:
-        mapped = _by_map(question, question.maps())
+        mapped, _ = _by_map(question)
         tried = [mapped] if mapped else []
     return tried
 
@@ -229,7 +233,11 @@ def _as_told(question: Question, layout: Rules) -> Candidate:
     stems = [text_of(layout, names[index], "bg") or _stem(names[index]) for index in question.files]
     told: Candidate | None
     if rule == "map":
-        told = _by_map(question, question.maps())
+        told, lacking = _by_map(question)
+        if lacking:
+            raise LayoutError(
+                f"{question.where}: {lacking}; expected a row for each sample; complete the map"
+            )
     elif rule == "name":
         place = {stem.lower(): number for number, stem in enumerate(stems)}
         texts = [text_of(layout, names[i], "bg") for i in question.members["fg_bg"].tolist()]
@@ -253,27 +261,29 @@ def _stated(rule: str, settings: Mapping[str, str | int], found: list[int]) -> C
     return Candidate(rule=rule, settings=settings, of_sample=np.array(found, np.int32))
 
 
-def _by_map(question: Question, rows: Sequence[Sequence[str]]) -> Candidate | None:
-    """The background that stands in the same row as one of the sample's files."""
+def _by_map(question: Question) -> tuple[Candidate | None, str]:
+    """What the source's map says; or, where that is not enough, what it lacks."""
+    rows = question.maps()
     if not rows:
-        return None
-    members = {role: column.tolist() for role, column in question.members.items()}
-    row_of = {
-        role: {index: row for row, index in enumerate(column)} for role, column in members.items()
-    }
-    finders = {role: Finder(question.names, column) for role, column in members.items()}
-    backs = Finder(question.names, question.files)
-    place = {index: number for number, index in enumerate(question.files)}
-    found = [-1] * len(members["fg_bg"])
-    for cells in rows:
-        meant = {index for cell in cells if (index := backs.find(cell)) is not None}
-        if len(meant) == 1:
-            for role, finder in finders.items():
-                for cell in cells:
-                    index = finder.find(cell)
-                    if index is not None:
-                        found[row_of[role][index]] = place[next(iter(meant))]
-    return _stated("a map in the source", {"rule": "map"}, found) if min(found) >= 0 else None
+        return None, ""
+    names, members = question.names, question.members
+    found = backgrounds_by_map(names, members, question.files, rows, where=question.where)
+    lacking = np.flatnonzero(found.of_sample < 0)
+    if lacking.size == len(found.of_sample):
+        return None, ""
+    if lacking.size:
+        first = names[int(members["fg_bg"][lacking[0]])]
+        return None, (
+            f"{rows[0].file} gives {lacking.size} of {len(found.of_sample)} samples no background "
+            f"(such as {first})"
+        )
+    told = Candidate(
+        rule="a map in the source",
+        settings={"rule": "map"},
+        of_sample=found.of_sample,
+        warnings=found.warnings,
+    )
+    return told, ""
 
 
 def _texts(question: Question) -> Iterator[list[str]]:
@@ -292,7 +302,10 @@ def _texts(question: Question) -> Iterator[list[str]]:
 def _no_rule(question: Question, tried: Sequence[Candidate]) -> str:
     """Why names alone cannot decide, in one line."""
     files = _files(question)
-    if "bg" not in question.slots:
+    _, lacking = _by_map(question)
+    if lacking:
+        what = f"no name tells the background, and {lacking}"
+    elif "bg" not in question.slots:
         sample = question.names[int(question.members["fg_bg"][0])]
         what = f"names do not tell which background a sample has (nothing like bg_012 in {sample})"
     elif files.unnumbered:

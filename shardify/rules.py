@@ -36,8 +36,9 @@ import numpy.typing as npt
 
 from shardify import naming
 from shardify.errors import LayoutError
-from shardify.joining import Table, join_by_map, tabulate
-from shardify.maps import rows_of
+from shardify.joining import Table, tabulate
+from shardify.maps import Row, rows_of
+from shardify.pairs import join_by_map
 
 __all__ = [
     "BACKGROUND_RULES",
@@ -76,7 +77,7 @@ class Rules:
     """Name of the map."""
     join: str = "names"
     """``names`` or ``map``."""
-    rows: Sequence[Sequence[str]] | None = None
+    rows: Sequence[Row] | None = None
     """Of the map, where it lies beside the layout file."""
 
 
@@ -100,7 +101,7 @@ def load(path: Path) -> Rules:
     try:
         rules = parse(path.read_text(encoding="utf-8"), where=str(path))
         beside = path.parent / rules.map if rules.map else None
-        rows = rows_of(beside.read_bytes()) if beside and beside.is_file() else None
+        rows = rows_of(beside.read_bytes(), beside.name) if beside and beside.is_file() else None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise LayoutError(
@@ -137,12 +138,10 @@ def parse(text: str, *, where: str) -> Rules:
     return Rules(patterns=patterns, background=settings, check=check, map=file, join=join)
 
 
-def map_rows(
-    rules: Rules, names: Sequence[str], read: Callable[[int], bytes] | None
-) -> list[list[str]]:
+def map_rows(rules: Rules, names: Sequence[str], read: Callable[[int], bytes] | None) -> list[Row]:
     """The rows of the map that the rules name: beside the layout file, or else in the source."""
     if rules.rows is not None or rules.map is None:
-        return [list(row) for row in rules.rows or ()]
+        return list(rules.rows or ())
     tail = f"/{rules.map.strip('/')}"
     found = [index for index, name in enumerate(names) if f"/{name}".endswith(tail)]
     if len(found) != 1 or read is None:
@@ -150,11 +149,11 @@ def map_rows(
             f"{rules.map}: the layout file's map is not beside it, and {len(found)} files of the "
             f"source have this name; expected one"
         )
-    return rows_of(read(found[0]))
+    return rows_of(read(found[0]), names[found[0]])
 
 
 def apply(
-    rules: Rules, names: Sequence[str], rows: Callable[[], list[list[str]]], *, where: str
+    rules: Rules, names: Sequence[str], rows: Callable[[], list[Row]], *, where: str
 ) -> Applied:
     """Match every name and bring companions together.
 
@@ -192,7 +191,7 @@ def apply(
         for index, code, _ in items():
             files[roles[code]].append(index)
         arrays = {role: np.array(indexes, np.int32) for role, indexes in files.items()}
-        table = join_by_map(names, arrays, rows())
+        table = join_by_map(names, arrays, backgrounds, rows(), where=where)
     for role in roles:
         if table is None or (table.members[role] == -1).all():
             raise LayoutError(

@@ -23,7 +23,9 @@ def survey_text(found: dict[str, Any]) -> str:
         on = f" on {split['backgrounds']} backgrounds" if split["backgrounds"] else ""
         lines.append(f"{name:12} {split['samples']}{on}, in {split['shards']} shards")
     lines += _rejected_lines(found["rejected"])
-    lines += [f"layout       {key}: {_plain(value)}" for key, value in found["layout"].items()]
+    layout = dict(found["layout"])
+    lines += _warnings(layout.pop("warnings", []))
+    lines += [f"layout       {key}: {_plain(value)}" for key, value in layout.items()]
     # All of it can be saved as a layout file, and edited.
     return "\n".join([*(f"# {line}" for line in lines), found["layout_file"]]).rstrip()
 
@@ -46,7 +48,7 @@ def build_text(found: dict[str, Any]) -> str:
     for costs in found["costs"]:
         told = [f"{role} {_cost(each)}" for role, each in costs.items()]
         lines.append(f"re-encoding  {', '.join(told)}")
-    return "\n".join(lines + _rejected_lines(found["rejected"]))
+    return "\n".join(lines + _rejected_lines(found["rejected"]) + _warnings(found["warnings"]))
 
 
 def stats_text(found: dict[str, Any]) -> str:
@@ -75,6 +77,11 @@ def _cost(found: dict[str, float]) -> str:
 
 def _rejected_lines(rejected: dict[str, Any]) -> list[str]:
     return [f"left out     {count}: {reason}" for reason, count in rejected["by_reason"].items()]
+
+
+def _warnings(told: list[str]) -> list[str]:
+    # Names in them may hold anything; a line is a line.
+    return [f"warning      {' '.join(each.split())}" for each in told]
 
 
 def _plain(value: object) -> str:

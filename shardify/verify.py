@@ -16,7 +16,15 @@ from shardify.errors import EntryError, ManifestError, VerifyError
 from shardify.files import TEMPORARY
 from shardify.images import parse
 from shardify.index import parse_index
-from shardify.manifest import BACKGROUNDS, NAME, REJECTED, Manifest, Shard
+from shardify.manifest import (
+    BACKGROUNDS,
+    NAME,
+    REJECTED,
+    Manifest,
+    Shard,
+    is_altered,
+    read_document,
+)
 from shardify.pixels import PLAIN, pixels
 from shardify.remote import Place, place
 
@@ -70,9 +78,14 @@ def verify(
         BuildError: A worker died.
     """
     out = place(out)
-    manifest = Manifest.load(out)
+    document, where = read_document(out)
+    manifest = Manifest.from_json(document, where=where)
+    problems: list[str] = []
+    assert isinstance(document, dict)
+    if is_altered(document):
+        problems.append(f"{NAME}: differs from what was built (damaged, or edited since)")
     if manifest.resolutions:
-        return _verify_all(out, manifest, deep, workers, progress)
+        return _verify_all(out, manifest, problems, deep, workers, progress)
     expected: dict[str, tuple[str, int | None]] = {}
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     for shard in shards:
@@ -81,7 +94,6 @@ def verify(
     for name, digest in manifest.files.items():
         expected[name] = (digest, None)
     count = workers or os.cpu_count() or 1
-    problems: list[str] = []
     total = 0
     with ThreadPoolExecutor(count) as pool:
         # Digests release the lock: threads suffice, and need no start.
@@ -127,12 +139,13 @@ def verify(
 def _verify_all(
     out: Place,
     manifest: Manifest,
+    problems: list[str],
     deep: bool,
     workers: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> VerifyReport:
     """Each resolution, and the files beside them."""
-    problems, total = [], 0
+    total = 0
     for name, digest in manifest.files.items():
         size, problem = _check_file(out / name, digest, None)
         total += size

@@ -370,8 +370,13 @@ def test_several_resolutions_are_data_sets_with_the_same_keys_in_the_same_order(
     assert not verify(tmp_path / "out", deep=True, workers=1).problems
     damaged = tmp_path / "out" / "res-008" / "train-00000.idx"
     damaged.write_text("")
-    (problem,) = verify(tmp_path / "out").problems
-    assert problem.startswith("res-008/train-00000.idx")
+    for stated in (tmp_path / "out", tmp_path / "out" / "res-016"):
+        text = (stated / "manifest.json").read_text()
+        (stated / "manifest.json").write_text(text.replace('"seed": 0', '"seed": 4'))
+    assert [problem.partition(":")[0] for problem in verify(tmp_path / "out").problems] == [
+        "manifest.json", "res-008/train-00000.idx", "res-016/manifest.json",
+    ]  # fmt: skip
+    top.save(tmp_path / "out")
     again = run(source, tmp_path / "out", res=(16, 8), codec="raw", max_bad=0.1)
     assert again.already
 

@@ -2,7 +2,12 @@
 
 import pytest
 
-from shardify.maps import Finder, rows_of
+from shardify import maps
+from shardify.maps import Finder
+
+
+def rows_of(data: bytes) -> list[list[str]]:
+    return [row.cells for row in maps.rows_of(data, "map.csv")]
 
 
 @pytest.mark.parametrize("mark", [",", "\t", ";", "|", "  "])

@@ -1,14 +1,20 @@
 """Every kind of damage to a finished data set is found, and the file at fault is named."""
 
+import hashlib
 import io
+import json
+import re
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from shardify.build import build
+from shardify.cli import main
 from shardify.errors import ManifestError
+from shardify.manifest import Manifest, is_altered
 from shardify.survey import Options
 from shardify.synth import make
 from shardify.verify import verify
@@ -58,6 +64,12 @@ def add(name: str) -> Callable[[Path], None]:
     return lambda out: (out / name).write_bytes(b"x")
 
 
+def restate(out: Path, old: str, new: str) -> None:
+    """Save the manifest with another digest of a file, as a build would have written it."""
+    text = (out / "manifest.json").read_text()
+    Manifest.from_json(json.loads(text.replace(old, new))).save(out)
+
+
 def test_a_sound_data_set_has_no_problems(out: Path) -> None:
     report = verify(out)
     assert report.problems == []
@@ -103,27 +115,17 @@ def test_the_file_at_fault_is_named(
 
 
 def test_an_index_that_fits_its_digest_but_not_its_tar_is_named(out: Path) -> None:
-    import hashlib
-
-    from shardify.manifest import Manifest
-
     index = out / "train-00000.idx"
     text = index.read_text().replace(" 512 ", " 513 ", 1)
     old = hashlib.sha256(index.read_bytes()).hexdigest()
     index.write_text(text)
-    document = Manifest.load(out).to_json().replace(old, hashlib.sha256(text.encode()).hexdigest())
-    (out / "manifest.json").write_text(document)
+    restate(out, old, hashlib.sha256(text.encode()).hexdigest())
     (problem,) = verify(out).problems
     assert problem.startswith("train-00000.idx:")
     assert "is not where it says" in problem
 
 
 def test_pixels_that_do_not_decode_are_named(out: Path) -> None:
-    import hashlib
-    import tarfile
-
-    from shardify.manifest import Manifest
-
     path = out / "val-00000.tar"
     data = bytearray(path.read_bytes())
     old = hashlib.sha256(data).hexdigest()
@@ -131,11 +133,62 @@ def test_pixels_that_do_not_decode_are_named(out: Path) -> None:
         info = next(info for info in tar if info.name.endswith("depth.png"))
     data[info.offset_data + 45] ^= 0xFF
     path.write_bytes(data)
-    document = Manifest.load(out).to_json().replace(old, hashlib.sha256(data).hexdigest())
-    (out / "manifest.json").write_text(document)
+    restate(out, old, hashlib.sha256(data).hexdigest())
     assert verify(out).problems == []
     (problem,) = verify(out, deep=True, workers=1).problems
     assert info.name in problem
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (r'"samples": 30', '"samples": 30,\n "colour": 1'),
+        (r'"threshold": 150', '"threshold": 158'),
+        (r'"codec": "keep"', '"codec": "jeep"'),
+        (r'"seed": 0', '"seed": 1'),
+        (r'("mean": \[\s*0\.)(\d)', r"\g<1>9\g<2>"),
+        (r'("sha256": "\w{9})[0-9]', r"\g<1>a"),
+        (r'"sha256"(: "\w+"\s*\}\s*)$', r'"sha257"\1'),
+    ],
+)
+def test_a_change_that_leaves_the_manifest_readable_is_named(
+    out: Path, old: str, new: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (out / "manifest.json").read_text()
+    changed = re.sub(old, new, text, count=1)
+    assert changed != text
+    (out / "manifest.json").write_text(changed)
+    Manifest.load(out)  # What was edited on purpose can be trained with.
+    assert "manifest.json: differs from what was built (damaged, or edited since)" in (
+        verify(out).problems
+    )
+    with pytest.raises(SystemExit) as stop:
+        main(["verify", str(out)])
+    assert stop.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"Error: {out}/manifest.json: differs from what was built")
+    assert error.endswith("; build the data set again\n")
+
+
+def test_every_flipped_bit_of_a_manifest_is_found(out: Path) -> None:
+    sound = (out / "manifest.json").read_bytes()
+    meant = json.loads(sound)
+    for place in range(len(sound)):
+        data = bytearray(sound)
+        data[place] ^= 1 << place % 8
+        try:
+            document = json.loads(data)
+        except ValueError:
+            continue
+        # 1e-05 and 1E-05 are one number.
+        assert is_altered(document) or document == meant, (place, data[place - 20 : place + 20])
+
+
+def test_a_manifest_of_an_older_program_has_no_digest_and_is_sound(out: Path) -> None:
+    document = json.loads((out / "manifest.json").read_text())
+    del document["sha256"]
+    (out / "manifest.json").write_text(json.dumps(document))
+    assert verify(out).problems == []
 
 
 def test_a_folder_without_a_manifest_is_no_data_set(tmp_path: Path) -> None:

@@ -1,0 +1,245 @@
+"""What the rows of a map say: which files are one sample, and which background a sample has.
+
+Rows of cells in, indexes out. A column means the role that its cells name best, judged over many
+rows, so that ``7.jpg`` may be a composite in one column and a background in the next. Rows that
+contradict each other are refused, by line; rows that say nothing of this source are counted.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from shardify.errors import LayoutError
+from shardify.joining import Table, tabulate
+from shardify.maps import Finder, Row
+
+__all__ = ["Backgrounds", "backgrounds_by_map", "join_by_map"]
+
+IntArray = npt.NDArray[np.int32]
+
+_JUDGED = 1000
+"""Rows by which a column's meaning is told."""
+
+_SHOWN = 80
+"""Of a row's cells in a message. Characters."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Backgrounds:
+    """The background of each sample, as a map has it."""
+
+    of_sample: IntArray
+    """(N,) int32, index into the background files; -1 where no row tells."""
+    warnings: tuple[str, ...]
+    """What the map holds that is of no use here."""
+
+
+def backgrounds_by_map(
+    names: Sequence[str],
+    members: Mapping[str, IntArray],
+    files: Sequence[int],
+    rows: Sequence[Row],
+    *,
+    where: str,
+) -> Backgrounds:
+    """The background that stands in the same row as one of a sample's files.
+
+    Args:
+        names: Of the source.
+        members: role -> (N,) int32, index of each sample's file.
+        files: Indexes of the backgrounds.
+        rows: Of one map or several.
+        where: What to call the source in an error.
+
+    Raises:
+        LayoutError: Rows give one sample two backgrounds.
+    """
+    row_of = {
+        role: {index: row for row, index in enumerate(column.tolist())}
+        for role, column in members.items()
+    }
+    finders = {role: Finder(names, column.tolist()) for role, column in members.items()}
+    finders["bg"] = Finder(names, files)
+    place = {index: number for number, index in enumerate(files)}
+    found = np.full(len(next(iter(members.values()))), -1, np.int32)
+    told: dict[int, Row] = {}
+    clashes: dict[int, tuple[Row, Row, int, int]] = {}
+    strange, bare = _Unused("no sample"), _Unused("no background")
+    for row, cells in _judged(rows, finders):
+        backs = {
+            place[index]
+            for cell in cells.get("bg", ())
+            if (index := finders["bg"].find(cell)) is not None
+        }
+        samples = {
+            row_of[role][index]
+            for role in members
+            for cell in cells.get(role, ())
+            if (index := finders[role].find(cell)) is not None
+        }
+        if not samples:
+            strange.add(row, header=not backs)
+        elif not backs:
+            bare.add(row)
+        for sample in samples:
+            for back in sorted(backs):
+                before = int(found[sample])
+                if before == -1:
+                    found[sample], told[sample] = back, row
+                elif before != back and sample not in clashes:
+                    clashes[sample] = told[sample], row, before, back
+    if clashes:
+        sample, (one, other, before, back) = next(iter(clashes.items()))
+        raise LayoutError(
+            f"{where}: {_lines(one, other)} {names[int(members['fg_bg'][sample])]} two backgrounds "
+            f"({names[files[before]]}, {names[files[back]]}){_more(len(clashes))}; expected one "
+            f"for each sample; {_remedy(one, other)}"
+        )
+    return Backgrounds(of_sample=found, warnings=(*strange.told(), *bare.told()))
+
+
+def join_by_map(
+    names: Sequence[str],
+    files: Mapping[str, IntArray],
+    backgrounds: Sequence[int],
+    rows: Sequence[Row],
+    *,
+    where: str,
+) -> Table | None:
+    """Bring together what stands in one row of a map; None where the map tells of no sample.
+
+    Rows that name the same composite are one sample. Files that no row names stay apart, each in a
+    row of its own.
+
+    Args:
+        names: Of the source.
+        files: role -> indexes of its files; without backgrounds.
+        backgrounds: Indexes of these.
+        rows: Of one map or several.
+        where: What to call the source in an error.
+
+    Raises:
+        LayoutError: Rows give one composite two masks, or two depths.
+    """
+    roles = list(files)
+    finders = {role: Finder(names, files[role].tolist()) for role in roles}
+    finders["bg"] = Finder(names, backgrounds)
+    items: list[tuple[int, int, str]] = []
+    told: dict[tuple[str, str], tuple[int, Row]] = {}
+    clashes: dict[str, tuple[str, Row, Row, int, int]] = {}
+    strange = _Unused("no file")
+    for row, cells in _judged(rows, finders):
+        meant: dict[str, int] = {}
+        for role in roles:
+            each = {
+                i for cell in cells.get(role, ()) if (i := finders[role].find(cell)) is not None
+            }
+            if len(each) == 1:
+                meant[role] = each.pop()
+        if not meant:
+            strange.add(row, header=True)
+        front = meant.get("fg_bg")
+        key = f"row {sorted(meant.items())}" if front is None else f"file {front}"
+        for role, index in meant.items():
+            before, by = told.setdefault((key, role), (index, row))
+            if by is row:
+                items.append((index, roles.index(role), key))
+            elif before != index:
+                clashes.setdefault(key, (role, by, row, before, index))
+    if clashes:
+        key, (role, one, other, before, after) = next(iter(clashes.items()))
+        front, _ = told[key, "fg_bg"]
+        raise LayoutError(
+            f"{where}: {_lines(one, other)} {names[front]} two files as its {role} "
+            f"({names[before]}, {names[after]}){_more(len(clashes))}; expected one for each "
+            f"sample; {_remedy(one, other)}"
+        )
+    if not items:
+        return None
+    taken = {index for index, _, _ in items}
+    for code, role in enumerate(roles):
+        apart = (index for index in files[role].tolist() if index not in taken)
+        items += [(index, code, f"alone {index}") for index in apart]
+    table = tabulate(items, roles, "rows of a map")
+    assert table is not None
+    return replace(table, warnings=tuple(strange.told()))
+
+
+def _judged(
+    rows: Sequence[Row], finders: Mapping[str, Finder]
+) -> Iterator[tuple[Row, dict[str, list[str]]]]:
+    """Each row with the cells that may name a file of each role."""
+    for _, group in itertools.groupby(rows, key=lambda row: row.file):
+        listed = list(group)
+        columns = _columns(listed, finders)
+        for row in listed:
+            cells: dict[str, list[str]] = {}
+            for cell, roles in zip(row.cells, columns, strict=False):
+                for role in roles:
+                    cells.setdefault(role, []).append(cell)
+            yield row, cells
+
+
+def _columns(rows: Sequence[Row], finders: Mapping[str, Finder]) -> list[tuple[str, ...]]:
+    """The roles whose files a column's cells may name; of one map."""
+    judged = rows[:: max(1, len(rows) // _JUDGED)]
+    columns: list[tuple[str, ...]] = []
+    for number in range(max(len(row.cells) for row in rows)):
+        cells = [row.cells[number] for row in judged if number < len(row.cells)]
+        likeness = {role: sum(map(each.likeness, cells)) for role, each in finders.items()}
+        best = max(likeness.values())
+        fitting = tuple(role for role, each in likeness.items() if each == best > 0)
+        # A column of few names, all of them backgrounds', is found among many samples as well.
+        columns.append(("bg",) if "bg" in fitting else fitting)
+    known = {role for roles in columns for role in roles}
+    if rest := tuple(role for role in finders if role not in known and role != "bg"):
+        # No column is theirs; but companions may bear the same name.
+        columns = [roles if roles == ("bg",) else (*roles, *rest) for roles in columns]
+    return columns
+
+
+class _Unused:
+    """Rows that are of no use, counted, and the first of them."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._count = 0
+        self._first: Row | None = None
+
+    def add(self, row: Row, *, header: bool = False) -> None:
+        """Count a row; the first line of a map that names nothing is its header."""
+        if header and row.line == 1:
+            return
+        self._first = self._first or row
+        self._count += 1
+
+    def told(self) -> list[str]:
+        """One line, or none."""
+        if self._first is None:
+            return []
+        file, line = self._first.file, self._first.line
+        many = "row names" if self._count == 1 else "rows name"
+        cells = ", ".join(self._first.cells)[:_SHOWN]
+        return [f"{file}: {self._count} {many} {self._what} of the source, as line {line}: {cells}"]
+
+
+def _lines(one: Row, other: Row) -> str:
+    """Where two rows stand."""
+    if one is other:
+        return f"{one.file}: line {one.line} gives"
+    if one.file == other.file:
+        return f"{one.file}: lines {one.line} and {other.line} give"
+    return f"{one.file}: line {one.line}, and {other.file}: line {other.line}, give"
+
+
+def _more(count: int) -> str:
+    return f", and so for {count} samples" if count > 1 else ""
+
+
+def _remedy(one: Row, other: Row) -> str:
+    if one.file == other.file:
+        return "correct the map"
+    return "correct them, or name the one that counts in a layout file (--layout)"
