@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from train.distributed import Agreement, World, connected
-from train.errors import ConfigError
+from train.errors import ConfigError, PeerError
 
 
 def test_without_torchrun_this_process_is_alone() -> None:
@@ -31,3 +31,22 @@ def test_a_world_of_one_needs_no_process_group() -> None:
         assert Agreement(world).ask(True, False) == (True, False)
         assert world.same(3)
         world.barrier()
+
+
+def test_a_lost_rank_is_told_without_the_backends_source_and_advice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise RuntimeError(
+            "[/some/where/gloo/transport/tcp/pair.cc:553] Connection closed by peer "
+            "[127.0.0.1]:42128. This is typically caused by a remote worker crash."
+        )
+
+    monkeypatch.setattr("train.distributed._store", lambda *_: None)
+    monkeypatch.setattr("train.distributed._meet", gone)
+    with (
+        pytest.raises(PeerError, match=r"rank 1 of 2: another rank ended or does not answer "
+                      r"\(Connection closed by peer \[127.0.0.1\]:42128\); see what"),
+        connected(World(rank=1, size=2), torch.device("cpu")),
+    ):  # fmt: skip
+        pass

@@ -2,6 +2,7 @@ import json
 import math
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,18 @@ from train.batch import Batch
 from train.checkpoint import Checkpoints, Stored
 from train.config import Config
 from train.distributed import World
-from train.errors import ConfigError, DataError, DivergedError, FitError, Interrupted
+from train.errors import (
+    ConfigError,
+    DataError,
+    DivergedError,
+    FitError,
+    Interrupted,
+    PeerError,
+)
 from train.evaluate import judge, load_trained
 from train.logs import JsonLines, Screen
 from train.settings import resolve
+from train.stop import Stop
 from train.trainer import Trainer
 
 TIMES = {"samples_per_s", "data_wait", "seconds", "val_seconds", "peak_memory_mb"}
@@ -188,6 +197,22 @@ def test_a_signal_saves_the_state_and_the_run_goes_on_exactly(
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_a_rank_that_lost_another_is_not_ended_before_it_said_so() -> None:
+    """Who started the ranks sends SIGTERM to all that are left when one of them is gone."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        for several, after in ((False, before), (True, signal.SIG_IGN)):
+            with pytest.raises(PeerError), Stop().listening(several=several):
+                raise PeerError("another rank ended")
+            assert signal.getsignal(signal.SIGTERM) == after
+        signal.signal(signal.SIGTERM, before)
+        with Stop().listening(several=True):
+            pass
+        assert signal.getsignal(signal.SIGTERM) == before
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 # 5 batches an epoch. Of the second set, 3 steps an epoch, the last of 1 batch.
 EXACT: list[dict[str, object]] = [
     {"schedule": "cosine", "warmup": 3, "ema": 0.9},
@@ -280,6 +305,33 @@ def test_checkpoints_come_every_so_many_steps_and_the_newest_are_kept(tmp_path: 
     make(tmp_path / "run", checkpoint_steps=2, keep=4).run()
     names = [path.stem for path in Checkpoints(tmp_path / "run" / "checkpoints", keep=4).files()]
     assert names == ["step-00000015", "step-00000014", "step-00000012", "step-00000010"]
+
+
+def test_figures_and_weights_say_that_a_checkpoint_stood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a run without one is known for one that lost it, however early it was killed."""
+    written: list[str] = []
+    real, append = folder.Checkpoints.save, folder.JsonLines.append
+
+    def slow(self: Checkpoints, step: int, state: dict[str, Any]) -> Path:
+        time.sleep(0.2)
+        path = real(self, step, state)
+        written.append(path.stem)
+        return path
+
+    def weights(path: Path, *_: object) -> None:
+        written.append(path.stem)
+
+    def line(self: JsonLines, record: dict[str, Any]) -> None:
+        written.append(f"epoch {record['epoch']}")
+        append(self, record)
+
+    monkeypatch.setattr(folder.Checkpoints, "save", slow)
+    monkeypatch.setattr(folder.JsonLines, "append", line)
+    monkeypatch.setattr(folder, "save", weights)
+    make(tmp_path / "run", epochs=(1,), res=(16,)).run()
+    assert written == ["step-00000005", "last", "best", "epoch 0", "step-00000005"]
 
 
 def test_max_steps_ends_after_that_many_steps_with_figures(tmp_path: Path) -> None:
@@ -474,6 +526,13 @@ def test_norms_over_all_ranks_need_gpus(tmp_path: Path) -> None:
     world = World(rank=0, size=2)
     with pytest.raises(ConfigError, match="--sync-bn"):
         Trainer(config, TinySource(40, 10), world=world, make_model=TinyNet)
+
+
+def test_norms_over_all_ranks_of_one_rank_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path / "run", sync_bn=True, max_steps=1).run()
+    assert capsys.readouterr().out.count("--sync-bn: does nothing here") == 1
 
 
 def test_cuda_graphs_need_a_gpu(tmp_path: Path) -> None:

@@ -33,10 +33,10 @@ def refuse_other(out: Path) -> None:
 
 
 def refuse_again(out: Path) -> None:
-    """Without a checkpoint a run may begin again only where nothing later than it would be lost.
+    """Without a checkpoint a run may begin again only where nothing of it would be lost.
 
-    A kill within the first epoch leaves settings and perhaps that epoch's figures and weights, and
-    these come again as they were.
+    A kill before the first checkpoint leaves settings, but neither figures nor weights: these are
+    written only when a checkpoint stands. Where they are, checkpoints were deleted.
 
     Raises:
         RunError: Something would be lost.
@@ -44,10 +44,10 @@ def refuse_again(out: Path) -> None:
     checkpoints = out / "checkpoints"
     remedy = f"put one back into {checkpoints}, or start a new run with another --out"
     epochs = len(JsonLines(out / "metrics.jsonl").read())
-    if epochs > 1:
-        raise RunError(
-            f"{out}: holds {epochs} epochs of a run and no checkpoint to go on from; {remedy}"
-        )
+    weights = sorted(out.glob("*.safetensors"))
+    if epochs or (weights and (out / CONFIG).is_file()):
+        what = f"{epochs} epoch{'s' * (epochs > 1)} of a run" if epochs else weights[0].name
+        raise RunError(f"{out}: holds {what}, but no checkpoint to go on from; {remedy}")
     if (out / CONFIG).is_file() or not out.is_dir():
         return
     found = {path for path in out.iterdir() if path not in _halves(out)} - {checkpoints}

@@ -169,7 +169,8 @@ def connected(world: World, device: torch.device, *, minutes: float = 10.0) -> I
     except (dist.DistError, RuntimeError) as error:
         if not isinstance(error, dist.DistError) and not LOST.search(str(error)):
             raise
-        reason = " ".join(str(error).split())[:160]
+        # gloo begins with a line of its source and ends with advice.
+        reason = re.sub(r"\[/\S+\] ", "", " ".join(str(error).split())).partition(". ")[0][:160]
         raise PeerError(
             f"rank {world.rank} of {world.size}: another rank ended or does not answer ({reason}); "
             "see what that rank said; --resume goes on from the last checkpoint"

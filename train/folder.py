@@ -67,6 +67,8 @@ class Folder:
         """Tell of an epoch on the screen, in ``metrics.jsonl``, and with its panel on the board."""
         self._screen.say(epoch_line(record))
         try:
+            if not self.metrics.path.exists():
+                self._writer.wait()  # Figures say that a checkpoint stood: see `train.claim`.
             self.metrics.append(record)
             if self._board is not None:
                 drawn = self._panel_path(record)

@@ -54,6 +54,8 @@ class Keeper:
             screen: What the user sees; its bar is removed before the process ends.
             stop: Hears signals.
         """
+        self.saved = False
+        """Whether a checkpoint of this run was written, or asked for."""
         self.stopping = False
         """Whether all ranks agreed that the run ends here."""
         self._state = state
@@ -72,7 +74,8 @@ class Keeper:
     def listening(self) -> Iterator[None]:
         """Hear signals for the length of the block."""
         rescue = self._rescue if self._world.first else self._follow
-        with self._stop.listening(rescue if self._world.size == 1 or self._tells_sums else None):
+        able = self._world.size == 1 or self._tells_sums
+        with self._stop.listening(rescue if able else None, several=self._world.size > 1):
             yield
 
     @contextmanager
@@ -109,6 +112,7 @@ class Keeper:
         """
         state = self._state.gather(loader.state_dict())
         self._saved_at = monotonic()
+        self.saved = True
         bad = _not_finite(state["model"])
         if bad:
             raise DivergedError(self._diverged(f"weight {bad} is no longer finite"))

@@ -20,7 +20,7 @@ from train.distributed import World
 from train.errors import ConfigError
 from train.trained import MakeModel, place
 
-__all__ = ["Networks"]
+__all__ = ["Networks", "alone"]
 
 
 class Networks:
@@ -114,6 +114,13 @@ class Networks:
             )
         mode = "reduce-overhead" if how == "graphs" else "default"
         return cast(nn.Module, torch.compile(model, dynamic=False, mode=mode))
+
+
+def alone(config: Config, world: World) -> list[str]:
+    """A line for whoever asked for what a single rank cannot do, and need not."""
+    if config.compute.sync_bn and world.size == 1:
+        return ["--sync-bn: does nothing here: it takes several ranks (torchrun), and this is one"]
+    return []
 
 
 def _rest(model: nn.Module, targets: tuple[str, ...], device: torch.device) -> None:

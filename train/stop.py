@@ -46,13 +46,16 @@ class Stop:
         self._rescue: Rescue | None = None
 
     @contextmanager
-    def listening(self, rescue: Rescue | None = None) -> Iterator[None]:
+    def listening(self, rescue: Rescue | None = None, *, several: bool = False) -> Iterator[None]:
         """Take the signals for the length of the block.
 
         Args:
             rescue: Called by another thread within a `stretch`, after the grace or at a second
                 signal; then the process ends with 130. A third signal ends it at once. Without it,
                 a second signal acts as it always did.
+            several: Whether other processes train along. Then an error that leaves the block leaves
+                SIGTERM unheard: whoever started them all ends them at the first loss, by SIGTERM
+                and later by SIGKILL, and this one has yet to say what happened.
         """
         if threading.current_thread() is not threading.main_thread():
             yield  # Only the main thread may handle signals; whoever runs us here decides.
@@ -75,6 +78,10 @@ class Stop:
             for name in before:
                 signal.signal(name, ask)
             yield
+        except BaseException:
+            if several:
+                before[signal.SIGTERM] = signal.SIG_IGN
+            raise
         finally:
             for name, handler in before.items():
                 signal.signal(name, handler)

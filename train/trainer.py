@@ -28,6 +28,7 @@ from train.keeper import Keeper
 from train.logs import Screen
 from train.memory import fitting, peak_mb
 from train.metrics import Scores
+from train.networks import alone
 from train.progress import Pace, Position, Summary
 from train.schedule import Stage, plan, stage_of, steps_left
 from train.source import Source, StageLoaders
@@ -125,6 +126,7 @@ class Trainer:
             DataError: It was trained on other data.
         """
         self._loader_state = self.state.load(state, self._out.out)
+        self._keeper.saved = True
 
     def run(self) -> Summary:
         """Train to the end of the last stage, or of ``max_steps``.
@@ -140,7 +142,7 @@ class Trainer:
                     self._tracer = Tracer(self._out.out / TRACE, self.device)
                 if self.config.run.tensorboard and self.world.first:
                     self._out.board(self.config, self.at.step)
-                for line in missing(self.source.roles):
+                for line in (*missing(self.source.roles), *alone(self.config, self.world)):
                     self.screen.say(line)
                 while (stage := stage_of(self.stages, self.at.epoch)) and not self._enough():
                     loaders = self._enter(stage)
@@ -235,8 +237,9 @@ class Trainer:
                 self._keeper.save(loaders.train)
         self._pace.end()
         self.screen.end()
-        if self._keeper.stopping or not self.at.trained:
+        if self._keeper.stopping or not self.at.trained or not self._keeper.saved:
             # What follows must not enter the state: a run that goes on from here does it later.
+            # Nor are there figures or weights before a first checkpoint.
             self._keeper.save(loaders.train)
         self._keeper.leave_if_asked()
 
