@@ -15,7 +15,7 @@ from typing import NamedTuple
 from shardify.errors import ImageError
 from shardify.inflate import crc32
 
-__all__ = ["MASK_THRESHOLD", "MAX_PIXELS", "Picture", "bounded", "parse", "recognise"]
+__all__ = ["MASK_THRESHOLD", "MAX_PIXELS", "Picture", "bounded", "parse"]
 
 MASK_THRESHOLD = 150
 """A mask's pixel is object where its 8-bit value is at least this."""
@@ -65,7 +65,7 @@ def parse(data: bytes) -> Picture:
             ``MAX_PIXELS``. The message is the reason alone.
     """
     if data.startswith(b"\xff\xd8\xff"):
-        return recognise(data) or _parse_jpeg(data)
+        return _parse_jpeg(data)
     if data.startswith(_PNG):
         return _parse_png(data)
     for magic, kind in _OTHERS:
@@ -89,38 +89,10 @@ def bounded(
     return Picture(kind, width, height, channels, bits, trait)
 
 
-_heads: dict[bytes, Picture] = {}
-_lengths: dict[int, None] = {}
-_ENDING = re.compile(rb"\xff[^\x00]")
-
-
-def recognise(data: bytes) -> Picture | None:
-    """A JPEG that begins, up to its only scan, byte for byte as one that was parsed before.
-
-    An encoder gives all pictures of one size and quality the same tables. What is left to check
-    is that the scan ends in the end marker and holds no other: in it 0xFF stands before 0 only.
-    """
-    for length in _lengths:
-        found = _heads.get(data[:length])
-        if found is not None:
-            end = _ENDING.search(data, length)
-            whole = end and end.start() == len(data) - 2 > length and data.endswith(b"\xff\xd9")
-            return found if whole else None
-    return None
-
-
-def _remember(head: bytes, found: Picture) -> None:
-    if len(_heads) >= 64 or len(_lengths) >= 4:
-        _heads.clear()
-        _lengths.clear()
-    _heads[head] = found
-    _lengths[len(head)] = None
-
-
 def _parse_jpeg(data: bytes) -> Picture:
     found: Picture | None = None
     rotated = False
-    scans = scan = 0
+    scans = 0
     at = 2
     length = len(data)
     while True:
@@ -155,7 +127,6 @@ def _parse_jpeg(data: bytes) -> Picture:
             if found is None:
                 raise ImageError("damaged JPEG (a scan before its frame)")
             scans += 1
-            scan = at
             match = _MARKER.search(data, at)
             if match is None:
                 raise ImageError("truncated JPEG (no end marker)")
@@ -166,8 +137,6 @@ def _parse_jpeg(data: bytes) -> Picture:
         raise ImageError("damaged JPEG (no picture in it)")
     if rotated:
         found = found._replace(trait="rotated")
-    if scans == 1:
-        _remember(data[:scan], found)
     return found
 
 

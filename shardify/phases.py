@@ -155,8 +155,8 @@ def _read(tasks: list[ShardTask], handles: list[Handle]) -> None:
 def _copy(tasks: list[ShardTask], handles: list[Handle]) -> None:
     for task in tasks:
         copier = Copier(task, handles)
-        for names, rows in zip(task.names, task.rows.tolist(), strict=True):
-            copier.copy(names, rows)
+        for number in range(len(task.keys)):
+            copier.copy(number)
 
 
 def _write(tasks: list[ShardTask], out: Path) -> None:

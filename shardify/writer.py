@@ -12,7 +12,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from shardify.codecs import Variant, cost, resized, store
 from shardify.copier import BY_NAME, Copier
 from shardify.drafts import Draft
 from shardify.errors import BuildError, EntryError
@@ -24,6 +23,7 @@ from shardify.moments import gauge, glance, measure
 from shardify.pixels import PLAIN, Meaning, pixels, refuse_faint, same_aspect, settle
 from shardify.ranges import expect
 from shardify.remote import Url, place
+from shardify.sinks import Sink
 from shardify.sources import Sources
 from shardify.tarwriter import TarWriter
 from shardify.tasks import (
@@ -137,22 +137,22 @@ def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRec
     rejected: list[list[str]] = []
     rules: Counter[str] = Counter()
     moments = {role: Moments() for role in task.roles}
-    sinks = [_Sink(variant, tar) for variant, tar in zip(task.variants, tars, strict=True)]
+    sinks = [Sink(task, variant, tar) for variant, tar in zip(task.variants, tars, strict=True)]
     plain = all(variant.unchanged for variant in task.variants)
     samples = 0
     with Sources(task.sources) as handles:
         expect(handles, task.rows, task.names)
         copier = Copier(task, handles)
-        for number, (key, names, rows) in enumerate(
-            zip(task.keys, task.names, task.rows.tolist(), strict=True)
+        for number, (key, names, measured) in enumerate(
+            zip(task.keys, task.names, task.measured, strict=True)
         ):
             # What is measured or encoded anew is parsed in any case.
-            measured = task.measured[number]
-            copied = None if measured else copier.copy(names, rows)
+            copied = None if measured else copier.copy(number)
             if copied is not None:
                 samples += 1
-                sinks[0].add(key, copied, {}, task.background[number], False)
+                sinks[0].copy(number, copied)
                 continue
+            rows = task.rows[number].tolist()
             found: list[tuple[str, bytes, Picture]] = []
             used: list[str] = []
             planes: dict[str, NDArray[Any]] = {}
@@ -202,69 +202,6 @@ def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRec
         moments=moments,
     )
     return record, indexes
-
-
-class _Sink:
-    """One variant of the shard in the making."""
-
-    def __init__(self, variant: Variant, tar: TarWriter) -> None:
-        self._variant = variant
-        self._tar = tar
-        self._pictures: dict[str, dict[Picture, tuple[list[int], str]]] = {}
-        self._costs: dict[str, list[float]] = {}
-        self.lines: list[str] = []
-        """Of the index."""
-
-    def add(
-        self,
-        key: str,
-        found: list[tuple[str, bytes, Picture]],
-        planes: dict[str, NDArray[Any]],
-        background: int,
-        measured: bool,
-    ) -> None:
-        """Append one sample."""
-        line = []
-        variant, add = self._variant, self._tar.add
-        for role, data, picture in found:
-            if not variant.unchanged:
-                plane = resized(planes[role], role, variant.res)
-                data, picture = store(plane, role, picture.kind, variant)
-                if measured:
-                    total = self._costs.setdefault(role, [0.0, 0])
-                    total[0] += cost(plane, data, picture, role)
-                    total[1] += 1
-            kinds = self._pictures.get(role)
-            if kinds is None:
-                kinds = self._pictures[role] = {}
-            known = kinds.get(picture)
-            if known is None:
-                known = kinds[picture] = [0], f"{role}.{picture[0]}"
-            count, extension = known
-            count[0] += 1
-            full = f"{key}.{extension}"
-            line.append(f"{extension} {add(full.encode(), data)} {len(data)} {full}")
-        if background >= 0:
-            full = f"{key}.bg.cls"
-            line.append(f"bg.cls {add(full.encode(), b'%05d' % background)} 5 {full}")
-        self.lines.append(" ".join(line))
-
-    def part(self, index: bytes) -> Part:
-        """End the tar, and say what it holds."""
-        digest = self._tar.finish()
-        return Part(
-            bytes=self._tar.offset,
-            sha256=digest,
-            index_sha256=hashlib.sha256(index).hexdigest(),
-            pictures={
-                role: {
-                    " ".join(map(str, each[:5])): number
-                    for each, ((number,), _) in sorted(kinds.items())
-                }
-                for role, kinds in self._pictures.items()
-            },
-            costs=self._costs,
-        )
 
 
 def _check_shape(role: str, picture: Picture, first: tuple[str, bytes, Picture]) -> None:
