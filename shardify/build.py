@@ -117,7 +117,7 @@ def build(
     """
     started = time.perf_counter()
     out = place(out)
-    check_out(out)
+    check_out(out, paths)
     new = not out.exists()
     begun: list[str] = []
     try:

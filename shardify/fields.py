@@ -53,7 +53,7 @@ def _reader(annotation: Any) -> _Read:
     """What reads a value of this annotation."""
     if annotation in _PLAIN:
         return _PLAIN[annotation]
-    if dataclasses.is_dataclass(annotation):
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         return lambda value, where: record(annotation, value, where)
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is list:

@@ -25,10 +25,26 @@ _OURS = re.compile(r"(train|val)-\d{5}\.(tar|idx)|.+\.tar\.[0-9a-f]{8}" + re.esc
 _STATES = re.compile(r"build\.json|(train|val)-\d{5}\.json")
 
 
-def check_out(out: Place) -> None:
-    """Refuse what can be refused before any work."""
+def check_out(out: Place, sources: Sequence[Place]) -> None:
+    """Refuse what can be refused before any work.
+
+    Raises:
+        OutputError: OUT is a file, holds something else, or it and a source lie in each other
+            (but what is finished there may be asked for again).
+    """
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out}: a file; expected a new folder; choose another OUT")
+    for source in sources if not (out / NAME).exists() else ():
+        if _lies_in(out, source):
+            raise OutputError(
+                f"{out}: lies in the source {source}, and would be taken for a part of it; "
+                "expected a folder outside; choose another OUT"
+            )
+        if _lies_in(source, out):
+            raise OutputError(
+                f"{out}: holds the source {source}; expected a new or empty folder; choose "
+                "another OUT"
+            )
     if out.is_dir() and not (out / NAME).exists() and not (out / STATE).exists():
         other = next((each.name for each in out.iterdir()), None)
         if other is not None:
@@ -36,6 +52,13 @@ def check_out(out: Place) -> None:
                 f"{out}: holds something else ({other}); expected a new or empty folder; choose "
                 "another OUT"
             )
+
+
+def _lies_in(one: Place, other: Place) -> bool:
+    """Whether a place is another, or is somewhere inside it, links followed."""
+    if isinstance(one, Path) and isinstance(other, Path):
+        return one.resolve().is_relative_to(other.resolve())
+    return f"{one}/".startswith(f"{other}/")
 
 
 def finished(out: Place, identity: dict[str, Any]) -> Manifest | None:

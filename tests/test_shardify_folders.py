@@ -20,7 +20,7 @@ from shardline_sources import (
 )
 
 from shardify.cli import main
-from shardify.errors import SourceError
+from shardify.errors import OutputError, SourceError
 from shardify.folders import list_folder
 from shardify.manifest import Manifest
 from shardify.survey import Options, survey
@@ -61,11 +61,32 @@ def test_litter_and_finished_data_sets_in_the_folder_are_passed_over(
     (folder / ".DS_Store").write_bytes(b"x")
     (folder / "__MACOSX" / "bg").mkdir(parents=True)
     (folder / "__MACOSX" / "bg" / "._park1.jpg").write_bytes(b"x")
-    run([folder], folder / "out")
+    run([folder], tmp_path / "out")
+    assert content(tmp_path / "out") == content(tmp_path / "plain")
+    (tmp_path / "out").rename(folder / "out")
     assert run([folder], folder / "out").already
-    assert content(folder / "out") == content(tmp_path / "plain")
     with pytest.raises(SourceError, match="made; expected the pictures"):
         survey([folder / "out"], Options())
+
+
+@pytest.mark.parametrize("out", ["data", "data/out", "data/bg/../deep/out", "link/out"])
+def test_a_new_out_inside_a_source_is_refused(tmp_path: Path, folder: Path, out: str) -> None:
+    (tmp_path / "link").symlink_to(folder)
+    before = content(folder)
+    with pytest.raises(OutputError, match=r"(out|data): lies in the source .*; choose another OUT"):
+        run([folder], tmp_path / out)
+    assert content(folder) == before
+
+
+def test_an_out_around_a_source_is_refused(tmp_path: Path, folder: Path) -> None:
+    packed = pack(tmp_path / "all" / "x.zip", files_of())
+    for source in (folder, packed, tmp_path / "all" / "missing.zip"):
+        with pytest.raises(OutputError, match=rf": holds the source {source}; .*another OUT"):
+            run([source], source.parent)
+    with pytest.raises(OutputError, match=r"^memory://a/b/out: lies in the source memory://a/b, "):
+        run(["memory://a/b"], "memory://a/b/out")
+    with pytest.raises(OutputError, match=r"^memory://a: holds the source memory://a/b\.zip; "):
+        run(["memory://a/b.zip"], "memory://a")
 
 
 def test_several_trees_are_one_data_set(tmp_path: Path, files: dict[str, bytes]) -> None:
