@@ -6,6 +6,7 @@ got lost, as in a destructor, or came out as another error, as from a library's 
 counts. A signal that the caller ignores stays ignored.
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -35,6 +36,9 @@ def run(load: Callable[[], Callable[[], object]]) -> None:
         load()()
         return
     signal.signal(signal.SIGINT, _leave)
+    # The first to be registered is the last to be called. Then the interpreter gives signals back
+    # to the system, which would kill a process that has done all its work.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     command = load()
     heard = False
     main_thread = threading.get_ident()
@@ -67,10 +71,11 @@ def run(load: Callable[[], Callable[[], object]]) -> None:
         print("Interrupted.", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
     finally:
-        for repeat in repeats:
-            repeat.cancel()
         # All is done; the interpreter's own end is not worth a traceback.
         signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+        for repeat in repeats:
+            repeat.cancel()
+            repeat.join()
 
 
 def _leave(_number: int, _frame: FrameType | None) -> None:
