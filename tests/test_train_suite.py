@@ -158,9 +158,12 @@ def test_a_run_cut_short_leaves_what_it_measured_and_no_process(
         [sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "TMPDIR": str(tmp_path)},
     )  # fmt: skip
-    _until(lambda: pid.is_file() and pid.read_text())
-    going.send_signal(number)
-    _, said = going.communicate(timeout=30)
+    try:
+        _until(lambda: pid.is_file() and pid.read_text())
+        going.send_signal(number)
+        _, said = going.communicate(timeout=60)
+    finally:
+        going.kill()
     assert going.returncode == code
     _until(lambda: not _alive(int(pid.read_text())))
     record = json.loads((out / "suite.json").read_text())
