@@ -33,7 +33,7 @@ from shardify.pixels import Meaning, levels_of, peak_of, settle_meaning
 from shardify.reading import reader_of
 from shardify.remote import Place, place
 from shardify.sources import Sources
-from shardify.summary import costs_of, roles_of, splits_of, stats_of
+from shardify.summary import costs_of, roles_of, splits_of, stats_of, uses_of
 from shardify.survey import (
     Options,
     Survey,
@@ -211,6 +211,7 @@ def _convert(found: Survey, out: Place, pool: Pool, progress: Progress | None) -
             measured.add(moments.mean, moments.std, moments.samples)
     rejected = found.rejected + [each for record in records for each in _rejections(record)]
     stats = stats_of(records, measured)
+    uses = uses_of(plans, records, found.layout, banks[0].ids)
     layout = dict(found.layout.description)
     rules = banks[0].rules.copy()
     for record in records:
@@ -243,7 +244,7 @@ def _convert(found: Survey, out: Place, pool: Pool, progress: Progress | None) -
             manifest,
             roles=roles_of(records, number, bank.backgrounds, variant),
             backgrounds=bank.backgrounds,
-            splits=splits_of(plans, records, number),
+            splits=splits_of(plans, records, number, uses),
             costs=costs_of(records, number, variant),
             files=files,
             resolutions=[],

@@ -116,6 +116,9 @@ class Split:
 
     samples: int
     shards: list[Shard]
+    backgrounds: list[int] = field(default_factory=list)
+    """How many of the samples stand on each background, by its index; empty where there are none,
+    and where an older program did not tell."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -27,15 +27,20 @@ _REACH = 512
 class Ranges:
     """An object opened for reading by ranges.
 
+    Args:
+        url: Where it is.
+        size: Of the object, in bytes, where that is known: then the store is not asked for it, and
+            an object that is missing shows when it is read.
+
     Raises:
         FileNotFoundError: There is no such object.
         StoreError: The store cannot be used.
     """
 
-    def __init__(self, url: Url) -> None:
+    def __init__(self, url: Url, size: int | None = None) -> None:
         self._url = url
         self._files, self._path = url.connect()
-        self.size = url.stat().st_size
+        self.size = url.stat().st_size if size is None else size
         """Of the object. Bytes."""
         self._plan: list[tuple[int, int]] = []
         self._place: dict[int, int] = {}

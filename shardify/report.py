@@ -65,6 +65,9 @@ def page(out: Place, *, most: int = 200) -> str:
     manifest = data.manifest
     found = findings(data, most=most)
     uses = data.uses()
+    shown = list(data.samples(_SHOWN))
+    on = sorted({sample.background for sample in shown} - {-1})
+    backs = dict(zip(on, data.backgrounds(on), strict=True)) if on else {}
     title = f"{', '.join(each.name for each in manifest.source)}: {len(data):,} samples"
     parts = [
         f"<h1>{html.escape(title)}</h1>",
@@ -72,7 +75,7 @@ def page(out: Place, *, most: int = 200) -> str:
         "<h2>Samples</h2>",
         "<p><small>Background, composite with its mask's outline, depth.</small></p>",
         '<div class="sheet">',
-        *(_figure(data, sample) for sample in data.samples(_SHOWN)),
+        *(_figure(sample, backs.get(sample.background)) for sample in shown),
         "</div>",
         "<h2>Backgrounds</h2>",
         _backgrounds(data, uses),
@@ -126,15 +129,15 @@ def _overview(data: DataSet) -> str:
     return _table(rows)
 
 
-def _figure(data: DataSet, sample: Sample) -> str:
+def _figure(sample: Sample, background: NDArray[Any] | None) -> str:
     planes = sample.planes
     composite = planes["fg_bg"]
     height, width = composite.shape[:2]
     scale = _TILE / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     shown = []
-    if sample.background >= 0:
-        shown.append(_resize(data.background(sample.background)[0], size))
+    if background is not None:
+        shown.append(_resize(background, size))
     small = _resize(composite, size)
     if "mask" in planes:
         small = outlined(small, _resize(planes["mask"], size))
@@ -159,8 +162,8 @@ def _backgrounds(data: DataSet, uses: dict[str, Counter[int]]) -> str:
         rows = [(str(key), _plain(value)) for key, value in rule.items()]
     both = set.intersection(*(set(each) for each in uses.values())) if len(uses) > 1 else set()
     rows.append(("in both splits", str(len(both)) if both else "none"))
-    stored = sum(data.background(index)[1] for index in _some(len(manifest.backgrounds)))
-    mean = stored / max(1, len(_some(len(manifest.backgrounds))))
+    stored = [data.stored(index) for index in range(len(manifest.backgrounds))]
+    mean = sum(stored) / len(stored)
     copies = mean * sum(sum(each.values()) for each in uses.values())
     once = mean * len(manifest.backgrounds)
     rows.append(
@@ -179,11 +182,6 @@ def _backgrounds(data: DataSet, uses: dict[str, Counter[int]]) -> str:
         + f"<p><small>Samples on each background ({legend}).</small></p>"
         + _bars([each for _, each in bars], [name for name, _ in bars])
     )
-
-
-def _some(count: int) -> range:
-    """Up to 20 numbers, evenly spaced."""
-    return range(0, count, max(1, -(-count // 20)))
 
 
 def _distributions(found: Findings) -> str:

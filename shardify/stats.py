@@ -23,7 +23,7 @@ from shardify.index import Member, parse_index
 from shardify.manifest import BACKGROUNDS, Manifest, Role
 from shardify.pixels import PLAIN, pixels
 from shardify.ranges import Handle, Ranges, close_source, open_source, pread
-from shardify.remote import Place, place
+from shardify.remote import Place, Url, place, read_all
 
 __all__ = ["BINS", "DataSet", "Findings", "Sample", "figures", "findings"]
 
@@ -70,19 +70,33 @@ class DataSet:
         self.folder = place(out)
         self.top = Manifest.load(self.folder)
         self._bank: dict[str, tuple[int, int]] = {}
+        self._ranges: dict[str, Ranges] = {}
         self.manifest = self.top
         if self.top.resolutions:
             largest = max(self.top.resolutions, key=lambda each: each.res)
             self.folder = self.folder / largest.path
             self.manifest = Manifest.load(self.folder)
         self._places: list[tuple[str, str, list[Member]]] = []
-        for split, shards in self.manifest.splits.items():
-            for shard in shards.shards:
-                try:
-                    samples = parse_index((self.folder / shard.index).read_text())
-                except (OSError, UnicodeDecodeError) as error:
-                    raise VerifyError(f"{self.folder / shard.index}: {error}") from error
-                self._places += [(split, shard.name, members) for members in samples]
+        self._sizes = {
+            shard.name: shard.bytes
+            for split in self.manifest.splits.values()
+            for shard in split.shards
+        }
+        shards = [
+            (split, shard) for split, each in self.manifest.splits.items() for shard in each.shards
+        ]
+        try:
+            texts = read_all(self.folder, [shard.index for _, shard in shards])
+        except OSError as error:
+            raise VerifyError(
+                f"{error.filename or self.folder}: {error.strerror}; run `shardify verify`"
+            ) from error
+        for (split, shard), text in zip(shards, texts, strict=True):
+            try:
+                samples = parse_index(text.decode())
+            except UnicodeDecodeError as error:
+                raise VerifyError(f"{self.folder / shard.index}: {error}") from error
+            self._places += [(split, shard.name, members) for members in samples]
 
     def __len__(self) -> int:
         return len(self._places)
@@ -113,8 +127,15 @@ class DataSet:
         return Sample(key=key, split=split, background=background, planes=planes)
 
     def uses(self) -> dict[str, "Counter[int]"]:
-        """Split -> how many samples stand on each background. Reads every ``bg.cls``."""
+        """Split -> how many samples stand on each background. Raises VerifyError.
+
+        Reads every ``bg.cls`` where an older program wrote the manifest.
+        """
         found: dict[str, Counter[int]] = {split: Counter() for split in self.manifest.splits}
+        if any(split.backgrounds for split in self.manifest.splits.values()):
+            for split, each in self.manifest.splits.items():
+                found[split].update({i: n for i, n in enumerate(each.backgrounds) if n})
+            return found
         for split, name, samples in _by_shard(self._places):
             told = [each[-1] for each in samples if each[-1].extension == "bg.cls"]
             with self._opened(name, told) as file:
@@ -126,27 +147,52 @@ class DataSet:
                     ) from error
         return found
 
-    def background(self, index: int) -> tuple[NDArray[Any], int]:
-        """One background's pixels, and its bytes as stored. Raises VerifyError."""
-        member = self.manifest.backgrounds[index].member
-        where = self.folder / BACKGROUNDS
+    def backgrounds(self, indexes: Sequence[int]) -> Iterator[NDArray[Any]]:
+        """The pixels of some backgrounds. Raises VerifyError."""
+        members = [self.manifest.backgrounds[index].member for index in indexes]
+        places = [self._place(member) for member in members]
+        wanted = [Member("", offset, size, "") for offset, size in places]
+        with self._opened(BACKGROUNDS, wanted) as file:
+            for member, (offset, size) in zip(members, places, strict=True):
+                try:
+                    data = pread(file, size, offset)
+                    yield self._decode("bg", data, member)
+                except (OSError, ValueError, ImageError) as error:
+                    raise self._unusable(member, error) from error
+
+    def stored(self, index: int) -> int:
+        """The bytes of one background. Raises VerifyError."""
+        return self._place(self.manifest.backgrounds[index].member)[1]
+
+    def _place(self, member: str) -> tuple[int, int]:
+        """Offset and size of a member of the bank."""
         try:
             if not self._bank:
-                with where.open("rb") as raw, tarfile.open(fileobj=raw) as tar:
+                with (
+                    (self.folder / BACKGROUNDS).open("rb") as raw,
+                    tarfile.open(fileobj=raw) as tar,
+                ):
                     self._bank = {each.name: (each.offset_data, each.size) for each in tar}
-            offset, size = self._bank[member]
-            with self._opened(BACKGROUNDS, []) as file:
-                data = pread(file, size, offset)
-            return self._decode("bg", data, member), len(data)
-        except (OSError, KeyError, ValueError, tarfile.TarError, ImageError) as error:
-            raise VerifyError(f"{where}: {member}: {error}") from error
+            return self._bank[member]
+        except (OSError, KeyError, tarfile.TarError) as error:
+            raise self._unusable(member, error) from error
+
+    def _unusable(self, member: str, error: Exception) -> VerifyError:
+        return VerifyError(f"{self.folder / BACKGROUNDS}: {member}: {error}")
 
     @contextmanager
     def _opened(self, name: str, members: Sequence[Member]) -> Iterator[Handle]:
         """One file, with a word ahead on what will be read of it. Raises VerifyError."""
         where = self.folder / name
+        file: Handle
         try:
-            file = open_source(str(where))
+            if isinstance(where, Url):
+                # Opened once: each opening may cost a request.
+                if name not in self._ranges:
+                    self._ranges[name] = Ranges(where, self._sizes.get(name))
+                file = self._ranges[name]
+            else:
+                file = open_source(str(where))
         except OSError as error:
             raise VerifyError(f"{where}: {error.strerror}; run `shardify verify`") from error
         try:

@@ -5,17 +5,20 @@ worker was done first.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from shardify.codecs import Variant
 from shardify.errors import BuildError
 from shardify.images import MASK_THRESHOLD
+from shardify.layout import Layout
 from shardify.manifest import Background, Role, Shard, Split, Stats
 from shardify.plan import ShardPlan
 from shardify.survey import MEMBERS
 from shardify.tasks import Moments, ShardRecord
 
-__all__ = ["costs_of", "roles_of", "splits_of", "stats_of"]
+__all__ = ["costs_of", "roles_of", "splits_of", "stats_of", "uses_of"]
 
 
 def roles_of(
@@ -73,9 +76,12 @@ def roles_of(
 
 
 def splits_of(
-    plans: Sequence[ShardPlan], records: Sequence[ShardRecord], number: int
+    plans: Sequence[ShardPlan],
+    records: Sequence[ShardRecord],
+    number: int,
+    uses: Mapping[str, list[int]],
 ) -> dict[str, Split]:
-    """The shards of variant ``number`` that were written, by split."""
+    """The shards of variant ``number`` that were written, by split, with ``uses_of`` all."""
     splits = {}
     for name in ("train", "val"):
         shards = [
@@ -90,8 +96,24 @@ def splits_of(
             for plan, record in zip(plans, records, strict=True)
             if plan.split == name and record.samples
         ]
-        splits[name] = Split(samples=sum(shard.samples for shard in shards), shards=shards)
+        samples = sum(shard.samples for shard in shards)
+        splits[name] = Split(samples=samples, shards=shards, backgrounds=uses[name])
     return splits
+
+
+def uses_of(
+    plans: Sequence[ShardPlan], records: Sequence[ShardRecord], layout: Layout, ids: Sequence[str]
+) -> dict[str, list[int]]:
+    """Split -> how many samples that were written stand on each background, in the order of ids."""
+    index = {name: number for number, name in enumerate(ids)}
+    number_of = np.array([index.get(name, -1) for name in layout.background_ids], np.int64)
+    uses = {split: np.zeros(len(ids), np.int64) for split in ("train", "val")}
+    for plan, record in zip(plans, records, strict=True) if ids else ():
+        bad = {key for key, *_ in record.rejected}
+        rows = [row for row in plan.samples.tolist() if not bad or layout.keys[row] not in bad]
+        on = number_of[layout.background[rows]]
+        uses[plan.split] += np.bincount(on, minlength=len(ids))
+    return {split: counts.tolist() for split, counts in uses.items()}
 
 
 def stats_of(records: Sequence[ShardRecord], backgrounds: Moments) -> dict[str, Stats]:

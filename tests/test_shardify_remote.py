@@ -343,9 +343,15 @@ def test_stats_report_and_verify_of_a_url_say_what_they_say_of_the_folder(
     for out in (str(here), url):
         main(["stats", out, "--json"])
         said.append(json.loads(capsys.readouterr().out) | {"out": ""})
+        store.log.clear()
         main(["report", out, "-o", str(tmp_path / f"{len(said)}.html")])
+        asked = [each for each in store.asked("GET", "looked/") if each.range]
         main(["verify", out])
         capsys.readouterr()
+    # What lies together is one range, and how many samples stand on a background is known.
+    tars = sum(name.endswith(".tar") for name in local)
+    assert tars <= len(asked) <= 2 * tars + 2
+    assert not [each for each in asked if each.path.endswith(".idx")]
     assert said[0] == said[1]
     assert (tmp_path / "1.html").read_bytes() == (tmp_path / "2.html").read_bytes()
     with pytest.raises(SystemExit) as stop:
