@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from shardline_bucket import BUCKET, Store, content, serve, small_zip
+from shardline_sources import files_of, spread
 
 from shardify import cluster
 from shardify.build import build
@@ -98,6 +99,22 @@ def test_from_bucket_to_bucket_on_a_cluster(
     out = place(f"s3://{BUCKET}/out")
     build([place(source)], out, Options(val=0.25, shard_samples=1, scheduler=running.address))
     assert store.content("out") == local
+
+
+def test_a_folder_and_a_prefix_give_on_a_cluster_what_they_give_here(
+    running: Started, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = files_of()
+    folder = spread(tmp_path / "data", files)
+    options = Options(val=0.25, shard_samples=3, scheduler=running.address)
+    build([folder], tmp_path / "far", options)
+    for name, data in files.items():
+        store.client.put_object(Bucket=BUCKET, Key=f"set/data/{name}", Body=data)
+    build([place(f"s3://{BUCKET}/set/data/")], place(f"s3://{BUCKET}/far"), options)
+    monkeypatch.setattr("shardify.build.pool_of", lambda target, **_: Inline(target))
+    build([folder], tmp_path / "near", options)
+    assert content(tmp_path / "far") == content(tmp_path / "near")
+    assert store.content("far") == content(tmp_path / "near")
 
 
 def test_what_a_task_raises_is_raised_here(running: Started) -> None:
