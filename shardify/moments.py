@@ -49,44 +49,48 @@ def gauge(data: bytes, picture: Picture, role: str) -> tuple[list[float], list[f
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=_FORMATS[picture.kind]) as image:
                 image.load()
-                counts = (image if image.mode == mode else image.convert(mode)).histogram()
+                whole = image if image.mode == mode else image.convert(mode)
+                if role == "mask":
+                    # All that counts are two numbers of pixels.
+                    plane = np.asarray(whole)
+                    objects = int(np.count_nonzero(plane >= MASK_THRESHOLD))
+                    counts = [plane.size - objects, *[0] * 254, objects]
+                else:
+                    counts = whole.histogram()
     except Exception as error:
         # Pillow raises nearly anything on damaged input.
         raise ImageError(f"cannot be decoded ({type(error).__name__})") from error
-    if role == "mask":
-        counts = [sum(counts[:MASK_THRESHOLD]), *[0] * 254, sum(counts[MASK_THRESHOLD:])]
     return _moments(counts, 255)
 
 
 def glance(
     data: bytes, picture: Picture, role: str, meaning: Meaning, *, least: int
-) -> NDArray[Any]:
-    """A picture's pixels at a reduced size, where its decoder can do that at a saving.
+) -> tuple[list[float], list[float]]:
+    """``measure`` of a picture at a reduced size, where its decoder can do that at a saving.
 
     Args:
         data: As for ``pixels``; so are the others.
         picture: See there.
         role: See there.
         meaning: See there.
-        least: The smaller side keeps at least as many pixels.
-
-    Returns:
-        As ``pixels``, with a half, a quarter or an eighth of the sides, or whole.
+        least: The smaller side keeps at least as many pixels. A JPEG is measured with a half, a
+            quarter or an eighth of its sides.
 
     Raises:
         ImageError: It cannot be decoded whole.
     """
     if picture.kind != "jpg" or picture.trait or role not in ("bg", "fg_bg"):
-        return pixels(data, picture, role, meaning)
+        return measure(pixels(data, picture, role, meaning))
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(data)) as image:
             shrink = max(1, min(image.size) // least)
             image.draft("RGB", (image.width // shrink, image.height // shrink))
-            return np.asarray(image.convert("RGB"))
+            counts = image.convert("RGB").histogram()
     except Exception as error:
         raise ImageError(f"cannot be decoded ({type(error).__name__})") from error
+    return _moments(counts, 255)
 
 
 def _moments(counts: list[int], full: int) -> tuple[list[float], list[float]]:

@@ -1,42 +1,47 @@
 """Worker processes: tasks out, results in, nothing left running.
 
-A worker is a fresh interpreter that reads pickled tasks from its standard input, so it works the
-same from a script, a notebook or a test, holds nothing of the parent's memory, and dies with the
-parent. A worker that dies, and an error in one, ends the whole run with one line. Knows nothing
-of what a task does.
+Workers come of a fresh interpreter, which imports what they need and forks into them; they read
+pickled tasks from pipes. So they work the same from a script, a notebook or a test, hold nothing
+of the parent's memory, and die with the parent. A worker that dies, and an error in one, ends the
+whole run with one line. Knows nothing of what a task does.
 """
 
-import ctypes
-import gc
-import importlib
 import os
 import pickle
 import selectors
-import signal
-import struct
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Any
 
 from shardify.errors import BuildError, ShardifyError
+from shardify.serving import LENGTH, REPORT
 
-__all__ = ["Workers", "serve"]
+__all__ = ["Workers"]
 
-_LENGTH = struct.Struct("<Q")
-_PR_SET_PDEATHSIG = 1
 _START = (
     "import sys; sys.path[:] = {path!r}; "
-    "from shardify.workers import serve; serve({target!r}, {parent})"
+    "from shardify.serving import serve; serve({target!r}, {parent}, {ends!r})"
 )
+_PATIENCE = 10
+"""How long the first process may take to end the others, before it is killed. Seconds."""
+
+
+@dataclass(eq=False, slots=True)
+class _Worker:
+    number: int
+    tasks: IO[bytes]
+    results: IO[bytes]
 
 
 class Workers:
     """A pool that starts at once and is gone when its ``with`` block ends, however it ends.
 
     Args:
-        target: ``module:function`` of one argument, imported in each worker.
+        target: ``module:function`` of one argument, imported once for all workers.
         count: Processes.
     """
 
@@ -45,30 +50,43 @@ class Workers:
     at the end is left. What it raises, ``map`` raises."""
 
     def __init__(self, target: str, count: int) -> None:
-        command = [
-            sys.executable,
-            "-c",
-            _START.format(path=sys.path, target=target, parent=os.getpid()),
-        ]
-        self._idle: list[subprocess.Popen[bytes]] = []
-        self._all: list[subprocess.Popen[bytes]] = []
-        for _ in range(count):
+        self._all: list[_Worker] = []
+        ends: list[tuple[int, int]] = []
+        for number in range(count):
+            source, tasks = os.pipe()
+            results, sink = os.pipe()
+            ends.append((source, sink))
+            worker = _Worker(number, os.fdopen(tasks, "wb"), os.fdopen(results, "rb"))
+            self._all.append(worker)
+        self._idle = list(self._all)
+        self._pids: list[int] = []
+        given = [each for pair in ends for each in pair]
+        start = _START.format(path=sys.path, target=target, parent=os.getpid(), ends=ends)
+        try:
             # A session of its own: Ctrl-C reaches the parent alone, which then ends the workers.
-            worker = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
+            self._first = subprocess.Popen(
+                [sys.executable, "-c", start],
+                stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
+                bufsize=0,
                 start_new_session=True,
+                pass_fds=given,
                 # One process a core is the plan: no threads for algebra beside.
                 env={"OPENBLAS_NUM_THREADS": "1", **os.environ},
             )
-            self._all.append(worker)
-            self._idle.append(worker)
+        finally:
+            for each in given:
+                os.close(each)
 
     @property
     def pids(self) -> list[int]:
-        """Process numbers of all workers."""
-        return [worker.pid for worker in self._all]
+        """Process numbers of all workers, once they have started; empty if they could not."""
+        while len(self._pids) < len(self._all):
+            report = self._reported()
+            if report is None:
+                return []
+            self._pids.append(report[0])
+        return list(self._pids)
 
     def __enter__(self) -> "Workers":
         return self
@@ -79,17 +97,19 @@ class Workers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # Nothing published is at stake: files appear by rename alone.
+        self._first.terminate()
+        try:
+            self._first.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._first.kill()
+            self._first.wait()
+        for pipe in (self._first.stdout, *(each.results for each in self._all)):
+            if pipe is not None:
+                pipe.close()
         for worker in self._all:
-            # Nothing published is at stake: files appear by rename alone.
-            worker.kill()
-        for worker in self._all:
-            for pipe in (worker.stdin, worker.stdout):
-                if pipe is not None:
-                    try:
-                        pipe.close()
-                    except OSError:
-                        continue
-            worker.wait()
+            with suppress(OSError):
+                worker.tasks.close()
 
     def map(self, tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         """Hand out tasks as workers come free.
@@ -102,7 +122,7 @@ class Workers:
             BuildError: A worker died, or raised something else.
         """
         numbered = enumerate(tasks)
-        busy: dict[subprocess.Popen[bytes], int] = {}
+        busy: dict[_Worker, int] = {}
         with selectors.DefaultSelector() as selector:
             while True:
                 while self._idle:
@@ -113,7 +133,7 @@ class Workers:
                     worker = self._idle.pop()
                     self._send(worker, task)
                     busy[worker] = number
-                    selector.register(_pipe(worker.stdout), selectors.EVENT_READ, worker)
+                    selector.register(worker.results, selectors.EVENT_READ, worker)
                 if not busy:
                     return
                 while self.meanwhile is not None and not selector.select(0):
@@ -127,23 +147,21 @@ class Workers:
                     self._idle.append(worker)
                     yield number, result
 
-    def _send(self, worker: "subprocess.Popen[bytes]", task: Any) -> None:
+    def _send(self, worker: _Worker, task: Any) -> None:
         data = pickle.dumps(task, protocol=pickle.HIGHEST_PROTOCOL)
         try:
-            pipe = _pipe(worker.stdin)
-            pipe.write(_LENGTH.pack(len(data)))
-            pipe.write(data)
-            pipe.flush()
+            worker.tasks.write(LENGTH.pack(len(data)))
+            worker.tasks.write(data)
+            worker.tasks.flush()
         except OSError:
             raise self._died(worker) from None
 
-    def _receive(self, worker: "subprocess.Popen[bytes]") -> Any:
-        pipe = _pipe(worker.stdout)
-        head = pipe.read(_LENGTH.size)
-        if len(head) < _LENGTH.size:
+    def _receive(self, worker: _Worker) -> Any:
+        head = worker.results.read(LENGTH.size)
+        if len(head) < LENGTH.size:
             raise self._died(worker)
-        (length,) = _LENGTH.unpack(head)
-        data = pipe.read(length)
+        (length,) = LENGTH.unpack(head)
+        data = worker.results.read(length)
         if len(data) < length:
             raise self._died(worker)
         good, value = pickle.loads(data)
@@ -155,51 +173,29 @@ class Workers:
             f"a worker failed: {value}; this is a defect of shardify: please report it"
         )
 
-    def _died(self, worker: "subprocess.Popen[bytes]") -> BuildError:
-        worker.kill()
-        code = worker.wait()
+    def _died(self, worker: _Worker) -> BuildError:
+        pids = self.pids
+        pid, code = pids[worker.number] if pids else self._first.pid, None
+        while code is None:
+            report = self._reported()
+            if report is None:  # They could not even start, or all went down with the first.
+                code = self._first.wait()
+            elif report[0] == pid:
+                code = report[1]
         how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
         return BuildError(
-            f"worker {worker.pid} died {how} (killed, or out of memory?); what is finished is "
+            f"worker {pid} died {how} (killed, or out of memory?); what is finished is "
             "kept: run the same command again, with fewer --workers if memory is short"
         )
 
-
-def serve(target: str, parent: int) -> None:
-    """What a worker runs: answer the tasks of process ``parent`` until standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _die_with(parent)
-    tasks = os.fdopen(os.dup(0), "rb")
-    results = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # A stray print must not damage the stream of results.
-    module, _, name = target.partition(":")
-    function = getattr(importlib.import_module(module), name)
-    # Tasks make much and keep little: looking for cycles that often finds none.
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 50)
-    while head := tasks.read(_LENGTH.size):
-        (length,) = _LENGTH.unpack(head)
-        task = pickle.loads(tasks.read(length))
-        try:
-            answer = (True, function(task))
-        except ShardifyError as error:
-            answer = (False, error)
-        except Exception as error:
-            answer = (False, f"{type(error).__name__}: {error}".replace("\n", " "))
-        data = pickle.dumps(answer, protocol=pickle.HIGHEST_PROTOCOL)
-        results.write(_LENGTH.pack(len(data)))
-        results.write(data)
-        results.flush()
-
-
-def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
-    assert pipe is not None
-    return pipe
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel end this process when its parent ends, even by SIGKILL. Linux only."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            sys.exit(1)
+    def _reported(self) -> tuple[int, int] | None:
+        """What the first process tells next of a worker; None when it has ended."""
+        assert self._first.stdout is not None
+        data = b""
+        while len(data) < REPORT.size:
+            more = self._first.stdout.read(REPORT.size - len(data))
+            if not more:
+                return None
+            data += more
+        pid, code = REPORT.unpack(data)
+        return pid, code

@@ -101,8 +101,7 @@ def measure_backgrounds(task: BackgroundTask) -> Moments:
             try:
                 data = payload(descriptors[row[0]], name, *row[1:])
                 # At the size of training, not of a camera: faster, and what a network will see.
-                plane = glance(data, parse(data), "bg", task.meaning, least=256)
-                moments.add(*measure(plane))
+                moments.add(*glance(data, parse(data), "bg", task.meaning, least=256))
             except EntryError:
                 continue
     return moments
