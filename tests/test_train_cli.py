@@ -115,6 +115,25 @@ def test_wrong_settings_are_wrong_usage_in_one_line(options: list[str], says: st
     assert_one_line(call("run", *options), 2, says)
 
 
+def test_a_flag_that_other_programs_have_is_answered_with_its_name_here() -> None:
+    for command, flag, says in (
+        ("run", "--learning-rate", "Did you mean '--lr'?"),
+        ("config", "--batch-size", "Did you mean '--batch'?"),
+        ("eval", "--workers", "Did you mean '--threads'?"),
+    ):
+        result = call(command, flag, 3)
+        assert result.exit_code == 2 and says in result.stderr
+    assert "--lr" not in call("eval", "--learning-rate", 3).stderr
+
+
+@pytest.mark.parametrize("command", ["eval", "predict", "bench"])
+@pytest.mark.parametrize("flag", ["--batch", "--res", "--threads"])
+def test_a_count_of_nothing_is_wrong_usage(command: str, flag: str) -> None:
+    if (command, flag) != ("predict", "--threads"):
+        result = call(command, "run", flag, 0) if command != "bench" else call(command, flag, 0)
+        assert result.exit_code == 2 and f"'{flag}': 0 is not in the range" in result.stderr
+
+
 def test_an_unknown_key_of_a_file_is_answered_with_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "my.toml").write_text("[optim]\nlearning_rate = 1\n")
     result = call("run", "--config", tmp_path / "my.toml")

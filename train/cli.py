@@ -12,7 +12,7 @@ import click
 
 from shardify.version import version
 from train.errors import ConfigError
-from train.options import FILE, Commands, all_settings, one_line_errors, said
+from train.options import COUNT, FILE, Commands, all_settings, one_line_errors, said
 
 __all__ = ["main"]
 
@@ -74,11 +74,15 @@ def config_command(file: Path | None, resume: bool, **flags: Any) -> None:
 @main.command(name="eval")
 @click.argument("trained", metavar="CHECKPOINT_OR_RUN", type=FILE)
 @click.option("--shards", required=True, help="Folder that `shardify build` made.")
-@click.option("--res", type=int, help="Resolution; by default the last it was trained at. Pixels.")
+@click.option(
+    "--res", type=COUNT, help="Resolution; by default the last it was trained at. Pixels."
+)
 @click.option("--split", default="val", show_default=True, help="train or val; never augmented.")
-@click.option("--batch", default=16, show_default=True, help="Samples a step.")
+@click.option("--batch", type=COUNT, default=16, show_default=True, help="Samples a step.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
-@click.option("--threads", default=2, show_default=True, help="Threads that prepare batches.")
+@click.option(
+    "--threads", type=COUNT, default=2, show_default=True, help="Threads that prepare batches."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
 def eval_command(trained: Path, as_json: bool, **flags: Any) -> None:
     """Judge a trained network on a split.
@@ -100,8 +104,10 @@ def eval_command(trained: Path, as_json: bool, **flags: Any) -> None:
 @click.option("--bg", type=FILE, help="Background, or a folder of them; needed if trained with.")
 @click.option("--fg-bg", type=FILE, required=True, help="Picture with the object, or a folder.")
 @click.option("--out", type=FILE, required=True, help="Folder to write to.")
-@click.option("--res", type=int, help="Resolution; by default the last it was trained at. Pixels.")
-@click.option("--batch", default=8, show_default=True, help="Pictures a step.")
+@click.option(
+    "--res", type=COUNT, help="Resolution; by default the last it was trained at. Pixels."
+)
+@click.option("--batch", type=COUNT, default=8, show_default=True, help="Pictures a step.")
 @click.option("--bits", type=click.Choice(["8", "16"]), default="8", help="Of the depth PNG. [8]")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
 def predict_command(trained: Path, bits: str, **flags: Any) -> None:
@@ -123,15 +129,19 @@ def predict_command(trained: Path, bits: str, **flags: Any) -> None:
 
 @main.command(name="bench")
 @click.option("--shards", help="Folder that `shardify build` made; required but for --suite.")
-@click.option("--res", type=int, help="Resolution; required but for --suite. Pixels.")
-@click.option("--batch", default=16, show_default=True, help="Samples a batch.")
-@click.option("--threads", default=2, show_default=True, help="Threads, or worker processes.")
+@click.option("--res", type=COUNT, help="Resolution; required but for --suite. Pixels.")
+@click.option("--batch", type=COUNT, default=16, show_default=True, help="Samples a batch.")
+@click.option(
+    "--threads", type=COUNT, default=2, show_default=True, help="Threads, or worker processes."
+)
 @click.option("--model", default="resunet", show_default=True, help="Network to train with.")
 @click.option("--device", help="cpu, cuda or cuda:N. [cpu; with --suite: cuda]")
 @click.option("--order", type=click.Choice(["permuted", "block", "sequential"]), help="Of samples.")
 @click.option("--cache", type=click.Choice(["disk", "ram"]), default="disk", show_default=True,
               help="Where the shards' bytes are.")  # fmt: skip
-@click.option("--windows", default=5, show_default=True, help="Windows of each contender.")
+@click.option(
+    "--windows", type=COUNT, default=5, show_default=True, help="Windows of each contender."
+)
 @click.option("--seconds", default=2.0, show_default=True, help="Length of a window.")
 @click.option("--only", multiple=True, metavar="NAME", help="Measure this one; may be repeated.")
 @click.option("--built", multiple=True, metavar="OUT",

@@ -15,13 +15,15 @@ import click
 
 from shardify.errors import ShardifyError
 from train.errors import ConfigError, Interrupted, TrainError
-from train.settings import Setting, settings
+from train.settings import SYNONYMS, Setting, settings
 
-__all__ = ["FILE", "Commands", "all_settings", "one_line_errors", "said"]
+__all__ = ["COUNT", "FILE", "Commands", "all_settings", "one_line_errors", "said"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 FILE = click.Path(path_type=Path)
+
+COUNT = click.IntRange(min=1)
 
 
 class UsageError(click.ClickException):
@@ -34,12 +36,16 @@ class Commands(click.Group):
     """A group whose errors are printed once, whatever the number of ranks that have them."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; an error's line is said by one rank for all that would say the same."""
+        """Run the command; an error's line is said by one rank for all that would say the same.
+
+        A flag that other programs have is answered with what it is called here.
+        """
         try:
             return super().invoke(ctx)
-        except click.ClickException as error:
+        except click.ClickException as found:
+            error = _nearest(found) if isinstance(found, click.NoSuchOption) else found
             if os.environ.get("WORLD_SIZE", "1") == "1":
-                raise
+                raise error from found.__cause__
             from train.distributed import World
             from train.notes import Word
 
@@ -52,6 +58,15 @@ class Commands(click.Group):
                 error.show()
                 word.said()
             ctx.exit(error.exit_code)
+
+
+def _nearest(error: click.NoSuchOption) -> click.NoSuchOption:
+    """The error of an unknown flag, with the flag that other programs call so."""
+    meant = SYNONYMS.get(error.option_name.lstrip("-").replace("-", "_"))
+    if error.ctx is None or meant not in {each.name for each in error.ctx.command.params}:
+        return error
+    text = f"No such option {error.option_name!r}. Did you mean '--{meant}'?"
+    return click.NoSuchOption(error.option_name, text, ctx=error.ctx)
 
 
 class Numbers(click.ParamType[tuple[int, ...]]):

@@ -68,7 +68,7 @@ class Predictor:
         Raises:
             ConfigError: The network does not take this resolution.
         """
-        self.res = res or trained.res
+        self.res = trained.res if res is None else res
         try:
             check_resolution(self.res)
         except ValueError as error:
@@ -258,7 +258,8 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
         raise DataError(f"{path}: no such file; expected a picture") from None
     # Pillow raises nearly anything on damaged input.
     except Exception as error:
-        raise DataError(f"{path}: no picture that can be read ({error})") from error
+        unread = f"{path}: no picture that can be read ({error})"
+        raise DataError(f"{unread}; save it again, or leave it out") from error
     raise DataError(
         f"{path}: a picture of floating-point numbers, whose white cannot be told; "
         "expected 8 or 16 bits; save it as such"
