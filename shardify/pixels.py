@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from shardify.errors import ImageError
 from shardify.images import MASK_THRESHOLD, Picture
-from shardify.png import encode_png
+from shardify.png import encode_png, ends_early
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -108,6 +108,8 @@ def pixels(data: bytes, picture: Picture, role: str, meaning: Meaning) -> NDArra
     """
     if picture.kind == "npy":
         return _array(data, role, meaning)
+    if picture.kind == "png" and ends_early(data):
+        raise ImageError("truncated PNG (its picture data end early)")
     if role == "depth":
         return _depth(data, meaning)
     if role == "mask":

@@ -1,9 +1,11 @@
 """A thousand damaged zips: each is converted, quarantined by name or refused in one line."""
 
 import io
+import json
 import struct
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,9 @@ from shardline_scenes import background, composite, depth, mask
 
 from shardify.archive import open_catalog
 from shardify.build import build
-from shardify.errors import ShardifyError
+from shardify.errors import ImageError, ShardifyError
 from shardify.images import parse
-from shardify.pixels import PLAIN, settle
+from shardify.pixels import PLAIN, pixels, settle
 from shardify.survey import Options, reader_of, survey
 from shardify.verify import verify
 from shardify.writer import Sources
@@ -146,6 +148,53 @@ def test_a_hostile_name_among_good_ones_does_no_harm(tmp_path: Path, name: str) 
     assert report.manifest.splits["train"].samples == 8
     outside = {each for each in tmp_path.rglob("*") if inside not in each.parents}
     assert outside == {inside, inside.parent}
+
+
+def png(data: bytes, *, side: int = 8, bits: int = 8, colour: int = 0, passes: int = 0) -> bytes:
+    """A PNG of these rows, with sound checksums."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">L", len(body)) + kind + body + struct.pack(">L", zlib.crc32(kind + body))
+        )
+
+    head = chunk(b"IHDR", struct.pack(">2L5B", side, side, bits, colour, 0, 0, passes))
+    packed = zlib.compress(data)
+    body = chunk(b"IDAT", packed[:7]) + chunk(b"IDAT", packed[7:])
+    return b"\x89PNG\r\n\x1a\n" + head + body + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("size", "form"),
+    [
+        (8 * 9, {}),
+        (8 * 25, {"colour": 2}),
+        (8 * 17, {"bits": 16}),
+        (2 + 2 + 3 + 6 + 10 + 20 + 36, {"passes": 1}),
+        (1 * 3, {"side": 1, "bits": 16}),
+        (1200 * 1201, {"side": 1200}),
+    ],
+    ids=["gray", "colour", "16 bits", "interlaced", "a pixel", "large"],
+)
+def test_a_png_whose_picture_ends_early_is_refused_though_pillow_takes_it(
+    size: int, form: dict[str, int]
+) -> None:
+    for data in (bytes(size), bytes(size + 99)):
+        whole = png(data, **form)
+        assert pixels(whole, parse(whole), "depth", PLAIN).size
+    short = png(bytes(size - 1), **form)
+    with pytest.raises(ImageError, match="truncated PNG"):
+        pixels(short, parse(short), "depth", PLAIN)
+
+
+def test_a_build_that_decodes_leaves_out_a_png_that_ends_early_by_name(tmp_path: Path) -> None:
+    name = "d/fg_bg_depth/depth_fg_001_bg_002_000001.png"
+    (tmp_path / "x.zip").write_bytes(pack(files_of() | {name: png(bytes(20))}))
+    options = Options(val=0, max_bad=0.5, workers=1, verify="decode")
+    build([tmp_path / "x.zip"], tmp_path / "out", options)
+    (line,) = (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()
+    assert json.loads(line)["member"] == name
+    assert json.loads(line)["reason"] == "truncated PNG (its picture data end early)"
 
 
 def test_seventy_thousand_junk_entries_are_passed_over(tmp_path: Path) -> None:
