@@ -23,7 +23,7 @@ from shardify.archive import Catalog
 from shardify.bank import write_backgrounds
 from shardify.cluster import Pool, pool_of
 from shardify.errors import BuildError, EntryError, ImageError, LayoutError
-from shardify.files import Flushing, sync_files, write_atomic
+from shardify.files import Flushing, sync_folder, write_atomic
 from shardify.handout import background_tasks, shard_tasks
 from shardify.images import parse
 from shardify.layout import Rejection
@@ -190,6 +190,8 @@ def _convert(found: Survey, out: Place, pool: Pool, progress: Progress | None) -
     done = 0
     bad: list[Rejection] = []
     with Flushing() as flushing:
+        for variant in variants if banks[0].sha256 else ():
+            flushing.add(out / variant.folder / BACKGROUNDS)
         for number, result in pool.map(tasks):
             results[number] = result
             if isinstance(result, ShardRecord):
@@ -198,7 +200,8 @@ def _convert(found: Survey, out: Place, pool: Pool, progress: Progress | None) -
                 if bad:
                     _check(found, bad)
                 for variant in variants if result.samples else ():
-                    flushing.add(out / variant.folder / f"{result.name}.tar")
+                    for suffix in (".tar", ".idx"):
+                        flushing.add(out / variant.folder / f"{result.name}{suffix}")
                 if progress:
                     progress(done, total)
         _prove(found)
@@ -250,8 +253,7 @@ def _convert(found: Survey, out: Place, pool: Pool, progress: Progress | None) -
             resolutions=[],
         )
         sweep(folder, whole)
-        shards = [shard for split in whole.splits.values() for shard in split.shards]
-        sync_files(folder, [*files, *(name for each in shards for name in (each.name, each.index))])
+        sync_folder(folder)
         whole.save(folder)
     if not manifest.resolutions:
         return whole

@@ -4,7 +4,7 @@ Knows nothing of zips, tars or manifests. It never follows a name taken from an 
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +16,13 @@ __all__ = [
     "TEMPORARY",
     "Flushing",
     "publish",
-    "sync_files",
     "sync_folder",
     "write_atomic",
     "write_quick",
 ]
+
+_AT_ONCE = 4
+"""Files flushed side by side, which share what the disk must do for each."""
 
 TEMPORARY = ".tmp"
 """Suffix of a file that is still being written; such files are never read as data."""
@@ -47,7 +49,7 @@ def write_atomic(path: Place, data: bytes) -> None:
 
 
 def write_quick(path: Place, data: bytes) -> None:
-    """The same without flushing to disk: for what ``sync_files`` flushes later, or digests guard.
+    """The same without flushing to disk: for what ``Flushing`` flushes later, or digests guard.
 
     Raises:
         OSError: The folder is missing, not writable, or the disk is full.
@@ -64,11 +66,11 @@ def write_quick(path: Place, data: bytes) -> None:
 class Flushing:
     """Finished files on their way to the disk, beside other work. Opened by ``with``.
 
-    A head start for ``sync_files``, which flushes names and folders as well.
+    Their names are on the disk only after ``sync_folder``.
     """
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1)
+        self._pool = ThreadPoolExecutor(_AT_ONCE)
         self._due: list[Future[None]] = []
 
     def __enter__(self) -> "Flushing":
@@ -94,29 +96,19 @@ class Flushing:
         self._pool.shutdown(cancel_futures=True)
 
 
-def sync_files(folder: Place, names: Iterable[str]) -> None:
-    """Flush finished files of one folder to disk, several at a time, and the folder itself.
-
-    Raises:
-        OSError: One is missing, or the disk is full.
-    """
-    if isinstance(folder, Url):
-        return  # What a store has taken, it keeps.
-    with ThreadPoolExecutor(8) as pool:
-        for _ in pool.map(_flush, [folder / name for name in names]):
-            pass
-    sync_folder(folder)
-
-
 def publish(temporary: Path, path: Path) -> None:
     """Rename a finished, flushed file into place and make the rename itself durable."""
     temporary.replace(path)
     sync_folder(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a folder's entries durable (a rename is not, until its folder is flushed)."""
-    _flush(folder)
+def sync_folder(folder: Place) -> None:
+    """Make a folder's entries durable (a rename is not, until its folder is flushed).
+
+    What a store has taken, it keeps.
+    """
+    if isinstance(folder, Path):
+        _flush(folder)
 
 
 def _flush(path: Path) -> None:

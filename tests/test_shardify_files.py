@@ -7,7 +7,7 @@ import pytest
 
 from shardify.build import build
 from shardify.errors import BuildError
-from shardify.files import Flushing
+from shardify.files import TEMPORARY, Flushing
 from shardify.remote import Url, place
 from shardify.survey import Options
 from shardify.synth import make
@@ -40,7 +40,7 @@ def test_all_files_are_on_the_disk_before_the_manifest_appears(
     files = {path.name for path in (tmp_path / "out").iterdir()} - {"manifest.json"}
     assert len(files) > 2 * len(report.manifest.splits["train"].shards)
     before = events[: events.index("manifest.json.tmp")]
-    assert files <= set(before)
+    assert files <= {name.removesuffix(TEMPORARY) for name in before}
     assert before[-1] == "out"
 
 
