@@ -299,9 +299,10 @@ def _maps(census: Census, read: Read | None) -> list[Row]:
     rows: list[Row] = []
     for index in sorted(census.texts, key=census.names.__getitem__)[:_MAPS] if read else ():
         try:
-            rows += rows_of(read(index), census.names[index]) if read else []
+            data = read(index) if read else b""
         except ShardifyError:
             continue
+        rows += rows_of(data, census.names[index])
     return rows
 
 

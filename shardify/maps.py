@@ -5,14 +5,27 @@ Text in, rows of cells out; and the file that a cell means. What the rows of a m
 """
 
 import csv
+import io
+import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-__all__ = ["EXTENSIONS", "Finder", "Row", "rows_of"]
+from shardify.errors import LayoutError
+
+__all__ = ["EXTENSIONS", "MOST_LINES", "Finder", "Row", "rows_of"]
 
 EXTENSIONS = frozenset({"csv", "tsv", "txt"})
 """Of files that may be maps, in lower case."""
+
+MOST_LINES = 2_000_000
+"""Of a map: a small zip can hold a text of any length."""
+
+_LONGEST = 1 << 16
+"""Line of a map; a text with a longer one is none. Characters."""
+
+_MOST_CELLS = 64
+"""Of a row that are looked at."""
 
 _SEPARATORS = "\t,;|"
 
@@ -36,25 +49,46 @@ def rows_of(data: bytes, file: str) -> list[Row]:
 
     Returns:
         Rows of at least two cells; nothing for what is no text.
+
+    Raises:
+        LayoutError: It has more than ``MOST_LINES`` lines.
     """
     # Spreadsheets save "Unicode text" as UTF-16, which begins with one of these marks.
     wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
-        lines = data.decode("utf-16" if wide else "utf-8-sig").splitlines()
+        lines = io.StringIO(data.decode("utf-16" if wide else "utf-8-sig"), newline=None)
     except UnicodeDecodeError:
         return []
-    head = lines[:50]
+    head = list(itertools.islice(lines, 50))
+    lines.seek(0)
     counts = {mark: sum(mark in line for line in head) for mark in _SEPARATORS}
     mark = max(counts, key=lambda each: counts[each])
+    rows: list[Row] = []
     try:
         if counts[mark] * 2 >= len(head) > 0:
-            reader = csv.reader(lines, delimiter=mark)
-            rows = [Row([cell.strip() for cell in row], file, reader.line_num) for row in reader]
+            reader = csv.reader(_short(lines), delimiter=mark)
+            found = (([cell.strip() for cell in row], reader.line_num) for row in reader)
         else:
-            rows = [Row(line.split(), file, number) for number, line in enumerate(lines, 1)]
+            found = ((line.split(), number) for number, line in enumerate(_short(lines), 1))
+        for cells, number in found:
+            if len(cells) > 1:
+                rows.append(Row(cells[:_MOST_CELLS], file, number))
+            if number > MOST_LINES:
+                raise LayoutError(
+                    f"{file}: over {MOST_LINES} lines; expected a map with a row or a few for each "
+                    "sample of this source; cut it to these, or pass --layout without it"
+                )
     except csv.Error:
         return []
-    return [row for row in rows if len(row.cells) > 1]
+    return rows
+
+
+def _short(lines: Iterable[str]) -> Iterator[str]:
+    """The lines. Raises csv.Error where one is too long for a map's."""
+    for line in lines:
+        if len(line) > _LONGEST:
+            raise csv.Error("a line without end")
+        yield line
 
 
 class Finder:

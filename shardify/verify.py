@@ -6,7 +6,7 @@ as well. Repairs nothing and reads no source.
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -94,10 +94,13 @@ def verify(
     for name, digest in manifest.files.items():
         expected[name] = (digest, None)
     count = workers or os.cpu_count() or 1
+    owners = {digest: name for name, (digest, _) in expected.items()}
     total = 0
     with ThreadPoolExecutor(count) as pool:
         # Digests release the lock: threads suffice, and need no start.
-        checks = pool.map(lambda item: _check_file(out / item[0], *item[1]), expected.items())
+        checks = pool.map(
+            lambda name: _check_file(out / name, *expected[name], owners=owners), expected
+        )
         for done, (name, (size, problem)) in enumerate(zip(expected, checks, strict=True), 1):
             total += size
             if problem:
@@ -147,7 +150,7 @@ def _verify_all(
     """Each resolution, and the files beside them."""
     total = 0
     for name, digest in manifest.files.items():
-        size, problem = _check_file(out / name, digest, None)
+        size, problem = _check_file(out / name, digest, None, owners={})
         total += size
         problems += [f"{name}: {problem}"] if problem else []
     problems += _strangers(out, set(manifest.files) | {NAME})
@@ -190,18 +193,22 @@ def decode_shard(task: DecodeTask) -> tuple[int, list[str]]:
     return count, problems
 
 
-def _check_file(path: Place, digest: str, size: int | None) -> tuple[int, str]:
-    """Bytes read, and what is wrong, if anything."""
+def _check_file(
+    path: Place, digest: str, size: int | None, *, owners: Mapping[str, str]
+) -> tuple[int, str]:
+    """Bytes read, and what is wrong, if anything; ``owners`` tell whose file has which digest."""
     try:
         there = path.stat().st_size
-        if size is not None and there != size:
-            return there, f"{there} bytes; the manifest says {size}: it was cut or replaced"
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         return 0, "missing"
     except OSError as error:
         return 0, f"cannot be read ({error.strerror})"
+    if found in owners and found != digest:
+        return there, f"its bytes are those of {owners[found]}"
+    if size is not None and there != size:
+        return there, f"{there} bytes; the manifest says {size}: it was cut or replaced"
     if found != digest:
         return there, "its bytes differ from what was built (another SHA-256)"
     return there, ""

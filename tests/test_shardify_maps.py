@@ -3,6 +3,7 @@
 import pytest
 
 from shardify import maps
+from shardify.errors import LayoutError
 from shardify.maps import Finder
 
 
@@ -31,6 +32,22 @@ def test_quoted_cells_and_a_byte_order_mark_are_understood() -> None:
 def test_a_map_saved_by_a_spreadsheet_as_unicode_text_is_read(code: str) -> None:
     mark = "" if code == "utf-16" else "\ufeff"
     assert rows_of(f"{mark}a.jpg\tb.png\r\n".encode(code)) == [["a.jpg", "b.png"]]
+
+
+@pytest.mark.parametrize("line", ["a,b\n", "\n", "word\n"])
+def test_a_text_without_end_is_refused_before_it_fills_the_memory(
+    line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maps, "MOST_LINES", 1000)
+    assert len(rows_of(line.encode() * 1000)) == 1000 * ("," in line)
+    with pytest.raises(LayoutError, match=r"^map\.csv: over 1000 lines; .*--layout"):
+        rows_of(line.encode() * 1001)
+
+
+def test_a_line_without_end_is_no_row_and_of_a_wide_row_the_first_cells_are_looked_at() -> None:
+    assert rows_of(b"a.jpg,b.png\n" + b"a," * 40_000) == []
+    assert rows_of(b"a.jpg b.png\n" + b"a " * 40_000) == []
+    assert [len(row) for row in rows_of(b"a," * 999)] == [64]
 
 
 @pytest.mark.parametrize(

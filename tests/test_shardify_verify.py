@@ -139,6 +139,17 @@ def test_pixels_that_do_not_decode_are_named(out: Path) -> None:
     assert info.name in problem
 
 
+def test_files_that_were_exchanged_are_told_by_what_they_are(out: Path) -> None:
+    for kind in ("tar", "idx"):
+        swap(f"train-00000.{kind}", f"train-00001.{kind}")(out)
+    assert verify(out).problems == [
+        "train-00000.tar: its bytes are those of train-00001.tar",
+        "train-00000.idx: its bytes are those of train-00001.idx",
+        "train-00001.tar: its bytes are those of train-00000.tar",
+        "train-00001.idx: its bytes are those of train-00000.idx",
+    ]
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
