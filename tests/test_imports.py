@@ -30,10 +30,10 @@ ORDER = {
         "decode", "normal", "engine", "pipeline", "pillow", "baselines", "peers", "logs",
         "progress", "schedule", "step", "metrics", "panels", "checkpoint", "writer", "board",
         "folder", "stop", "source", "memory", "tracing", "trained", "evaluate", "average",
-        "networks", "state", "notes", "keeper", "samples", "charts", "report", "trainer", "claim",
-        "launch", "compare", "predict", "contenders", "nvml", "machine", "window", "verdict",
-        "bench", "sweep", "dissect", "page", "agenda", "suite", "export", "options", "cli",
-        "__main__",
+        "networks", "state", "notes", "keeper", "stages", "samples", "charts", "report", "trainer",
+        "claim", "launch", "compare", "predict", "contenders", "nvml", "machine", "window",
+        "verdict", "bench", "sweep", "dissect", "page", "agenda", "suite", "export", "options",
+        "cli", "__main__",
     ),
 }  # fmt: skip
 

@@ -1,14 +1,18 @@
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from tiny_run import TinyNet, TinySource
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401 - imported once, not in a test.
 
-from train.charts import chart
+from train.charts import COLOURS, chart
 from train.cli import main
 from train.compare import compare
 from train.config import Config
@@ -79,6 +83,17 @@ def test_a_chart_shows_every_point_and_leaves_gaps() -> None:
     assert chart("one", {"a": [(3, 2.0)]}).count("<circle") == 1
 
 
+def test_a_charts_lines_are_told_apart_by_colour_and_changes_are_marked() -> None:
+    text = chart("IoU", {"train": [(0, 1), (9, 2)], "val": [(0, 2), (9, 1)]}, marks={4.5: "<64"})
+    for name in ("train", "val"):
+        (colour,) = re.findall(rf'style="fill: (#\w+)">{name}</text>', text)
+        assert f'stroke="{colour}"' in text
+    marked = r'x1="([\d.]+)" x2="\1" y1="\d+" y2="\d+" class="mark"'
+    (at,) = map(float, re.findall(marked, text))
+    ends = [float(x) for x in re.findall(r'cx="([\d.]+)"', text)]
+    assert at == pytest.approx((min(ends) + max(ends)) / 2, abs=0.1) and "&lt;64</text>" in text
+
+
 def test_a_report_stands_alone_and_shows_everything(run: Path, tmp_path: Path) -> None:
     path = write_report(
         run, TinySource(64, 21), out=tmp_path / "r.html", device=CPU, make_model=TinyNet
@@ -93,6 +108,27 @@ def test_a_report_stands_alone_and_shows_everything(run: Path, tmp_path: Path) -
         assert f"{last['val'][name]:.4f}" in page
     assert len(re.findall(r"<td>tiny1000\d\d</td>", page)) == 8
     assert "[data]" in page and "res = [16, 32]" in page
+    assert page.count(">32 px</text>") == 8  # Every chart tells where the resolution changes.
+
+
+def test_a_browser_shows_the_report(run: Path, tmp_path: Path) -> None:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    browser = next(filter(None, map(shutil.which, names)), None)
+    if browser is None:
+        pytest.skip("needs Chromium")
+    page = write_report(
+        run, TinySource(64, 21), out=tmp_path / "r.html", device=CPU, make_model=TinyNet
+    )
+    subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1100,1500",
+         f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'r.png'}",
+         f"file://{page}"],
+        check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    shown = np.asarray(Image.open(tmp_path / "r.png").convert("RGB"))
+    for colour in COLOURS[:2]:  # The curves of both splits.
+        wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (shown == wanted).all(axis=2).sum() > 200, colour
 
 
 def test_without_a_run_or_weights_there_is_no_report(run: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from train.errors import (
 )
 from train.evaluate import judge, load_trained
 from train.logs import JsonLines, Screen
+from train.networks import compiling
 from train.settings import resolve
 from train.stop import Stop
 from train.trainer import Trainer
@@ -533,6 +534,17 @@ def test_norms_over_all_ranks_of_one_rank_are_told(
 ) -> None:
     make(tmp_path / "run", sync_bn=True, max_steps=1).run()
     assert capsys.readouterr().out.count("--sync-bn: does nothing here") == 1
+
+
+def test_a_network_that_cannot_be_compiled_is_told_from_one_that_is_wrong() -> None:
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    with pytest.raises(ConfigError, match=r"--compile yes: .*\(No working C\+\+ compiler") as told:
+        with compiling("yes"):
+            raise InvalidCxxCompiler
+    assert "\n" not in str(told.value) and "--resume --compile no" in str(told.value)
+    with pytest.raises(RuntimeError, match="shapes"), compiling("yes"):
+        raise RuntimeError("shapes cannot be multiplied")
 
 
 def test_cuda_graphs_need_a_gpu(tmp_path: Path) -> None:

@@ -17,13 +17,20 @@ Points = Sequence[tuple[float, float | None]]
 """(x, y); a y of None, or one that is not finite, leaves a gap."""
 
 
-def chart(title: str, lines: Mapping[str, Points], *, unit: str = "epoch") -> str:
+def chart(
+    title: str,
+    lines: Mapping[str, Points],
+    *,
+    unit: str = "epoch",
+    marks: Mapping[float, str] | None = None,
+) -> str:
     """One chart.
 
     Args:
         title: What is shown.
         lines: ``{name: points}``, at most four of them.
         unit: What stands along the bottom.
+        marks: ``{x: what}``: where something changed, each an upright line with its word.
 
     Returns:
         An ``<svg>`` element of 420 x 240 pixels.
@@ -56,6 +63,10 @@ def chart(title: str, lines: Mapping[str, Points], *, unit: str = "epoch") -> st
         _, y = place(low_x, tick)
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" class="end">{tick:g}</text>')
+    for x, word in (marks or {}).items():
+        at, _ = place(x, low_y)
+        parts.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" ')
+        parts.append(f'class="mark"/><text x="{at + 4:.1f}" y="{TOP + 10}">{escape(word)}</text>')
     for x in sorted({low_x, high_x}):
         at, _ = place(x, low_y)
         side = "end" if x == high_x > low_x else ""
@@ -70,10 +81,11 @@ def chart(title: str, lines: Mapping[str, Points], *, unit: str = "epoch") -> st
                 f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.5" fill="{colour}">'
                 f"<title>{escape(name)}, {unit} {x:g}: {y:.5g}</title></circle>"
             )
-        parts.append(
-            f'<text x="{WIDTH - RIGHT - 62 * (len(good) - 1 - place_)}" y="16" class="end" '
-            f'fill="{colour}">{escape(name)}</text>'
-        )
+        if len(good) > 1:  # One line is what the title says.
+            at = WIDTH - RIGHT - 62 * (len(good) - 1 - place_)
+            parts.append(
+                f'<text x="{at}" y="16" class="end" style="fill: {colour}">{escape(name)}</text>'
+            )
     return "".join([*parts, "</svg>"])
 
 

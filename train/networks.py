@@ -5,6 +5,8 @@ exchange of gradients between ranks and through the compiler; judging may be of 
 This module computes no loss and moves no weight.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -20,7 +22,11 @@ from train.distributed import World
 from train.errors import ConfigError
 from train.trained import MakeModel, place
 
-__all__ = ["Networks", "alone"]
+__all__ = ["Networks", "alone", "compiling"]
+
+
+COMPILERS = ("torch._dynamo", "torch._inductor")
+"""Whose errors are of compiling; everything else is of computing."""
 
 
 class Networks:
@@ -121,6 +127,25 @@ def alone(config: Config, world: World) -> list[str]:
     if config.compute.sync_bn and world.size == 1:
         return ["--sync-bn: does nothing here: it takes several ranks (torchrun), and this is one"]
     return []
+
+
+@contextmanager
+def compiling(how: str) -> Iterator[None]:
+    """Where a network may be compiled, for it is called.
+
+    Raises:
+        ConfigError: It cannot be compiled here: there is no compiler, as a rule.
+    """
+    try:
+        yield
+    except Exception as error:
+        if how == "no" or not type(error).__module__.startswith(COMPILERS):
+            raise
+        reason = next(iter(str(error).splitlines()), "")[:200]
+        raise ConfigError(
+            f"--compile {how}: this machine cannot compile the network ({reason}); install a C++ "
+            "compiler (g++), or go on with --resume --compile no"
+        ) from error
 
 
 def _rest(model: nn.Module, targets: tuple[str, ...], device: torch.device) -> None:

@@ -9,6 +9,7 @@ import io
 import tempfile
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,10 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto
   color: #222 }
 table { border-collapse: collapse } td, th { padding: 2px 12px 2px 0; text-align: right }
 td:first-child, th:first-child { text-align: left } th { border-bottom: 1px solid #999 }
-img { max-width: 100%; display: block; margin: .3em 0 1.2em }
+figure { margin: 0 } img { max-width: 100%; display: block; margin: .3em 0 1.2em }
 svg { margin: 0 12px 12px 0 } svg text { font: 12px system-ui, sans-serif; fill: #444 }
 svg .title { font-weight: 600 } svg .end { text-anchor: end } svg line { stroke: #e2e2e2 }
+svg line.mark { stroke: #999; stroke-dasharray: 3 3 }
 svg polyline { fill: none; stroke-width: 1.8 } pre { background: #f5f5f5; padding: 1em }
 """
 
@@ -147,12 +149,16 @@ def _summary(records: Sequence[Mapping[str, Any]], weights: str, step: int) -> s
     """The last epoch's figures, and how fast it was."""
     last = records[-1]
     rows = [
-        (what, *(_number((last[split] or {}).get(name)) for split in ("train", "val")))
+        (
+            _named(name, what),
+            *(_number((last[split] or {}).get(name)) for split in ("train", "val")),
+        )
         for name, what in FIGURES.items()
         if name in last["train"]
     ]
+    epochs = f"{len(records)} epoch{'s' * (len(records) > 1)}"
     return (
-        f"<p>{len(records)} epochs, {last['step']} steps, last at {last['res']} px; "
+        f"<p>{epochs}, {last['step']} steps, last at {last['res']} px; "
         f"{last['samples_per_s']:.1f} samples/s, data-wait {100 * last['data_wait']:.1f} % of the "
         f"step time, {last['peak_memory_mb']:.0f} MB at the peak. Samples below are judged by "
         f"{escape(weights)} (step {step}).</p>" + _table(("last epoch", "train", "val"), rows)
@@ -161,6 +167,12 @@ def _summary(records: Sequence[Mapping[str, Any]], weights: str, step: int) -> s
 
 def _curves(records: Sequence[Mapping[str, Any]]) -> str:
     charts = []
+    # Between two epochs: figures at two resolutions do not compare.
+    changes = {
+        after["epoch"] - 0.5: f"{after['res']} px"
+        for before, after in pairwise(records)
+        if before["res"] != after["res"]
+    }
     for title, name in CHARTS.items():
         if name not in records[-1]["train"]:
             continue
@@ -168,9 +180,10 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> str:
             split: [(r["epoch"], r[split].get(name)) for r in records if r[split]]
             for split in ("train", "val")
         }
-        charts.append(chart(title, lines))
+        charts.append(chart(title, lines, marks=changes))
     for title, name in SPEEDS.items():
-        charts.append(chart(title, {name: [(r["epoch"], r[name]) for r in records]}))
+        points = [(r["epoch"], r[name]) for r in records]
+        charts.append(chart(title, {title: points}, marks=changes))
     return "".join(charts)
 
 
@@ -228,10 +241,13 @@ def _image(path: Path) -> str:
         image.convert("RGB").save(buffer, "JPEG", quality=85)
         data = base64.b64encode(buffer.getvalue()).decode()
     name = escape(path.stem)
-    return (
-        f"<figure><figcaption>{name}</figcaption>"
-        f'<img alt="{name}" src="data:image/jpeg;base64,{data}"></figure>'
-    )
+    return f'<figure><img alt="{name}" src="data:image/jpeg;base64,{data}"></figure>'
+
+
+def _named(name: str, what: str) -> str:
+    """What a figure is, and of which target."""
+    target = name.partition("_")[0]
+    return f"{target}: {what}" if target in WORST_BY else what
 
 
 def _number(value: float | None) -> str:

@@ -28,10 +28,11 @@ from train.keeper import Keeper
 from train.logs import Screen
 from train.memory import fitting, peak_mb
 from train.metrics import Scores
-from train.networks import alone
+from train.networks import alone, compiling
 from train.progress import Pace, Position, Summary
-from train.schedule import Stage, plan, stage_of, steps_left
+from train.schedule import Stage
 from train.source import Source, StageLoaders
+from train.stages import Stages
 from train.state import State
 from train.step import StepResult
 from train.stop import Stop
@@ -87,7 +88,6 @@ class Trainer:
         self.screen = screen or Screen()
         if not self.world.first:
             self.screen.hush()
-        self.stages = plan(config.data.res, config.data.epochs)
         if source.samples("train") == 0:
             raise DataError(
                 f"{config.data.shards}: split 'train' has no samples; build it with a smaller --val"
@@ -107,9 +107,7 @@ class Trainer:
             screen=self.screen,
             stop=stop or Stop(),
         )
-        self._stage: Stage | None = None
-        self._loaders: StageLoaders | None = None
-        self._loader_state: dict[str, Any] | None = None
+        self._stages = Stages(config, source, self.state, world=self.world, screen=self.screen)
         self._pace = Pace()
         self._record: dict[str, Any] | None = None
         self._tracer: Tracer | None = None
@@ -125,7 +123,7 @@ class Trainer:
         Raises:
             DataError: It was trained on other data.
         """
-        self._loader_state = self.state.load(state, self._out.out)
+        self._stages.resume(self.state.load(state, self._out.out))
         self._keeper.saved = True
 
     def run(self) -> Summary:
@@ -144,8 +142,8 @@ class Trainer:
                     self._out.board(self.config, self.at.step)
                 for line in (*missing(self.source.roles), *alone(self.config, self.world)):
                     self.screen.say(line)
-                while (stage := stage_of(self.stages, self.at.epoch)) and not self._enough():
-                    loaders = self._enter(stage)
+                while (stage := self._stages.now) and not self._enough():
+                    loaders = self._stages.enter(stage)
                     if not self.at.trained:
                         self._train_epoch(stage, loaders)
                     self._close_epoch(stage, loaders)
@@ -153,8 +151,7 @@ class Trainer:
             self.screen.end()
             if self._tracer is not None:
                 self._tracer.close()
-            if self._loaders is not None:
-                self._loaders.close()
+            self._stages.close()
             self._out.close()
         return Summary(
             out=self._out.out,
@@ -167,41 +164,6 @@ class Trainer:
     def _enough(self) -> bool:
         most = self.config.run.max_steps
         return bool(most) and self.at.step >= most
-
-    def _enter(self, stage: Stage) -> StageLoaders:
-        """The loaders of a stage, opened if it is another than the last."""
-        if self._stage == stage and self._loaders is not None:
-            return self._loaders
-        if self._loaders is not None:
-            self._loaders.close()
-        state, self._loader_state = self._loader_state, None
-        data = self.config.data
-        self._loaders = StageLoaders(
-            self.source,
-            res=stage.res,
-            batch=data.batch,
-            augment=data.augment,
-            seed=self.config.run.seed,
-            epoch=self.at.epoch + self.at.trained,
-            state=state,
-        )
-        self._stage = stage
-        self.state.res = stage.res
-        total = self.at.step + steps_left(
-            self.stages,
-            self.at,
-            batches=len(self._loaders.train),
-            used=self._loaders.train.state_dict()["consumed"] // (data.batch * self.world.size),
-            accum=self.config.optim.grad_accum,
-        )
-        most = self.config.run.max_steps
-        before = self.state.lr.over(min(total, most) if most else total)
-        if before:
-            self.screen.say(
-                f"{self._out.out}: the learning rate now goes by another length of the run than "
-                f"the {before} steps it went by before"
-            )
-        return self._loaders
 
     def _train_epoch(self, stage: Stage, loaders: StageLoaders) -> None:
         """Train until the epoch has no more batches, or the run has had its steps."""
@@ -219,7 +181,8 @@ class Trainer:
                 self._pace.waited += perf_counter() - asked
                 if group:
                     layout = self.config.compute.channels_last
-                    results = fitting(self.state.train_step, group, channels_last=layout)
+                    with compiling(self.config.compute.compile):
+                        results = fitting(self.state.train_step, group, channels_last=layout)
             if not group:
                 self.at.trained = True
                 break
