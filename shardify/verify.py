@@ -205,7 +205,7 @@ def _check_file(
         return 0, "missing"
     except OSError as error:
         return 0, f"cannot be read ({error.strerror})"
-    if found in owners and found != digest:
+    if there and found in owners and found != digest:
         return there, f"its bytes are those of {owners[found]}"
     if size is not None and there != size:
         return there, f"{there} bytes; the manifest says {size}: it was cut or replaced"
