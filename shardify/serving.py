@@ -83,20 +83,25 @@ def serve(target: str, parent: int, ends: Sequence[tuple[int, int]]) -> None:
 
 def _answer(function: Callable[[Any], Any], source: int, sink: int) -> None:
     """What a worker does: answer tasks until there are no more."""
-    with os.fdopen(source, "rb") as tasks, os.fdopen(sink, "wb") as results:
-        while head := tasks.read(LENGTH.size):
-            (length,) = LENGTH.unpack(head)
-            task = pickle.loads(tasks.read(length))
-            try:
-                answer = (True, function(task))
-            except ShardifyError as error:
-                answer = (False, error)
-            except Exception as error:
-                answer = (False, f"{type(error).__name__}: {error}".replace("\n", " "))
-            data = pickle.dumps(answer, protocol=pickle.HIGHEST_PROTOCOL)
-            results.write(LENGTH.pack(len(data)))
-            results.write(data)
-            results.flush()
+    try:
+        with os.fdopen(source, "rb") as tasks, os.fdopen(sink, "wb") as results:
+            while head := tasks.read(LENGTH.size):
+                (length,) = LENGTH.unpack(head)
+                given = tasks.read(length)
+                if len(given) < length:
+                    return
+                try:
+                    answer = (True, function(pickle.loads(given)))
+                except ShardifyError as error:
+                    answer = (False, error)
+                except Exception as error:
+                    answer = (False, f"{type(error).__name__}: {error}".replace("\n", " "))
+                data = pickle.dumps(answer, protocol=pickle.HIGHEST_PROTOCOL)
+                results.write(LENGTH.pack(len(data)))
+                results.write(data)
+                results.flush()
+    except BrokenPipeError:
+        os._exit(1)  # Who asked is gone, and nobody is there to be told.
 
 
 def _die_with(parent: int) -> None:
