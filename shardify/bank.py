@@ -21,9 +21,10 @@ from shardify.manifest import BACKGROUNDS, Background
 from shardify.pixels import PLAIN, Meaning, pixels
 from shardify.ranges import expect
 from shardify.reading import reader_of, rows_of
+from shardify.rejects import drop_background
 from shardify.remote import Place
 from shardify.sources import Sources
-from shardify.survey import Survey, check_bad, drop_background, replan
+from shardify.survey import Survey, check_bad, replan
 from shardify.tarwriter import TarWriter
 from shardify.writer import check_picture
 

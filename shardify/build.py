@@ -6,50 +6,33 @@ nothing.
 """
 
 import dataclasses
-import hashlib
 import itertools
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from shardify.archive import Catalog
 from shardify.bank import write_backgrounds
 from shardify.cluster import Pool, pool_of
-from shardify.errors import BuildError, EntryError, ImageError, LayoutError
-from shardify.files import Flushing, sync_folder, write_atomic
+from shardify.errors import BuildError, LayoutError
+from shardify.files import Flushing, sync_folder
 from shardify.handout import background_tasks, shard_tasks
-from shardify.images import parse
 from shardify.layout import Rejection
 from shardify.manifest import BACKGROUNDS, REJECTED, Manifest, Resolution
+from shardify.meanings import meaning_of
 from shardify.output import check_out, claimed, finished, forget, sweep, withdraw
-from shardify.pixels import Meaning, levels_of, peak_of, settle_meaning
-from shardify.reading import reader_of
+from shardify.rejects import tally, write_rejected
 from shardify.remote import Place, place
-from shardify.sources import Sources
 from shardify.summary import costs_of, roles_of, splits_of, stats_of, uses_of
-from shardify.survey import (
-    Options,
-    Survey,
-    check_bad,
-    sources_of,
-    survey,
-    tally,
-)
+from shardify.survey import Options, Survey, check_bad, sources_of, survey
 from shardify.tasks import STATE, Moments, ShardRecord
 from shardify.version import version
 from shardify.workers import Workers
 from shardify.workshop import Workshop
 
 __all__ = ["BuildReport", "build"]
-
-_LOOKED_AT = 16
 
 Progress = Callable[[int, int], None]
 """Called with samples done and samples in all."""
@@ -145,7 +128,7 @@ def build(
                 return _report(out, there, already=True, started=started)
             with claimed(out, identity):
                 if isinstance(pool, Workers):
-                    pool.meanwhile = found.layout.pending
+                    pool.meanwhile = itertools.chain(_ahead(), found.layout.pending or ())
                 begun += [variant.folder for variant in found.options.variants()]
                 manifest = _convert(found, out, pool, progress)
                 forget(out)
@@ -174,7 +157,7 @@ def _report(out: Place, manifest: Manifest, *, already: bool, started: float) ->
 
 
 def _convert(found: Survey, out: Place, pool: Pool, progress: Progress | None) -> Manifest:
-    meaning = _meaning(found)
+    meaning = meaning_of(found)
     variants = found.options.variants()
     for variant in variants:
         (out / variant.folder).mkdir(exist_ok=True)
@@ -240,7 +223,7 @@ def _convert(found: Survey, out: Place, pool: Pool, progress: Progress | None) -
     )
     for number, (variant, bank) in enumerate(zip(variants, banks, strict=True)):
         folder = out / variant.folder
-        files = {REJECTED: _write_rejected(folder, rejected, found.catalog)}
+        files = {REJECTED: write_rejected(folder, rejected, found.catalog)}
         if bank.sha256:
             files[BACKGROUNDS] = bank.sha256
         whole = dataclasses.replace(
@@ -258,10 +241,16 @@ def _convert(found: Survey, out: Place, pool: Pool, progress: Progress | None) -
     if not manifest.resolutions:
         return whole
     manifest = dataclasses.replace(
-        manifest, files={REJECTED: _write_rejected(out, rejected, found.catalog)}
+        manifest, files={REJECTED: write_rejected(out, rejected, found.catalog)}
     )
     manifest.save(out)
     return manifest
+
+
+def _ahead() -> Iterator[None]:
+    """What the manifest's writing will import, while nobody waits for it."""
+    version()
+    yield
 
 
 def _prove(found: Survey) -> None:
@@ -279,56 +268,8 @@ def _check(found: Survey, bad: Sequence[Rejection]) -> None:
         raise
 
 
-def _meaning(found: Survey) -> Meaning:
-    """Look at a few masks, and at depths in floating point, to know how all are to be read."""
-    layout, catalog = found.layout, found.catalog
-    rows = np.flatnonzero(found.usable)
-    rows = rows[:: max(1, len(rows) // _LOOKED_AT)][:_LOOKED_AT]
-    levels: list[NDArray[Any]] = []
-    names: list[str] = []
-    peaks: list[float] = []
-    with Sources([each.path for each in catalog.sources]) as descriptors:
-        read = reader_of(catalog, descriptors)
-        for role in ("mask", "depth"):
-            if role not in layout.members:
-                continue
-            for entry in layout.members[role][rows].tolist():
-                try:
-                    data = read(entry)
-                    picture = parse(data)
-                    if role == "mask":
-                        levels.append(levels_of(data, picture))
-                        names.append(catalog.names[entry])
-                    elif picture.trait == "F" or picture.trait.startswith("float"):
-                        peaks.append(peak_of(data, picture))
-                    else:
-                        break
-                except EntryError:
-                    continue  # The worker that meets it will say so.
-    try:
-        return settle_meaning(levels, peaks, names)
-    except ImageError as error:
-        raise BuildError(f"{found.where}: {error}; convert the masks first") from error
-
-
 def _rejections(record: ShardRecord) -> list[Rejection]:
     return [
         Rejection(key=key, member=member, role=role, reason=reason)
         for key, member, role, reason in record.rejected
     ]
-
-
-def _write_rejected(out: Place, rejected: Sequence[Rejection], catalog: Catalog) -> str:
-    """Write ``rejected.jsonl``, sorted. Returns its SHA-256."""
-    lines = [
-        {"key": each.key, "member": each.member, "role": each.role, "reason": each.reason}
-        for each in rejected
-    ]
-    lines += [
-        {"key": "", "member": each.member, "role": "", "reason": each.reason}
-        for each in catalog.refused
-    ]
-    lines.sort(key=lambda line: tuple(line.values()))
-    text = "".join(json.dumps(line) + "\n" for line in lines).encode()
-    write_atomic(out / REJECTED, text)
-    return hashlib.sha256(text).hexdigest()

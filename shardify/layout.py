@@ -12,23 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from shardify import backing, naming, prove, roles, rules
-from shardify.census import Census, indexes_of, take_census
-from shardify.errors import LayoutError, ShardifyError
-from shardify.joining import Table, join
+from shardify import backing, companions, naming, prove, roles, rules
+from shardify.claims import Question
+from shardify.errors import LayoutError
+from shardify.joining import Table
 from shardify.keys import unique_keys
-from shardify.maps import Row, rows_of
-from shardify.outlines import Outlines
-from shardify.pairs import join_by_map
 from shardify.splits import given_split
 
 __all__ = ["Layout", "Rejection", "detect"]
 
 IntArray = npt.NDArray[np.int32]
 Read = Callable[[int], bytes]
-
-_MAPS = 8
-"""Most text files that are looked into for a map."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,9 +110,9 @@ def detect(
             together, or neither names nor pixels tell the backgrounds; or they contradict.
     """
     if layout is None:
-        found = _found_by_names(names, where, read)
+        found = companions.by_names(names, where, read)
     else:
-        found = _found_by_rules(names, where, layout, read)
+        found = companions.by_rules(names, where, layout, read)
     if single is not None and found.backgrounds:
         once = single(found.backgrounds)
         if len(once) < len(found.backgrounds):
@@ -162,7 +156,7 @@ def detect(
     if found.backgrounds:
         has = ["bg", *has]
         decided = prove.decide(
-            prove.Question(
+            Question(
                 names=names,
                 files=found.backgrounds,
                 members=members,
@@ -221,89 +215,6 @@ def _prove(
     """Go through a deferred proof, and put what it finds into the description."""
     decided = yield from proof
     description["background"] = {**decided.description, **counts}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Found:
-    """Companions, before anything is known of backgrounds."""
-
-    table: Table
-    backgrounds: list[int]
-    told: dict[str, object]
-    ignored: dict[str, int]
-    shared: int
-    maps: Callable[[], list[Row]]
-    unknown: list[str]
-    """Images that have no role for want of a word; see ``roles.unknown``."""
-    map: str | None
-    """Name of the map, if there is one to use."""
-    outlines: Outlines | None = None
-    """Of the names, where they were sorted by them."""
-
-
-def _found_by_names(names: Sequence[str], where: str, read: Read | None) -> _Found:
-    census = take_census(names)
-    role_of_group = roles.assign(census, where, read)
-    table = join(census, role_of_group)
-
-    def maps() -> list[Row]:
-        return _maps(census, read)
-
-    files = indexes_of(census, role_of_group)
-    backgrounds = files.pop("bg", np.zeros(0, np.int32)).tolist()
-    if table.complete * 2 < max(map(len, files.values())) and census.texts:
-        mapped = join_by_map(names, files, backgrounds, maps(), where=where)
-        if mapped and mapped.complete > table.complete:
-            table = mapped
-    return _Found(
-        table=table,
-        backgrounds=sorted(backgrounds, key=names.__getitem__),
-        told=roles.describe(census, role_of_group),
-        ignored=roles.ignored(census, role_of_group),
-        shared=census.shared,
-        maps=maps,
-        unknown=roles.unknown(census, role_of_group),
-        map=min((names[index] for index in census.texts), default=None),
-        outlines=census.outlines,
-    )
-
-
-def _found_by_rules(
-    names: Sequence[str], where: str, layout: rules.Rules, read: Read | None
-) -> _Found:
-    def maps() -> list[Row]:
-        return rules.map_rows(layout, names, read)
-
-    applied = rules.apply(layout, names, maps, where=where)
-    used = [index for column in applied.table.members.values() for index in column.tolist()]
-    paths = [names[index] for index in (*used, *applied.backgrounds) if index >= 0]
-    wanted = layout.background["rule"] != "none"
-    return _Found(
-        table=applied.table,
-        backgrounds=sorted(applied.backgrounds, key=names.__getitem__) if wanted else [],
-        told={
-            role: {"patterns": [each.pattern for each in patterns]}
-            for role, patterns in layout.patterns.items()
-        },
-        ignored={"no pattern matches": applied.unmatched} if applied.unmatched else {},
-        # As where names are sorted by themselves: keys shall be the same.
-        shared=naming.common_folders([path.rpartition("/")[0] for path in paths]),
-        maps=maps,
-        unknown=[],
-        map=layout.map,
-    )
-
-
-def _maps(census: Census, read: Read | None) -> list[Row]:
-    """The rows of all files that may be maps."""
-    rows: list[Row] = []
-    for index in sorted(census.texts, key=census.names.__getitem__)[:_MAPS] if read else ():
-        try:
-            data = read(index) if read else b""
-        except ShardifyError:
-            continue
-        rows += rows_of(data, census.names[index])
-    return rows
 
 
 def _nothing_fits(names: Sequence[str], table: Table, where: str) -> str:

@@ -1,26 +1,25 @@
 """The background of every sample: what names state is checked, what they leave open is settled.
 
-Puts the rules of ``backing`` before the pixels of ``settle`` and judges. A rule is taken when it
-is the only one that fits; where none does, or pixels do not bear the names out, the source is
-refused with the scores of what was tried.
+Puts what ``claims`` gives, and the guesses of ``backing``, before the pixels of ``settle`` and
+judges. A rule is taken when it is the only one that fits; where none does, or pixels do not bear
+the names out, the source is refused with the scores of what was tried.
 """
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from shardify import backing, naming
-from shardify.backing import Candidate, Files, by_rule
+from shardify import backing
+from shardify.backing import Candidate
+from shardify.claims import Question, all_stated, as_told, by_map, files_of
 from shardify.errors import LayoutError
-from shardify.maps import Row
-from shardify.pairs import backgrounds_by_map
-from shardify.rules import Rules, text_of
+from shardify.rules import Rules
 from shardify.settle import Scores, drained, scoring
 
-__all__ = ["Decision", "Question", "decide"]
+__all__ = ["Decision", "decide"]
 
 IntArray = npt.NDArray[np.int32]
 Read = Callable[[int], bytes]
@@ -33,22 +32,6 @@ _BORNE = 0.1
 """Share of the samples that can be opened which some background must fit at all."""
 
 _SHOWN = 4
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Question:
-    """All that is known of samples whose backgrounds are sought."""
-
-    names: Sequence[str]
-    files: Sequence[int]
-    """Indexes of the backgrounds, in the order of their names."""
-    members: Mapping[str, IntArray]
-    slots: Mapping[str, IntArray]
-    runs: Callable[[], Mapping[str, IntArray]]
-    """Further numbers, for guesses."""
-    shared: int
-    maps: Callable[[], list[Row]]
-    where: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +68,7 @@ def decide(
         LayoutError: No rule fits the names, none or several fit the pixels, or the pixels
             contradict what the names state, or no pixel bears it out.
     """
-    tried = [_as_told(question, layout)] if layout is not None else _all_stated(question)
+    tried = [as_told(question, layout)] if layout is not None else all_stated(question)
     check = check and (layout is None or layout.check)
     why = ""
     if not check:
@@ -120,7 +103,9 @@ def _decide(
         if len(tried) > 1 and scores.winner is not None:
             return _answer(tried[scores.winner], _proof(scores, scores.winner))
     known = len(tried)
-    tried = tried + backing.guesses(_files(question), {**question.slots, **question.runs()}, tried)
+    tried = tried + backing.guesses(
+        files_of(question), {**question.slots, **question.runs()}, tried
+    )
     if not tried or read is None:
         raise LayoutError(_no_rule(question, tried))
     scores = yield from _compare(question, tried, read)
@@ -145,8 +130,10 @@ def _decide(
             f"composites that equal their background outside the mask; {remedy}"
         )
     if scores.winner is None:
+        _, lacking = by_map(question)
+        told = f", {lacking}," if lacking else ","
         raise LayoutError(
-            f"{question.where}: names do not tell the background, and the pixels of "
+            f"{question.where}: names do not tell the background{told} and the pixels of "
             f"{scores.samples} samples single out no rule: {_ranking(tried, scores)}; expected one "
             f"that fits{_REMEDY}"
         )
@@ -213,96 +200,10 @@ def _ranking(tried: Sequence[Candidate], scores: Scores) -> str:
     return ", ".join(told)
 
 
-def _files(question: Question) -> backing.Files:
-    return backing.Files([_stem(question.names[index]) for index in question.files])
-
-
-def _all_stated(question: Question) -> list[Candidate]:
-    count = len(question.members["fg_bg"])
-    tried = backing.stated(_files(question), question.slots, _texts(question), count)
-    if not tried:
-        mapped, _ = _by_map(question)
-        tried = [mapped] if mapped else []
-    return tried
-
-
-def _as_told(question: Question, layout: Rules) -> Candidate:
-    """The candidate of a layout file's rule."""
-    settings, rule = layout.background, str(layout.background["rule"])
-    names = question.names
-    stems = [text_of(layout, names[index], "bg") or _stem(names[index]) for index in question.files]
-    told: Candidate | None
-    if rule == "map":
-        told, lacking = _by_map(question)
-        if lacking:
-            raise LayoutError(
-                f"{question.where}: {lacking}; expected a row for each sample; complete the map"
-            )
-    elif rule == "name":
-        place = {stem.lower(): number for number, stem in enumerate(stems)}
-        texts = [text_of(layout, names[i], "bg") for i in question.members["fg_bg"].tolist()]
-        found = [place.get((text or "").lower(), -1) for text in texts]
-        told = None if min(found) < 0 else _stated("the group bg", settings, found)
-    elif rule == "only":
-        count = len(question.members["fg_bg"])
-        told = _stated("the only one", settings, [0] * count) if len(stems) == 1 else None
-    else:
-        told = by_rule(Files(stems), question.slots, settings)
-    if told is None:
-        raise LayoutError(
-            f"{question.where}: the layout file's background rule ({rule}) does not give every "
-            f"sample one of {len(stems)} backgrounds; expected numbers or names that do; correct "
-            f"[background] or the patterns"
-        )
-    return told
-
-
-def _stated(rule: str, settings: Mapping[str, str | int], found: list[int]) -> Candidate:
-    return Candidate(rule=rule, settings=settings, of_sample=np.array(found, np.int32))
-
-
-def _by_map(question: Question) -> tuple[Candidate | None, str]:
-    """What the source's map says; or, where that is not enough, what it lacks."""
-    rows = question.maps()
-    if not rows:
-        return None, ""
-    names, members = question.names, question.members
-    found = backgrounds_by_map(names, members, question.files, rows, where=question.where)
-    lacking = np.flatnonzero(found.of_sample < 0)
-    if lacking.size == len(found.of_sample):
-        return None, ""
-    if lacking.size:
-        first = names[int(members["fg_bg"][lacking[0]])]
-        return None, (
-            f"{rows[0].file} gives {lacking.size} of {len(found.of_sample)} samples no background "
-            f"(such as {first})"
-        )
-    told = Candidate(
-        rule="a map in the source",
-        settings={"rule": "map"},
-        of_sample=found.of_sample,
-        warnings=found.warnings,
-    )
-    return told, ""
-
-
-def _texts(question: Question) -> Iterator[list[str]]:
-    """For each sample, what may be its background's name: its folders, and how its name begins."""
-    folders: dict[str, list[str]] = {}
-    for index in question.members["fg_bg"].tolist():
-        path, _, base = question.names[index].lower().rpartition("/")
-        if path not in folders:
-            parts = path.split("/")[question.shared :]
-            folders[path] = [*reversed(parts), *map(naming.strip_words, reversed(parts))]
-        stem = base.rpartition(".")[0]
-        cuts = [place for place, mark in enumerate(stem) if mark in "-_ ."]
-        yield folders[path] + [stem[:place] for place in reversed(cuts)]
-
-
 def _no_rule(question: Question, tried: Sequence[Candidate]) -> str:
     """Why names alone cannot decide, in one line."""
-    files = _files(question)
-    _, lacking = _by_map(question)
+    files = files_of(question)
+    _, lacking = by_map(question)
     if lacking:
         what = f"no name tells the background, and {lacking}"
     elif "bg" not in question.slots:
@@ -319,7 +220,3 @@ def _no_rule(question: Question, tried: Sequence[Candidate]) -> str:
         )
     rules = f"{len(tried)} rules are possible, such as {tried[0].rule}" if tried else "no rule fits"
     return f"{question.where}: {what}; expected names or pixels that decide: {rules}{_REMEDY}"
-
-
-def _stem(name: str) -> str:
-    return name.rpartition("/")[2].rpartition(".")[0]

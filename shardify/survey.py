@@ -6,7 +6,6 @@ goes where is ``plan``'s; here they meet the user's options.
 
 import dataclasses
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,13 +18,14 @@ from numpy.typing import NDArray
 from shardify import rules
 from shardify.archive import FAULTS, Catalog
 from shardify.codecs import Variant
-from shardify.errors import BuildError, PlanError
+from shardify.errors import PlanError
 from shardify.gather import gather
 from shardify.layout import Layout, Rejection, detect
 from shardify.layoutfile import to_toml
-from shardify.manifest import Rejected, Source
+from shardify.manifest import Source
 from shardify.plan import ShardPlan, hold_back, plan_shards
-from shardify.reading import reader_of, rows_of
+from shardify.reading import reader_of
+from shardify.rejects import drop_background, refuse_many, tally
 from shardify.remote import Place
 from shardify.repeats import without_repeats
 from shardify.sources import Sources
@@ -36,14 +36,10 @@ __all__ = [
     "Options",
     "Survey",
     "check_bad",
-    "drop_background",
     "reader_of",
-    "reasons",
     "replan",
-    "rows_of",
     "sources_of",
     "survey",
-    "tally",
 ]
 
 MEMBERS = ("fg_bg", "mask", "depth")
@@ -271,45 +267,10 @@ def replan(
     }
 
 
-def drop_background(
-    layout: Layout,
-    catalog: Catalog,
-    number: int,
-    reason: str,
-    usable: NDArray[np.bool_],
-    rejected: list[Rejection],
-) -> None:
-    """Leave out every sample on a background that is no good."""
-    member = catalog.names[int(layout.background_members[number])]
-    for row in np.flatnonzero(usable & (layout.background == number)).tolist():
-        usable[row] = False
-        rejected.append(
-            Rejection(
-                key=layout.keys[row], member=member, role="bg", reason=f"its background: {reason}"
-            )
-        )
-
-
 def check_bad(found: Survey, more: Sequence[Rejection] = ()) -> None:
     """Raise BuildError if too many samples are left out, ``more`` included, or none is left."""
-    rejected = [*found.rejected, *more]
-    bad, good = len(rejected), int(found.usable.sum()) - len(more)
-    share = bad / (bad + good) if bad + good else 1.0
-    if share > found.options.max_bad:
-        raise BuildError(
-            f"{found.where}: {bad} of {bad + good} samples are bad, more than --max-bad "
-            f"{found.options.max_bad:g} allows; mend the source, or raise --max-bad; "
-            f"reasons so far: {reasons(rejected)}"
-        )
-    if not good:
-        raise BuildError(f"{found.where}: no sample is left; reasons: {reasons(rejected)}")
-
-
-def reasons(rejected: Sequence[Rejection]) -> str:
-    """The commonest reasons in a few words, each with an example."""
-    tally = Counter(each.reason for each in rejected).most_common(3)
-    example = {each.reason: each.member for each in reversed(rejected)}
-    return "; ".join(f"{reason} ({count}, as {example[reason]})" for reason, count in tally)
+    rejected, good = [*found.rejected, *more], int(found.usable.sum()) - len(more)
+    refuse_many(found.where, rejected, good, found.options.max_bad)
 
 
 def sources_of(catalog: Catalog) -> list[Source]:
@@ -319,10 +280,3 @@ def sources_of(catalog: Catalog) -> list[Source]:
         for each in catalog.sources
         if not each.inner
     ]
-
-
-def tally(rejected: Sequence[Rejection], catalog: Catalog) -> Rejected:
-    """Counts for the manifest: samples left out, and entries that never were a sample's."""
-    counts = Counter(each.reason for each in rejected)
-    counts.update(each.reason for each in catalog.refused)
-    return Rejected(count=sum(counts.values()), by_reason=dict(sorted(counts.items())))

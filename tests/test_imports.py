@@ -11,14 +11,14 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = {
     "shardify": (
         "errors", "version", "inflate", "remote", "tree", "ranges", "files", "drafts", "names",
-        "zipend", "directory", "archive", "extract", "images", "beginnings", "png", "pixels",
-        "moments", "codecs", "naming", "outlines", "recipes", "keys", "maps", "folders", "workshop",
-        "nested", "gather", "repeats", "census", "joining", "pairs", "backing", "thumbs", "settle",
-        "roles", "rules", "splits", "prove", "layout", "layoutfile", "plan", "index", "fields",
-        "manifest", "serving", "workers", "cluster", "sources", "tasks", "tarwriter", "copier",
-        "sinks", "writer", "reading", "survey", "handout", "output", "summary", "bank", "build",
-        "verify", "stats", "report",
-        "textures", "canvas", "scenes", "cutouts", "composites", "zipwriter", "synth",
+        "zipend", "sifting", "directory", "archive", "extract", "images", "beginnings", "png",
+        "pixels", "moments", "codecs", "naming", "outlines", "recipes", "keys", "maps", "folders",
+        "workshop", "nested", "gather", "repeats", "census", "joining", "pairs", "backing",
+        "thumbs", "settle", "roles", "rules", "splits", "claims", "prove", "companions", "layout",
+        "layoutfile", "plan", "index", "fields", "manifest", "serving", "workers", "cluster",
+        "sources", "tasks", "tarwriter", "copier", "sinks", "writer", "reading", "rejects",
+        "survey", "meanings", "handout", "output", "summary", "bank", "build", "verify", "stats",
+        "report", "textures", "canvas", "scenes", "cutouts", "composites", "zipwriter", "synth",
         "benchpage", "phases", "bench", "texts", "progress", "cli", "interrupts", "__main__",
     ),
     "model": (

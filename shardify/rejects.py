@@ -1,0 +1,95 @@
+"""What is left out of a source: whole samples for a background's sake, counted, judged, told.
+
+Works on what ``layout`` and ``archive`` found; it reads no file, and writes ``rejected.jsonl``.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardify.archive import Catalog
+from shardify.errors import BuildError
+from shardify.files import write_atomic
+from shardify.layout import Layout, Rejection
+from shardify.manifest import REJECTED, Rejected
+from shardify.remote import Place
+
+__all__ = ["drop_background", "reasons", "refuse_many", "tally", "write_rejected"]
+
+
+def drop_background(
+    layout: Layout,
+    catalog: Catalog,
+    number: int,
+    reason: str,
+    usable: NDArray[np.bool_],
+    rejected: list[Rejection],
+) -> None:
+    """Leave out every sample on a background that is no good."""
+    member = catalog.names[int(layout.background_members[number])]
+    for row in np.flatnonzero(usable & (layout.background == number)).tolist():
+        usable[row] = False
+        rejected.append(
+            Rejection(
+                key=layout.keys[row], member=member, role="bg", reason=f"its background: {reason}"
+            )
+        )
+
+
+def refuse_many(where: str, rejected: Sequence[Rejection], good: int, max_bad: float) -> None:
+    """Raise BuildError if too many samples are left out, or none is left.
+
+    Args:
+        where: What to call the source.
+        rejected: The samples that are left out.
+        good: How many are left.
+        max_bad: The share that may be left out.
+    """
+    bad = len(rejected)
+    share = bad / (bad + good) if bad + good else 1.0
+    if share > max_bad:
+        raise BuildError(
+            f"{where}: {bad} of {bad + good} samples are bad, more than --max-bad "
+            f"{max_bad:g} allows; mend the source, or raise --max-bad; "
+            f"reasons so far: {reasons(rejected)}"
+        )
+    if not good:
+        raise BuildError(f"{where}: no sample is left; reasons: {reasons(rejected)}")
+
+
+def reasons(rejected: Sequence[Rejection]) -> str:
+    """The commonest reasons in a few words, each with an example."""
+    tally = Counter(each.reason for each in rejected).most_common(3)
+    example = {each.reason: each.member for each in reversed(rejected)}
+    return "; ".join(f"{reason} ({count}, as {example[reason]})" for reason, count in tally)
+
+
+def tally(rejected: Sequence[Rejection], catalog: Catalog) -> Rejected:
+    """Counts for the manifest: samples left out, and entries that never were a sample's."""
+    counts = Counter(each.reason for each in rejected)
+    counts.update(each.reason for each in catalog.refused)
+    return Rejected(count=sum(counts.values()), by_reason=dict(sorted(counts.items())))
+
+
+def write_rejected(out: Place, rejected: Sequence[Rejection], catalog: Catalog) -> str:
+    """Write ``rejected.jsonl``, sorted. Returns its SHA-256.
+
+    Raises:
+        OSError: The folder is missing, not writable, or the disk is full.
+    """
+    lines = [
+        {"key": each.key, "member": each.member, "role": each.role, "reason": each.reason}
+        for each in rejected
+    ]
+    lines += [
+        {"key": "", "member": each.member, "role": "", "reason": each.reason}
+        for each in catalog.refused
+    ]
+    lines.sort(key=lambda line: tuple(line.values()))
+    text = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    write_atomic(out / REJECTED, text)
+    return hashlib.sha256(text).hexdigest()
