@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -183,6 +184,48 @@ def test_what_a_kill_left_half_written_is_swept_away(tmp_path: Path, whole: Path
     finish(start(out, "--resume"))
     assert sorted(path for path in out.rglob("*") if ".tmp" in path.name) == sorted(mine)
     assert_same_end(out, whole)
+
+
+def private_mounts() -> list[str] | None:
+    """A command that runs another where it may mount what it likes, seen by nobody else."""
+    for options in (["--mount"], ["--user", "--map-root-user", "--mount"]):
+        command = ["unshare", *options]
+        trial = ["sh", "-c", "mount -t tmpfs -o size=64k none /mnt"]
+        try:
+            if subprocess.run([*command, *trial], capture_output=True).returncode == 0:
+                return command
+        except OSError:
+            return None
+    return None
+
+
+def test_a_disk_that_is_really_full_costs_nothing_once_it_has_room(
+    tmp_path: Path, whole: Path
+) -> None:
+    unshare = private_mounts()
+    if unshare is None:
+        pytest.skip("needs unshare and the right to mount a tmpfs in a namespace of its own")
+    (tmp_path / "disk").mkdir()
+    flags = [f"--{name}={value}" for name, value in OPTIONS.items()]
+    train = [sys.executable, str(SCRIPT), "run", *flags, "--out=disk/run", "--shards=64:10"]
+    again = shlex.join([*train, "--no-tensorboard", "--no-report", "--resume"])
+    (newest, *_) = Checkpoints(whole / "checkpoints", keep=3).files()
+    size = newest.stat().st_size * 7 // 4  # One checkpoint has room there, two have not.
+    script = f"""
+        cd {shlex.quote(str(tmp_path))} && mount -t tmpfs -o size={size} none disk || exit 9
+        {again} > told || exit 8
+        cp -a disk/run full
+        mount -o remount,size=8m disk
+        {again} || exit 7
+        cp -a disk/run run
+    """
+    done = subprocess.run([*unshare, "sh", "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = (tmp_path / "told").read_text()
+    assert "Warning: disk/run: the checkpoint could not be written" in told
+    assert "disk/run: 24 steps" in told
+    assert newest_step(tmp_path / "full") == 2
+    assert_same_end(tmp_path / "run", whole)
 
 
 def test_a_full_disk_is_told_training_goes_on_and_old_checkpoints_stand(tmp_path: Path) -> None:

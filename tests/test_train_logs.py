@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -39,6 +40,23 @@ def test_a_line_cut_by_a_kill_is_dropped_and_epochs_to_run_again_too(tmp_path: P
     lines.append({"epoch": 2})
     assert [json.loads(line)["epoch"] for line in lines.path.read_text().splitlines()] == [0, 1, 2]
     assert list(tmp_path.iterdir()) == [lines.path]
+
+
+def test_of_a_line_that_finds_no_room_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = JsonLines(tmp_path / "m.jsonl")
+    lines.append({"epoch": 0})
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        lines.append({"epoch": 1})
+    monkeypatch.undo()
+    lines.append({"epoch": 2})
+    assert lines.read() == [{"epoch": 0}, {"epoch": 2}]
 
 
 def test_lines_that_are_no_records_of_a_run_are_passed_over(tmp_path: Path) -> None:

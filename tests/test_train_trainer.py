@@ -515,11 +515,14 @@ def test_an_error_of_the_network_is_not_taken_for_missing_memory(
 
 
 @pytest.mark.parametrize("steps", [20, 5])
-def test_a_profile_is_written_even_of_a_short_run(tmp_path: Path, steps: int) -> None:
+def test_a_profile_is_written_even_of_a_short_run(
+    tmp_path: Path, steps: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     make(tmp_path / "run", profile=True, max_steps=steps, panel_rows=0).run()
     trace = json.loads((tmp_path / "run" / "trace.json").read_text())
     names = {event.get("name", "") for event in trace["traceEvents"]}
     assert any("conv" in name for name in names)
+    assert capsys.readouterr().out.count(f"{tmp_path / 'run' / 'trace.json'}: written") == 1
 
 
 def test_norms_over_all_ranks_need_gpus(tmp_path: Path) -> None:

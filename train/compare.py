@@ -33,7 +33,7 @@ class Comparison:
     def __str__(self) -> str:
         rows = [["", *(run["run"] for run in self.runs)]]
         rows += [
-            [key, *(str(run["settings"][key]) for run in self.runs)]
+            [key, *(_setting(run["settings"][key]) for run in self.runs)]
             for key in self.runs[0]["settings"]
         ]
         for name in ("epochs", "steps", "res", "judged_on", *FIGURES, *SPEEDS):
@@ -91,6 +91,13 @@ def compare(paths: Sequence[Path]) -> Comparison:
 def _loss(record: dict[str, Any]) -> float:
     loss = (record["val"] or record["train"])["loss"]
     return float("inf") if loss is None else float(loss)
+
+
+def _setting(value: object) -> str:
+    """As it would be typed."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _cell(value: object) -> str:

@@ -128,7 +128,8 @@ def launch(
         )  # fmt: skip
         if found is not None:
             trainer.load_state(found.state)
-            screen.say(f"{out}: going on after step {trainer.at.step}")
+            rest = ", which was its last; --epochs adds more" if trainer.over else ""
+            screen.say(f"{out}: going on after step {trainer.at.step}{rest}")
         elif resume:
             screen.say(f"{out}: no checkpoint to go on from; starting at step 0")
         if world.first:

@@ -4,6 +4,7 @@ Writes what it is given; it measures nothing and decides nothing. ``metrics.json
 at any moment: a line that was cut is dropped when the run goes on.
 """
 
+import errno
 import json
 import math
 import os
@@ -38,12 +39,21 @@ class JsonLines:
         self.path = path
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add one line; numbers that JSON does not have (NaN, infinity) become null."""
-        line = json.dumps(plain(record)) + "\n"
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        """Add one line; numbers that JSON does not have (NaN, infinity) become null.
+
+        Raises:
+            OSError: No room, no permission; nothing of the line is left.
+        """
+        line = (json.dumps(plain(record)) + "\n").encode()
+        with self.path.open("ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)  # The next line would be added to half of this one.
+                raise
 
     def read(self) -> list[dict[str, Any]]:
         """All whole records, each with its ``epoch``; none if there is no file."""

@@ -24,6 +24,8 @@ class Tracer:
             path: The JSON to write, for chrome://tracing or Perfetto.
             device: Where training computes.
         """
+        self._path = path
+        self._written = False
         kinds = [ProfilerActivity.CPU]
         if device.type == "cuda":
             kinds.append(ProfilerActivity.CUDA)
@@ -31,7 +33,7 @@ class Tracer:
         self._profile = profile(
             activities=kinds,
             schedule=schedule(wait=SKIPPED - 1, warmup=1, active=TRACED),
-            on_trace_ready=lambda done: done.export_chrome_trace(str(path)),
+            on_trace_ready=self._write,
         )
         self._profile.start()
 
@@ -44,10 +46,16 @@ class Tracer:
         if self._left:
             return False
         self._profile.stop()
-        return True
+        return self._written
 
-    def close(self) -> None:
-        """Stop early; what was traced so far is written."""
-        if self._left:
-            self._left = 0
-            self._profile.stop()
+    def close(self) -> bool:
+        """Stop early; returns whether a trace, of fewer steps, has just been written."""
+        if not self._left:
+            return False
+        self._left = 0
+        self._profile.stop()
+        return self._written
+
+    def _write(self, done: profile) -> None:
+        done.export_chrome_trace(str(self._path))
+        self._written = True

@@ -117,6 +117,11 @@ class Trainer:
         """How far the run is."""
         return self.state.at
 
+    @property
+    def over(self) -> bool:
+        """Whether all epochs are done."""
+        return self._stages.now is None
+
     def load_state(self, state: dict[str, Any]) -> None:
         """Take up the run that `state` described.
 
@@ -149,8 +154,8 @@ class Trainer:
                     self._close_epoch(stage, loaders)
         finally:
             self.screen.end()
-            if self._tracer is not None:
-                self._tracer.close()
+            if self._tracer is not None and self._tracer.close():
+                self.screen.say(f"{self._out.out / TRACE}: written")
             self._stages.close()
             self._out.close()
         return Summary(
