@@ -164,7 +164,7 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the other files: ``backgrounds.tar``, ``rejected.jsonl``."""
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
-    """What re-encoding cost, by role: see docs/shardify.md. Empty when nothing was re-encoded."""
+    """What re-encoding cost, by role: see docs/data.md. Empty when nothing was re-encoded."""
 
     @classmethod
     def load(cls, path: Place) -> "Manifest":
