@@ -71,6 +71,9 @@ def run(load: Callable[[], Callable[[], object]]) -> None:
         print("Interrupted.", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
     finally:
+        # An interrupt inside exec, as where a dataclass is made, is noted as one that nobody
+        # caught, and ``python -m`` would end by the signal. The next exec clears the note.
+        exec("")
         # All is done; the interpreter's own end is not worth a traceback.
         signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
         for repeat in repeats:

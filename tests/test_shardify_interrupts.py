@@ -143,6 +143,22 @@ def test_an_interrupt_at_the_interpreters_end_changes_no_exit_code() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
+def test_an_interrupt_while_a_class_is_made_ends_with_the_same_exit_code(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        "from shardify.interrupts import run\n"
+        "inside = 'import signal; signal.raise_signal(signal.SIGINT)'\n"
+        "run(lambda: lambda: exec(inside))\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-m", "program"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert (done.returncode, done.stderr) == (130, "Interrupted.\n")
+
+
 def test_other_errors_and_exits_pass_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
     assert in_this_process(lambda: sys.exit(3), capsys) == (3, "")
 
