@@ -29,6 +29,7 @@ def test_the_batch_named_fits_and_is_close_to_the_largest(limit: int, above: int
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
             True,
         ),
+        (RuntimeError("could not create a primitive"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
     ],
 )

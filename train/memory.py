@@ -19,12 +19,20 @@ OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError, RuntimeError)
 """What to catch before asking `is_out_of_memory`: a CPU's allocator raises a plain RuntimeError."""
 
 
+CPU_SAYS = (
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "could not create a primitive",  # oneDNN, whose buffers are its own.
+)
+"""What a RuntimeError of missing memory says on a CPU."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    text = str(error)
-    return "can't allocate memory" in text or "not enough memory" in text or "bad_alloc" in text
+    return any(words in str(error) for words in CPU_SAYS)
 
 
 def peak_mb(device: torch.device) -> float:
@@ -107,7 +115,7 @@ def refusal(
     remedy = (
         f"the largest that does is {largest}: use it, with --grad-accum to keep the step's size"
         if largest
-        else "not even one sample does: lower --res, or use another device"
+        else "not even one sample did after that: lower --batch or --res, or use another device"
     )
     return f"--batch {batch}: does not fit into the memory of {device} at {res} px; {remedy}"
 
