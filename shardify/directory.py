@@ -9,7 +9,6 @@ Source: PKWARE APPNOTE 6.3.10, sections 4.3 (layout) and 4.5.3 (zip64).
 """
 
 import hashlib
-import stat
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardify.errors import ArchiveError
-from shardify.names import decode, is_hostile, some_hostile
 from shardify.ranges import Handle
+from shardify.sifting import Refused, sift, sliced
 from shardify.zipend import ALL_ONES, RECORD, find_directory, read_at
 
 __all__ = ["FAULTS", "MAX_ENTRY", "Part", "Refused", "read_zip"]
@@ -51,14 +50,7 @@ _CENTRAL = np.dtype(
 )  # fmt: skip
 _SIGNATURE = int.from_bytes(b"PK\x01\x02", "little")
 _CHUNK = 1 << 16
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Refused:
-    """An entry that is never offered as a sample's member, and why."""
-
-    member: str
-    reason: str
+_EDGES = ("start", "end")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,21 +84,17 @@ def read_zip(handle: Handle, total: int, path: str) -> tuple[int, str, Part]:
     directory = read_at(handle, begin, length)
     if len(directory) != length:
         raise ArchiveError(f"{path}: shrank while it was read; copy it again")
-    table, refused = _columns(directory, count, begin, shift, path)
+    table, refused, names = _columns(directory, count, begin, shift, path)
     start, end = table.pop("start"), table.pop("end")
     bounds = np.zeros(len(start) + 1, np.int64)
     np.cumsum(end - start, out=bounds[1:])
-    names = bytearray()
-    for first in range(0, len(start), _CHUNK):
-        low, high = start[first : first + _CHUNK].tolist(), end[first : first + _CHUNK].tolist()
-        names += b"".join([directory[a:b] for a, b in zip(low, high, strict=True)])
     part = Part(names=names, bounds=bounds, table=table, refused=refused)
     return count, hashlib.sha256(directory).hexdigest(), part
 
 
 def _columns(
     directory: bytes, count: int, begin: int, shift: int, path: str
-) -> tuple[dict[str, NDArray[Any]], list[Refused]]:
+) -> tuple[dict[str, NDArray[Any]], list[Refused], bytearray]:
     places = _walk(directory, count, path)
     window = np.lib.stride_tricks.as_strided(
         np.frombuffer(directory, np.uint8),
@@ -152,9 +140,10 @@ def _columns(
     fault[least > limit] = 6
 
     del stored, deflated, least, order, places
-    keep, refused = _sift(directory, heads, start, end)
     crc, method = heads["crc"].astype(np.uint32), heads["method"].astype(np.uint16)
+    kinds = np.where(heads["made"] >> 8 == 3, heads["attributes"] >> 16 & 0o170000, 0)
     del heads  # With a million entries each of these is 10 to 60 MB.
+    keep, refused, names = sift(directory, kinds, start, end)
     table: dict[str, NDArray[Any]] = {
         "offset": offset, "limit": limit, "packed": packed, "size": size, "crc": crc,
         "fault": fault, "method": method, "start": start, "end": end,
@@ -162,7 +151,11 @@ def _columns(
     if len(keep) < count:
         for name in table:
             table[name] = table[name][keep]
-    return table, refused
+        names = bytearray().join(
+            b"".join(sliced(directory, *(table[edge][first : first + _CHUNK] for edge in _EDGES)))
+            for first in range(0, len(keep), _CHUNK)
+        )
+    return table, refused, names
 
 
 def _walk(directory: bytes, count: int, path: str) -> NDArray[np.int64]:
@@ -238,58 +231,3 @@ def _widen(
                     raise ArchiveError(f"{path}: an entry of {value} bytes; it is damaged")
                 column[row] = value
                 field = field[8:]
-
-
-def _sift(
-    directory: bytes, heads: NDArray[Any], start: NDArray[np.int64], end: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], list[Refused]]:
-    """Rows of regular files with harmless, unique names; and the others that are no folders."""
-    count = len(heads)
-    keep = np.ones(count, bool)
-    reasons: dict[int, str] = {}
-    hashes = np.empty(count, np.int64)
-    for first in range(0, count, _CHUNK):
-        low = start[first : first + _CHUNK].tolist()
-        high = end[first : first + _CHUNK].tolist()
-        names = [directory[a:b] for a, b in zip(low, high, strict=True)]
-        hashes[first : first + len(names)] = list(map(hash, names))
-        lines = b"\n".join(names)
-        if b"\\" in lines:
-            lines = lines.replace(b"\\", b"/")
-        if (
-            lines.count(b"\n") != len(names) - 1
-            or b"/\n" in lines
-            or lines.endswith(b"/")
-            or not all(names)
-            or some_hostile(lines)
-        ):
-            for row, name in enumerate(names, first):
-                if not name:
-                    reasons[row] = "has no name"
-                elif is_hostile(name):
-                    reasons[row] = "its name is absolute, climbs out, or has control characters"
-                elif name.endswith((b"/", b"\\")):
-                    keep[row] = False
-    kinds = (heads["attributes"] >> 16) & 0o170000
-    unix = (heads["made"] >> 8) == 3
-    for row in np.flatnonzero(unix & ~np.isin(kinds, (0, stat.S_IFREG, stat.S_IFDIR))).tolist():
-        kind = "a link" if kinds[row] == stat.S_IFLNK else "a device or pipe"
-        reasons.setdefault(row, f"is {kind}, not a file")
-    ranked = np.sort(hashes)
-    if (ranked[1:] == ranked[:-1]).any():
-        order = np.argsort(hashes, kind="stable")
-        same = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
-        seen: dict[bytes, list[int]] = {}
-        for row in np.unique(order[np.concatenate((same, same + 1))]).tolist():
-            if keep[row]:
-                seen.setdefault(directory[int(start[row]) : int(end[row])], []).append(row)
-        for rows in seen.values():
-            if len(rows) > 1:
-                for row in rows:
-                    reasons.setdefault(row, "its name stands twice in the zip")
-    keep[list(reasons)] = False
-    refused = [
-        Refused(member=decode(directory[int(start[row]) : int(end[row])]), reason=reason)
-        for row, reason in sorted(reasons.items())
-    ]
-    return np.flatnonzero(keep), refused

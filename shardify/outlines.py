@@ -22,6 +22,7 @@ ALONE = -1
 """The code of names that came when too many outlines were known: each is to be studied itself."""
 
 _CHUNK = 1 << 16
+_MOST = 2**31 - 1
 _REMEMBERED = 50_000
 _ANY_DIGIT = bytes.maketrans(b"123456789", b"000000000")
 
@@ -84,12 +85,23 @@ class Outlines:
             yield int(codes[rows[0]]), told[rows].astype(np.int32), group
 
 
-def numbers_at(names: Sequence[str], where: slice) -> list[int]:
-    """The numbers that stand at one place of all the names; at most 2**31 - 1."""
-    found = [int(name[where]) for name in names]
-    if where.stop - where.start > 9:
-        return [min(number, 2**31 - 1) for number in found]
-    return found
+def numbers_at(names: Sequence[str], where: slice) -> npt.NDArray[np.int64]:
+    """The numbers that stand at one place of all the names; at most 2**31 - 1.
+
+    Args:
+        names: Of one outline.
+        where: A run of digits.
+    """
+    length, digits = len(names[0]), where.stop - where.start
+    text = "".join(names)
+    if text.isascii() and len(text) == length * len(names) and digits <= 18:
+        # All of one length: a table of characters.
+        table = np.frombuffer(text.encode(), np.uint8).reshape(-1, length)[:, where]
+        found = table.astype(np.int64) - ord("0")
+        found = found @ 10 ** np.arange(digits - 1, -1, -1, dtype=np.int64)
+    else:
+        found = np.array([min(int(name[where]), _MOST) for name in names], np.int64)
+    return np.minimum(found, _MOST, dtype=np.int64)
 
 
 def _chunks(names: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
