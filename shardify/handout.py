@@ -49,7 +49,7 @@ def shard_tasks(
     index: dict[str, int],
     meaning: Meaning,
 ) -> Iterator[ShardTask]:
-    """A task for each shard, made when a worker is free for it."""
+    """A task for each shard, made when a worker will soon be free for it."""
     layout, catalog = found.layout, found.catalog
     roles = tuple(role for role in MEMBERS if role in layout.members)
     place = np.array([index.get(name, -1) for name in layout.background_ids] + [-1])

@@ -6,6 +6,7 @@ of the parent's memory, and die with the parent. A worker that dies, and an erro
 whole run with one line. Knows nothing of what a task does.
 """
 
+import fcntl
 import os
 import pickle
 import selectors
@@ -26,6 +27,9 @@ _START = (
     "import sys; sys.path[:] = {path!r}; "
     "from shardify.serving import serve; serve({target!r}, {parent}, {ends!r})"
 )
+_PROTOCOL = pickle.HIGHEST_PROTOCOL
+_PIPE = 1 << 20
+"""Room for two shards' tasks; more is not allowed to everyone. Bytes."""
 _PATIENCE = 10
 """How long the first process may take to end the others, before it is killed. Seconds."""
 
@@ -35,6 +39,8 @@ class _Worker:
     number: int
     tasks: IO[bytes]
     results: IO[bytes]
+    room: int
+    """What the pipe of tasks holds, unread. Bytes."""
 
 
 class Workers:
@@ -56,9 +62,10 @@ class Workers:
             source, tasks = os.pipe()
             results, sink = os.pipe()
             ends.append((source, sink))
-            worker = _Worker(number, os.fdopen(tasks, "wb"), os.fdopen(results, "rb"))
+            worker = _Worker(
+                number, os.fdopen(tasks, "wb"), os.fdopen(results, "rb"), _widened(tasks)
+            )
             self._all.append(worker)
-        self._idle = list(self._all)
         self._pids: list[int] = []
         given = [each for pair in ends for each in pair]
         start = _START.format(path=sys.path, target=target, parent=os.getpid(), ends=ends)
@@ -112,7 +119,7 @@ class Workers:
                 worker.tasks.close()
 
     def map(self, tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-        """Hand out tasks as workers come free.
+        """Hand out tasks, each worker's next before it is done with the one at hand.
 
         Yields:
             (number of the task, its result), in the order of finishing.
@@ -121,34 +128,34 @@ class Workers:
             ShardifyError: What a task raised.
             BuildError: A worker died, or raised something else.
         """
-        numbered = enumerate(tasks)
-        busy: dict[_Worker, int] = {}
+        pickled = ((number, pickle.dumps(task, _PROTOCOL)) for number, task in enumerate(tasks))
+        given: dict[_Worker, list[tuple[int, int]]] = {worker: [] for worker in self._all}
+        first = next(pickled, None)
         with selectors.DefaultSelector() as selector:
+            for worker in self._all:
+                selector.register(worker.results, selectors.EVENT_READ, worker)
             while True:
-                while self._idle:
-                    try:
-                        number, task = next(numbered)
-                    except StopIteration:
-                        break
-                    worker = self._idle.pop()
-                    self._send(worker, task)
-                    busy[worker] = number
-                    selector.register(worker.results, selectors.EVENT_READ, worker)
-                if not busy:
+                # Who has nothing to do comes first.
+                for worker in sorted(self._all, key=lambda each: len(given[each])):
+                    held = given[worker]
+                    # What fits into the pipe is sent without waiting for the worker to read it.
+                    if first and (
+                        not held or (len(held) == 1 and held[0][1] + len(first[1]) <= worker.room)
+                    ):
+                        self._send(worker, first[1])
+                        held.append((first[0], len(first[1])))
+                        first = next(pickled, None)
+                if not any(given.values()):
                     return
                 while self.meanwhile is not None and not selector.select(0):
                     if next(self.meanwhile, self) is self:
                         self.meanwhile = None
-                for ready, _ in selector.select():
-                    worker = ready.data
-                    selector.unregister(ready.fileobj)
+                ready = [key.data for key, _ in selector.select()]
+                for worker in ready:
                     result = self._receive(worker)
-                    number = busy.pop(worker)
-                    self._idle.append(worker)
-                    yield number, result
+                    yield given[worker].pop(0)[0], result
 
-    def _send(self, worker: _Worker, task: Any) -> None:
-        data = pickle.dumps(task, protocol=pickle.HIGHEST_PROTOCOL)
+    def _send(self, worker: _Worker, data: bytes) -> None:
         try:
             worker.tasks.write(LENGTH.pack(len(data)))
             worker.tasks.write(data)
@@ -199,3 +206,12 @@ class Workers:
             data += more
         pid, code = REPORT.unpack(data)
         return pid, code
+
+
+def _widened(pipe: int) -> int:
+    """Give a pipe more room, where the system does that. Returns what it has, less the lengths."""
+    room = 0
+    if sys.platform == "linux":
+        with suppress(OSError):
+            room = fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE)
+    return room - 2 * LENGTH.size
