@@ -75,7 +75,6 @@ TABLES: dict[str, list[Row]] = {
         Row("SGD, plateau", seeds=SEEDS),
         Row("SGD, cosine", "--schedule cosine"),
         Row("SGD, OneCycle", "--schedule onecycle"),
-        Row("SGD, plateau, EMA 0.95", "--ema 0.95"),
         Row("**SGD, plateau, EMA 0.98**", "--ema 0.98", SEEDS),
         Row("SGD, plateau, deep supervision 0.5", "--deep-supervision 0.5"),
     ],
