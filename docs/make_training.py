@@ -274,7 +274,8 @@ def draw_curves(figures: dict[str, Any]) -> None:
 
 def _short(label: str) -> str:
     """A label that fits into a chart's head."""
-    for word in ("*", "the ", " recipe", "default without ", ", lr 0.01"):
+    label = label.replace("default without averaging", "--ema 0")
+    for word in ("*", "the ", " recipe", ", lr 0.01"):
         label = label.replace(word, "")
     return label
 
