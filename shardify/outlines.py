@@ -6,7 +6,7 @@ name says is ``naming``'s to tell.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,8 @@ class Outlines:
         for first, some in _chunks(self._names):
             rows = np.flatnonzero(wanted[first : first + len(some)])
             indexes = first + rows
-            yield from self._sorted(indexes, [some[row] for row in rows.tolist()], indexes)
+            names = some if len(rows) == len(some) else [some[row] for row in rows.tolist()]
+            yield from self._sorted(indexes, names, indexes)
 
     def groups(self, members: IntArray) -> Iterator[tuple[int, IntArray, list[str]]]:
         """The same of chosen names; in place of the indexes, places in ``members``."""
@@ -78,11 +79,14 @@ class Outlines:
         self, indexes: npt.NDArray[Any], names: list[str], told: npt.NDArray[Any]
     ) -> Iterator[tuple[int, IntArray, list[str]]]:
         codes = self.of_name[indexes]
-        order = np.argsort(codes, kind="stable")
-        cuts = np.flatnonzero(np.diff(codes[order])) + 1
-        for rows in np.split(order, cuts) if len(order) else ():
-            group = [names[row] for row in rows.tolist()]
-            yield int(codes[rows[0]]), told[rows].astype(np.int32), group
+        steps = np.diff(codes)
+        order = None if (steps >= 0).all() else np.argsort(codes, kind="stable")
+        if order is not None:
+            codes, told, steps = codes[order], told[order], np.diff(codes[order])
+            names = [names[row] for row in order.tolist()]
+        edges = [0, *(np.flatnonzero(steps) + 1).tolist(), len(codes)]
+        for first, last in pairwise(edges) if len(codes) else ():
+            yield int(codes[first]), told[first:last].astype(np.int32), names[first:last]
 
 
 def numbers_at(names: Sequence[str], where: slice) -> npt.NDArray[np.int64]:

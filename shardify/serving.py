@@ -63,6 +63,8 @@ def serve(target: str, parent: int, ends: Sequence[tuple[int, int]]) -> None:
     for number, (tasks, results) in enumerate(ends):
         pid = os.fork()
         if not pid:
+            # The kernel shares processors among sessions: each worker is to have a share.
+            os.setsid()
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             _die_with(here)
             # An end is seen as closed only when nobody holds it any more.
