@@ -138,6 +138,7 @@ def measure(name: str, source: Path, folder: Path) -> Run:
     """
     out = folder / "out"
     words = [word.format(source=source, out=out) for word in CONTENDERS[name]]
+    os.sync()  # What the one before left to be written is not this one's to wait for.
     begun = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=_ENV
@@ -217,8 +218,9 @@ def main(arguments: list[str] | None = None) -> None:
     runs: dict[str, list[Run]] = {name: [] for name in CONTENDERS}
     with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
         measure("shardify build", chosen.source, Path(folder))  # Warms the caches.
-        for _ in range(chosen.repeats):
-            for name in CONTENDERS:
+        for number in range(chosen.repeats):
+            # There and back, so that nobody always follows the same one.
+            for name in list(CONTENDERS)[:: -1 if number % 2 else 1]:
                 runs[name].append(measure(name, chosen.source, Path(folder)))
     table = summarise(runs, samples)
     print(
