@@ -124,7 +124,8 @@ def predict_command(trained: Path, bits: str, **flags: Any) -> None:
 
         files = predict(trained, bits=int(bits), **flags)
         pictures = {file.stem.rpartition("_")[0] for file in files}
-        click.echo(f"{flags['out']}: {len(files)} files of {len(pictures)} pictures")
+        s = "s" * (len(pictures) != 1)
+        click.echo(f"{flags['out']}: {len(files)} files of {len(pictures)} picture{s}")
 
 
 @main.command(name="bench")
