@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 import os
@@ -306,6 +307,22 @@ def test_checkpoints_come_every_so_many_steps_and_the_newest_are_kept(tmp_path: 
     make(tmp_path / "run", checkpoint_steps=2, keep=4).run()
     names = [path.stem for path in Checkpoints(tmp_path / "run" / "checkpoints", keep=4).files()]
     assert names == ["step-00000015", "step-00000014", "step-00000012", "step-00000010"]
+
+
+def test_a_checkpoint_comes_when_so_many_minutes_have_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(0, 20)  # Seconds: who asks finds another third of a minute gone.
+    monkeypatch.setattr("train.keeper.monotonic", lambda: next(clock))
+    steps = {}
+    for minutes in (0.0, 0.5):
+        out = tmp_path / str(minutes)
+        make(out, checkpoint_minutes=minutes, keep=50).run()
+        names = [path.stem for path in Checkpoints(out / "checkpoints", keep=50).files()]
+        steps[minutes] = sorted(int(name.removeprefix("step-")) for name in names)
+    assert steps[0.0] == [5, 10, 15]
+    within = [step for step in steps[0.5] if step % 5]
+    assert within == [2, 4, 7, 9, 12, 14], steps
 
 
 def test_figures_and_weights_say_that_a_checkpoint_stood(
