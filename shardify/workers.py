@@ -39,6 +39,7 @@ class _Worker:
     number: int
     tasks: IO[bytes]
     results: IO[bytes]
+    """Unbuffered: what was read ahead here, the selector would not tell of."""
     room: int
     """What the pipe of tasks holds, unread. Bytes."""
 
@@ -63,7 +64,7 @@ class Workers:
             results, sink = os.pipe()
             ends.append((source, sink))
             worker = _Worker(
-                number, os.fdopen(tasks, "wb"), os.fdopen(results, "rb"), _widened(tasks)
+                number, os.fdopen(tasks, "wb"), os.fdopen(results, "rb", 0), _widened(tasks)
             )
             self._all.append(worker)
         self._pids: list[int] = []
@@ -164,11 +165,11 @@ class Workers:
             raise self._died(worker) from None
 
     def _receive(self, worker: _Worker) -> Any:
-        head = worker.results.read(LENGTH.size)
+        head = _read(worker.results, LENGTH.size)
         if len(head) < LENGTH.size:
             raise self._died(worker)
         (length,) = LENGTH.unpack(head)
-        data = worker.results.read(length)
+        data = _read(worker.results, length)
         if len(data) < length:
             raise self._died(worker)
         good, value = pickle.loads(data)
@@ -198,14 +199,22 @@ class Workers:
     def _reported(self) -> tuple[int, int] | None:
         """What the first process tells next of a worker; None when it has ended."""
         assert self._first.stdout is not None
-        data = b""
-        while len(data) < REPORT.size:
-            more = self._first.stdout.read(REPORT.size - len(data))
-            if not more:
-                return None
-            data += more
+        data = _read(self._first.stdout, REPORT.size)
+        if len(data) < REPORT.size:
+            return None
         pid, code = REPORT.unpack(data)
         return pid, code
+
+
+def _read(pipe: IO[bytes], size: int) -> bytes:
+    """So many bytes of an unbuffered pipe; fewer only where it ends."""
+    data = bytearray()
+    while len(data) < size:
+        more = pipe.read(size - len(data))
+        if not more:
+            break
+        data += more
+    return bytes(data)
 
 
 def _widened(pipe: int) -> int:

@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,26 @@ def test_every_task_is_answered_under_its_number() -> None:
         results = dict(pool.map(number * number for number in range(50)))
         assert results == {number: float(number) for number in range(50)}
         assert dict(pool.map([81])) == {0: 9.0}
+
+
+def test_answers_that_come_while_the_caller_is_busy_are_all_received(tmp_path: Path) -> None:
+    folders = [tmp_path / "one", tmp_path / "two"]
+
+    def busy() -> Iterator[None]:
+        while not folders[1].exists():
+            time.sleep(0.01)
+        time.sleep(0.1)  # Both answers lie in the pipe now; if not, all is well in any case.
+        yield
+
+    with Workers("os:mkdir", 1) as pool:
+        pool.meanwhile = busy()
+        # Who waits in vain is to fail, not to hang.
+        guard = threading.Timer(60, os.kill, (pool.pids[0], signal.SIGKILL))
+        guard.start()
+        try:
+            assert dict(pool.map(folders)) == {0: None, 1: None}
+        finally:
+            guard.cancel()
 
 
 def test_a_stray_print_does_not_disturb_the_answers() -> None:
