@@ -2,6 +2,7 @@
 
 import os
 import threading
+import urllib.request
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -99,6 +100,8 @@ def serve() -> Iterator[Store]:
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
         s3fs.S3FileSystem.clear_instance_cache()
         store = Store(server.server_port)
+        # Moto keeps buckets in the process, and an earlier store of it may have left some.
+        urllib.request.urlopen(f"{store.endpoint}/moto-api/reset", data=b"").close()
         store.client.create_bucket(Bucket=BUCKET)
         try:
             yield store
