@@ -3,7 +3,8 @@
 While a command is being imported nothing is under way, so the process ends at once. Afterwards
 ``KeyboardInterrupt`` takes its usual course, so that what was begun can be put in order; where it
 got lost, as in a destructor, or came out as another error, as from a library's import, it still
-counts. A signal that the caller ignores stays ignored.
+counts. A signal that the caller ignores stays ignored; a standard stream that it closed leads
+nowhere.
 """
 
 import atexit
@@ -19,6 +20,8 @@ __all__ = ["INTERRUPTED", "run"]
 INTERRUPTED = 130
 """Exit code: 128 and the number of SIGINT."""
 
+_STDERR = 2
+
 _AGAIN = 0.01
 """After a lost interrupt, how long until the next. Seconds."""
 
@@ -32,6 +35,7 @@ def run(load: Callable[[], Callable[[], object]]) -> None:
     Raises:
         SystemExit: With 130 after an interrupt; else what the command raises.
     """
+    _occupy_standard()
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         load()()
         return
@@ -79,6 +83,16 @@ def run(load: Callable[[], Callable[[], object]]) -> None:
         for repeat in repeats:
             repeat.cancel()
             repeat.join()
+
+
+def _occupy_standard() -> None:
+    """Let no file or pipe that is opened later be taken for a standard stream that was closed."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 def _leave(_number: int, _frame: FrameType | None) -> None:

@@ -172,6 +172,16 @@ def test_a_signal_that_the_caller_ignores_stays_ignored() -> None:
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.parametrize("closed", ["<&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_build_succeeds_where_standard_streams_are_closed(
+    source: Path, tmp_path: Path, closed: str
+) -> None:
+    words = [sys.executable, "-m", "shardify", "build", str(source), str(tmp_path / "out")]
+    done = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *words], check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "out" / "manifest.json").exists()
+
+
 def test_the_commands_start_where_an_interrupt_is_heard() -> None:
     import tomllib
 
