@@ -620,5 +620,5 @@ def test_ctrl_c_ends_at_once_and_leaves_nothing_running(data) -> None:
     finally:
         process.kill()
     assert time.monotonic() - started < 20
-    assert process.returncode == -signal.SIGINT
+    assert process.returncode == -signal.SIGINT, errors
     assert errors.rstrip().endswith("KeyboardInterrupt")

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -59,3 +61,19 @@ def test_closing_ends_the_thread_and_closes_the_maker_where_it_runs() -> None:
     assert "shardline-ahead" not in [thread.name for thread in threading.enumerate()]
     with pytest.raises(StopIteration):
         next(ahead)
+
+
+@pytest.mark.parametrize("end", ["raise KeyboardInterrupt", "pass"])
+def test_the_interpreters_end_waits_for_the_maker(end: str) -> None:
+    program = (
+        "from train.prefetch import Ahead\n"
+        "def maker():\n"
+        "    try:\n"
+        "        while True: yield 0\n"
+        "    finally: print('closed', flush=True)\n"
+        "ahead = Ahead(maker(), depth=1)\n"
+        "next(ahead)\n"
+        f"{end}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert done.stdout == "closed\n"

@@ -6,8 +6,9 @@ its turn. This module knows nothing of what is made.
 
 import queue
 import threading
+import weakref
 from collections.abc import Generator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 __all__ = ["Ahead"]
 
@@ -25,6 +26,9 @@ class Ahead(Generic[T]):
         self._queue: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(maxsize=depth)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="shardline-ahead", daemon=True)
+        # Also at the interpreter's end, which may not find the thread within a library: one that
+        # asks for the interpreter's lock then aborts the process.
+        self._at_exit = weakref.finalize(self, _end, self._stop, self._queue, self._thread)
         self._thread.start()
 
     def __iter__(self) -> "Ahead[T]":
@@ -41,13 +45,8 @@ class Ahead(Generic[T]):
 
     def close(self) -> None:
         """Stop the thread, wait for it, drop what it had made. Does nothing the second time."""
-        self._stop.set()
-        while self._thread.is_alive():
-            # The thread may be waiting for room: make some.
-            try:
-                self._queue.get_nowait()
-            except queue.Empty:
-                self._thread.join(timeout=0.01)
+        _end(self._stop, self._queue, self._thread)
+        self._at_exit.detach()
 
     def _run(self) -> None:
         end: BaseException | None = None
@@ -71,3 +70,13 @@ class Ahead(Generic[T]):
                 return self._queue.put(item, timeout=0.1)
             except queue.Full:
                 continue
+
+
+def _end(stop: threading.Event, made: queue.Queue[Any], thread: threading.Thread) -> None:
+    stop.set()
+    while thread.is_alive():
+        # The thread may be waiting for room: make some.
+        try:
+            made.get_nowait()
+        except queue.Empty:
+            thread.join(timeout=0.01)
