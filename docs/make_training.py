@@ -67,7 +67,7 @@ TABLES: dict[str, list[Row]] = {
         Row("raw", "--activation none"),
     ],
     "weights": [
-        Row("Dice 1, L1 0.25", "--l1-weight 0.25"),
+        Row("Dice 1, L1 0.25", "--l1-weight 0.25", SEEDS),
         Row("**Dice 1, L1 1**", seeds=SEEDS),
         Row("Dice 1, L1 4", "--l1-weight 4"),
     ],
