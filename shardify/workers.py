@@ -50,6 +50,9 @@ class Workers:
     Args:
         target: ``module:function`` of one argument, imported once for all workers.
         count: Processes.
+
+    Raises:
+        BuildError: They cannot be started, for want of memory, processes or open files.
     """
 
     meanwhile: Iterator[object] | None = None
@@ -58,19 +61,13 @@ class Workers:
 
     def __init__(self, target: str, count: int) -> None:
         self._all: list[_Worker] = []
-        ends: list[tuple[int, int]] = []
-        for number in range(count):
-            source, tasks = os.pipe()
-            results, sink = os.pipe()
-            ends.append((source, sink))
-            worker = _Worker(
-                number, os.fdopen(tasks, "wb"), os.fdopen(results, "rb", 0), _widened(tasks)
-            )
-            self._all.append(worker)
         self._pids: list[int] = []
-        given = [each for pair in ends for each in pair]
-        start = _START.format(path=sys.path, target=target, parent=os.getpid(), ends=ends)
+        ends: list[tuple[int, int]] = []
         try:
+            for number in range(count):
+                ends.append(self._connect(number))
+            given = [each for pair in ends for each in pair]
+            start = _START.format(path=sys.path, target=target, parent=os.getpid(), ends=ends)
             # A session of its own: Ctrl-C reaches the parent alone, which then ends the workers.
             self._first = subprocess.Popen(
                 [sys.executable, "-c", start],
@@ -82,9 +79,16 @@ class Workers:
                 # One process a core is the plan: no threads for algebra beside.
                 env={"OPENBLAS_NUM_THREADS": "1", **os.environ},
             )
+        except OSError as error:
+            self._close()
+            raise BuildError(
+                f"{count} workers cannot be started ({error}); expected a system that has room "
+                "for them; pass fewer --workers, or raise its limits"
+            ) from error
         finally:
-            for each in given:
-                os.close(each)
+            for pair in ends:
+                for each in pair:
+                    os.close(each)
 
     @property
     def pids(self) -> list[int]:
@@ -112,12 +116,9 @@ class Workers:
         except subprocess.TimeoutExpired:
             self._first.kill()
             self._first.wait()
-        for pipe in (self._first.stdout, *(each.results for each in self._all)):
-            if pipe is not None:
-                pipe.close()
-        for worker in self._all:
-            with suppress(OSError):
-                worker.tasks.close()
+        assert self._first.stdout is not None
+        self._first.stdout.close()
+        self._close()
 
     def map(self, tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         """Hand out tasks, each worker's next before it is done with the one at hand.
@@ -155,6 +156,27 @@ class Workers:
                 for worker in ready:
                     result = self._receive(worker)
                     yield given[worker].pop(0)[0], result
+
+    def _connect(self, number: int) -> tuple[int, int]:
+        """Make a worker's pipes. Returns its ends of them."""
+        source, tasks = os.pipe()
+        try:
+            results, sink = os.pipe()
+        except OSError:
+            os.close(source)
+            os.close(tasks)
+            raise
+        self._all.append(
+            _Worker(number, os.fdopen(tasks, "wb"), os.fdopen(results, "rb", 0), _widened(tasks))
+        )
+        return source, sink
+
+    def _close(self) -> None:
+        """Close this side's ends of all pipes."""
+        for worker in self._all:
+            worker.results.close()
+            with suppress(OSError):
+                worker.tasks.close()
 
     def _send(self, worker: _Worker, data: bytes) -> None:
         try:

@@ -1,6 +1,7 @@
 """Workers answer, fail in one line, and are gone when their block ends."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -47,6 +48,24 @@ def test_two_answers_of_a_worker_that_come_while_the_caller_is_busy_are_both_rec
         finally:
             guard.cancel()
     assert answered == {0, 1, 2, 3}
+
+
+def test_more_workers_than_the_system_takes_are_refused_in_one_line() -> None:
+    before = len(list(Path("/dev/fd").iterdir()))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before + 40, hard))
+    try:
+        with pytest.raises(BuildError, match=r"^100 workers cannot be .*Too many open files.*;"):
+            Workers("math:sqrt", 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(list(Path("/dev/fd").iterdir())) <= before
+
+
+def test_an_interpreter_that_cannot_be_run_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(BuildError, match="/nowhere/python"):
+        Workers("math:sqrt", 2)
 
 
 def test_a_stray_print_does_not_disturb_the_answers() -> None:
