@@ -27,6 +27,8 @@ REPORT = struct.Struct("<2i")
 """A worker's process number, and how it ended; first of all, for each, its number and 0."""
 
 _PR_SET_PDEATHSIG = 1
+_NO_PROCESS = 71
+"""Exit code where the system gives no more processes: ``EX_OSERR`` of sysexits.h."""
 
 
 def serve(target: str, parent: int, ends: Sequence[tuple[int, int]]) -> None:
@@ -61,7 +63,10 @@ def serve(target: str, parent: int, ends: Sequence[tuple[int, int]]) -> None:
 
     signal.signal(signal.SIGTERM, end)
     for number, (tasks, results) in enumerate(ends):
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            os._exit(_NO_PROCESS)  # The others end with this one; the parent says it in a line.
         if not pid:
             # The kernel shares processors among sessions: each worker is to have a share.
             os.setsid()

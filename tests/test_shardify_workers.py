@@ -68,6 +68,18 @@ def test_an_interpreter_that_cannot_be_run_is_named(monkeypatch: pytest.MonkeyPa
         Workers("math:sqrt", 2)
 
 
+def test_a_system_without_more_processes_is_no_traceback() -> None:
+    program = (
+        "import errno, os\n"
+        "from shardify.serving import serve\n"
+        "def fork(): raise BlockingIOError(errno.EAGAIN, 'no more')\n"
+        "os.fork = fork\n"
+        "serve('math:sqrt', os.getppid(), [os.pipe()])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (71, "", "")
+
+
 def test_a_stray_print_does_not_disturb_the_answers() -> None:
     with Workers("builtins:print", 1) as pool:
         assert dict(pool.map(["hello"])) == {0: None}
