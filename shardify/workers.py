@@ -7,6 +7,7 @@ whole run with one line. Knows nothing of what a task does.
 """
 
 import fcntl
+import mmap
 import os
 import pickle
 import selectors
@@ -240,9 +241,10 @@ def _read(pipe: IO[bytes], size: int) -> bytes:
 
 
 def _widened(pipe: int) -> int:
-    """Give a pipe more room, where the system does that. Returns what it has, less the lengths."""
+    """Give a pipe more room, where the system does that. Returns how much two tasks may fill."""
     room = 0
     if sys.platform == "linux":
         with suppress(OSError):
             room = fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE)
-    return room - 2 * LENGTH.size
+    # A write begins a page of its own, so each of two lengths and two tasks may waste one.
+    return room - 4 * mmap.PAGESIZE

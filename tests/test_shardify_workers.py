@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from shardify import workers
 from shardify.errors import BuildError
+from shardify.serving import LENGTH
 from shardify.workers import Workers
 
 
@@ -78,6 +80,18 @@ def test_a_system_without_more_processes_is_no_traceback() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (71, "", "")
+
+
+@pytest.mark.parametrize("first", [1, 4088, 4096, 5000, 100_000, 500_001])
+def test_two_tasks_that_are_said_to_fit_into_a_pipe_do(first: int) -> None:
+    source, sink = os.pipe()
+    room = workers._widened(sink)
+    os.set_blocking(sink, False)  # So that one that does not fit is an error, not a hang.
+    with os.fdopen(source, "rb", 0), os.fdopen(sink, "wb") as tasks:
+        for size in (first, room - first) if room > 0 else ():
+            tasks.write(LENGTH.pack(size))
+            tasks.write(bytes(size))
+            tasks.flush()
 
 
 def test_a_stray_print_does_not_disturb_the_answers() -> None:
