@@ -5,13 +5,18 @@ import signal
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "photos-2k.zip"
 
-# How long an example takes, or its making, says how busy the machine is, not what is right.
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("patient")
+try:
+    from hypothesis import HealthCheck, settings
+except ImportError:
+    pass  # Where only the GPU's tests are run, it may be missing.
+else:
+    # How long an example takes, or its making, says how busy the machine is, not what is right.
+    patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.register_profile("patient", patient)
+    settings.load_profile("patient")
 
 LONGEST = ("test_train_suite.py", "test_offline.py", "test_train_ddp.py", "test_train_kill.py")
 """Files that take minutes: begun first, or one process ends long after the other."""
