@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -50,3 +53,12 @@ def test_a_lost_rank_is_told_without_the_backends_source_and_advice(
         connected(World(rank=1, size=2), torch.device("cpu")),
     ):  # fmt: skip
         pass
+
+
+def test_a_rank_that_is_done_ends_with_all_it_said_and_nothing_more() -> None:
+    program = (
+        "import atexit; from train.distributed import depart\n"
+        "atexit.register(print, 'late'); print('done'); depart()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stdout) == (0, "done\n")

@@ -45,6 +45,7 @@ def run_command(file: Path | None, resume: bool, as_json: bool, **flags: Any) ->
     train run --resume --out run
     """
     with one_line_errors():
+        from train.distributed import World, depart
         from train.launch import configure, launch
         from train.logs import Screen
 
@@ -52,6 +53,8 @@ def run_command(file: Path | None, resume: bool, as_json: bool, **flags: Any) ->
         screen = Screen(to_stderr=as_json)
         summary = launch(config, resume=resume, screen=screen)
         screen.result(summary.to_json() if as_json else str(summary))
+        if World.from_environ().size > 1:
+            depart()
 
 
 @main.command(name="config")

@@ -7,12 +7,14 @@ once. ``torchrun`` sets the environment for more. This module knows no models, f
 import hashlib
 import os
 import re
+import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -21,7 +23,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 from train.errors import ConfigError, PeerError
 
-__all__ = ["Agreement", "World", "connected"]
+__all__ = ["Agreement", "World", "connected", "depart"]
 
 LOST = re.compile(r"gloo|connection (closed|reset|refused)|broken pipe|timed? ?out", re.IGNORECASE)
 """How the backends' plain RuntimeErrors speak of a peer that is gone."""
@@ -139,6 +141,26 @@ class Agreement:
         work, box, count = self._sent
         work.wait()
         return box[count:].clone()
+
+    def settle(self) -> None:
+        """Wait for the last message, at the end: all ranks do.
+
+        Its tensors are then let go of here, not by a thread of the backend, which may come to it
+        when the interpreter is gone.
+        """
+        if self._sent is not None:
+            self._sent[0].wait()
+            self._sent = None
+
+
+def depart() -> NoReturn:
+    """End a process that trained with others and has nothing left to do, with exit code 0.
+
+    Not by the interpreter's own end: the backend's threads, if still at work, can abort that.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 @contextmanager

@@ -77,6 +77,7 @@ class Keeper:
         able = self._world.size == 1 or self._tells_sums
         with self._stop.listening(rescue if able else None, several=self._world.size > 1):
             yield
+            self._agreement.settle()
 
     @contextmanager
     def stretch(self, loader: Batches) -> Iterator[None]:
@@ -131,6 +132,7 @@ class Keeper:
             Interrupted: With a line of the first rank's; the others say nothing.
         """
         if self.stopping:
+            self._agreement.settle()
             here = self._world.first
             raise Interrupted(self._out.farewell(self._state.at.step) if here else "")
 
