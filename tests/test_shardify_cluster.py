@@ -167,23 +167,27 @@ def test_a_worker_killed_in_the_middle_changes_nothing(
         address = next(each for each, pid in pids.items() if pid == victim.pid)
 
         def kill() -> None:
-            deadline = time.monotonic() + 60
-            while not lost and time.monotonic() < deadline:
-                lost.extend(watcher.processing().get(address, ()))
-            victim.send_signal(signal.SIGKILL)
-
-        killer = threading.Thread(target=kill)
+            """Kill it with work in its hands: stopped, it cannot finish what it has."""
+            while not lost and not over.is_set():
+                if watcher.processing().get(address):
+                    victim.send_signal(signal.SIGSTOP)
+                    over.wait(0.3)  # What it had finished before is told by then.
+                    lost.extend(watcher.processing().get(address, ()))
+                    victim.send_signal(signal.SIGKILL if lost else signal.SIGCONT)
 
         def progress(samples: int, total: int) -> None:
             assert total == 60
             done.append(samples)
-            if len(done) == 1:
-                victim.send_signal(signal.SIGSTOP)  # So that it dies with work in its hands.
-                killer.start()
 
-        options = Options(val=0.25, shard_samples=1, scheduler=running.address)
-        build([packed], tmp_path / "out", options, progress=progress)
-        killer.join()
+        over = threading.Event()
+        killer = threading.Thread(target=kill)
+        killer.start()
+        try:
+            options = Options(val=0.25, shard_samples=1, scheduler=running.address)
+            build([packed], tmp_path / "out", options, progress=progress)
+        finally:
+            over.set()
+            killer.join()
     assert lost
     assert victim.wait(10) == -signal.SIGKILL
     assert running.workers[1].poll() is None
