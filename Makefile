@@ -50,10 +50,15 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
+# Many tests kill, stop and time real processes. What failed on a busy machine is shown, and run
+# once more by itself: a failure that comes again counts.
+AGAIN := { echo 'make: what failed above, once more by itself:'; \
+	OMP_NUM_THREADS=1 $(BIN)/pytest --last-failed --last-failed-no-failures none; }
+
 # Two processes of one thread each: torch on two threads each would fight for two cores.
 unit: setup
 	@mkdir -p '$(TMPDIR)'
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder || $(AGAIN)
 
 # Where no registry can be reached but the packages are there: make gpu PYTHON=python3 SETUP=no
 SETUP ?= yes
