@@ -115,6 +115,10 @@ class Finder:
             ]
         return found[0] if len(found) == 1 else None
 
+    def find_all(self, cells: Iterable[str]) -> set[int]:
+        """The files that cells mean, each by ``find``."""
+        return {index for cell in cells if (index := self.find(cell)) is not None}
+
     def likeness(self, cell: str) -> int:
         """How far a cell and the file that it means agree: the more, the more folders do; or 0."""
         index = self.find(cell)

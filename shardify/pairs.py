@@ -69,16 +69,11 @@ def backgrounds_by_map(
     clashes: dict[int, tuple[Row, Row, int, int]] = {}
     strange, bare = _Unused("no sample"), _Unused("no background")
     for row, cells in _judged(rows, finders):
-        backs = {
-            place[index]
-            for cell in cells.get("bg", ())
-            if (index := finders["bg"].find(cell)) is not None
-        }
+        backs = {place[index] for index in finders["bg"].find_all(cells.get("bg", ()))}
         samples = {
             row_of[role][index]
             for role in members
-            for cell in cells.get(role, ())
-            if (index := finders[role].find(cell)) is not None
+            for index in finders[role].find_all(cells.get(role, ()))
         }
         if not samples:
             strange.add(row, header=not backs)
@@ -134,9 +129,7 @@ def join_by_map(
     for row, cells in _judged(rows, finders):
         meant: dict[str, int] = {}
         for role in roles:
-            each = {
-                i for cell in cells.get(role, ()) if (i := finders[role].find(cell)) is not None
-            }
+            each = finders[role].find_all(cells.get(role, ()))
             if len(each) == 1:
                 meant[role] = each.pop()
         if not meant:
