@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = [
-    "Meaning", "is_plain", "levels_of", "peak_of", "pixels", "refuse_faint", "same_aspect",
-    "settle", "settle_meaning",
+    "Meaning", "alpha_of", "is_plain", "levels_of", "peak_of", "pixels", "refuse_faint",
+    "same_aspect", "settle", "settle_meaning",
 ]  # fmt: skip
 
 Range = tuple[int, int]
@@ -206,11 +206,11 @@ def _by_alpha(data: bytes) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data)) as image:
-            return _alpha_of(image) is not None
+            return alpha_of(image) is not None
 
 
-def _alpha_of(image: "Image.Image") -> "Image.Image | None":
-    """The alpha plane, where it varies or is not full, and colour does not vary."""
+def alpha_of(image: "Image.Image") -> "Image.Image | None":
+    """The alpha plane, where only that tells an object: it is not full, and colour is the same."""
     if not image.has_transparency_data:
         return None
     *colour, alpha = image.convert("RGBA").split()
@@ -234,7 +234,7 @@ def _open(data: bytes, mode: str) -> NDArray[Any]:
                 image.load()
                 turned = ImageOps.exif_transpose(image)
                 if mode == _MASK:
-                    turned, mode = _alpha_of(turned) or turned, "L"
+                    turned, mode = alpha_of(turned) or turned, "L"
                 if turned.mode.startswith("I;16") or turned.mode == "I":
                     wide: NDArray[Any] = np.asarray(turned)
                     if mode:

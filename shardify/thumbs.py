@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from shardify.errors import ShardifyError
+from shardify.pixels import alpha_of
 
 __all__ = ["GRID", "looks_binary", "open_mask", "open_small", "shrink"]
 
@@ -59,11 +60,7 @@ def open_mask(data: bytes, about: int | None) -> Image.Image | None:
     if gray is None:
         return None
     if gray.mode == "LA":
-        gray, alpha = gray.split()
-        # A mask may have its object in alpha alone.
-        flat = len(set(cast(tuple[int, int], gray.getextrema()))) == 1
-        if flat and cast(tuple[int, int], alpha.getextrema())[0] < 255:
-            gray = alpha
+        gray = alpha_of(gray) or gray.getchannel("L")
     low, high = cast(tuple[int, int], gray.getextrema())
     if 1 <= low < high <= 3:
         return gray.point([0 if level == 2 else 255 for level in range(256)])
