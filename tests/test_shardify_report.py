@@ -2,13 +2,12 @@
 
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from shardline_browser import screenshot
 
 from shardify.build import build
 from shardify.errors import OutputError
@@ -104,18 +103,7 @@ def test_a_page_is_written_whole_or_refused(built: Path, tmp_path: Path) -> None
 
 
 def test_a_browser_shows_the_page(built: Path, tmp_path: Path) -> None:
-    browser = next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
-    if browser is None:
-        pytest.skip("needs Chromium")
     write_report(built, tmp_path / "r.html")
-    subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1100,1400",
-         f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'r.png'}",
-         f"file://{tmp_path / 'r.html'}"],
-        check=True, capture_output=True, timeout=120,
-    )  # fmt: skip
-    shown = np.asarray(Image.open(tmp_path / "r.png").convert("RGB"))
+    shown = screenshot(tmp_path / "r.html", tmp_path, height=1400)
     assert (shown == 255).all(axis=2).mean() < 0.95
     assert len(np.unique(shown.reshape(-1, 3), axis=0)) > 1000

@@ -1,14 +1,11 @@
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from PIL import Image
+from shardline_browser import screenshot
 from tiny_run import TinyNet, TinySource
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401 - imported once, not in a test.
 
@@ -112,20 +109,10 @@ def test_a_report_stands_alone_and_shows_everything(run: Path, tmp_path: Path) -
 
 
 def test_a_browser_shows_the_report(run: Path, tmp_path: Path) -> None:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    browser = next(filter(None, map(shutil.which, names)), None)
-    if browser is None:
-        pytest.skip("needs Chromium")
     page = write_report(
         run, TinySource(64, 21), out=tmp_path / "r.html", device=CPU, make_model=TinyNet
     )
-    subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1100,1500",
-         f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'r.png'}",
-         f"file://{page}"],
-        check=True, capture_output=True, timeout=120,
-    )  # fmt: skip
-    shown = np.asarray(Image.open(tmp_path / "r.png").convert("RGB"))
+    shown = screenshot(page, tmp_path, height=1500)
     for colour in COLOURS[:2]:  # The curves of both splits.
         wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         assert (shown == wanted).all(axis=2).sum() > 200, colour
