@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from shardify.manifest import Manifest
 from train.batch import Batch
-from train.nvml import Watch
 from train.pipeline import Loader
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -93,26 +92,37 @@ def progressive(source: Path, out: Path) -> Path:
     return out
 
 
-def decoders(data: Path, device: str, **options: Any) -> dict[str, int]:
-    """How many images each of the decoders beneath DALI took in one epoch.
+def decoders(data: Path, device: str, loads: Sequence[float]) -> list[tuple[dict[str, int], Any]]:
+    """Who decodes, for each share of the JPEGs that the engine is asked to take.
 
     nvImageCodec tells its log which decoder it hands which image to; DALI passes the log on at
-    level 3 (DALI_NVIMGCODEC_LOG_LEVEL). Background images and all else that is decoded while the
-    loader is built are not counted.
+    level 3 (DALI_NVIMGCODEC_LOG_LEVEL). Background images and all else that is decoded while a
+    loader is built are not counted. Threads write the log together: a few lines of it are lost.
+
+    Returns:
+        How many images each of the decoders beneath DALI took in an epoch, and how busy the JPEG
+        engine was at most in some more of them (per cent; None: the driver does not say).
     """
     code = (
-        "import json, sys\n"
+        "import json, sys, time\n"
+        "from train.nvml import Watch\n"
         "from train.pipeline import Loader\n"
-        "data, options = sys.argv[1], json.loads(sys.argv[2])\n"
-        "with Loader(data, **options) as loader:\n"
-        "    print('BEGIN', flush=True)\n"
-        "    for batch in loader: pass\n"
-        "    print('END', flush=True)\n"
+        "data, loads, options = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])\n"
+        "for load in loads:\n"
+        "    with Loader(data, hw_decoder_load=load, **options) as loader:\n"
+        "        print('BEGIN', flush=True)\n"
+        "        for batch in loader: pass\n"
+        "        print('END', flush=True)\n"
+        "        began = time.monotonic()\n"
+        "        with Watch(every=0.02) as watch:\n"
+        "            while options['device'] == 'cuda' and time.monotonic() - began < 2:\n"
+        "                for batch in loader: del batch\n"
+        "        print('\\nPEAK', json.dumps(watch.peaks().get('jpeg')), flush=True)\n"
     )
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    options = {**SIZES, "device": device}
     done = subprocess.run(
-        [sys.executable, "-c", code, str(data),
-         json.dumps({**SIZES, "device": device, **options})],
+        [sys.executable, "-c", code, str(data), json.dumps(list(loads)), json.dumps(options)],
         env={
             **os.environ,
             "DALI_NVIMGCODEC_LOG_LEVEL": "3",
@@ -120,10 +130,13 @@ def decoders(data: Path, device: str, **options: Any) -> dict[str, int]:
         },
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:]
-    log = done.stdout.partition("BEGIN")[2].partition("END")[0]
-    assert log, "nvImageCodec wrote no log"
-    return count_decoders(log)
+    assert done.returncode == 0, f"exit {done.returncode}: {done.stdout[-2000:]}"
+    found = []
+    for part in done.stdout.split("BEGIN")[1:]:
+        log, _, rest = part.partition("END")
+        assert log.strip(), "nvImageCodec wrote no log"
+        found.append((count_decoders(log), json.loads(rest.split("PEAK", 1)[1].split("\n")[0])))
+    return found
 
 
 def count_decoders(log: str) -> dict[str, int]:
@@ -140,18 +153,6 @@ def count_decoders(log: str) -> dict[str, int]:
         count = 1 if "process #" in line else int(many[1]) if many else 0
         found[name[0]] = found.get(name[0], 0) + count
     return found
-
-
-def engine(data: Path, load: float, seconds: float = 4.0) -> float | None:
-    """How busy the JPEG engine was at most while a loader ran; None: the driver does not say."""
-    options = {**SIZES, "batch_size": 64, "hw_decoder_load": load}
-    with Loader(data, device="cuda", **options) as loader, Watch(every=0.02) as watch:
-        began = time.monotonic()
-        while time.monotonic() - began < seconds:
-            for batch in loader:
-                del batch
-        torch.cuda.synchronize()
-    return watch.peaks().get("jpeg")
 
 
 def copies(data: Path, device: str, steps: int, **options: Any) -> dict[str, list[int]]:
@@ -213,23 +214,35 @@ def growth(data: Path, device: str, steps: int, **options: Any) -> dict[str, flo
     return {place: after[place] - before[place] for place in after}
 
 
-def resumed(data: Path, device: str, at: int, **options: Any) -> tuple[list[Batch], list[Batch]]:
-    """The batches after ``at`` steps of two epochs: as they came, and of a loader resumed there."""
+def resumed(
+    data: Path, device: str, places: Sequence[int], **options: Any
+) -> list[tuple[list[Batch], list[Batch]]]:
+    """The batches after so many steps of two epochs: as they came, and of a loader resumed there.
+
+    Returns:
+        Both, for each of ``places``.
+    """
     settings = {**SIZES, "device": device, **options}
+    found = []
 
     def host(batch: Batch) -> Batch:
         return Batch(*(tensor.float().cpu() for tensor in batch))
 
-    with Loader(data, **settings) as loader:
-        going = iter(loader)
-        for _ in range(at):
-            next(going)
-        state = json.loads(json.dumps(loader.state_dict()))
-        rest = [host(batch) for batch in going] + [host(batch) for batch in loader]
-    with Loader(data, **{**settings, "seed": 99, "threads": 1}) as loader:
-        loader.load_state_dict(state)
-        again = [host(batch) for batch in loader] + [host(batch) for batch in loader]
-    return rest, again
+    with (
+        Loader(data, **settings) as loader,
+        Loader(data, **{**settings, "seed": 99, "threads": 1}) as other,
+    ):
+        for at in places:
+            loader.epoch = 0
+            going = iter(loader)
+            for _ in range(at):
+                next(going)
+            state = json.loads(json.dumps(loader.state_dict()))
+            rest = [host(batch) for batch in going] + [host(batch) for batch in loader]
+            other.load_state_dict(state)
+            again = [host(batch) for batch in other] + [host(batch) for batch in other]
+            found.append((rest, again))
+    return found
 
 
 def noisy(number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -32,8 +32,8 @@ ORDER = {
         "folder", "stop", "source", "memory", "tracing", "trained", "evaluate", "average",
         "networks", "state", "notes", "keeper", "stages", "samples", "charts", "report", "trainer",
         "claim", "launch", "compare", "predict", "contenders", "nvml", "machine", "window",
-        "verdict", "bench", "sweep", "dissect", "page", "agenda", "suite", "export", "options",
-        "cli", "__main__",
+        "verdict", "bench", "sweep", "convoy", "dissect", "page", "agenda", "suite", "export",
+        "options", "cli", "__main__",
     ),
 }  # fmt: skip
 

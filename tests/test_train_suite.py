@@ -19,10 +19,10 @@ from train.suite import run, suite
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = [
-    "data", "build keep", "tests", "256 px", "256 px, compiled", "what bounds", "few",
-    "build trained", "training", "build raw", "raw", "decoder engine", "64 and 128 px",
-    "compiled, what time is left for",
+    "data", "build keep", "tests", "256 px", "build raw", "compiled", "few", "build trained",
+    "training", "what bounds", "raw", "decoder engine", "64 and 128 px",
 ]  # fmt: skip
+MEASURING = ("train.sweep", "train.convoy")
 
 
 def step(code: str, **more) -> Step:
@@ -38,8 +38,8 @@ def sweeps(size) -> list[dict]:
     return [
         json.loads(word)
         for one in agenda(size)
-        if "train.sweep" in one.command
-        for word in one.command[one.command.index("train.sweep") + 1 :]
+        if one.command[2] in MEASURING
+        for word in one.command[3:]
     ]
 
 
@@ -106,12 +106,12 @@ def test_a_tenth_of_the_suite_runs_here_without_what_a_gpu_machine_may_lack(tmp_
 
 
 def test_no_time_is_spent_on_what_no_longer_fits(tmp_path) -> None:
-    with pytest.raises(DataError, match=r"14 of 14 steps: data \(not run\)"):
+    with pytest.raises(DataError, match=r"13 of 13 steps: data \(not run\)"):
         suite(tmp_path / "out", device="cpu", size=replace(TENTH, budget=0))
     record = json.loads((tmp_path / "out" / "suite.json").read_text())
     assert {one["why"] for one in record["steps"]} <= {
         "no time left", "needs data", "needs few", "needs build keep", "needs build raw",
-        "needs build trained", "needs build raw, build keep",
+        "needs build trained", "needs build keep, build raw", "needs build raw, build keep",
     }  # fmt: skip
     assert "no time left" in (tmp_path / "out" / "suite.md").read_text()
 
@@ -249,7 +249,7 @@ def test_steps_see_the_packages_wherever_they_are_started(tmp_path) -> None:
 def test_the_most_valuable_steps_come_first() -> None:
     order = agenda(FULL)
     names = [one.name for one in order]
-    assert names == [name for name in STEPS if name not in ("few", "build trained")]
+    assert names == STEPS
     for place, one in enumerate(order):
         assert set(one.needs) <= set(names[:place])
 
@@ -258,8 +258,9 @@ def test_all_limits_together_are_nine_minutes() -> None:
     limits = [one.limit for one in agenda(FULL)]
     assert limits.count(None) == 1
     assert limits[-1] is None
-    assert all(limit >= 10 for limit in limits[:-1])
-    assert sum(limits[:-1]) <= 540
+    assert all(limit >= 5 for limit in limits[:-1])
+    # The last one takes what is left over: half a minute at least.
+    assert sum(limits[:-1]) <= 540 - 20
     assert FULL.budget <= 540
 
 
@@ -285,11 +286,11 @@ def test_what_the_measurements_are_wanted_for_is_all_asked_for() -> None:
             assert ("keep", 256, batch, name, "no") in asked
             assert ("keep", 128, batch, name, "no") in asked
             assert ("raw", 64, batch, name, "no") in asked
-    for name in ("model alone", "end to end"):
-        for way in ("no", "yes", "graphs"):
-            assert ("keep", 256, 64, name, way) in asked
-        assert ("keep", 128, 64, name, "yes") in asked
-        assert ("raw", 64, 256, name, "yes") in asked
+            if name != "to device":
+                assert ("keep", 256, batch, name, "yes") in asked
+                assert ("keep", 128, batch, name, "yes") in asked
+                assert ("raw", 64, batch, name, "yes") in asked
+    assert ("raw", 64, 64, "end to end", "graphs") in asked
     assert [0.0, 0.65, 0.9, 1.0] in [one.get("loads") for one in wanted]
     assert len(asked) == sum(len(one["batches"]) * len(one["contenders"]) for one in wanted)
     profile = next(one for one in agenda(FULL) if one.name == "what bounds")

@@ -37,7 +37,7 @@ class Size:
     """The one batch that networks take at each resolution; None: all, as the loader's."""
 
     trained: int
-    """Samples, made apart, that the training run is of; 0: all there are."""
+    """Samples, made apart, that the training run is of."""
 
     train_batch: int
     epochs: tuple[int, int]
@@ -68,7 +68,7 @@ class Size:
 
 FULL = Size(
     samples=20_000, backgrounds=100, res=(64, 128, 256), batches=(16, 64, 256), network=None,
-    trained=0, train_batch=64, epochs=(4, 1), max_steps=0, windows=3, seconds=0.5, profiled=6,
+    trained=10_000, train_batch=64, epochs=(2, 1), max_steps=0, windows=3, seconds=0.4, profiled=6,
     compile=("yes", "graphs"), budget=9 * 60,
 )  # fmt: skip
 TENTH = Size(
@@ -126,43 +126,39 @@ class _Agenda:
         few, some, many = self.size.batches
         plain, graphs = self.size.compile
         return [
-            self._data("data", self.size.samples, 25),
-            self._build("keep", "data", 10),
-            self._tests(100),
+            self._data("data", self.size.samples, 20),
+            self._build("keep", "data", 6),
+            self._tests(110),
             self._measure(
-                f"{large} px", 50, *self._grid("keep", large, some, many, few),
+                f"{large} px", 60, *self._grid("keep", large, some, many, few),
             ),
-            self._measure(
-                f"{large} px, compiled", 85, self._network("keep", large, some, compile=plain),
-                self._network("keep", large, some, compile=graphs),
-            ),
-            self._profile(large, some, 35),
-            *self._training(small, large, 60),
-            self._build("raw", "data", 35, "--codec", "raw", "--res", str(small),
+            self._build("raw", "data", 28, "--codec", "raw", "--res", str(small),
                         "--res", str(middle), "--res", str(large)),
             self._measure(
-                "raw", 55, *self._grid("raw", small, some, many, few),
+                "compiled", 105,
+                *(self._network("keep", large, batch, compile=plain)
+                  for batch in (some, many, few)),
+                *(self._network(data, res, batch, compile=plain)
+                  for data, res in (("raw", small), ("keep", middle))
+                  for batch in (some, many, few)),
+                self._network("raw", small, some, compile=graphs),
+                module="convoy",
+            ),
+            *self._training(small, large, 70),
+            self._profile(large, some, 28),
+            self._measure(
+                "raw", 42, *self._grid("raw", small, some, many, few),
                 *self._fed("raw", large, some),
-                self._sweep("raw", large, [many], LOADER),
                 self._sweep("raw", middle, [some], LOADER),
             ),
             self._measure(
-                "decoder engine", 30,
+                "decoder engine", 28,
                 self._sweep("keep", large, [some], ["decode"], loads=[0.0, 0.65, 0.9, 1.0]),
             ),
             self._measure(
-                f"{small} and {middle} px", 55,
+                f"{small} and {middle} px", None,
                 *self._fed("keep", small, some),
                 *self._grid("keep", middle, some, many, few),
-            ),
-            self._measure(
-                "compiled, what time is left for", None,
-                self._network("raw", small, many, compile=plain),
-                self._network("keep", middle, some, compile=plain),
-                self._network("keep", large, many, compile=plain),
-                self._network("keep", middle, many, compile=plain),
-                self._network("raw", small, some, compile=plain),
-                self._network("keep", large, few, compile=plain),
             ),
         ]  # fmt: skip
 
@@ -193,11 +189,9 @@ class _Agenda:
         return Step(name="tests", limit=limit, command=command)
 
     def _training(self, small: int, large: int, limit: float) -> Iterator[Step]:
-        size, shards = self.size, "keep"
-        if size.trained:
-            shards = "trained"
-            yield self._data("few", size.trained, 10)
-            yield self._build(shards, "few", 10)
+        size, shards = self.size, "trained"
+        yield self._data("few", size.trained, 14)
+        yield self._build(shards, "few", 6)
         command = self._python(
             "train", "run", "--shards", str(self.scratch / shards),
             "--out", str(self.out / "run"), "--res", f"{small},{large}",
@@ -243,7 +237,9 @@ class _Agenda:
             return batch
         return self.size.network[self.size.res.index(res)]
 
-    def _measure(self, name: str, limit: float | None, *sweeps: dict[str, Any]) -> Step:
+    def _measure(
+        self, name: str, limit: float | None, *sweeps: dict[str, Any], module: str = "sweep"
+    ) -> Step:
         # A network's batches may be one at a size: the same sweep twice would say nothing.
         words = [
             word
@@ -254,7 +250,7 @@ class _Agenda:
         data = dict.fromkeys(one["label"] for one in sweeps)
         return Step(
             name=name, limit=limit, needs=tuple(f"build {one}" for one in data), least=15,
-            command=self._python("train.sweep", *words),
+            command=self._python(f"train.{module}", *words),
         )  # fmt: skip
 
     def _profile(self, res: int, batch: int, limit: float) -> Step:

@@ -6,6 +6,8 @@ keeps time; that is ``bench``.
 """
 
 import collections
+import contextlib
+import dataclasses
 import importlib.util
 import itertools
 import subprocess
@@ -13,18 +15,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from model.losses import Criterion
 from model.registry import create
 from train.batch import Batch, synthetic
-from train.step import TrainStep, precision_of
+from train.step import TrainStep, choose_algorithms, precision_of
 
-__all__ = ["OWN", "PEERS", "Job", "Work", "available", "begin"]
+if TYPE_CHECKING:
+    from train.pipeline import Loader
+
+__all__ = ["OWN", "PEERS", "Job", "Shelf", "Work", "available", "begin"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,8 +54,54 @@ class Job:
     compile: str = "no"
     """Of the network: no, yes, graphs as in the settings; trace: its graph is captured, no more."""
 
-    hw_decoder_load: float = 0.65
+    hw_decoder_load: float = 1.0
     """Share of the JPEGs for a GPU's decoding engine, in [0, 1]."""
+
+
+class Shelf:
+    """What is slow to start, kept for the next contender of the same job.
+
+    On a GPU's machine a loader takes seconds to start, and so does the search for the fastest
+    algorithms, or compiling. Contenders that share one run one after the other, never at once.
+    """
+
+    def __init__(self) -> None:
+        self._loaders: dict[Any, Loader] = {}
+        self._steps: dict[Any, Callable[[Batch], object]] = {}
+
+    def loader(self, job: Job, options: dict[str, Any]) -> "Loader":
+        """The loader of a job; another one, if there is one, is closed."""
+        from train.pipeline import Loader
+
+        key = (dataclasses.replace(job, compile="no", model=""), *sorted(options.items()))
+        if key not in self._loaders:
+            self.close()
+            self._loaders[key] = Loader(
+                job.shards,
+                split=job.split,
+                res=job.res,
+                batch_size=job.batch_size,
+                threads=job.threads,
+                order=job.order,
+                cache=job.cache,
+                hw_decoder_load=job.hw_decoder_load,
+                **options,
+            )
+        return self._loaders[key]
+
+    def step(self, job: Job) -> Callable[[Batch], object]:
+        """The training step of a job's network; another one is dropped."""
+        key = (job.model, job.device, job.res, job.batch_size, job.compile)
+        if key not in self._steps:
+            self._steps.clear()
+            self._steps[key] = _train_step(job)
+        return self._steps[key]
+
+    def close(self) -> None:
+        """Close the loader. Does nothing the second time."""
+        for loader in self._loaders.values():
+            loader.close()
+        self._loaders.clear()
 
 
 @dataclass(kw_only=True, slots=True)
@@ -62,6 +113,8 @@ class Work:
 
     waited: list[float]
     """Seconds spent waiting for data, a number a batch; only where a network trains."""
+
+    shelf: Shelf = field(default_factory=Shelf)
 
 
 def _read(job: Job, _work: Work) -> Generator[int, None, None]:
@@ -89,37 +142,25 @@ def _read(job: Job, _work: Work) -> Generator[int, None, None]:
             yield len(step.indexes)
 
 
-def _batches(job: Job, **options: Any) -> Iterator[Batch]:
+def _batches(job: Job, work: Work, **options: Any) -> Generator[Batch, None, None]:
     """The loader, epoch after epoch, as training has it."""
-    from train.pipeline import Loader
-
-    with Loader(
-        job.shards,
-        split=job.split,
-        res=job.res,
-        batch_size=job.batch_size,
-        threads=job.threads,
-        order=job.order,
-        cache=job.cache,
-        hw_decoder_load=job.hw_decoder_load,
-        **options,
-    ) as loader:
-        while True:
-            yield from loader
+    loader = work.shelf.loader(job, options)
+    while True:
+        yield from loader
 
 
-def _decode(job: Job, _work: Work) -> Generator[int, None, None]:
-    for _ in _batches(job, kernel="none", device=job.device):
+def _decode(job: Job, work: Work) -> Generator[int, None, None]:
+    for _ in _batches(job, work, kernel="none", device=job.device):
         yield job.batch_size
 
 
-def _augment(job: Job, _work: Work) -> Generator[int, None, None]:
-    for batch in _batches(job):
+def _augment(job: Job, work: Work) -> Generator[int, None, None]:
+    for batch in _batches(job, work):
         yield len(batch.bg)
 
 
-def _to_device(job: Job, _work: Work) -> Generator[int, None, None]:
-    for batch in _batches(job, device=job.device, channels_last=True):
+def _to_device(job: Job, work: Work) -> Generator[int, None, None]:
+    for batch in _batches(job, work, device=job.device, channels_last=True):
         if batch.bg.is_cuda:
             torch.cuda.synchronize()
         yield len(batch.bg)
@@ -136,6 +177,7 @@ def _train_step(job: Job) -> Callable[[Batch], object]:
     """A training step as `train run` takes it; a GPU is at most two steps behind."""
     torch.manual_seed(0)
     device = torch.device(job.device)
+    choose_algorithms(device)
     model = create(job.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     network: torch.nn.Module = model
     if job.compile != "no":
@@ -165,8 +207,8 @@ def _train_step(job: Job) -> Callable[[Batch], object]:
     return run
 
 
-def _model(job: Job, _work: Work) -> Generator[int, None, None]:
-    step = _train_step(job)
+def _model(job: Job, work: Work) -> Generator[int, None, None]:
+    step = work.shelf.step(job)
     batch = synthetic(job.batch_size, job.res, device=job.device, channels_last=True)
     while True:
         step(batch)
@@ -174,8 +216,8 @@ def _model(job: Job, _work: Work) -> Generator[int, None, None]:
 
 
 def _train(job: Job, work: Work) -> Generator[int, None, None]:
-    step = _train_step(job)
-    batches = _batches(job, device=job.device, channels_last=True)
+    step = work.shelf.step(job)
+    batches = _batches(job, work, device=job.device, channels_last=True)
     while True:
         begun = time.perf_counter()
         batch = next(batches)
@@ -274,14 +316,27 @@ def available(name: str) -> bool:
     return trial.returncode == 0
 
 
-def begin(name: str, job: Job) -> Work:
-    """Start a contender; it begins to work with the first ``next``."""
+def begin(name: str, job: Job, shelf: Shelf | None = None) -> Work:
+    """Start a contender; it begins to work with the first ``next``.
+
+    Args:
+        name: From ``OWN`` or ``PEERS``.
+        job: What it does.
+        shelf: Where it finds and leaves what is slow to start; the caller closes it. None: of its
+            own, closed with its work.
+    """
     if job.device.startswith("cuda:"):
         # Events and synchronisation are of the current GPU.
         torch.cuda.set_device(int(job.device.partition(":")[2]))
-    work = Work(samples=iter(()), waited=[])
-    work.samples = {**OWN, **PEERS}[name](job, work)
+    work = Work(samples=iter(()), waited=[], shelf=shelf or Shelf())
+    samples = {**OWN, **PEERS}[name](job, work)
+    work.samples = samples if shelf else _closing(samples, work.shelf)
     return work
+
+
+def _closing(samples: Generator[int, None, None], shelf: Shelf) -> Generator[int, None, None]:
+    with contextlib.closing(shelf), contextlib.closing(samples):
+        yield from samples
 
 
 def scratch() -> "tempfile.TemporaryDirectory[str]":

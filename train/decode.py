@@ -4,6 +4,7 @@ Says which image does not decode, and why, in DALI's words. Decodes by ``graph.d
 what fails here is what fails there. This module opens no file.
 """
 
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,28 +18,39 @@ __all__ = ["background_table", "decode_faults", "reason_of"]
 _TOGETHER = 8
 """Backgrounds decoded at a time: a large one takes tens of megabytes until it is squashed."""
 
+_TABLES: "weakref.WeakValueDictionary[tuple[object, ...], Bytes]" = weakref.WeakValueDictionary()
+"""Tables that loaders hold: those of one data set, as a run has them, share one."""
+
 _STATUS = {3: "its file is damaged", 4: "not an image of a kind that DALI reads"}
 """What nvImageCodec's numbers say (``nvimgcodecStatus_t``); DALI hands on nothing but them."""
 
 
 def background_table(
-    payloads: Sequence[Bytes], names: Sequence[str], *, size: tuple[int, int], threads: int
+    payloads: Sequence[Bytes],
+    names: Sequence[str],
+    *,
+    digests: tuple[str, ...],
+    size: tuple[int, int],
+    threads: int,
 ) -> Bytes:
     """Every background, decoded and squashed to one size with antialiasing.
 
     Args:
         payloads: Files of N >= 0 backgrounds.
         names: Of each, for an error.
+        digests: SHA-256 of each: a table of the same is not made twice.
         size: Width and height. Pixels.
         threads: To decode with.
 
     Returns:
-        (N, height, width, 3) uint8, contiguous.
+        (N, height, width, 3) uint8, contiguous; not to be written to.
 
     Raises:
         DataError: One does not decode.
     """
     width, height = size
+    if (made := _TABLES.get((digests, size))) is not None:
+        return made
     table = np.empty((len(payloads), height, width, 3), np.uint8)
     decode = decoder(batch_size=_TOGETHER, threads=threads, colour=True, size=size)
     for first in range(0, len(payloads), _TOGETHER):
@@ -52,6 +64,7 @@ def background_table(
                 f"{names[first + at]}: does not decode ({faults[at] or reason_of(error)}); "
                 "build the data set again without it"
             ) from error
+    _TABLES[digests, size] = table
     return table
 
 

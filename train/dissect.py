@@ -20,7 +20,7 @@ import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]  # torch lists it nowhere
 from torch.profiler import ProfilerActivity, profile
 
-from train.contenders import Job, Work, begin
+from train.contenders import Job, Shelf, Work, begin
 from train.sweep import about, clear, draft
 
 __all__ = ["Dissection", "bound", "covered", "dissect"]
@@ -76,25 +76,29 @@ def dissect(wanted: Dissection) -> list[Path]:
 
     A stage that fails is written with its ``error``; the others go on.
     """
-    files = []
-    for name in wanted.stages:
-        size = wanted.network_batch if name in NETWORK else wanted.batch
-        job = Job(
-            shards=wanted.shards, split="train", res=wanted.res, batch_size=size,
-            threads=wanted.threads, device=wanted.device, model="resunet", scratch="",
-            compile=wanted.compile,
-        )  # fmt: skip
-        found = {"label": wanted.label, "name": name, "job": dataclasses.asdict(job)}
-        found |= about(wanted.device, "dissect")
-        path = Path(wanted.out) / f"{wanted.label}-{wanted.res}-{name}".replace(" ", "-")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            found |= _look(name, job, wanted, path.with_suffix(".trace.json.gz"))
-        except Exception as error:
-            found["error"] = " ".join(str(error).split()) or type(error).__name__
-        files.append(draft(path.with_suffix(".json"), found))
-        clear()
-    return files
+    torch.set_num_threads(wanted.threads)
+    shelf = Shelf()
+    with contextlib.closing(shelf):
+        return [_stage(name, wanted, shelf) for name in wanted.stages]
+
+
+def _stage(name: str, wanted: Dissection, shelf: Shelf) -> Path:
+    size = wanted.network_batch if name in NETWORK else wanted.batch
+    job = Job(
+        shards=wanted.shards, split="train", res=wanted.res, batch_size=size,
+        threads=wanted.threads, device=wanted.device, model="resunet", scratch="",
+        compile=wanted.compile,
+    )  # fmt: skip
+    found = {"label": wanted.label, "name": name, "job": dataclasses.asdict(job)}
+    found |= about(wanted.device, "dissect")
+    path = Path(wanted.out) / f"{wanted.label}-{wanted.res}-{name}".replace(" ", "-")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        found |= _look(begin(name, job, shelf), name, wanted, path.with_suffix(".trace.json.gz"))
+    except Exception as error:
+        found["error"] = " ".join(str(error).split()) or type(error).__name__
+    clear()
+    return draft(path.with_suffix(".json"), found)
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:
@@ -132,9 +136,7 @@ def bound(found: Mapping[str, Any]) -> str:
     return f"neither GPU (idle {1 - busy:.0%}) nor CPU: copies, the JPEG engine, or waiting"
 
 
-def _look(name: str, job: Job, wanted: Dissection, trace: Path) -> dict[str, Any]:
-    torch.set_num_threads(job.threads)
-    work = begin(name, job)
+def _look(work: Work, name: str, wanted: Dissection, trace: Path) -> dict[str, Any]:
     on_gpu = wanted.device.startswith("cuda")
     count = wanted.batches * (1 if name in NETWORK else _AHEAD)
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])

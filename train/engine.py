@@ -82,6 +82,7 @@ class Engine:
             table = background_table(
                 payloads,
                 [f"{folder}: background {one.id}" for one in manifest.backgrounds],
+                digests=tuple(one.sha256 for one in manifest.backgrounds),
                 size=size_of(manifest, "fg_bg"),
                 threads=threads,
             )
@@ -100,7 +101,8 @@ class Engine:
                 channels_last=channels_last,
             )
         stream: Any = torch.cuda.Stream
-        self._stream = stream(self._device) if self._device.type == "cuda" else None
+        # Of high priority: copies of a few batches must not wait for a training step.
+        self._stream = stream(self._device, priority=-1) if self._device.type == "cuda" else None
         self._pipe: Any = None
         if self._raw and self._decode_only:
             return
@@ -110,7 +112,12 @@ class Engine:
             backgrounds=None if self._decode_only else table,
             noise=None if self._decode_only or not augment else noise_table(res),
             roles=self._images,
-            raw={role: size_of(manifest, role) for role in self._images} if self._raw else None,
+            extensions={role: frozenset(manifest.roles[role].extensions) for role in self._images},
+            sizes={
+                role: size_of(manifest, role) if len(manifest.roles[role].sizes) == 1 else None
+                for role in self._images
+            },
+            raw=self._raw,
             device=self._device,
             decode_only=self._decode_only,
             batch_size=batch_size,
@@ -135,7 +142,7 @@ class Engine:
         try:
             self._pull()
             while self._waiting or self._next is not None:
-                while len(self._waiting) < AHEAD and self._next is not None:
+                while len(self._waiting) < AHEAD[self._device.type] and self._next is not None:
                     self._pipe.schedule_run()
                 if (made := self._collect()) is not None:
                     yield made
@@ -185,10 +192,12 @@ class Engine:
         draws = step.draws
         # The unit square's matrix; the graph scales it to each image's size.
         arrays.append(looks(draws.turn, np.ones((1, 1, 2)), res=self._res)[:, 0])
-        if len(self._backgrounds):
-            arrays.append(step.backgrounds[:, None].astype(np.int32))
         if self._augment:
-            arrays += [draws.colour, draws.noise / np.float32(NOISE_UNIT), draws.place]
+            arrays += [draws.colour, draws.noise / np.float32(NOISE_UNIT)]
+        if len(self._backgrounds):
+            arrays.append(step.backgrounds)
+        if self._augment:
+            arrays.append(draws.place)
         return arrays
 
     def _collect(self) -> tuple[Batch, int] | None:
@@ -256,10 +265,8 @@ class Engine:
             tensors = {}
             roles = [role for role in ROLES if role in self._feed.shards.members]
             for role, output in zip(roles, outputs, strict=True):
-                tensor = own_tensor(output)
-                if self._channels_last:
-                    tensor = tensor.permute(0, 3, 1, 2)
-                tensors[role] = tensor.to(self._dtype)
+                tensor = own_tensor(output, self._dtype)
+                tensors[role] = tensor.permute(0, 3, 1, 2) if self._channels_last else tensor
             batch = self._filled(tensors, len(tensors["fg_bg"]))
             if self._stream:
                 self._stream.synchronize()

@@ -5,6 +5,8 @@ What lies outside an image turned by the augmentation is that image's nearest ed
 four roles alike. This is the only module that imports DALI; it opens no file and keeps no state.
 """
 
+import collections
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +16,6 @@ import numpy.typing as npt
 import torch
 from nvidia.dali import Pipeline, backend, fn, types
 from nvidia.dali import math as dali_math
-from nvidia.dali.plugin.pytorch.torch_utils import to_torch_tensor
 
 from train.batch import ROLES
 from train.mapped import Bytes
@@ -26,8 +27,12 @@ Array = npt.NDArray[Any]
 # Any: its stubs lack arguments that it has.
 _dali: Any = backend
 
-AHEAD = 2
-"""Steps that DALI works on while an earlier one is finished."""
+AHEAD = {"cpu": 2, "cuda": 3}
+"""Steps that DALI works on while an earlier one is finished, by where it does. On a GPU that trains
+a step takes the loader longer than when it is alone: its work waits in between the network's."""
+
+CPU_ONLY = frozenset({"bmp", "png", "webp"})
+"""Extensions of files that no GPU decodes; asking it all the same costs a decoder's start."""
 
 
 def graph(
@@ -48,20 +53,23 @@ def graph(
     half: bool,
     hw_decoder_load: float,
     roles: Sequence[str],
-    raw: dict[str, tuple[int, int]] | None,
+    extensions: dict[str, frozenset[str]],
+    sizes: dict[str, tuple[int, int] | None],
+    raw: bool,
 ) -> Any:
     """The DALI graph, for both devices.
 
-    Nothing in it is fed sample by sample: whole shards, the table of backgrounds and that of noise
-    lie where the graph can see them, and a step's inputs say where in them to look.
+    Nothing in it is fed sample by sample: whole shards lie where the graph can see them, the tables
+    of backgrounds and of noise lie on the device, and a step's inputs say where in them to look.
 
     ``source(iteration)`` gives contiguous arrays of n <= batch_size rows: the number of the shard
     (n,); of each of ``roles`` (fg_bg, mask, depth or fewer) the first byte there (n, 1) int64, then
     of each the length (n, 1); then, unless ``decode_only``, the unit square's matrix (n, 2, 3);
-    with ``backgrounds`` (N, H, W, 3) the number of the background (n, 1) int32; with ``noise``
-    (3, S, S), which is to say where augmented, the colour matrix (n, 3, 4), the noise's strength
-    (n,) and its place (n, 2). With ``raw``, the sizes of raw images, a sample's bytes are no files
-    but pixels as ``train.raw`` has them.
+    with ``noise`` (3, S, S), which is to say where augmented, the colour matrix (n, 3, 4) and the
+    noise's strength (n,); last, with ``backgrounds`` (N, H, W, 3) the number of the background
+    (n,), and with ``noise`` its place (n, 2). ``extensions`` are those of a role's files,
+    ``sizes`` the width and height of its images, None where they differ. With ``raw``, a sample's
+    bytes are no files but pixels as ``train.raw`` has them.
 
     Outputs: the decoded images; or bg, fg_bg, mask and depth as a batch has them, without those
     that there are not.
@@ -69,9 +77,7 @@ def graph(
     gpu = device.type == "cuda"
     # All that differs between the devices:
     place = "gpu" if gpu else "cpu"
-    how: dict[str, Any] = (
-        {"device": "mixed", "hw_decoder_load": hw_decoder_load} if gpu else {"device": "cpu"}
-    )
+    mixed: dict[str, Any] = {"device": "mixed", "hw_decoder_load": hw_decoder_load}
 
     def there(value: Any) -> Any:
         """What a CPU operator made, where the images are."""
@@ -79,21 +85,29 @@ def graph(
 
     def encoded(role: str, payload: Any) -> tuple[Any, Any]:
         """An image (H x W x C) from its file, and its matrix."""
+        on_gpu = gpu and not extensions[role] <= CPU_ONLY
         image = fn.decoders.image(
             payload,
             output_type=types.RGB if role == "fg_bg" else types.GRAY,
             dtype=types.UINT16 if role == "depth" and depth_bits == 16 else types.UINT8,
             adjust_orientation=False,
-            **how,
+            **(mixed if on_gpu else {"device": "cpu"}),
         )
+        image = image if on_gpu else there(image)
         if decode_only:
             return image, None
+        if known := sizes[role]:
+            # Each look at a header is an instance of the decoding library of its own, which on a
+            # GPU's machine takes a second to start.
+            return image, scaled(known)
         shape = fn.peek_image_shape(payload, adjust_orientation=False)
         size = fn.cast(fn.stack(shape[1], shape[0]), dtype=types.FLOAT)
         return image, turn * fn.reshape(size, shape=[2, 1])
 
-    def planes(role: str, payload: Any, size: tuple[int, int]) -> tuple[Any, Any]:
+    def planes(role: str, payload: Any) -> tuple[Any, Any]:
         """An image from its pixels, and its matrix."""
+        size = sizes[role]
+        assert size is not None  # Raw images are of one size.
         width, height = size
         found = there(payload)
         if role == "mask":
@@ -127,23 +141,20 @@ def graph(
             output_layout="HWC" if channels_last else "CHW",
         )
 
-    tables: list[Array] = []
     has_bg = backgrounds is not None and len(backgrounds) > 0
-    if backgrounds is not None and has_bg:
-        tables.append(backgrounds)
-    if noise is not None:
-        tables.append(np.ascontiguousarray(noise.transpose(1, 2, 0)))
     pipe = Pipeline(
         batch_size=batch_size,
         num_threads=threads,
         device_id=(device.index or 0) if gpu else None,
-        prefetch_queue_depth=AHEAD,
+        prefetch_queue_depth=AHEAD[device.type],
         exec_dynamic=False,
     )
     with pipe:
-        count = 1 + 2 * len(roles) + (not decode_only) + has_bg + 3 * (noise is not None)
+        count = 1 + 2 * len(roles) + (not decode_only) + 2 * (noise is not None)
         inputs = _inputs(source, count, shards)
-        held = _tables(source, tables, device)
+        picked = _picked(
+            source, count, backgrounds if has_bg else None, noise, res=res, device=device
+        )
         bytewise: dict[str, Any] = {"normalized_anchor": False, "normalized_shape": False}
         payloads = [
             fn.slice(inputs[0], inputs[1 + k], inputs[1 + len(roles) + k], axes=[0], **bytewise)
@@ -151,7 +162,7 @@ def graph(
         ]
         turn, *drawn = inputs[1 + 2 * len(roles) :] or [None]
         found = {
-            role: encoded(role, one) if raw is None else planes(role, one, raw[role])
+            role: (planes if raw else encoded)(role, one)
             for role, one in zip(roles, payloads, strict=True)
         }
         if decode_only:
@@ -163,15 +174,11 @@ def graph(
             image, matrix = found["depth"]
             found["depth"] = fn.cast(image, dtype=types.FLOAT), matrix
         if backgrounds is not None and has_bg:
-            # By name, as for the noise: a GPU's operator would take an input from the GPU.
-            chosen = fn.slice(held[0], start=drawn[0], shape=[1], axes=[0])
-            size = backgrounds.shape[2], backgrounds.shape[1]
-            found["bg"] = fn.squeeze(chosen, axes=[0]), scaled(size)
+            found["bg"] = picked[0], scaled((backgrounds.shape[2], backgrounds.shape[1]))
         made = {role: warp(*one) for role, one in found.items()}
         if noise is not None:
-            colour, strength, corner = drawn[-3:]
-            grain = fn.slice(held[-1], start=corner, shape=[res, res], axes=[0, 1])
-            grain = grain * there(strength)
+            colour, strength = drawn
+            grain = picked[-1] * there(strength)
             for role in ("bg", "fg_bg"):
                 if role in made:
                     coloured = fn.coord_transform(made[role], M=colour[:, :3], T=colour[:, 3])
@@ -198,7 +205,7 @@ def _inputs(source: Callable[[int], list[Array]], count: int, shards: Sequence[B
     mapped = [_dali.TensorCPU(shard) for shard in shards]
 
     def lists(info: Any) -> list[Any]:
-        numbers, *others = source(info.iteration)
+        numbers, *others = source(info.iteration)[:count]
         chosen = [mapped[number] for number in numbers.tolist()]
         return [_dali.TensorListCPU(chosen, contiguous=False), *map(_dali.TensorListCPU, others)]
 
@@ -208,30 +215,62 @@ def _inputs(source: Callable[[int], list[Array]], count: int, shards: Sequence[B
     return list(made)
 
 
-def _tables(
-    source: Callable[[int], list[Array]], tables: Sequence[Array], device: torch.device
+def _picked(
+    source: Callable[[int], list[Array]],
+    count: int,
+    backgrounds: Array | None,
+    noise: Array | None,
+    *,
+    res: int,
+    device: torch.device,
 ) -> list[Any]:
-    """Arrays that every sample of every step sees whole, on the device: there once, not copied."""
-    if not tables:
-        return []
-    if device.type == "cuda":
-        placed = [torch.from_numpy(table).to(device) for table in tables]
-        torch.cuda.synchronize(device)
-        held = [_dali.TensorGPU(table, "", device.index or 0) for table in placed]
-    else:
-        held = [_dali.TensorCPU(table) for table in tables]
+    """Each row's background (H, W, 3) uint8 and piece of the noise (res, res, 3) int8, if any.
 
-    @functools.cache
-    def rows(count: int) -> list[list[Any]]:
-        return [[table] * count for table in held]
+    The tables lie on the device; the arrays of ``source`` after ``count`` say what to take. DALI
+    would be handed a whole table for every sample, and on a GPU copy it as many times.
+    """
+    if backgrounds is None and noise is None:
+        return []
+    table = None if backgrounds is None else torch.from_numpy(backgrounds).to(device)
+    pieces = None
+    if noise is not None:
+        whole = torch.from_numpy(np.ascontiguousarray(noise.transpose(1, 2, 0))).to(device)
+        places = whole.shape[0] - res
+        down, right, channel = whole.stride()
+        # Every piece there is, as views: (row, column, res, res, 3).
+        pieces = whole.as_strided(
+            (places, places, res, res, 3), (down, right, down, right, channel)
+        )
+    stream: Any = None
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        # Of high priority: what it does is short, and a batch waits for it.
+        stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+    # DALI reads them in place, a few iterations later.
+    kept: collections.deque[list[torch.Tensor]] = collections.deque(maxlen=AHEAD[device.type] + 3)
+
+    def pick(info: Any) -> list[Any]:
+        taken = []
+        with torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():
+            numbers = [
+                torch.from_numpy(one.astype(np.int64)).to(device, non_blocking=True)
+                for one in source(info.iteration)[count:]
+            ]
+            if table is not None:
+                taken.append(table[numbers[0]])
+            if pieces is not None:
+                taken.append(pieces[numbers[-1][:, 0], numbers[-1][:, 1]])
+        kept.append(taken)
+        return taken if stream is not None else [_dali.TensorListCPU(one.numpy()) for one in taken]
 
     made = fn.external_source(
-        lambda info: rows(len(source(info.iteration)[0])),
-        num_outputs=len(tables),
-        device="gpu" if device.type == "cuda" else "cpu",
+        pick,
+        num_outputs=(table is not None) + (pieces is not None),
+        device="gpu" if stream is not None else "cpu",
         batch=True,
         batch_info=True,
         no_copy=True,
+        cuda_stream=stream,
     )
     return list(made)
 
@@ -292,7 +331,7 @@ def decoder(
     return decode
 
 
-def own_tensor(output: Any) -> torch.Tensor:
+def own_tensor(output: Any, dtype: torch.dtype) -> torch.Tensor:
     """A copy of one of the graph's outputs, on its device: a tensor of its own."""
-    tensor: torch.Tensor = to_torch_tensor(output.as_tensor(), copy=True)
-    return tensor
+    shared: torch.Tensor = torch.utils.dlpack.from_dlpack(output.as_tensor())
+    return shared.to(dtype, copy=True)

@@ -24,6 +24,7 @@ from train.report import write_report
 from train.schedule import plan, stage_of
 from train.settings import from_text, from_toml, resolve, settings
 from train.source import Shards, Source
+from train.step import choose_algorithms
 from train.stop import Stop
 from train.trained import MakeModel, pick_device
 from train.trainer import Trainer
@@ -229,11 +230,7 @@ def _set_up_torch(config: Config, device: torch.device) -> None:
     """Process-wide switches: threads, and which algorithms a GPU may take."""
     if config.compute.torch_threads:
         torch.set_num_threads(config.compute.torch_threads)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = not config.compute.deterministic
-        torch.backends.cudnn.deterministic = config.compute.deterministic
-        torch.set_float32_matmul_precision("high")
+    choose_algorithms(device, deterministic=config.compute.deterministic)
 
 
 def _newest(config: Config) -> Stored | None:

@@ -16,7 +16,7 @@ from model.losses import Criterion, LossParts
 from model.supervision import Scales, coarse_loss
 from train.batch import Batch
 
-__all__ = ["EvalStep", "Precision", "StepResult", "TrainStep", "precision_of"]
+__all__ = ["EvalStep", "Precision", "StepResult", "TrainStep", "choose_algorithms", "precision_of"]
 
 
 class StepResult(NamedTuple):
@@ -54,6 +54,21 @@ def precision_of(name: str, device: torch.device) -> Precision:
     return Precision(
         name, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
     )
+
+
+def choose_algorithms(device: torch.device, *, deterministic: bool = False) -> None:
+    """Say, for the whole process, which algorithms a GPU may compute with.
+
+    Args:
+        device: Where networks compute from now on.
+        deterministic: Those alone that give the same bits every time; else the fastest, which are
+            looked for when a size is seen for the first time.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = not deterministic
+        torch.backends.cudnn.deterministic = deterministic
+        torch.set_float32_matmul_precision("high")
 
 
 class EvalStep:

@@ -222,7 +222,7 @@ def _record(out: Path, about: dict[str, Any], outcomes: list[Outcome]) -> None:
     metrics = out / "run" / "metrics.jsonl"
     lines = metrics.read_text().splitlines() if metrics.is_file() else []
     document["training"] = [json.loads(line) for line in lines]
-    document["trained_on"] = document["size"]["trained"] or document["size"]["samples"]
+    document["trained_on"] = document["size"]["trained"]
     for name, text in (
         ("suite.json", json.dumps(document, indent=1) + "\n"),
         ("suite.md", page(document)),

@@ -3,7 +3,8 @@
     python -m train.sweep '{"shards": "out", "res": 256, "batches": [64], "out": "figures", …}' …
 
 `train bench` compares contenders with care, in turns, each in a process of its own; this goes
-through many settings quickly, for machines whose time is short. It decides on no setting.
+through many settings quickly, for machines whose time is short: contenders of one setting share a
+loader and a network. It decides on no setting.
 """
 
 import contextlib
@@ -12,8 +13,10 @@ import datetime
 import gc
 import itertools
 import json
+import os
 import statistics
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from typing import Any
 import torch
 
 from train import nvml
-from train.contenders import Job, begin
+from train.contenders import Job, Shelf, Work, begin
 from train.machine import gpu_of, hardware, versions
 from train.window import window
 
@@ -47,8 +50,11 @@ class Sweep:
     windows: int
     seconds: float
     compile: str = "no"
-    loads: list[float] = dataclasses.field(default_factory=lambda: [0.65])
+    loads: list[float] = dataclasses.field(default_factory=lambda: [1.0])
     """Shares of the JPEGs for the GPU's decoding engine."""
+
+    turn: str = ""
+    """A file: get everything ready, leave ``turn`` + ``.ready``, and measure once it is there."""
 
 
 def sweep(wanted: Sweep) -> list[Path]:
@@ -56,34 +62,63 @@ def sweep(wanted: Sweep) -> list[Path]:
 
     A figure that fails is written with its ``error`` in place of its rates; the others go on.
     """
+    torch.set_num_threads(wanted.threads)
     files = []
-    for batch, load, name in itertools.product(wanted.batches, wanted.loads, wanted.contenders):
-        job = Job(
-            shards=wanted.shards, split="train", res=wanted.res, batch_size=batch,
-            threads=wanted.threads, device=wanted.device, model="resunet", scratch="",
-            compile=wanted.compile, hw_decoder_load=load,
-        )  # fmt: skip
-        figure = {"label": wanted.label, "name": name, "job": dataclasses.asdict(job)}
-        figure |= about(wanted.device, "sweep")
-        try:
-            figure |= _measure(name, job, wanted)
-        except Exception as error:
-            figure["error"] = " ".join(str(error).split()) or type(error).__name__
-        files.append(_write(Path(wanted.out), figure))
-        clear()
+    shelf = Shelf()
+    with contextlib.closing(shelf):
+        for batch, load in itertools.product(wanted.batches, wanted.loads):
+            job = Job(
+                shards=wanted.shards, split="train", res=wanted.res, batch_size=batch,
+                threads=wanted.threads, device=wanted.device, model="resunet", scratch="",
+                compile=wanted.compile, hw_decoder_load=load,
+            )  # fmt: skip
+            if wanted.turn:
+                _wait_for_turn(job, wanted, shelf)
+            for name in wanted.contenders:
+                figure = {"label": wanted.label, "name": name, "job": dataclasses.asdict(job)}
+                figure |= about(wanted.device, "sweep")
+                try:
+                    figure |= _measure(begin(name, job, shelf), wanted)
+                except Exception as error:
+                    figure["error"] = " ".join(str(error).split()) or type(error).__name__
+                files.append(_write(Path(wanted.out), figure))
+                clear()
     return files
 
 
-def _measure(name: str, job: Job, wanted: Sweep) -> dict[str, Any]:
-    torch.set_num_threads(job.threads)
-    work = begin(name, job)
+def _wait_for_turn(job: Job, wanted: Sweep, shelf: Shelf) -> None:
+    """Start what is slow to start, then stand still until it is one's turn.
+
+    What fails here is tried again then, and told of: others may have filled the GPU's memory.
+    """
+    for name in wanted.contenders:
+        with contextlib.suppress(Exception):
+            _warm(begin(name, job, shelf), wanted)
+        clear()
+    Path(f"{wanted.turn}.ready").touch()
+    while not Path(wanted.turn).exists():
+        if os.getppid() == 1:
+            sys.exit("sweep: whoever gives the turns is gone")
+        time.sleep(0.02)
+
+
+def _warm(work: Work, wanted: Sweep) -> None:
+    """A few batches: the first compiles, or looks for algorithms."""
+    with contextlib.closing(work.samples):  # type: ignore[type-var]
+        for _ in range(3):
+            next(work.samples)
+        if wanted.device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+
+def _measure(work: Work, wanted: Sweep) -> dict[str, Any]:
     on_gpu = wanted.device.startswith("cuda")
     with contextlib.closing(work.samples):  # type: ignore[type-var]
         next(work.samples)
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         with nvml.Watch(gpu=gpu_of(wanted.device)) as watch:
-            found = [window(work, wanted.seconds) for _ in range(wanted.windows)]
+            found = [window(work, wanted.seconds, idle=not k) for k in range(wanted.windows)]
     rates = [one["samples"] / one["wall"] for one in found]
     samples, wall = sum(one["samples"] for one in found), sum(one["wall"] for one in found)
     figure: dict[str, Any] = {

@@ -17,15 +17,20 @@ _AHEAD = 0.4
 """Seconds of work that are thrown away before each window: what had been made ahead."""
 
 
-def window(work: Work, seconds: float) -> dict[str, float]:
+def window(work: Work, seconds: float, *, idle: bool = True) -> dict[str, float]:
     """Let a contender work for some seconds, once what was made ahead is used up.
+
+    Args:
+        work: The contender.
+        seconds: How long, at least.
+        idle: Whether it stood still until now, and may have made something ahead.
 
     Returns:
         ``samples``, ``wall`` and ``cpu`` (seconds), ``memory`` (bytes), and ``waited`` (seconds)
         where a network trains.
     """
     begun = time.perf_counter()
-    while time.perf_counter() - begun < min(_AHEAD, seconds):
+    while idle and time.perf_counter() - begun < min(_AHEAD, seconds):
         next(work.samples)
     work.waited.clear()
     family = tree(os.getpid())
