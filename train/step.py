@@ -65,7 +65,8 @@ def choose_algorithms(device: torch.device, *, deterministic: bool = False) -> N
             looked for when a size is seen for the first time.
     """
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        if device.index is not None:
+            torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not deterministic
         torch.backends.cudnn.deterministic = deterministic
         torch.set_float32_matmul_precision("high")
