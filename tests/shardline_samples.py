@@ -6,6 +6,7 @@ Written with ``tarfile``, so that a fault in the shard writer cannot hide one in
 import hashlib
 import io
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import numpy as np
 from PIL import Image
 
 from shardify.manifest import Background, Manifest, Role, Shard, Source, Split, Stats
+
+IMAGES = ("fg_bg", "mask", "depth")
 
 Images = tuple[np.ndarray, np.ndarray, np.ndarray]
 """fg_bg (H, W, 3), mask (H, W), depth (H, W) uint8 or uint16."""
@@ -73,7 +76,8 @@ def write_data_set(
     extension = {"PNG": "png", "JPEG": "jpg", "RAW": "raw"}[picture]
     deep = "RAW" if picture == "RAW" else "PNG"
     background = background or (lambda index: scene(1000 + index, size=60)[0])
-    splits, sizes = {}, {}
+    splits: dict[str, Split] = {}
+    sizes: dict[str, Counter[tuple[int, ...]]] = {name: Counter() for name in IMAGES}
     for split, numbers in (("train", range(train)), ("val", range(train, train + val))):
         shards = []
         for first in range(numbers.start, numbers.stop, per_shard):
@@ -82,7 +86,8 @@ def write_data_set(
             for number in chosen:
                 fg_bg, mask, depth = images(number)
                 seen = mask >= 150 if picture == "RAW" else mask
-                sizes = {"fg_bg": fg_bg.shape, "mask": mask.shape, "depth": depth.shape}
+                for name, image in zip(IMAGES, (fg_bg, mask, depth), strict=True):
+                    sizes[name][image.shape[1::-1]] += 1
                 bits = 16 if depth.dtype == np.uint16 else 8
                 for role, data in (
                     (f"fg_bg.{extension}", encode(fg_bg, picture)),
@@ -114,9 +119,9 @@ def write_data_set(
     count = train + val
 
     def role(name: str, extension: str, channels: int, **extra: int) -> Role:
-        height, width = sizes[name][:2]
+        found = [[*size, many] for size, many in sizes[name].most_common()]
         return Role(
-            extensions=[extension], channels=channels, sizes=[[width, height, count]],
+            extensions=[extension], channels=channels, sizes=found,
             codec="raw" if picture == "RAW" else "keep", **extra,
         )  # fmt: skip
 

@@ -1,13 +1,19 @@
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from shardline_samples import write_data_set
 
 from train.bench import Report, Result, bench
 from train.contenders import OWN, PEERS, Job, begin
+from train.convoy import convoy
 from train.errors import ConfigError, DataError
+from train.pipeline import Loader
+from train.step import choose_algorithms
+from train.sweep import Sweep, sweep
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +114,84 @@ def test_a_contender_works_on_the_gpu_that_was_asked_for(monkeypatch) -> None:
     for device in ("cpu", "cuda", "cuda:3"):
         begin("to device", Job(device=device, **options))
     assert chosen == [3]
+
+
+# Quick sweeps
+
+
+def wanted(shards: Path, out: Path, **more) -> Sweep:
+    options = {
+        "label": "keep", "res": 32, "batches": [4], "device": "cpu", "threads": 1, "windows": 2,
+        "seconds": 0.01, "contenders": ["to device", "model alone", "end to end"], **more,
+    }  # fmt: skip
+    return Sweep(shards=str(shards), out=str(out), **options)
+
+
+def test_contenders_of_one_setting_share_a_loader_and_a_network(
+    data, tmp_path, monkeypatch
+) -> None:
+    opened, closed, networks = [], [], []
+    start, stop = Loader.__init__, Loader.close
+
+    def counted(self: Loader, *words, **options) -> None:
+        opened.append(options["batch_size"])
+        start(self, *words, **options)
+
+    def counted_too(self: Loader) -> None:
+        closed.append(self.batch_size)
+        stop(self)
+
+    monkeypatch.setattr(Loader, "__init__", counted)
+    monkeypatch.setattr(Loader, "close", counted_too)
+    monkeypatch.setattr(
+        "train.contenders.create", lambda name: networks.append(name) or torch.nn.Conv2d(6, 1, 1)
+    )
+    monkeypatch.setattr("train.contenders.TrainStep", lambda *_, **__: lambda _: None)
+    files = sweep(wanted(data, tmp_path / "out", batches=[4, 8]))
+    assert opened == [4, 8]
+    assert closed == [4, 8]
+    assert len(networks) == 2
+    figures = [json.loads(path.read_text()) for path in files]
+    assert [one.get("error") for one in figures] == [None] * 6
+    assert all(len(one["windows"]) == 2 for one in figures)
+
+
+def test_a_convoy_measures_each_by_itself_and_names_what_failed(data, tmp_path) -> None:
+    out = tmp_path / "out"
+    sweeps = [
+        wanted(data, out, label="first", contenders=["to device"], seconds=0.5),
+        wanted(tmp_path / "nothing", out, label="bad", contenders=["to device"]),
+        wanted(data, out, label="last", contenders=["to device"], seconds=0.5),
+    ]
+    assert convoy(sweeps) == [0, 1, 0]
+    figures = {path.name[:4]: json.loads(path.read_text()) for path in out.glob("*.json")}
+    assert "no manifest.json" in figures["bad-"]["error"]
+    assert figures["firs"]["samples_per_s"]["min"] > 0
+    # The date is that of the beginning; each waits for the one before it to end.
+    assert figures["firs"]["date"] < figures["last"]["date"]
+    assert not {field.name for field in dataclasses.fields(Sweep)} - set(Sweep.__slots__)
+
+
+def test_a_gpu_is_chosen_by_its_number_alone(monkeypatch) -> None:
+    """Torch refuses a device without one, and takes the first."""
+    chosen: list[int] = []
+
+    def choose(device: torch.device) -> None:
+        if device.index is None:
+            raise ValueError(f"expected a device with a number, but got {device}")
+        chosen.append(device.index)
+
+    monkeypatch.setattr("torch.cuda.set_device", choose)
+    monkeypatch.setattr("torch.backends.cudnn.benchmark", False)
+    monkeypatch.setattr("torch.backends.cudnn.deterministic", False)
+    before = torch.get_float32_matmul_precision()
+    try:
+        for device in ("cpu", "cuda", "cuda:1"):
+            choose_algorithms(torch.device(device))
+            assert torch.backends.cudnn.benchmark == (device != "cpu")
+        choose_algorithms(torch.device("cuda"), deterministic=True)
+        assert torch.backends.cudnn.deterministic
+        assert not torch.backends.cudnn.benchmark
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert chosen == [1]

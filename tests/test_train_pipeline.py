@@ -19,6 +19,7 @@ from PIL import Image
 from shardline_samples import Images, scene, write_data_set
 
 from shardify.manifest import Manifest
+from train import decode
 from train.baselines import PillowRenderer
 from train.batch import Batch
 from train.draws import Augmentation, draw, matrices
@@ -154,6 +155,37 @@ def test_kernel_and_dali_operators_give_the_same_batches(tmp_path, res, depth_bi
             assert (one.fg_bg - other.fg_bg).abs().max() < 1e-3
             assert (one.depth - other.depth).abs().max() < 1e-5
             assert (one.mask != other.mask).float().mean() < 1e-3
+
+
+def test_images_of_many_sizes_are_each_resized_from_their_own(tmp_path) -> None:
+    def grown(number: int) -> Images:
+        return scene(number, size=30 + 7 * (number % 4), depth_size=20 + 5 * (number % 3))
+
+    folder = write_data_set(tmp_path / "data", train=20, val=5, images=grown)
+    settings = {"res": 24, "batch_size": 8}
+    fused = collect(Loader(folder, **settings))
+    dali = collect(Loader(folder, kernel="dali", **settings))
+    assert len({size[0] for size in Manifest.load(folder).roles["depth"].sizes}) == 3
+    for one, other in zip(fused, dali, strict=True):
+        assert (one.fg_bg - other.fg_bg).abs().max() < 1e-3
+        assert (one.depth - other.depth).abs().max() < 1e-5
+
+
+def test_loaders_of_one_data_set_share_its_backgrounds_and_let_go_of_them(data, tmp_path) -> None:
+    other = write_data_set(tmp_path / "other", background=lambda n: scene(2000 + n, size=60)[0])
+    gc.collect()
+    before = len(decode._TABLES)
+    with (
+        Loader(data, res=24) as first,
+        Loader(data, res=32, split="val") as second,
+        Loader(other, res=24) as third,
+    ):
+        assert first._engine._backgrounds is second._engine._backgrounds
+        assert first._engine._backgrounds is not third._engine._backgrounds
+        assert len(decode._TABLES) == before + 2
+    del first, second, third
+    gc.collect()
+    assert len(decode._TABLES) == before
 
 
 @pytest.mark.parametrize("kernel", ["fused", "dali"])

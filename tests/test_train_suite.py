@@ -259,8 +259,8 @@ def test_all_limits_together_are_nine_minutes() -> None:
     assert limits.count(None) == 1
     assert limits[-1] is None
     assert all(limit >= 5 for limit in limits[:-1])
-    # The last one takes what is left over: half a minute at least.
-    assert sum(limits[:-1]) <= 540 - 20
+    # The last one takes what is left over: more than half a minute even then.
+    assert sum(limits[:-1]) <= 540 - 40
     assert FULL.budget <= 540
 
 

@@ -68,7 +68,7 @@ class Size:
 
 FULL = Size(
     samples=20_000, backgrounds=100, res=(64, 128, 256), batches=(16, 64, 256), network=None,
-    trained=10_000, train_batch=64, epochs=(2, 1), max_steps=0, windows=3, seconds=0.4, profiled=6,
+    trained=6_000, train_batch=64, epochs=(2, 1), max_steps=0, windows=3, seconds=0.4, profiled=6,
     compile=("yes", "graphs"), budget=9 * 60,
 )  # fmt: skip
 TENTH = Size(
@@ -126,13 +126,13 @@ class _Agenda:
         few, some, many = self.size.batches
         plain, graphs = self.size.compile
         return [
-            self._data("data", self.size.samples, 20),
-            self._build("keep", "data", 6),
-            self._tests(110),
+            self._data("data", self.size.samples, 18),
+            self._build("keep", "data", 5),
+            self._tests(100),
             self._measure(
-                f"{large} px", 60, *self._grid("keep", large, some, many, few),
+                f"{large} px", 55, *self._grid("keep", large, some, many, few),
             ),
-            self._build("raw", "data", 28, "--codec", "raw", "--res", str(small),
+            self._build("raw", "data", 18, "--codec", "raw", "--res", str(small),
                         "--res", str(middle), "--res", str(large)),
             self._measure(
                 "compiled", 105,
@@ -144,15 +144,15 @@ class _Agenda:
                 self._network("raw", small, some, compile=graphs),
                 module="convoy",
             ),
-            *self._training(small, large, 70),
-            self._profile(large, some, 28),
+            *self._training(small, large, 75),
+            self._profile(large, some, 30),
             self._measure(
                 "raw", 42, *self._grid("raw", small, some, many, few),
                 *self._fed("raw", large, some),
                 self._sweep("raw", middle, [some], LOADER),
             ),
             self._measure(
-                "decoder engine", 28,
+                "decoder engine", 36,
                 self._sweep("keep", large, [some], ["decode"], loads=[0.0, 0.65, 0.9, 1.0]),
             ),
             self._measure(
@@ -190,8 +190,8 @@ class _Agenda:
 
     def _training(self, small: int, large: int, limit: float) -> Iterator[Step]:
         size, shards = self.size, "trained"
-        yield self._data("few", size.trained, 14)
-        yield self._build(shards, "few", 6)
+        yield self._data("few", size.trained, 8)
+        yield self._build(shards, "few", 5)
         command = self._python(
             "train", "run", "--shards", str(self.scratch / shards),
             "--out", str(self.out / "run"), "--res", f"{small},{large}",
