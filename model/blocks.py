@@ -180,10 +180,13 @@ class Up(nn.Module):
 
     def _grown(self, x: Tensor) -> Tensor:
         """(B, in, H, W) → (B, in, 2H, 2W)."""
-        if not x.is_cuda:
-            return functional.pixel_shuffle(self.expand(x), 2)
-        # The same in one transposed convolution whose squares do not overlap: on CUDA a shuffle
-        # loses channels_last, and its copies to and fro took a sixth of a training step.
+        return self._transposed(x) if x.is_cuda else functional.pixel_shuffle(self.expand(x), 2)
+
+    def _transposed(self, x: Tensor) -> Tensor:
+        """The same in one transposed convolution, whose squares do not overlap.
+
+        On CUDA a shuffle loses channels_last; its copies to and fro took a sixth of a step.
+        """
         out, in_ = self.expand.weight.shape[:2]
         weight = self.expand.weight.view(out // 4, 2, 2, in_).permute(3, 0, 1, 2)
         return functional.conv_transpose2d(x, weight, stride=2)

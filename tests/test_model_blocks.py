@@ -86,3 +86,21 @@ def test_fresh_upsampling_has_no_checkerboard() -> None:
         cells = torch.nn.functional.pixel_shuffle(up.expand(x), 2)
         assert torch.allclose(cells[..., ::2, ::2], cells[..., 1::2, 1::2], atol=1e-6)
         assert cells.std() > 0.1
+
+
+def test_both_ways_of_doubling_the_size_are_the_same_function() -> None:
+    """A GPU takes the second: a transposed convolution of the same weights."""
+    up = Up(8, 6, 4)
+    grown, slopes = [], []
+    for way in (lambda x: torch.nn.functional.pixel_shuffle(up.expand(x), 2), up._transposed):
+        torch.manual_seed(0)
+        up.zero_grad()
+        x = torch.randn(2, 8, 5, 7, requires_grad=True)
+        out = way(x)
+        (out * torch.randn(out.shape)).sum().backward()
+        grown.append(out)
+        slopes.append((x.grad, up.expand.weight.grad))
+    assert grown[0].shape == (2, 8, 10, 14)
+    assert torch.allclose(*grown, atol=1e-6)
+    for one, other in zip(*slopes, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)

@@ -8,10 +8,11 @@ from PIL import Image
 from shardline_samples import write_data_set
 
 from train.bench import Report, Result, bench
-from train.contenders import OWN, PEERS, Job, begin
+from train.contenders import OWN, PEERS, begin
 from train.convoy import convoy
 from train.errors import ConfigError, DataError
 from train.pipeline import Loader
+from train.shelf import Job
 from train.step import choose_algorithms
 from train.sweep import Sweep, sweep
 
@@ -144,9 +145,9 @@ def test_contenders_of_one_setting_share_a_loader_and_a_network(
     monkeypatch.setattr(Loader, "__init__", counted)
     monkeypatch.setattr(Loader, "close", counted_too)
     monkeypatch.setattr(
-        "train.contenders.create", lambda name: networks.append(name) or torch.nn.Conv2d(6, 1, 1)
+        "train.shelf.create", lambda name: networks.append(name) or torch.nn.Conv2d(6, 1, 1)
     )
-    monkeypatch.setattr("train.contenders.TrainStep", lambda *_, **__: lambda _: None)
+    monkeypatch.setattr("train.shelf.TrainStep", lambda *_, **__: lambda _: None)
     files = sweep(wanted(data, tmp_path / "out", batches=[4, 8]))
     assert opened == [4, 8]
     assert closed == [4, 8]

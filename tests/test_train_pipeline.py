@@ -19,7 +19,7 @@ from PIL import Image
 from shardline_samples import Images, scene, write_data_set
 
 from shardify.manifest import Manifest
-from train import decode
+from train import backgrounds
 from train.baselines import PillowRenderer
 from train.batch import Batch
 from train.draws import Augmentation, draw, matrices
@@ -174,7 +174,7 @@ def test_images_of_many_sizes_are_each_resized_from_their_own(tmp_path) -> None:
 def test_loaders_of_one_data_set_share_its_backgrounds_and_let_go_of_them(data, tmp_path) -> None:
     other = write_data_set(tmp_path / "other", background=lambda n: scene(2000 + n, size=60)[0])
     gc.collect()
-    before = len(decode._TABLES)
+    before = len(backgrounds._TABLES)
     with (
         Loader(data, res=24) as first,
         Loader(data, res=32, split="val") as second,
@@ -182,10 +182,10 @@ def test_loaders_of_one_data_set_share_its_backgrounds_and_let_go_of_them(data, 
     ):
         assert first._engine._backgrounds is second._engine._backgrounds
         assert first._engine._backgrounds is not third._engine._backgrounds
-        assert len(decode._TABLES) == before + 2
+        assert len(backgrounds._TABLES) == before + 2
     del first, second, third
     gc.collect()
-    assert len(decode._TABLES) == before
+    assert len(backgrounds._TABLES) == before
 
 
 @pytest.mark.parametrize("kernel", ["fused", "dali"])

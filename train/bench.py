@@ -17,9 +17,10 @@ from pathlib import Path
 
 import torch
 
-from train.contenders import OWN, PEERS, Job, available, begin, scratch
+from train.contenders import OWN, PEERS, available, begin, scratch
 from train.errors import ConfigError, DataError
 from train.machine import hardware, versions
+from train.shelf import Job
 from train.verdict import EPOCH, Report, Result
 from train.window import tree, window
 

@@ -1,71 +1,18 @@
-"""Images decoded outside the graph: the backgrounds, once, and those that stop it, one by one.
+"""Images that stop a graph: which of a batch does not decode, and why, in DALI's words.
 
-Says which image does not decode, and why, in DALI's words. Decodes by ``graph.decoder``, so that
-what fails here is what fails there. This module opens no file.
+Decodes by ``graph.decoder``, one by one, so that what fails here is what fails there. This module
+opens no file.
 """
 
-import weakref
 from collections.abc import Sequence
 
-import numpy as np
-
-from train.errors import DataError
 from train.graph import decoder
 from train.mapped import Bytes
 
-__all__ = ["background_table", "decode_faults", "reason_of"]
-
-_TOGETHER = 8
-"""Backgrounds decoded at a time: a large one takes tens of megabytes until it is squashed."""
-
-_TABLES: "weakref.WeakValueDictionary[tuple[object, ...], Bytes]" = weakref.WeakValueDictionary()
-"""Tables that loaders hold: those of one data set, as a run has them, share one."""
+__all__ = ["decode_faults", "reason_of"]
 
 _STATUS = {3: "its file is damaged", 4: "not an image of a kind that DALI reads"}
 """What nvImageCodec's numbers say (``nvimgcodecStatus_t``); DALI hands on nothing but them."""
-
-
-def background_table(
-    payloads: Sequence[Bytes],
-    names: Sequence[str],
-    *,
-    digests: tuple[str, ...],
-    size: tuple[int, int],
-    threads: int,
-) -> Bytes:
-    """Every background, decoded and squashed to one size with antialiasing.
-
-    Args:
-        payloads: Files of N >= 0 backgrounds.
-        names: Of each, for an error.
-        digests: SHA-256 of each: a table of the same is not made twice.
-        size: Width and height. Pixels.
-        threads: To decode with.
-
-    Returns:
-        (N, height, width, 3) uint8, contiguous; not to be written to.
-
-    Raises:
-        DataError: One does not decode.
-    """
-    width, height = size
-    if (made := _TABLES.get((digests, size))) is not None:
-        return made
-    table = np.empty((len(payloads), height, width, 3), np.uint8)
-    decode = decoder(batch_size=_TOGETHER, threads=threads, colour=True, size=size)
-    for first in range(0, len(payloads), _TOGETHER):
-        files = payloads[first : first + _TOGETHER]
-        try:
-            table[first : first + len(files)] = decode(files)
-        except RuntimeError as error:
-            faults = decode_faults(files, "bg")
-            at = next((place for place, fault in enumerate(faults) if fault), 0)
-            raise DataError(
-                f"{names[first + at]}: does not decode ({faults[at] or reason_of(error)}); "
-                "build the data set again without it"
-            ) from error
-    _TABLES[digests, size] = table
-    return table
 
 
 def decode_faults(payloads: Sequence[Bytes], role: str) -> list[str | None]:

@@ -20,7 +20,8 @@ import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]  # torch lists it nowhere
 from torch.profiler import ProfilerActivity, profile
 
-from train.contenders import Job, Shelf, Work, begin
+from train.contenders import Work, begin
+from train.shelf import Job, Shelf
 from train.sweep import about, clear, draft
 
 __all__ = ["Dissection", "bound", "covered", "dissect"]

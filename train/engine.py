@@ -17,16 +17,16 @@ import numpy.typing as npt
 import torch
 
 from shardify.manifest import Manifest
+from train.backgrounds import background_table
 from train.batch import ROLES, Batch, fill
-from train.decode import background_table, decode_faults, reason_of
+from train.decode import decode_faults, reason_of
 from train.draws import NOISE_UNIT, looks, noise_table
 from train.errors import DataError
 from train.feed import Feed, Step
 from train.fused import Renderer
 from train.graph import AHEAD, graph, own_tensor
 from train.normal import normal_of
-from train.raw import check_sizes, is_raw, pixels, size_of
-from train.shards import background_payloads
+from train.raw import check_sizes, is_raw, size_of
 
 __all__ = ["Engine"]
 
@@ -73,19 +73,7 @@ class Engine:
         depth_bits = manifest.roles["depth"].bits if "depth" in manifest.roles else 8
         threshold = float(("mask" in manifest.roles and manifest.roles["mask"].threshold) or 128)
         normal = normal_of(manifest, folder)
-        payloads = background_payloads(folder, manifest)
-        if not payloads:
-            table = np.empty((0, 0, 0, 3), np.uint8)
-        elif self._raw:
-            table = np.stack([pixels(payload, manifest, "bg") for payload in payloads])
-        else:
-            table = background_table(
-                payloads,
-                [f"{folder}: background {one.id}" for one in manifest.backgrounds],
-                digests=tuple(one.sha256 for one in manifest.backgrounds),
-                size=size_of(manifest, "fg_bg"),
-                threads=threads,
-            )
+        table = background_table(folder, manifest, threads=threads)
         self._renderer: Renderer | None = None
         self._backgrounds: Any = table
         if kernel == "fused":
@@ -109,7 +97,7 @@ class Engine:
         self._pipe = graph(
             self._inputs_of,
             shards=feed.shards.buffers,
-            backgrounds=None if self._decode_only else table,
+            backgrounds=None if self._decode_only or not len(table) else table,
             noise=None if self._decode_only or not augment else noise_table(res),
             roles=self._images,
             extensions={role: frozenset(manifest.roles[role].extensions) for role in self._images},

@@ -6,7 +6,6 @@ four roles alike. This is the only module that imports DALI; it opens no file an
 """
 
 import collections
-import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from nvidia.dali import math as dali_math
 
 from train.batch import ROLES
 from train.mapped import Bytes
+from train.picks import Picks
 
 __all__ = ["AHEAD", "decoder", "graph", "own_tensor"]
 
@@ -141,7 +141,6 @@ def graph(
             output_layout="HWC" if channels_last else "CHW",
         )
 
-    has_bg = backgrounds is not None and len(backgrounds) > 0
     pipe = Pipeline(
         batch_size=batch_size,
         num_threads=threads,
@@ -152,9 +151,8 @@ def graph(
     with pipe:
         count = 1 + 2 * len(roles) + (not decode_only) + 2 * (noise is not None)
         inputs = _inputs(source, count, shards)
-        picked = _picked(
-            source, count, backgrounds if has_bg else None, noise, res=res, device=device
-        )
+        picks = Picks(backgrounds, noise, res=res, device=device)
+        picked = _picked(source, count, picks, AHEAD[device.type])
         bytewise: dict[str, Any] = {"normalized_anchor": False, "normalized_shape": False}
         payloads = [
             fn.slice(inputs[0], inputs[1 + k], inputs[1 + len(roles) + k], axes=[0], **bytewise)
@@ -173,7 +171,7 @@ def graph(
             # The warp knows no unsigned words.
             image, matrix = found["depth"]
             found["depth"] = fn.cast(image, dtype=types.FLOAT), matrix
-        if backgrounds is not None and has_bg:
+        if backgrounds is not None:
             found["bg"] = picked[0], scaled((backgrounds.shape[2], backgrounds.shape[1]))
         made = {role: warp(*one) for role, one in found.items()}
         if noise is not None:
@@ -216,61 +214,30 @@ def _inputs(source: Callable[[int], list[Array]], count: int, shards: Sequence[B
 
 
 def _picked(
-    source: Callable[[int], list[Array]],
-    count: int,
-    backgrounds: Array | None,
-    noise: Array | None,
-    *,
-    res: int,
-    device: torch.device,
+    source: Callable[[int], list[Array]], count: int, picks: Picks, ahead: int
 ) -> list[Any]:
-    """Each row's background (H, W, 3) uint8 and piece of the noise (res, res, 3) int8, if any.
+    """What ``picks`` takes for each row, as the arrays of ``source`` after ``count`` say.
 
-    The tables lie on the device; the arrays of ``source`` after ``count`` say what to take. DALI
-    would be handed a whole table for every sample, and on a GPU copy it as many times.
+    DALI would be handed a whole table for every sample, and on a GPU copy it as many times.
     """
-    if backgrounds is None and noise is None:
+    if not picks.tables:
         return []
-    table = None if backgrounds is None else torch.from_numpy(backgrounds).to(device)
-    pieces = None
-    if noise is not None:
-        whole = torch.from_numpy(np.ascontiguousarray(noise.transpose(1, 2, 0))).to(device)
-        places = whole.shape[0] - res
-        down, right, channel = whole.stride()
-        # Every piece there is, as views: (row, column, res, res, 3).
-        pieces = whole.as_strided(
-            (places, places, res, res, 3), (down, right, down, right, channel)
-        )
-    stream: Any = None
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        # Of high priority: what it does is short, and a batch waits for it.
-        stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
     # DALI reads them in place, a few iterations later.
-    kept: collections.deque[list[torch.Tensor]] = collections.deque(maxlen=AHEAD[device.type] + 3)
+    kept: collections.deque[list[torch.Tensor]] = collections.deque(maxlen=ahead + 3)
 
     def pick(info: Any) -> list[Any]:
-        taken = []
-        with torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():
-            numbers = [
-                torch.from_numpy(one.astype(np.int64)).to(device, non_blocking=True)
-                for one in source(info.iteration)[count:]
-            ]
-            if table is not None:
-                taken.append(table[numbers[0]])
-            if pieces is not None:
-                taken.append(pieces[numbers[-1][:, 0], numbers[-1][:, 1]])
+        taken = picks(source(info.iteration)[count:])
         kept.append(taken)
-        return taken if stream is not None else [_dali.TensorListCPU(one.numpy()) for one in taken]
+        return taken if picks.stream else [_dali.TensorListCPU(one.numpy()) for one in taken]
 
     made = fn.external_source(
         pick,
-        num_outputs=(table is not None) + (pieces is not None),
-        device="gpu" if stream is not None else "cpu",
+        num_outputs=picks.tables,
+        device="gpu" if picks.stream else "cpu",
         batch=True,
         batch_info=True,
         no_copy=True,
-        cuda_stream=stream,
+        cuda_stream=picks.stream,
     )
     return list(made)
 

@@ -24,8 +24,9 @@ from typing import Any
 import torch
 
 from train import nvml
-from train.contenders import Job, Shelf, Work, begin
+from train.contenders import Work, begin
 from train.machine import gpu_of, hardware, versions
+from train.shelf import Job, Shelf
 from train.window import window
 
 __all__ = ["Sweep", "about", "clear", "draft", "sweep"]

@@ -1,0 +1,135 @@
+"""What contenders work with and is slow to start: a loader, and the training step of a network.
+
+On a GPU's machine a loader takes seconds to start, and so does the search for the fastest
+algorithms, or compiling. Keeps no time.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from model.losses import Criterion
+from model.registry import create
+from train.batch import Batch
+from train.step import TrainStep, choose_algorithms, precision_of
+
+if TYPE_CHECKING:
+    from train.pipeline import Loader
+
+__all__ = ["Job", "Shelf"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What is measured; the same for all contenders."""
+
+    shards: str
+    split: str
+    res: int
+    batch_size: int
+    threads: int
+    """DALI's, the renderer's and torch's; for other loaders, worker processes."""
+
+    device: str
+    model: str
+    scratch: str
+    """A folder for copies of the data in the formats of others; may be filled already."""
+
+    order: str | None = None
+    cache: str = "disk"
+
+    compile: str = "no"
+    """Of the network: no, yes, graphs as in the settings; trace: its graph is captured, no more."""
+
+    hw_decoder_load: float = 1.0
+    """Share of the JPEGs for a GPU's decoding engine, in [0, 1]."""
+
+
+class Shelf:
+    """Keeps both for the next contender of the same job.
+
+    Contenders that share one run one after the other, never at once.
+    """
+
+    def __init__(self) -> None:
+        self._loaders: dict[Any, Loader] = {}
+        self._steps: dict[Any, Callable[[Batch], object]] = {}
+
+    def loader(self, job: Job, options: dict[str, Any]) -> "Loader":
+        """The loader of a job; another one, if there is one, is closed."""
+        from train.pipeline import Loader
+
+        key = (dataclasses.replace(job, compile="no", model=""), *sorted(options.items()))
+        if key not in self._loaders:
+            self.close()
+            self._loaders[key] = Loader(
+                job.shards,
+                split=job.split,
+                res=job.res,
+                batch_size=job.batch_size,
+                threads=job.threads,
+                order=job.order,
+                cache=job.cache,
+                hw_decoder_load=job.hw_decoder_load,
+                **options,
+            )
+        return self._loaders[key]
+
+    def step(self, job: Job) -> Callable[[Batch], object]:
+        """The training step of a job's network; another one is dropped."""
+        key = (job.model, job.device, job.res, job.batch_size, job.compile)
+        if key not in self._steps:
+            self._steps.clear()
+            self._steps[key] = _train_step(job)
+        return self._steps[key]
+
+    def close(self) -> None:
+        """Close the loader. Does nothing the second time."""
+        for loader in self._loaders.values():
+            loader.close()
+        self._loaders.clear()
+
+
+_COMPILED: dict[str, dict[str, Any]] = {
+    "yes": {"mode": "default"},
+    "graphs": {"mode": "reduce-overhead"},
+    "trace": {"backend": "eager"},
+}
+
+
+def _train_step(job: Job) -> Callable[[Batch], object]:
+    """A training step as `train run` takes it; a GPU is at most two steps behind."""
+    torch.manual_seed(0)
+    device = torch.device(job.device)
+    choose_algorithms(device)
+    model = create(job.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network: torch.nn.Module = model
+    if job.compile != "no":
+        network = cast(
+            torch.nn.Module, torch.compile(model, dynamic=False, **_COMPILED[job.compile])
+        )
+    step = TrainStep(
+        network,
+        Criterion(),
+        torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9),
+        precision=precision_of("auto", device),
+        clip=0.1,
+        clip_by="value",
+    )
+    model.train()
+    under_way: collections.deque[torch.cuda.Event] = collections.deque()
+
+    def run(batch: Batch) -> None:
+        step([batch])
+        if device.type == "cuda":
+            done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            done.record()
+            under_way.append(done)
+            if len(under_way) > 2:
+                under_way.popleft().synchronize()
+
+    return run
