@@ -1,6 +1,7 @@
 """``python -m shardify``, and what the ``shardify`` command calls."""
 
 import gc
+import os
 from collections.abc import Callable
 
 __all__ = ["main"]
@@ -11,6 +12,9 @@ def main() -> None:
     # Imports and names make much that stays: to look for cycles in it, again and again and once
     # more at the end, takes a tenth of a short run.
     gc.set_threshold(100_000, 50, 50)
+    # Nothing here is algebra, yet as numpy is imported its threads for that wait busily for work,
+    # on the core where the first worker starts: a fiftieth of a short run.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         from shardify.interrupts import run
     except KeyboardInterrupt:
