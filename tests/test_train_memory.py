@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given
@@ -6,7 +8,9 @@ from tiny_run import TinyNet
 
 from model.losses import Criterion
 from train import memory
-from train.memory import is_out_of_memory, largest_batch, peak_mb, refusal
+from train.batch import Batch, synthetic
+from train.errors import FitError
+from train.memory import is_out_of_memory, largest_batch, next_of, peak_mb, refusal
 from train.step import TrainStep, precision_of
 
 CPU = torch.device("cpu")
@@ -35,6 +39,18 @@ def test_the_batch_named_fits_and_is_close_to_the_largest(limit: int, above: int
 )
 def test_running_out_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
+
+
+def test_a_loader_that_runs_out_of_memory_is_told_in_a_line() -> None:
+    def failing(error: Exception) -> Iterator[Batch]:
+        yield synthetic(1, 16)
+        raise error
+
+    assert len(next_of(iter([synthetic(1, 16)] * 3), 2)) == 2
+    with pytest.raises(FitError, match="--batch: memory ran out while the loader made the next"):
+        next_of(failing(torch.OutOfMemoryError("CUDA out of memory")), 2)
+    with pytest.raises(RuntimeError, match="another"):
+        next_of(failing(RuntimeError("another")), 2)
 
 
 def test_a_cpu_says_by_itself_that_memory_ran_out() -> None:

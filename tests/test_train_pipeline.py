@@ -547,6 +547,17 @@ def test_an_image_that_fails_ahead_of_its_step_is_named(tmp_path, monkeypatch) -
             next(batches)
 
 
+def test_memory_that_runs_out_in_dali_is_told_as_that(data, monkeypatch) -> None:
+    def full() -> None:
+        raise RuntimeError("Critical error in pipeline:\nError: CUDA allocation failed\nCurrent")
+
+    with Loader(data, res=24, batch_size=8) as loader:
+        monkeypatch.setattr(loader._engine._pipe, "share_outputs", full)
+        wanted = r"memory ran out while DALI made a batch of 8 at 24 px \(.*\); use a smaller batch"
+        with pytest.raises(DataError, match=wanted):
+            next(iter(loader))
+
+
 def test_going_on_without_a_sample_is_offered_only_where_its_shard_is_as_built(tmp_path) -> None:
     folder = write_data_set(tmp_path / "data")
     damage(folder, "s00021", "mask", b"\0" * 24)

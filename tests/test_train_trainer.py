@@ -4,7 +4,9 @@ import math
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +29,7 @@ from train.errors import (
 )
 from train.evaluate import judge, load_trained
 from train.logs import JsonLines, Screen
-from train.networks import compiling
+from train.networks import Networks, compiling
 from train.settings import resolve
 from train.stop import Stop
 from train.trainer import Trainer
@@ -565,6 +567,19 @@ def test_a_network_that_cannot_be_compiled_is_told_from_one_that_is_wrong() -> N
     assert "\n" not in str(told.value) and "--resume --compile no" in str(told.value)
     with pytest.raises(RuntimeError, match="shapes"), compiling("yes"):
         raise RuntimeError("shapes cannot be multiplied")
+
+
+@pytest.mark.parametrize(("accum", "ranks"), [(2, 1), (1, 2)])
+def test_cuda_graphs_take_one_batch_a_step_on_one_gpu(accum: int, ranks: int) -> None:
+    config = Config(
+        compute=replace(Config().compute, compile="graphs"),
+        optim=replace(Config().optim, grad_accum=accum),
+    )
+    asked = SimpleNamespace(
+        _config=config, _device=torch.device("cuda"), _world=SimpleNamespace(size=ranks)
+    )
+    with pytest.raises(ConfigError, match=r"--compile graphs: one GPU and one batch a step only"):
+        Networks._compiled(asked, torch.nn.Identity())
 
 
 def test_cuda_graphs_need_a_gpu(tmp_path: Path) -> None:

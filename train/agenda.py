@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from train import nvml
+
 __all__ = ["FULL", "ROOT", "TENTH", "Size", "Step", "steps"]
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -126,33 +128,32 @@ class _Agenda:
         few, some, many = self.size.batches
         plain, graphs = self.size.compile
         return [
-            self._data("data", self.size.samples, 18),
+            self._data("data", self.size.samples, 14),
             self._build("keep", "data", 5),
             self._tests(100),
             self._measure(
-                f"{large} px", 55, *self._grid("keep", large, some, many, few),
+                f"{large} px", 60, *self._grid("keep", large, some, many, few),
             ),
-            self._build("raw", "data", 18, "--codec", "raw", "--res", str(small),
+            self._build("raw", "data", 22, "--codec", "raw", "--res", str(small),
                         "--res", str(middle), "--res", str(large)),
             self._measure(
-                "compiled", 105,
-                *(self._network("keep", large, batch, compile=plain)
-                  for batch in (some, many, few)),
-                *(self._network(data, res, batch, compile=plain)
-                  for data, res in (("raw", small), ("keep", middle))
-                  for batch in (some, many, few)),
+                "compiled", 120,
+                self._network("keep", large, some, compile=plain),
                 self._network("raw", small, some, compile=graphs),
+                *(self._network(data, res, batch, compile=plain)
+                  for data, res in (("keep", large), ("raw", small), ("keep", middle))
+                  for batch in (some, many, few) if (res, batch) != (large, some)),
                 module="convoy",
             ),
-            *self._training(small, large, 75),
-            self._profile(large, some, 30),
+            *self._training(small, large, 68),
+            self._profile(large, some, 38),
             self._measure(
-                "raw", 42, *self._grid("raw", small, some, many, few),
+                "raw", 46, *self._grid("raw", small, some, many, few),
                 *self._fed("raw", large, some),
                 self._sweep("raw", middle, [some], LOADER),
             ),
             self._measure(
-                "decoder engine", 36,
+                "decoder engine", 32,
                 self._sweep("keep", large, [some], ["decode"], loads=[0.0, 0.65, 0.9, 1.0]),
             ),
             self._measure(
@@ -182,7 +183,10 @@ class _Agenda:
 
     def _tests(self, limit: float) -> Step:
         found = sorted(map(str, (ROOT / "tests").glob("test_gpu_*.py")))
-        command = self._python(
+        index = self.device.partition(":")[2]
+        # Tests know one GPU, the first that they may see.
+        seen = ["env", f"CUDA_VISIBLE_DEVICES={nvml.visible(int(index))}"] if index else []
+        command = seen + self._python(
             "pytest", "-c", str(ROOT / "tests" / "gpu.ini"), "-m", "gpu",
             f"--junitxml={self.out / 'tests.xml'}", *(found or [str(ROOT / "tests")]),
         )  # fmt: skip
@@ -190,7 +194,7 @@ class _Agenda:
 
     def _training(self, small: int, large: int, limit: float) -> Iterator[Step]:
         size, shards = self.size, "trained"
-        yield self._data("few", size.trained, 8)
+        yield self._data("few", size.trained, 7)
         yield self._build(shards, "few", 5)
         command = self._python(
             "train", "run", "--shards", str(self.scratch / shards),

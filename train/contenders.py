@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from train.batch import Batch, synthetic
+from train.batch import Batch
 from train.shelf import Job, Shelf
 
 __all__ = ["OWN", "PEERS", "Work", "available", "begin"]
@@ -89,7 +89,7 @@ def _to_device(job: Job, work: Work) -> Generator[int, None, None]:
 
 def _model(job: Job, work: Work) -> Generator[int, None, None]:
     step = work.shelf.step(job)
-    batch = synthetic(job.batch_size, job.res, device=job.device, channels_last=True)
+    batch = work.shelf.batch(job)
     while True:
         step(batch)
         yield job.batch_size

@@ -2,8 +2,10 @@
 
     python -m train.convoy '{"shards": "out", "res": 256, "compile": "yes", …}' …
 
-Each is a process of its own. All get ready at once, on all cores; then one after the other is
-measured, in the order given, while the others stand still. Measures nothing itself.
+Each is a process of its own. They get ready together, as many at once as cores and memory allow;
+then one after the other is measured, in the order given, while the others stand still. What is
+looked for meanwhile, as the fastest algorithms, is looked for beside the others, and so with less
+certainty than alone. Measures nothing itself.
 """
 
 import contextlib
@@ -22,6 +24,9 @@ __all__ = ["convoy"]
 
 _POLL = 0.02
 
+_MEMORY = 3e9
+"""Of the host, that one of them may need to get ready: torch, CUDA, compilers. Bytes."""
+
 
 def convoy(sweeps: Sequence[Sweep]) -> list[int]:
     """Go through all of them.
@@ -33,9 +38,12 @@ def convoy(sweeps: Sequence[Sweep]) -> list[int]:
         turns = [Path(folder) / str(place) for place in range(len(sweeps))]
         going: list[subprocess.Popen[bytes]] = []
         try:
+            most = _together()
             for one, turn in zip(sweeps, turns, strict=True):
-                going.append(_start(one, turn, len(sweeps)))
-            while any(_at_work(*each) for each in zip(going, turns, strict=True)):
+                while sum(map(_at_work, going, turns)) >= most:
+                    time.sleep(_POLL)
+                going.append(_start(one, turn, min(most, len(sweeps))))
+            while any(map(_at_work, going, turns)):
                 time.sleep(_POLL)
             found = []
             for process, turn in zip(going, turns, strict=True):
@@ -57,6 +65,14 @@ def _start(one: Sweep, turn: Path, many: int) -> "subprocess.Popen[bytes]":
         [sys.executable, "-m", "train.sweep", json.dumps(words)],
         env={"TORCHINDUCTOR_COMPILE_THREADS": str(share), **os.environ},
     )
+
+
+def _together() -> int:
+    """How many may get ready at once."""
+    cores = len(os.sched_getaffinity(0)) * 5 // 8
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024
+    return max(1, min(cores, int(free / _MEMORY)))
 
 
 def _at_work(process: "subprocess.Popen[bytes]", turn: Path) -> bool:

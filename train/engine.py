@@ -8,6 +8,7 @@ compare). A sample that does not decode is found and named here. It keeps no pos
 import collections
 import contextlib
 import itertools
+import re
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,12 @@ class Engine:
         Those of every step under way: one that fails ahead of its turn fails the whole pipeline.
         """
         steps = [step for step, _ in self._waiting if step is not None]
+        if re.search(r"out of memory|bad_alloc|[Cc]an't allocate|allocation failed", str(error)):
+            samples = max((len(step.indexes) for step in steps), default=0)
+            return DataError(
+                f"{self._feed.shards.folder}: memory ran out while DALI made a batch of {samples} "
+                f"at {self._res} px ({reason_of(error)}); use a smaller batch"
+            )
         for step, role in itertools.product(steps, self._images):
             reasons = decode_faults(self._feed.shards.payloads(step.indexes, role), role)
             for index, reason in zip(step.indexes.tolist(), reasons, strict=True):

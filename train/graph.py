@@ -222,13 +222,16 @@ def _picked(
     """
     if not picks.tables:
         return []
-    # DALI reads them in place, a few iterations later.
+    # A CPU's are read in place, a few iterations later. A GPU's are copied: only of a copy does
+    # DALI know when it is there.
     kept: collections.deque[list[torch.Tensor]] = collections.deque(maxlen=ahead + 3)
 
     def pick(info: Any) -> list[Any]:
         taken = picks(source(info.iteration)[count:])
+        if picks.stream:
+            return taken
         kept.append(taken)
-        return taken if picks.stream else [_dali.TensorListCPU(one.numpy()) for one in taken]
+        return [_dali.TensorListCPU(one.numpy()) for one in taken]
 
     made = fn.external_source(
         pick,
@@ -236,7 +239,7 @@ def _picked(
         device="gpu" if picks.stream else "cpu",
         batch=True,
         batch_info=True,
-        no_copy=True,
+        no_copy=not picks.stream,
         cuda_stream=picks.stream,
     )
     return list(made)

@@ -5,7 +5,8 @@ Measures and tries; changes no setting.
 
 import gc
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 
 import torch
 
@@ -13,7 +14,15 @@ from train.batch import Batch, synthetic
 from train.errors import FitError
 from train.step import StepResult, TrainStep
 
-__all__ = ["OUT_OF_MEMORY", "fitting", "is_out_of_memory", "largest_batch", "peak_mb", "refusal"]
+__all__ = [
+    "OUT_OF_MEMORY",
+    "fitting",
+    "is_out_of_memory",
+    "largest_batch",
+    "next_of",
+    "peak_mb",
+    "refusal",
+]
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError, RuntimeError)
 """What to catch before asking `is_out_of_memory`: a CPU's allocator raises a plain RuntimeError."""
@@ -62,6 +71,20 @@ def largest_batch(fits: Callable[[int], bool], below: int) -> int:
     return good
 
 
+def next_of(batches: Iterator[Batch], count: int) -> list[Batch]:
+    """The next ``count`` batches, or fewer at the end, whose making may run out of memory.
+
+    Raises:
+        FitError: It did.
+    """
+    try:
+        return list(islice(batches, count))
+    except OUT_OF_MEMORY as error:
+        if not is_out_of_memory(error):
+            raise
+    raise FitError("--batch: memory ran out while the loader made the next one; use a smaller one")
+
+
 def fitting(step: TrainStep, batches: list[Batch], *, channels_last: bool) -> list[StepResult]:
     """``step.gradients``, whose memory may run out.
 
@@ -100,7 +123,9 @@ def refusal(
     def fits(samples: int) -> bool:
         _free(device)
         try:
-            step.gradient(synthetic(samples, res, device=device, channels_last=channels_last))
+            # A compiled network would be compiled anew for each size that is tried.
+            with torch.compiler.set_stance("force_eager"):
+                step.gradient(synthetic(samples, res, device=device, channels_last=channels_last))
         except OUT_OF_MEMORY as error:
             if not is_out_of_memory(error):
                 raise

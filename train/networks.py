@@ -118,6 +118,12 @@ class Networks:
                 "--compile graphs: only GPUs have CUDA graphs; "
                 "expected --device cuda, or --compile yes"
             )
+        if how == "graphs" and (self._config.optim.grad_accum > 1 or self._world.size > 1):
+            # A second replay writes over the gradients that the first one left.
+            raise ConfigError(
+                "--compile graphs: one GPU and one batch a step only; "
+                "expected --grad-accum 1 without torchrun, or --compile yes"
+            )
         mode = "reduce-overhead" if how == "graphs" else "default"
         return cast(nn.Module, torch.compile(model, dynamic=False, mode=mode))
 

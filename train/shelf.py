@@ -14,7 +14,7 @@ import torch
 
 from model.losses import Criterion
 from model.registry import create
-from train.batch import Batch
+from train.batch import Batch, synthetic
 from train.step import TrainStep, choose_algorithms, precision_of
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class Shelf:
     def __init__(self) -> None:
         self._loaders: dict[Any, Loader] = {}
         self._steps: dict[Any, Callable[[Batch], object]] = {}
+        self._batches: dict[Any, Batch] = {}
 
     def loader(self, job: Job, options: dict[str, Any]) -> "Loader":
         """The loader of a job; another one, if there is one, is closed."""
@@ -87,6 +88,16 @@ class Shelf:
             self._steps[key] = _train_step(job)
         return self._steps[key]
 
+    def batch(self, job: Job) -> Batch:
+        """A resident batch for a job's network: drawing one takes seconds where it is large."""
+        key = (job.device, job.res, job.batch_size)
+        if key not in self._batches:
+            self._batches.clear()
+            self._batches[key] = synthetic(
+                job.batch_size, job.res, device=job.device, channels_last=True
+            )
+        return self._batches[key]
+
     def close(self) -> None:
         """Close the loader. Does nothing the second time."""
         for loader in self._loaders.values():
@@ -102,7 +113,7 @@ _COMPILED: dict[str, dict[str, Any]] = {
 
 
 def _train_step(job: Job) -> Callable[[Batch], object]:
-    """A training step as `train run` takes it; a GPU is at most two steps behind."""
+    """A step like `train run`'s, without averages and scores; a GPU is two behind at most."""
     torch.manual_seed(0)
     device = torch.device(job.device)
     choose_algorithms(device)

@@ -5,6 +5,8 @@ Opens and closes loaders; it takes no batch from them and moves no weight.
 
 from typing import Any
 
+import torch
+
 from train.config import Config
 from train.distributed import World
 from train.logs import Screen
@@ -93,3 +95,6 @@ class Stages:
         if self._loaders is not None:
             self._loaders.close()
             self._loaders = None
+            # Loaders cannot use what torch keeps at hand of a GPU's memory.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()

@@ -69,6 +69,7 @@ def choose_algorithms(device: torch.device, *, deterministic: bool = False) -> N
             torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not deterministic
         torch.backends.cudnn.deterministic = deterministic
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
         torch.set_float32_matmul_precision("high")
 
 

@@ -9,7 +9,6 @@ Every rank runs the same code and decides the same: what one rank alone knows (a
 no figure.
 """
 
-from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -26,7 +25,7 @@ from train.evaluate import evaluate
 from train.folder import Folder
 from train.keeper import Keeper
 from train.logs import Screen
-from train.memory import fitting, peak_mb
+from train.memory import fitting, next_of, peak_mb
 from train.metrics import Scores
 from train.networks import alone, compiling
 from train.progress import Pace, Position, Summary
@@ -182,7 +181,7 @@ class Trainer:
             results, group = [], []
             with self._keeper.stretch(loaders.train):
                 asked = perf_counter()
-                group = list(islice(batches, self.config.optim.grad_accum))
+                group = next_of(batches, self.config.optim.grad_accum)
                 self._pace.waited += perf_counter() - asked
                 if group:
                     layout = self.config.compute.channels_last
