@@ -1,6 +1,7 @@
 """Exit codes, one clear line, help in every command."""
 
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -146,3 +147,20 @@ def test_the_version_is_told_where_nothing_was_installed(command: str) -> None:
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(f"version {project['version']}\n")
+
+
+def test_a_command_keeps_no_threads_for_algebra() -> None:
+    program = (
+        "import sys, pathlib\n"
+        "from shardify.__main__ import main\n"
+        "sys.argv[1:] = ['--version']\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "import numpy\n"
+        "print(len(list(pathlib.Path('/proc/self/task').iterdir())))\n"
+    )
+    settings = {name: each for name, each in os.environ.items() if "NUM_THREADS" not in name}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=settings, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "1"
