@@ -1,7 +1,8 @@
 """The workers' side of ``workers``: one fresh interpreter imports, then forks into all of them.
 
-What is imported is imported once, however many workers there are. The first process does no task:
-it tells who the workers are and how each ended, and takes them along when it ends. Knows nothing
+What is imported is imported once, however many workers there are; a module that would import more
+with its first task does so in a function named ``prepare``. The first process does no task: it
+tells who the workers are and how each ended, and takes them along when it ends. Knows nothing
 of what a task does.
 """
 
@@ -45,7 +46,9 @@ def serve(target: str, parent: int, ends: Sequence[tuple[int, int]]) -> None:
     report = os.dup(1)
     os.dup2(2, 1)  # A stray print must not damage the reports.
     module, _, name = target.partition(":")
-    function = getattr(importlib.import_module(module), name)
+    loaded = importlib.import_module(module)
+    function = getattr(loaded, name)
+    getattr(loaded, "prepare", lambda: None)()
     # Tasks make much and keep little: looking for cycles that often finds none.
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)

@@ -94,6 +94,33 @@ def test_two_tasks_that_are_said_to_fit_into_a_pipe_do(first: int) -> None:
             tasks.flush()
 
 
+def test_a_module_is_prepared_once_for_all_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = (
+        "import os\nwhere = []\n"
+        "def prepare(): where.append(os.getpid())\n"
+        "def task(_): return where, os.getpid()\n"
+    )
+    (tmp_path / "prepared_task.py").write_text(program)
+    monkeypatch.syspath_prepend(tmp_path)
+    with Workers("prepared_task:task", 2) as pool:
+        found = [result for _, result in pool.map(range(8))]
+        workers = set(pool.pids)
+    assert len({tuple(where) for where, _ in found}) == 1
+    assert len(found[0][0]) == 1
+    assert not workers & set(found[0][0])
+    assert {pid for _, pid in found} <= workers
+
+
+def test_memory_settings_of_the_caller_are_the_workers_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
+    with Workers("os:getenv", 1) as pool:
+        assert dict(pool.map(["MALLOC_TRIM_THRESHOLD_"])) == {0: "131072"}
+
+
 def test_a_stray_print_does_not_disturb_the_answers() -> None:
     with Workers("builtins:print", 1) as pool:
         assert dict(pool.map(["hello"])) == {0: None}
