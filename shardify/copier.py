@@ -67,11 +67,12 @@ class Copier:
         self._trusted = task.verify == "none"
         self._last: tuple[Picture, ...] = ()
 
-    def copy(self, number: int) -> Copied | None:
+    def copy(self, number: int, *, trust: bool = True) -> Copied | None:
         """One sample; None where it is not plain.
 
         Args:
             number: Of the sample in the task.
+            trust: Whether names may tell what pictures are, if ``--verify`` leaves it at that.
 
         Raises:
             OSError: The disk cannot be read.
@@ -112,12 +113,13 @@ class Copier:
             if len(data) != size or crc32(data) != crc:
                 return None
             payloads.append(data)
-        pictures = self._told(entries) if self._trusted else self._parsed(payloads)
+        trust = trust and self._trusted
+        pictures = self._told(entries) if trust else self._parsed(payloads)
         if pictures is None:
             return None
         # Nearly always those of the sample before, which were found good.
         if pictures != self._last:
-            if not (self._trusted or self._fit(pictures)):
+            if not (trust or self._fit(pictures)):
                 return None
             self._last = pictures
         return Copied(self._last, payloads)

@@ -87,7 +87,8 @@ def glance(
         with Image.open(io.BytesIO(data)) as image:
             shrink = max(1, min(image.size) // least)
             image.draft("RGB", (image.width // shrink, image.height // shrink))
-            counts = image.convert("RGB").histogram()
+            image.load()
+            counts = (image if image.mode == "RGB" else image.convert("RGB")).histogram()
     except Exception as error:
         raise ImageError(f"cannot be decoded ({type(error).__name__})") from error
     return _moments(counts, 255)

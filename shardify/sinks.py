@@ -6,7 +6,7 @@ Appends what it is given and keeps count of it; what a sample may hold is decide
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,7 @@ class Sink:
         self._counts: Counter[tuple[Picture, ...]] = Counter()
         self._costs: dict[str, list[float]] = {}
         self._last: tuple[Picture, ...] = ()
+        self._run = 0
         self._alike = _Alike(task, ())
         self._kinds: dict[tuple[str, ...], _Alike] = {}
         self.lines: list[str] = []
@@ -91,36 +92,32 @@ class Sink:
         """
         pictures, payloads = copied
         if pictures is not self._last:
+            self._count()
             self._last = pictures
             kinds = tuple([each.kind for each in pictures])
             if kinds not in self._kinds:
                 self._kinds[kinds] = _Alike(self._task, kinds)
             self._alike = self._kinds[kinds]
-        self._counts[pictures] += 1
-        *heads, last = self._alike.heads(number)
-        key = self._task.keys[number]
+        self._run += 1
+        line, told, around, size = self._alike.around(number)
         start = self._tar.offset
-        at = start + _BLOCK
-        pieces: list[bytes] = []
-        told: list[int | str] = []
-        for head, data in zip(heads, payloads, strict=True):
-            size = len(data)
-            pad = PADS[size % _BLOCK]
-            pieces += (head, data, pad)
-            told += (at, size, key)
-            at += size + len(pad) + _BLOCK
-        line = self._alike.line
-        if last:
-            pieces.append(last)
-            told += (at, key)
-            at += 2 * _BLOCK
-            line += " bg.cls %d 5 %s.bg.cls"
-        self._tar.extend(pieces, at - _BLOCK - start)
-        self.lines.append(line % tuple(told))
+        said = list(told)
+        said[::3] = [start + offset for offset in told[::3]]
+        pieces = list(around)
+        pieces[1::3] = payloads
+        self._tar.extend(pieces, size)
+        self.lines.append(line % tuple(said))
+
+    def _count(self) -> None:
+        """Count the samples that were alike, one after another."""
+        if self._run:
+            self._counts[self._last] += self._run
+            self._run = 0
 
     def part(self, index: bytes) -> Part:
         """End the tar, and say what it holds."""
         digest = self._tar.finish()
+        self._count()
         pictures: dict[str, dict[str, int]] = {}
         for place, role in enumerate(self._task.roles if self._counts else ()):
             kinds: Counter[Picture] = Counter()
@@ -137,38 +134,73 @@ class Sink:
         )
 
 
+class _Around(NamedTuple):
+    """All of a sample but its payloads and where it will begin."""
+
+    line: str
+    """Of the index; takes what is told."""
+    told: tuple[Any, ...]
+    """Offset, size and key of each member; of ``bg.cls`` no size. Offsets count from the sample's
+    beginning, in bytes."""
+    pieces: tuple[bytes, ...]
+    """Header, payload and padding of each member, payloads left empty; and ``bg.cls`` whole, empty
+    if it has none."""
+    size: int
+    """Of all that, in bytes."""
+
+
 class _Alike:
     """What stands around the payloads of a task's samples, were all of them of these kinds."""
 
     def __init__(self, task: ShardTask, kinds: Sequence[str]) -> None:
         self._task = task
         self._first = 0
-        self._made: list[tuple[bytes, ...]] = []
+        self._made: list[_Around] = []
         self._extensions = [
             f"{role}.{kind}" for role, kind in zip(task.roles, kinds, strict=bool(kinds))
         ]
-        self.line = " ".join([f"{each} %d %d %s.{each}" for each in self._extensions])
-        """Of the index: takes offset, size and key of each member."""
 
-    def heads(self, number: int) -> tuple[bytes, ...]:
-        """The header of each member of a sample; and ``bg.cls`` whole, empty if it has none."""
+    def around(self, number: int) -> _Around:
+        """What stands around the payloads of one sample."""
         if not self._first <= number < self._first + len(self._made):
             self._first, self._made = number, self._make(slice(number, number + _AT_ONCE))
         return self._made[number - self._first]
 
-    def _make(self, chosen: slice) -> list[tuple[bytes, ...]]:
+    def _make(self, chosen: slice) -> list[_Around]:
         """Many at once, of the sizes that the directory promises."""
         task = self._task
-        keys = [key.encode() for key in task.keys[chosen]]
-        columns = []
+        keys = task.keys[chosen]
+        names = [key.encode() for key in keys]
+        sizes = task.rows["size"][chosen]
+        ends = np.cumsum(_BLOCK + sizes + -sizes % _BLOCK, axis=1)
+        starts = np.insert(ends, 0, 0, axis=1) + _BLOCK
+        told: list[Sequence[object]] = []
+        pieces: list[Sequence[bytes]] = []
         for place, extension in enumerate(self._extensions):
+            column = sizes[:, place]
+            told += (starts[:, place].tolist(), column.tolist(), keys)
             end = f".{extension}".encode()
-            columns.append(headers([key + end for key in keys], task.rows["size"][chosen, place]))
-        ends = headers([key + b".bg.cls" for key in keys], np.full(len(keys), 5))
-        columns.append(
-            [
-                head + b"%05d" % background + PADS[5] if background >= 0 else b""
-                for head, background in zip(ends, task.background[chosen], strict=True)
-            ]
-        )
-        return list(zip(*columns, strict=True))
+            pieces += (
+                headers([name + end for name in names], column),
+                [b""] * len(keys),
+                [PADS[rest] for rest in (column % _BLOCK).tolist()],
+            )
+        told += (starts[:, -1].tolist(), keys)
+        heads = headers([name + b".bg.cls" for name in names], np.full(len(keys), 5))
+        line = " ".join([f"{each} %d %d %s.{each}" for each in self._extensions])
+        whole = line + " bg.cls %d 5 %s.bg.cls"
+        made = []
+        for head, background, said, parts, end in zip(
+            heads,
+            task.background[chosen],
+            zip(*told, strict=True),
+            zip(*pieces, strict=True),
+            ends[:, -1].tolist(),
+            strict=True,
+        ):
+            if background >= 0:
+                last = head + b"%05d" % background + PADS[5]
+                made.append(_Around(whole, said, (*parts, last), end + 2 * _BLOCK))
+            else:
+                made.append(_Around(line, said[:-2], (*parts, b""), end))
+        return made

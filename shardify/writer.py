@@ -7,7 +7,8 @@ whose record fits the task is kept as it is.
 
 import hashlib
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from itertools import compress, count
 from typing import Any
 
 from numpy.typing import NDArray
@@ -48,9 +49,20 @@ __all__ = [
     "TarWriter",
     "check_picture",
     "measure_backgrounds",
+    "prepare",
     "run_task",
     "write_shard",
 ]
+
+Figure = tuple[list[float], list[float]]
+"""Mean and deviation of one picture, by channel."""
+
+
+def prepare() -> None:
+    """Import what the first picture would, before there are several workers to do it."""
+    from PIL import Image
+
+    Image.preinit()
 
 
 def run_task(task: ShardTask | BackgroundTask) -> "ShardRecord | Moments":
@@ -142,12 +154,17 @@ def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRec
     with Sources(task.sources) as handles:
         expect(handles, task.rows, task.names)
         copier = Copier(task, handles)
+        gauged = _gauged(task, copier)
         for number, (key, names, measured) in enumerate(
             zip(task.keys, task.names, task.measured, strict=True)
         ):
+            known = gauged.get(number)
             # What is measured or encoded anew is parsed in any case.
-            copied = None if measured else copier.copy(number)
+            copied = copier.copy(number, trust=not measured) if known or not measured else None
             if copied is not None:
+                if known:
+                    for role, figure in zip(task.roles, known, strict=True):
+                        moments[role].add(*figure)
                 samples += 1
                 sinks[0].copy(number, copied)
                 continue
@@ -201,6 +218,25 @@ def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRec
         moments=moments,
     )
     return record, indexes
+
+
+def _gauged(task: ShardTask, copier: Copier) -> dict[int, list[Figure]]:
+    """Number -> figures of each role, of the measured samples that are plain and can be decoded.
+
+    One after another, while the processor still knows its way about a decoder; their payloads are
+    read again for the tar, so that none has to be kept. What is wrong with the others shows there.
+    """
+    found: dict[int, list[Figure]] = {}
+    for number in compress(count(), task.measured):
+        copied = copier.copy(number, trust=False)
+        if copied is None:
+            continue
+        with suppress(EntryError):
+            found[number] = [
+                gauge(data, picture, role)
+                for role, picture, data in zip(task.roles, *copied, strict=True)
+            ]
+    return found
 
 
 def _check_shape(role: str, picture: Picture, first: tuple[str, bytes, Picture]) -> None:

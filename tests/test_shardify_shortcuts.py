@@ -6,6 +6,7 @@ import itertools
 import struct
 import zipfile
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -64,6 +65,15 @@ def packed(path: Path, samples: list[dict[str, bytes]]) -> Path:
     return path
 
 
+def refilled_png(good: bytes, pixels: bytes) -> bytes:
+    """A PNG with other packed pixels, all of its checksums right."""
+    chunks = [(b"IHDR", good[16:29]), (b"IDAT", pixels), (b"IEND", b"")]
+    return good[:8] + b"".join(
+        struct.pack(">L", len(data)) + kind + data + struct.pack(">L", crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
 def task_of(source: Path, out: Path, **other: object) -> ShardTask:
     catalog = open_catalog([source])
     names = list(catalog.names)
@@ -94,16 +104,38 @@ def test_a_shard_is_the_same_whether_samples_go_the_short_way_or_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verify: str
 ) -> None:
     source = packed(tmp_path / "x.zip", [kinds_of(number) for number in range(12)])
-    short, long = (task_of(source, tmp_path / each, verify=verify) for each in ("short", "long"))
+    measured = [number % 2 == 1 for number in range(12)]
+    short, long = (
+        task_of(source, tmp_path / each, verify=verify, measured=measured)
+        for each in ("short", "long")
+    )
     quick = write_shard(short)
+    assert quick.moments["mask"].samples == 6
     with Sources(short.sources) as handles:
         taken = [Copier(short, handles).copy(number) is not None for number in range(12)]
     assert any(taken) and (verify == "none" or not all(taken))
-    monkeypatch.setattr(Copier, "copy", lambda *_: None)
+    monkeypatch.setattr(Copier, "copy", lambda *_, **__: None)
     assert write_shard(long) == quick
     for suffix in (".tar", ".idx"):
         one, other = (Path(each.out) / f"{each.name}{suffix}" for each in (short, long))
         assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("verify", ["headers", "none"])
+def test_a_measured_sample_that_cannot_be_decoded_is_left_out_of_shard_and_figures(
+    tmp_path: Path, verify: str
+) -> None:
+    samples = [kinds_of(number) for number in (0, 2, 4)]
+    # Whole by its structure and its checksums; what it unpacks to is no picture.
+    samples[1]["depth"] = refilled_png(picture(2, "PNG", "L"), b"no picture")
+    source = packed(tmp_path / "x.zip", samples)
+    record = write_shard(task_of(source, tmp_path / "out", verify=verify, measured=[True] * 3))
+    reason = "cannot be decoded"
+    assert [(key, role, why[: len(reason)]) for key, _, role, why in record.rejected] == [
+        ("key1", "depth", reason)
+    ]
+    assert record.samples == 2
+    assert {each.samples for each in record.moments.values()} == {2}
 
 
 def test_a_damaged_sample_is_never_taken_the_short_way(tmp_path: Path) -> None:
