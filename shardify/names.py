@@ -60,7 +60,7 @@ class Names(Sequence[str]):
         # would be most of the memory in use.
         self._all: list[str] | None = None
         if len(self) <= _LISTED:
-            self._all = [name for some in self._chunks() for name in some]
+            self._all = list(itertools.chain.from_iterable(self._chunks()))
 
     def __len__(self) -> int:
         return self._first[-1]
@@ -115,10 +115,8 @@ class Names(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         if self._all is not None:
-            yield from self._all
-            return
-        for some in self._chunks():
-            yield from some
+            return iter(self._all)
+        return itertools.chain.from_iterable(self._chunks())
 
     def _chunks(self) -> Iterator[list[str]]:
         """All names, many at a time."""
