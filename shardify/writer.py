@@ -48,6 +48,7 @@ __all__ = [
     "Sources",
     "TarWriter",
     "check_picture",
+    "gauged",
     "measure_backgrounds",
     "prepare",
     "run_task",
@@ -154,11 +155,11 @@ def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRec
     with Sources(task.sources) as handles:
         expect(handles, task.rows, task.names)
         copier = Copier(task, handles)
-        gauged = _gauged(task, copier)
+        figures_of = gauged(task, copier)
         for number, (key, names, measured) in enumerate(
             zip(task.keys, task.names, task.measured, strict=True)
         ):
-            known = gauged.get(number)
+            known = figures_of.get(number)
             # What is measured or encoded anew is parsed in any case.
             copied = copier.copy(number, trust=not measured) if known or not measured else None
             if copied is not None:
@@ -220,7 +221,7 @@ def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRec
     return record, indexes
 
 
-def _gauged(task: ShardTask, copier: Copier) -> dict[int, list[Figure]]:
+def gauged(task: ShardTask, copier: Copier) -> dict[int, list[Figure]]:
     """Number -> figures of each role, of the measured samples that are plain and can be decoded.
 
     One after another, while the processor still knows its way about a decoder; their payloads are
