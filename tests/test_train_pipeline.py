@@ -553,7 +553,7 @@ def test_memory_that_runs_out_in_dali_is_told_as_that(data, monkeypatch) -> None
 
     with Loader(data, res=24, batch_size=8) as loader:
         monkeypatch.setattr(loader._engine._pipe, "share_outputs", full)
-        wanted = r"memory ran out while DALI made a batch of 8 at 24 px \(.*\); use a smaller batch"
+        wanted = r"memory ran out while DALI made a batch at 24 px \(.*\); use a smaller one"
         with pytest.raises(DataError, match=wanted):
             next(iter(loader))
 

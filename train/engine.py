@@ -277,10 +277,9 @@ class Engine:
         """
         steps = [step for step, _ in self._waiting if step is not None]
         if re.search(r"out of memory|bad_alloc|[Cc]an't allocate|allocation failed", str(error)):
-            samples = max((len(step.indexes) for step in steps), default=0)
             return DataError(
-                f"{self._feed.shards.folder}: memory ran out while DALI made a batch of {samples} "
-                f"at {self._res} px ({reason_of(error)}); use a smaller batch"
+                f"{self._feed.shards.folder}: memory ran out while DALI made a batch at "
+                f"{self._res} px ({reason_of(error)}); use a smaller one"
             )
         for step, role in itertools.product(steps, self._images):
             reasons = decode_faults(self._feed.shards.payloads(step.indexes, role), role)

@@ -28,8 +28,7 @@ Array = npt.NDArray[Any]
 _dali: Any = backend
 
 AHEAD = {"cpu": 2, "cuda": 3}
-"""Steps that DALI works on while an earlier one is finished, by where it does. On a GPU that trains
-a step takes the loader longer than when it is alone: its work waits in between the network's."""
+"""Steps that DALI works on while an earlier one is finished; beside a network a GPU's take longer."""
 
 CPU_ONLY = frozenset({"bmp", "png", "webp"})
 """Extensions of files that no GPU decodes; asking it all the same costs a decoder's start."""
@@ -59,8 +58,7 @@ def graph(
 ) -> Any:
     """The DALI graph, for both devices.
 
-    Nothing in it is fed sample by sample: whole shards lie where the graph can see them, the tables
-    of backgrounds and of noise lie on the device, and a step's inputs say where in them to look.
+    Nothing in it is fed sample by sample: a step's inputs say where in whole shards to look.
 
     ``source(iteration)`` gives contiguous arrays of n <= batch_size rows: the number of the shard
     (n,); of each of ``roles`` (fg_bg, mask, depth or fewer) the first byte there (n, 1) int64, then
