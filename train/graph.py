@@ -28,7 +28,7 @@ Array = npt.NDArray[Any]
 _dali: Any = backend
 
 AHEAD = {"cpu": 2, "cuda": 3}
-"""Steps that DALI works on while an earlier one is finished; beside a network a GPU's take longer."""
+"""Steps that DALI works on while an earlier one is finished; beside a network a GPU's take long."""
 
 CPU_ONLY = frozenset({"bmp", "png", "webp"})
 """Extensions of files that no GPU decodes; asking it all the same costs a decoder's start."""
