@@ -176,7 +176,7 @@ class Compute:
     """Keep a pixel's channels side by side in memory: faster on CPU and GPU."""
 
     compile: Literal["no", "yes", "graphs"] = "no"
-    """Compile the network once a resolution; graphs: with CUDA graphs (one GPU, one batch each)."""
+    """Compile the network once a resolution; graphs: CUDA graphs (one GPU, one batch a step)."""
 
     sync_bn: bool = False
     """With several GPUs, norm each batch by the statistics of all ranks."""
