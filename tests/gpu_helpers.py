@@ -97,7 +97,7 @@ def decoders(data: Path, device: str, loads: Sequence[float]) -> list[tuple[dict
 
     nvImageCodec tells its log which decoder it hands which image to; DALI passes the log on at
     level 3 (DALI_NVIMGCODEC_LOG_LEVEL). Background images and all else that is decoded while a
-    loader is built are not counted. Threads write the log together: a few lines of it are lost.
+    loader is built are not counted. With one thread, for several write their lines into each other.
 
     Returns:
         How many images each of the decoders beneath DALI took in an epoch, and how busy the JPEG
@@ -120,7 +120,7 @@ def decoders(data: Path, device: str, loads: Sequence[float]) -> list[tuple[dict
         "        print('\\nPEAK', json.dumps(watch.peaks().get('jpeg')), flush=True)\n"
     )
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    options = {**SIZES, "device": device}
+    options = {**SIZES, "device": device, "threads": 1}
     done = subprocess.run(
         [sys.executable, "-c", code, str(data), json.dumps(list(loads)), json.dumps(options)],
         env={

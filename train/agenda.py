@@ -129,7 +129,7 @@ class _Agenda:
         plain, graphs = self.size.compile
         return [
             self._data("data", self.size.samples, 14),
-            self._build("keep", "data", 5),
+            self._build("keep", "data", 10),
             self._tests(100),
             self._measure(
                 f"{large} px", 60, *self._grid("keep", large, some, many, few),
@@ -194,8 +194,8 @@ class _Agenda:
 
     def _training(self, small: int, large: int, limit: float) -> Iterator[Step]:
         size, shards = self.size, "trained"
-        yield self._data("few", size.trained, 7)
-        yield self._build(shards, "few", 5)
+        yield self._data("few", size.trained, 10)
+        yield self._build(shards, "few", 10)
         command = self._python(
             "train", "run", "--shards", str(self.scratch / shards),
             "--out", str(self.out / "run"), "--res", f"{small},{large}",

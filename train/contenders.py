@@ -1,8 +1,8 @@
 """What `train bench` sets side by side: stages of the loader, the network, and other loaders.
 
-Each contender is a function that gives, without end, how many samples it has just finished. They
-run one to a process, so that threads, caches and peak memory are each one's own. Nothing here
-keeps time; that is ``bench``.
+Each contender is a function that gives, without end, how many samples it has just finished. For
+``bench`` they run one to a process, so that threads, caches and peak memory are each one's own; for
+``sweep`` they share a shelf. Nothing here keeps time.
 """
 
 import contextlib

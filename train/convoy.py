@@ -9,6 +9,7 @@ certainty than alone. Measures nothing itself.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from train.sweep import Sweep
+from train.sweep import Sweep, ready
 
 __all__ = ["convoy"]
 
@@ -58,7 +59,7 @@ def convoy(sweeps: Sequence[Sweep]) -> list[int]:
 
 
 def _start(one: Sweep, turn: Path, many: int) -> "subprocess.Popen[bytes]":
-    words = {**{key: getattr(one, key) for key in one.__slots__}, "turn": str(turn)}
+    words = dataclasses.asdict(dataclasses.replace(one, turn=str(turn)))
     # Each would start as many compilers as there are cores.
     share = max(2, len(os.sched_getaffinity(0)) * 2 // many)
     return subprocess.Popen(
@@ -77,7 +78,7 @@ def _together() -> int:
 
 def _at_work(process: "subprocess.Popen[bytes]", turn: Path) -> bool:
     """Whether a sweep is still getting ready; one that has ended is not."""
-    return process.poll() is None and not turn.with_name(f"{turn.name}.ready").exists()
+    return process.poll() is None and not ready(turn).exists()
 
 
 def main() -> None:

@@ -21,8 +21,9 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]  # torch lis
 from torch.profiler import ProfilerActivity, profile
 
 from train.contenders import Work, begin
+from train.memory import release
 from train.shelf import Job, Shelf
-from train.sweep import about, clear, draft
+from train.sweep import about, draft
 
 __all__ = ["Dissection", "bound", "covered", "dissect"]
 
@@ -98,7 +99,7 @@ def _stage(name: str, wanted: Dissection, shelf: Shelf) -> Path:
         found |= _look(begin(name, job, shelf), name, wanted, path.with_suffix(".trace.json.gz"))
     except Exception as error:
         found["error"] = " ".join(str(error).split()) or type(error).__name__
-    clear()
+    release()
     return draft(path.with_suffix(".json"), found)
 
 

@@ -5,7 +5,6 @@ What lies outside an image turned by the augmentation is that image's nearest ed
 four roles alike. This is the only module that imports DALI; it opens no file and keeps no state.
 """
 
-import collections
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -150,7 +149,7 @@ def graph(
         count = 1 + 2 * len(roles) + (not decode_only) + 2 * (noise is not None)
         inputs = _inputs(source, count, shards)
         picks = Picks(backgrounds, noise, res=res, device=device)
-        picked = _picked(source, count, picks, AHEAD[device.type])
+        picked = _picked(source, count, picks)
         bytewise: dict[str, Any] = {"normalized_anchor": False, "normalized_shape": False}
         payloads = [
             fn.slice(inputs[0], inputs[1 + k], inputs[1 + len(roles) + k], axes=[0], **bytewise)
@@ -211,33 +210,26 @@ def _inputs(source: Callable[[int], list[Array]], count: int, shards: Sequence[B
     return list(made)
 
 
-def _picked(
-    source: Callable[[int], list[Array]], count: int, picks: Picks, ahead: int
-) -> list[Any]:
+def _picked(source: Callable[[int], list[Array]], count: int, picks: Picks) -> list[Any]:
     """What ``picks`` takes for each row, as the arrays of ``source`` after ``count`` say.
 
     DALI would be handed a whole table for every sample, and on a GPU copy it as many times.
     """
     if not picks.tables:
         return []
-    # A CPU's are read in place, a few iterations later. A GPU's are copied: only of a copy does
-    # DALI know when it is there.
-    kept: collections.deque[list[torch.Tensor]] = collections.deque(maxlen=ahead + 3)
 
     def pick(info: Any) -> list[Any]:
         taken = picks(source(info.iteration)[count:])
-        if picks.stream:
-            return taken
-        kept.append(taken)
-        return [_dali.TensorListCPU(one.numpy()) for one in taken]
+        # Of torch's own DALI asks which stream it is on, also where there is no GPU.
+        return taken if picks.stream else [one.numpy() for one in taken]
 
+    # Copied, unlike the inputs: on a GPU, DALI knows only of a copy when it is there.
     made = fn.external_source(
         pick,
         num_outputs=picks.tables,
         device="gpu" if picks.stream else "cpu",
         batch=True,
         batch_info=True,
-        no_copy=not picks.stream,
         cuda_stream=picks.stream,
     )
     return list(made)

@@ -22,6 +22,7 @@ __all__ = [
     "next_of",
     "peak_mb",
     "refusal",
+    "release",
 ]
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError, RuntimeError)
@@ -121,7 +122,7 @@ def refusal(
     """
 
     def fits(samples: int) -> bool:
-        _free(device)
+        release()
         try:
             # A compiled network would be compiled anew for each size that is tried.
             with torch.compiler.set_stance("force_eager"):
@@ -136,7 +137,7 @@ def refusal(
 
     step.forget()
     largest = largest_batch(fits, batch)
-    _free(device)
+    release()
     remedy = (
         f"the largest that does is {largest}: use it, with --grad-accum to keep the step's size"
         if largest
@@ -145,7 +146,8 @@ def refusal(
     return f"--batch {batch}: does not fit into the memory of {device} at {res} px; {remedy}"
 
 
-def _free(device: torch.device) -> None:
+def release() -> None:
+    """Give back what nothing holds any more, also what torch keeps at hand of a GPU's memory."""
     gc.collect()
-    if device.type == "cuda":
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()

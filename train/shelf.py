@@ -1,4 +1,4 @@
-"""What contenders work with and is slow to start: a loader, and the training step of a network.
+"""What contenders work with and is slow to start: a loader, a network's step, a resident batch.
 
 On a GPU's machine a loader takes seconds to start, and so does the search for the fastest
 algorithms, or compiling. Keeps no time.
@@ -6,9 +6,10 @@ algorithms, or compiling. Keeps no time.
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from train.pipeline import Loader
 
 __all__ = ["Job", "Shelf"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +53,7 @@ class Job:
 
 
 class Shelf:
-    """Keeps both for the next contender of the same job.
+    """Keeps them for the next contender of the same job.
 
     Contenders that share one run one after the other, never at once.
     """
@@ -83,26 +86,27 @@ class Shelf:
     def step(self, job: Job) -> Callable[[Batch], object]:
         """The training step of a job's network; another one is dropped."""
         key = (job.model, job.device, job.res, job.batch_size, job.compile)
-        if key not in self._steps:
-            self._steps.clear()
-            self._steps[key] = _train_step(job)
-        return self._steps[key]
+        return _only(self._steps, key, lambda: _train_step(job))
 
     def batch(self, job: Job) -> Batch:
         """A resident batch for a job's network: drawing one takes seconds where it is large."""
         key = (job.device, job.res, job.batch_size)
-        if key not in self._batches:
-            self._batches.clear()
-            self._batches[key] = synthetic(
-                job.batch_size, job.res, device=job.device, channels_last=True
-            )
-        return self._batches[key]
+        draw = functools.partial(synthetic, device=job.device, channels_last=True)
+        return _only(self._batches, key, lambda: draw(job.batch_size, job.res))
 
     def close(self) -> None:
         """Close the loader. Does nothing the second time."""
         for loader in self._loaders.values():
             loader.close()
         self._loaders.clear()
+
+
+def _only(held: dict[Any, T], key: object, make: Callable[[], T]) -> T:
+    """What is held of a key, made if need be; of other keys nothing is held then."""
+    if key not in held:
+        held.clear()
+        held[key] = make()
+    return held[key]
 
 
 _COMPILED: dict[str, dict[str, Any]] = {

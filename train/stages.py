@@ -5,11 +5,10 @@ Opens and closes loaders; it takes no batch from them and moves no weight.
 
 from typing import Any
 
-import torch
-
 from train.config import Config
 from train.distributed import World
 from train.logs import Screen
+from train.memory import release
 from train.schedule import Stage, plan, stage_of, steps_left
 from train.source import Source, StageLoaders
 from train.state import State
@@ -95,6 +94,4 @@ class Stages:
         if self._loaders is not None:
             self._loaders.close()
             self._loaders = None
-            # Loaders cannot use what torch keeps at hand of a GPU's memory.
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            release()  # The next loaders cannot use what torch keeps at hand.

@@ -10,7 +10,6 @@ loader and a network. It decides on no setting.
 import contextlib
 import dataclasses
 import datetime
-import gc
 import itertools
 import json
 import os
@@ -26,10 +25,11 @@ import torch
 from train import nvml
 from train.contenders import Work, begin
 from train.machine import gpu_of, hardware, versions
+from train.memory import release
 from train.shelf import Job, Shelf
 from train.window import window
 
-__all__ = ["Sweep", "about", "clear", "draft", "sweep"]
+__all__ = ["Sweep", "about", "draft", "ready", "sweep"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +55,7 @@ class Sweep:
     """Shares of the JPEGs for the GPU's decoding engine."""
 
     turn: str = ""
-    """A file: get everything ready, leave ``turn`` + ``.ready``, and measure once it is there."""
+    """A file: get everything ready, leave the file of ``ready``, and measure once it is there."""
 
 
 def sweep(wanted: Sweep) -> list[Path]:
@@ -83,8 +83,13 @@ def sweep(wanted: Sweep) -> list[Path]:
                 except Exception as error:
                     figure["error"] = " ".join(str(error).split()) or type(error).__name__
                 files.append(_write(Path(wanted.out), figure))
-                clear()
+                release()
     return files
+
+
+def ready(turn: str | Path) -> Path:
+    """The file that says of a sweep with a ``turn`` that it waits for it."""
+    return Path(f"{turn}.ready")
 
 
 def _wait_for_turn(job: Job, wanted: Sweep, shelf: Shelf) -> None:
@@ -95,8 +100,8 @@ def _wait_for_turn(job: Job, wanted: Sweep, shelf: Shelf) -> None:
     for name in wanted.contenders:
         with contextlib.suppress(Exception):
             _warm(begin(name, job, shelf), wanted)
-        clear()
-    Path(f"{wanted.turn}.ready").touch()
+        release()
+    ready(wanted.turn).touch()
     while not Path(wanted.turn).exists():
         if os.getppid() == 1:
             sys.exit("sweep: whoever gives the turns is gone")
@@ -152,13 +157,6 @@ def draft(path: Path, found: dict[str, Any]) -> Path:
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(json.dumps(found, indent=1) + "\n")
     return unfinished.rename(path)
-
-
-def clear() -> None:
-    """Give back what a contender held; compiled code stays, the next one may need it."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _write(out: Path, figure: dict[str, Any]) -> Path:
