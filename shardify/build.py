@@ -9,16 +9,17 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shardify.bank import write_backgrounds
-from shardify.cluster import Pool, pool_of
+from shardify.cluster import Pool
 from shardify.errors import BuildError, LayoutError
 from shardify.files import Flushing, sync_folder
 from shardify.handout import background_tasks, shard_tasks
+from shardify.hire import hire
 from shardify.layout import Rejection
 from shardify.manifest import BACKGROUNDS, REJECTED, Manifest, Resolution
 from shardify.meanings import meaning_of
@@ -79,7 +80,12 @@ class BuildReport:
 
 
 def build(
-    paths: Sequence[Place], out: Place, options: Options, *, progress: Progress | None = None
+    paths: Sequence[Place],
+    out: Place,
+    options: Options,
+    *,
+    progress: Progress | None = None,
+    pool: Pool | None = None,
 ) -> BuildReport:
     """Convert zips to shards, or go on with a conversion that was cut off.
 
@@ -90,6 +96,7 @@ def build(
             the same build left.
         options: See there.
         progress: Called in this process as shards are finished.
+        pool: Workers that were hired for this before; None: they are hired now.
 
     Returns:
         The report; ``already`` if ``out`` holds this very data set, finished.
@@ -106,12 +113,7 @@ def build(
     try:
         # Started before the survey, so that their imports cost no time of their own.
         with (
-            pool_of(
-                "shardify.writer:run_task",
-                workers=options.workers,
-                scheduler=options.scheduler,
-                places=[*paths, out],
-            ) as pool,
+            nullcontext(pool) if pool else _hired(paths, out, options) as pool,
             Workshop(out / STATE, shared=options.scheduler is not None) as work,
             ExitStack() as later,
         ):
@@ -143,6 +145,18 @@ def build(
             "same command again"
         ) from error
     return _report(out, manifest, already=False, started=started)
+
+
+def _hired(paths: Sequence[Place], out: Place, options: Options) -> Pool:
+    return hire(
+        paths,
+        out,
+        codec=options.codec,
+        res=options.res,
+        verify=options.verify,
+        workers=options.workers,
+        scheduler=options.scheduler,
+    )
 
 
 def _report(out: Place, manifest: Manifest, *, already: bool, started: float) -> BuildReport:

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from shardify.errors import ShardifyError
+from shardify.hire import hire
 from shardify.progress import progress
 from shardify.remote import Place, place
 from shardify.texts import build_text, stats_text, survey_text
@@ -207,11 +208,14 @@ def build(src: tuple[Place, ...], out: Place, as_json: bool, **options: Any) -> 
     shardify build fg_bg.zip masks.zip depth.zip backgrounds/ out/ --val 0.1
     shardify build s3://bucket/data.zip s3://bucket/out --scheduler tcp://10.0.0.1:8786
     """
-    from shardify.build import build as run
-    from shardify.survey import Options
+    chosen = {name: options[name] for name in ("codec", "res", "verify", "workers", "scheduler")}
+    with hire(src, out, **chosen) as pool:
+        # They have as much to import.
+        from shardify.build import build as run
+        from shardify.survey import Options
 
-    with progress("samples") as advance:
-        report = run(src, out, Options(**options), progress=advance)
+        with progress("samples") as advance:
+            report = run(src, out, Options(**options), progress=advance, pool=pool)
     found = report.to_json()
     click.echo(json.dumps(found, indent=1) if as_json else build_text(found))
 

@@ -1,50 +1,91 @@
-"""Samples whose pictures are stored as they are, read and checked by the shortest way.
+"""Samples whose pictures are stored as they are, by the compiled way from zip to tar.
 
-Most samples of most data sets are plain: three deflated entries of one file, each with the local
-header that the directory promises, each a picture whose beginning was seen before. Those are found
-here, with every check that ``extract`` and ``images`` make. Nothing is refused here: what is not
-plain in every respect is left to them, and they say what is wrong with it.
+Most samples of most data sets are plain: deflated entries of one file, each with the local header
+that the directory promises, each a picture whose beginning was seen before. A process that called
+``load`` has ``kernel`` copy those, many at a time. Nothing is refused here: what is not plain in
+every respect, and everything in other processes, goes the careful way of ``writer``, which gives
+the same bytes.
 """
 
-import os
-import struct
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from shardify.beginnings import Beginnings
-from shardify.errors import EntryError
+from shardify.beginnings import beginning
 from shardify.images import Picture
-from shardify.inflate import ERRORS, crc32, decompressobj
 from shardify.pixels import is_plain, same_aspect
 from shardify.ranges import Handle
+from shardify.tarwriter import NAMELESS, TarWriter
 from shardify.tasks import ROW, ShardTask
 
-__all__ = ["BY_NAME", "Copied", "Copier"]
+__all__ = ["BY_NAME", "Copied", "Copier", "load", "may_copy"]
 
 BY_NAME = {b"jpg": "jpg", b"jpeg": "jpg", b"png": "png"}
 """Kinds that a name's extension tells, where nothing is to be checked."""
 
+_KINDS = ("jpg", "png")
+_NUMBERS = {end: _KINDS.index(kind) for end, kind in BY_NAME.items()}
+
 _HEAD = 30
 _SLACK = 64
-_unpack = struct.Struct("<4s2x2H8x2L2H").unpack_from
+_BLOCK = 1 << 20
+"""Small enough to stay in a processor's cache from unpacking over digesting to writing. What is
+larger goes the careful way. Bytes."""
+_TEXT = 1 << 18
+_KNOWN, _SORTS = 96, 96
+_PATIENCE = 63
+"""So many samples are left alone at most, before the next try."""
 
-_Entry = tuple[bytes, int, int, int, int, int, int, int]
-"""Name, and the columns of ``tasks.ROW``; in place of the limit how many bytes to read."""
+_kernel: Any = None
+_buffers: tuple[Any, ...] = ()
+
+
+def load() -> bool:
+    """Get the kernel ready in this process and those that it forks. Returns whether that worked.
+
+    It does not where libdeflate or a compiler's cache is not to be had; the careful way is there.
+    """
+    global _kernel, _buffers
+    if _kernel is None:
+        try:
+            from shardify import kernel
+
+            _warm(kernel)
+        except Exception:
+            # Whatever a compiler may raise: it would have saved time, and nothing else.
+            return False
+        _kernel = kernel
+        _buffers = _buffers_of(kernel)
+    return True
 
 
 class Copied(NamedTuple):
-    """One sample as it lies in the zip."""
+    """Samples that were appended to a tar."""
 
-    pictures: tuple[Picture, ...]
-    """What each role's is; the same object for samples that are alike, one after another."""
-    data: list[bytes]
-    """Payload of each role."""
+    stop: int
+    """The sample stopped before."""
+    text: bytes
+    """Their lines in the index."""
+    counts: Counter[tuple[Picture, ...]]
+    """What their pictures are, one a role."""
+
+
+def may_copy(task: ShardTask, handles: Sequence[Handle]) -> bool:
+    """Whether a task's pictures, as far as they are plain, are stored as they lie in files."""
+    return (
+        all(isinstance(each, int) for each in handles)
+        and len(task.variants) == 1
+        and task.variants[0].unchanged
+        and task.verify != "decode"
+        and task.meaning.mask == "threshold"
+    )
 
 
 class Copier:
-    """Reads the plain samples of one task.
+    """Copies the plain samples of one task.
 
     Args:
         task: Whose samples.
@@ -52,109 +93,155 @@ class Copier:
     """
 
     def __init__(self, task: ShardTask, handles: Sequence[Handle]) -> None:
-        self._files = [each for each in handles if isinstance(each, int)]
-        able = (
-            len(self._files) == len(handles)
-            and len(task.variants) == 1
-            and task.variants[0].unchanged
-            and task.verify != "decode"
-            and task.meaning.mask == "threshold"
-        )
-        self._meaning = task.meaning
-        self._samples = _samples(task) if able else []
-        self._seen = [(role, Beginnings()) for role in task.roles]
-        self._trust = {end: Picture(kind, 0, 0, 0, 0) for end, kind in BY_NAME.items()}
-        self._trusted = task.verify == "none"
-        self._last: tuple[Picture, ...] = ()
+        self._task = task
+        self._handles = handles
+        self._able = _kernel is not None and may_copy(task, handles)
+        self._left: set[int] = set()
+        self._heads: dict[tuple[int, int, bytes], Picture] = {}
+        self._sorts: dict[tuple[int, ...], tuple[Picture, ...]] = {}
+        self._known: Any = None
+        self._plan: Any = None
+        self._room: Any = None
+        self._wait = self._pause = 0
 
-    def copy(self, number: int, *, trust: bool = True) -> Copied | None:
-        """One sample; None where it is not plain.
+    def leave(self, numbers: Iterable[int]) -> None:
+        """Say which samples of the task shall go the careful way."""
+        self._left.update(numbers)
+
+    def learn(self, found: Sequence[tuple[str, bytes, Picture]]) -> None:
+        """See a sample that was found good, to know its likes.
 
         Args:
-            number: Of the sample in the task.
-            trust: Whether names may tell what pictures are, if ``--verify`` leaves it at that.
+            found: Role, payload and what that is, of each member as it lies in the zip.
+        """
+        if not self._able or len(self._sorts) >= _SORTS:
+            return
+        sort = []
+        pictures = tuple([picture for _, _, picture in found])
+        for place, (role, data, picture) in enumerate(found):
+            length = beginning(data, picture) if picture.width else 0
+            if not (
+                length
+                and is_plain(picture, role, self._task.meaning)
+                and same_aspect(picture, pictures[0])
+            ):
+                return
+            key = (place, _KINDS.index(picture.kind), data[:length])
+            if key not in self._heads:
+                if len(self._heads) >= _KNOWN:
+                    return
+                self._heads[key] = picture
+            sort.append(list(self._heads).index(key))
+        if tuple(sort) not in self._sorts:
+            self._sorts[tuple(sort)] = pictures
+            self._known = None
+            self._pause = 0
+
+    def copy(self, first: int, tar: TarWriter) -> Copied | None:
+        """Append plain samples, from the ``first`` of the task on; None if that is not plain.
 
         Raises:
-            OSError: The disk cannot be read.
+            OSError: OUT cannot be written.
         """
-        if not self._samples:
+        if not self._able or self._pause:
+            self._pause = max(0, self._pause - 1)
             return None
-        payloads: list[bytes] = []
-        files = self._files
-        entries = self._samples[number]
-        for name, source, offset, length, packed, size, crc, method in entries:
-            block = os.pread(files[source], length, offset)
-            if len(block) < _HEAD:
-                return None
-            magic, flags, stated_method, stated_packed, stated_size, names, extra = _unpack(block)
-            start = _HEAD + len(name) + extra
-            stop = start + packed
-            if (
-                stated_size != size
-                or stated_packed != packed
-                or stated_method != method
-                or flags & 1
-                or names != len(name)
-                or stop > len(block)
-                or magic != b"PK\x03\x04"
-                or not block.startswith(name, _HEAD)
-            ):
-                return None
-            data = block[start:stop]
-            if method:
-                inflater = decompressobj(-15)
-                try:
-                    # As in ``extract``: a longer payload shows without being unpacked.
-                    data = inflater.decompress(data, size + 1)
-                except ERRORS:
-                    return None
-                if not inflater.eof or inflater.unused_data:
-                    return None
-            if len(data) != size or crc32(data) != crc:
-                return None
-            payloads.append(data)
-        trust = trust and self._trusted
-        pictures = self._told(entries) if trust else self._parsed(payloads)
-        if pictures is None:
-            return None
-        # Nearly always those of the sample before, which were found good.
-        if pictures != self._last:
-            if not (trust or self._fit(pictures)):
-                return None
-            self._last = pictures
-        return Copied(self._last, payloads)
-
-    def _told(self, entries: Sequence[_Entry]) -> tuple[Picture, ...] | None:
-        """What names say of the pictures."""
-        trust = self._trust.get
-        found = [trust(name[name.rfind(b".") + 1 :].lower()) for name, *_ in entries]
-        told = tuple([picture for picture in found if picture is not None])
-        return told if len(told) == len(found) else None
-
-    def _parsed(self, payloads: Sequence[bytes]) -> tuple[Picture, ...] | None:
-        try:
-            return tuple(
-                [seen.parse(data) for (_, seen), data in zip(self._seen, payloads, strict=True)]
+        if self._plan is None:
+            self._plan, self._room = self._planned(), self._rooms()
+        if self._known is None:
+            self._known = self._knowledge()
+        room, number, full, text = self._room, first, True, b""
+        while full:
+            number, filled, written, full = _kernel.copy(
+                self._plan, self._known, room, number, tar.offset
             )
-        except EntryError:
+            if filled:
+                tar.append(memoryview(room.block)[:filled])
+                text += room.text[:written].tobytes()
+        if number == first:
+            # Where nothing is recognised, it is tried less and less often.
+            self._pause = self._wait = min(2 * self._wait + 1, _PATIENCE)
             return None
+        self._wait = 0
+        return Copied(number, text, self._counted(room.sorts[first:number]))
 
-    def _fit(self, pictures: tuple[Picture, ...]) -> bool:
-        """Whether these may stand for their roles as they are, in one sample."""
-        return all(
-            is_plain(picture, role, self._meaning) and same_aspect(picture, pictures[0])
-            for (role, _), picture in zip(self._seen, pictures, strict=True)
+    def _counted(self, sorts: NDArray[np.int64]) -> Counter[tuple[Picture, ...]]:
+        counts: Counter[tuple[Picture, ...]] = Counter()
+        known = list(self._sorts.values())
+        for sort, count in zip(*np.unique(sorts, return_counts=True), strict=True):
+            bits = -1 - int(sort)
+            told = [
+                Picture(_KINDS[bits >> role & 1], 0, 0, 0, 0)
+                for role in range(len(self._task.roles))
+            ]
+            counts[tuple(told) if sort < 0 else known[sort]] += int(count)
+        return counts
+
+    def _planned(self) -> Any:
+        """The task as the kernel reads it."""
+        task = self._task
+        flat = [name for sample in task.names for name in sample]
+        lengths = np.fromiter(map(len, flat), np.int64, len(flat))
+        row = {name: task.rows[name].ravel().astype(np.int64) for name in ROW.names or ()}
+        row["limit"] = np.minimum(
+            _HEAD + lengths + row["packed"] + _SLACK, row["limit"] - row["offset"]
+        )
+        number = _NUMBERS.get
+        kinds = [number(name[name.rfind(b".") + 1 :].lower(), -1) for name in flat]
+        usual = _kernel.TRUSTED if task.verify == "none" else _kernel.CHECKED
+        handling = np.where(task.measured, _kernel.CHECKED, usual).astype(np.int64)
+        handling[np.array(sorted(self._left), np.int64)] = _kernel.LEFT
+        return _kernel.Plan(
+            np.array(self._handles, np.int64),
+            np.stack(list(row.values()), axis=1).reshape(*task.rows.shape, len(row)),
+            *_end_to_end(flat),
+            *_end_to_end([key.encode() for key in task.keys]),
+            *_end_to_end(
+                [f".{role}.{kind}".encode() for role in task.roles for kind in _KINDS]
+                + [b".bg.cls"]
+            ),
+            np.array(kinds, np.int64).reshape(task.rows.shape),
+            np.array(task.background, np.int64),
+            handling,
+            np.frombuffer(bytearray(NAMELESS), np.uint8),
         )
 
+    def _knowledge(self) -> Any:
+        """What the kernel may recognise."""
+        heads, ends = _end_to_end([head for _, _, head in self._heads])
+        told = np.array([key[:2] for key in self._heads], np.int64).reshape(-1, 2)
+        sorts = np.array(list(self._sorts), np.int64).reshape(-1, len(self._task.roles))
+        return _kernel.Known(heads, np.column_stack([told, ends[:-1], ends[1:]]), sorts)
 
-def _samples(task: ShardTask) -> list[tuple[_Entry, ...]]:
-    """The entries of each sample, one a role."""
-    names = [name for sample in task.names for name in sample]
-    rows = task.rows.ravel()
-    column = {name: rows[name] for name in ROW.names or ()}
-    most = np.fromiter(map(len, names), np.int64, len(names)) + column["packed"] + _HEAD + _SLACK
-    column["limit"] = np.minimum(most, column["limit"] - column["offset"])
-    columns = [column[name].tolist() for name in ROW.names or ()]
-    entries: Iterator[Any] = zip(names, *columns, strict=True)
-    # The same iterator several times: so many of its items make one sample.
-    return list(zip(*[entries] * len(task.roles), strict=True))
+    def _rooms(self) -> Any:
+        count, roles = self._task.rows.shape
+        *buffers, told, machine = _buffers
+        sorts, found = np.empty(count, np.int64), np.empty(roles, np.int64)
+        return _kernel.Room(*buffers, sorts, found, told, machine)
+
+
+def _buffers_of(kernel: Any) -> tuple[Any, ...]:
+    """Where a process works, one task after another."""
+    sizes = (_BLOCK, _BLOCK, _TEXT)
+    buffers = [np.empty(size, np.uint8) for size in sizes]
+    return (*buffers, np.empty(2, np.int64), kernel.decompressor())
+
+
+def _warm(kernel: Any) -> None:
+    """Have it compiled, or loaded, by copying nothing."""
+    none = _end_to_end([])
+    rows, kinds = np.zeros((0, 1, 7), np.int64), np.zeros((0, 1), np.int64)
+    plan = kernel.Plan(none[1], rows, *none, *none, *none, kinds, none[1], none[1], none[0])
+    known = kernel.Known(none[0], np.zeros((0, 4), np.int64), kinds)
+    *buffers, told, machine = _buffers_of(kernel)
+    room = kernel.Room(*buffers, none[1], none[1], told, machine)
+    kernel.copy(plan, known, room, 0, 0)
+    kernel.copy.disable_compile()
+
+
+def _end_to_end(pieces: Sequence[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Bytes of many in one array, and where each ends, after a 0."""
+    ends = np.zeros(len(pieces) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, pieces), np.int64, len(pieces)), out=ends[1:])
+    # Of one that may be written: the kernel is compiled for no other.
+    return np.frombuffer(bytearray(b"".join(pieces)), np.uint8), ends

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from shardify.errors import VerifyError
 
-__all__ = ["Member", "format_index", "line_of", "of_lines", "parse_index"]
+__all__ = ["Member", "format_index", "head_of", "line_of", "parse_index"]
 
 
 class Member(NamedTuple):
@@ -32,7 +32,7 @@ def format_index(samples: Sequence[Iterable[Member]]) -> str:
     Args:
         samples: Members of each sample, in the order of the tar.
     """
-    return of_lines([line_of(members) for members in samples])
+    return head_of(len(samples)) + "".join([f"{line_of(members)}\n" for members in samples])
 
 
 def line_of(members: Iterable[tuple[str, int, int, str]]) -> str:
@@ -40,9 +40,9 @@ def line_of(members: Iterable[tuple[str, int, int, str]]) -> str:
     return " ".join([f"{each[0]} {each[1]} {each[2]} {each[3]}" for each in members])
 
 
-def of_lines(lines: Sequence[str]) -> str:
-    """The index of one shard, of its samples' lines."""
-    return "\n".join([f"v1.2 {len(lines)}", *lines]) + "\n"
+def head_of(samples: int) -> str:
+    """The first line of an index; each sample's line follows."""
+    return f"v1.2 {samples}\n"
 
 
 def parse_index(text: str) -> list[list[Member]]:

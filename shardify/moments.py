@@ -3,7 +3,9 @@
 Looks at one picture at a time; what to do with the figures is for others.
 """
 
+import functools
 import io
+import math
 import warnings
 from typing import Any
 
@@ -96,9 +98,16 @@ def glance(
 
 def _moments(counts: list[int], full: int) -> tuple[list[float], list[float]]:
     """Of histograms, one a channel, end to end."""
-    table = np.array(counts, np.float64).reshape(-1, full + 1)
-    levels = np.arange(full + 1, dtype=np.float64) / full
-    share = table / table.sum(axis=1, keepdims=True)
-    mean = (share * levels).sum(axis=1)
-    variance = (share * (levels - mean[:, None]) ** 2).sum(axis=1)
-    return mean.tolist(), np.sqrt(variance).tolist()
+    # In whole numbers, so that the order of adding cannot show.
+    table = np.array(counts, np.int64).reshape(-1, full + 1)
+    mean, deviation = [], []
+    for count, first, second in (table @ _powers(full)).tolist():
+        mean.append(first / (count * full))
+        deviation.append(math.sqrt(count * second - first * first) / (count * full))
+    return mean, deviation
+
+
+@functools.cache
+def _powers(full: int) -> NDArray[np.int64]:
+    levels = np.arange(full + 1, dtype=np.int64)
+    return np.stack([levels**power for power in range(3)], axis=1)

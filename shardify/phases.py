@@ -5,6 +5,7 @@ does is done once more, step by step. It measures and prints; nothing of it is p
 """
 
 import dataclasses
+import hashlib
 import os
 import resource
 import subprocess
@@ -17,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 from shardify.bank import write_backgrounds
-from shardify.copier import Copier
+from shardify.copier import Copier, load
 from shardify.gather import gather
 from shardify.handout import background_tasks, shard_tasks
 from shardify.layout import detect
@@ -64,7 +65,10 @@ def phases(source: Path) -> list[Phase]:
         each = seconds / samples * 1e6
         result.append(Phase(who=who, what=what, seconds=seconds, each=each))
 
-    told("parent", "interpreter and imports", _imports())
+    told("parent", "interpreter and imports", _start("import shardify.cli, shardify.build"))
+    load()
+    loaded = _start("from shardify.swift import prepare; prepare()")
+    told("beside", "interpreter, imports and compiled part of the workers", loaded)
     catalog = found.catalog
     with Workshop() as work:
         told("parent", "the zip's directory", _best(lambda: gather([source], work)))
@@ -89,21 +93,23 @@ def phases(source: Path) -> list[Phase]:
         share = samples / sum(len(task.keys) for task in tasks)
         with Sources(tasks[0].sources) as handles:
             read = share * _best(lambda: _read(tasks, handles))
-            trusted = [dataclasses.replace(task, verify="none") for task in tasks]
-            unpack = share * _best(lambda: _copy(trusted, handles))
-            check = share * _best(lambda: _copy(tasks, handles))
-            # Their second reading included, and nothing else: a small difference of large times
-            # would tell little.
-            measured = share * _best(lambda: _gauge(tasks, handles))
-        bare = [
-            dataclasses.replace(task, measured=[False] * len(task.keys), verify="none")
-            for task in tasks
-        ]
-        stored = share * _best(lambda: _write(bare, out))
+            # By itself: a small difference of large times would tell little.
+            measured = share * _best(
+                lambda: [gauged(each, handles, Copier(each, handles)) for each in tasks]
+            )
+        bare = [dataclasses.replace(each, measured=[False] * len(each.keys)) for each in tasks]
+        trusted = [dataclasses.replace(each, verify="none") for each in bare]
+        whole = share * _best(lambda: _write(trusted, out))
+        checked = share * _best(lambda: _write(bare, out))
+        tars = _tars_of(bare, out)
+        hashed = share * _best(lambda: [hashlib.sha256(tar) for tar in tars])
+        put = share * _best(lambda: [(out / "tar").write_bytes(tar) for tar in tars])
         told("workers", "reading", read)
-        told("workers", "unpacking, CRC-32 and local headers", unpack - read)
-        told("workers", "pictures' structure (not with --verify none)", check - unpack)
-        told("workers", "tar and index: headers, SHA-256, writing", stored - unpack)
+        told("workers", "SHA-256", hashed)
+        told("workers", "writing", put)
+        rest = whole - read - hashed - put
+        told("workers", "unpacking, CRC-32, headers of zip and tar, index", rest)
+        told("workers", "pictures' structure (not with --verify none)", checked - whole)
         told("workers", "statistics: 400 samples decoded", measured)
         told("workers", "statistics: backgrounds decoded", _best(lambda: list(map(run_task, jobs))))
     return result
@@ -133,11 +139,12 @@ def _best(work: Callable[[], object]) -> float:
     return least
 
 
-def _imports() -> float:
+def _start(code: str) -> float:
+    """Least CPU time of an interpreter that does so much. Seconds."""
     least = float("inf")
     for _ in range(_REPEATS):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        command = [sys.executable, "-c", "import shardify.cli, shardify.build"]
+        command = [sys.executable, "-c", code]
         # As the command itself has it.
         subprocess.run(command, check=True, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -155,20 +162,22 @@ def _read(tasks: list[ShardTask], handles: list[Handle]) -> None:
                 pread(handles[source], min(limit - offset, packed + 160), offset)
 
 
-def _copy(tasks: list[ShardTask], handles: list[Handle]) -> None:
+def _tars_of(tasks: list[ShardTask], out: Path) -> list[bytes]:
+    """The shards as they are written."""
+    tars = []
     for task in tasks:
-        copier = Copier(task, handles)
-        for number in range(len(task.keys)):
-            copier.copy(number)
-
-
-def _gauge(tasks: list[ShardTask], handles: list[Handle]) -> None:
-    for task in tasks:
-        gauged(task, Copier(task, handles))
+        run_task(task)
+        tars.append((out / f"{task.name}.tar").read_bytes())
+        _remove(task, out)
+    return tars
 
 
 def _write(tasks: list[ShardTask], out: Path) -> None:
     for task in tasks:
         run_task(task)
-        for name in (f"{task.name}.tar", f"{task.name}.idx", f"{STATE}/{task.name}.json"):
-            (out / name).unlink()
+        _remove(task, out)
+
+
+def _remove(task: ShardTask, out: Path) -> None:
+    for name in (f"{task.name}.tar", f"{task.name}.idx", f"{STATE}/{task.name}.json"):
+        (out / name).unlink()

@@ -45,13 +45,14 @@ def serve(target: str, parent: int, ends: Sequence[tuple[int, int]]) -> None:
     _die_with(parent)
     report = os.dup(1)
     os.dup2(2, 1)  # A stray print must not damage the reports.
+    # Imports make much that stays, and tasks make much and keep little: looking for cycles that
+    # often finds none.
+    gc.set_threshold(100_000, 50, 50)
     module, _, name = target.partition(":")
     loaded = importlib.import_module(module)
     function = getattr(loaded, name)
     getattr(loaded, "prepare", lambda: None)()
-    # Tasks make much and keep little: looking for cycles that often finds none.
     gc.freeze()
-    gc.set_threshold(100_000, 50, 50)
     here = os.getpid()
     workers: list[int] = []
 

@@ -6,14 +6,16 @@ proposes a rule of its own, and says so when no candidate, or more than one, fit
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from shardify.errors import ShardifyError
 from shardify.thumbs import GRID, open_mask, open_small, shrink
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["Score", "Scores", "drained", "score", "scoring"]
 
@@ -235,7 +237,7 @@ class _View:
         middle = picture.crop((left, top, left + side, top + side))
         return np.stack([shrink(picture), shrink(middle)])
 
-    def _picture(self, index: int, mode: str) -> Image.Image | None:
+    def _picture(self, index: int, mode: str) -> "Image.Image | None":
         try:
             data = self._read(index)
         except ShardifyError:

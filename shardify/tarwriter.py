@@ -9,13 +9,9 @@ Source: POSIX.1-1988 (USTAR), as in IEEE Std 1003.1, pax, "ustar Interchange For
 import errno
 import hashlib
 import os
-from collections.abc import Sequence
 from typing import BinaryIO
 
-import numpy as np
-import numpy.typing as npt
-
-__all__ = ["PADS", "TarWriter", "headers"]
+__all__ = ["NAMELESS", "TarWriter"]
 
 _FLUSH = 1 << 20
 """Small enough to stay in a processor's cache from joining over digesting to writing. Bytes."""
@@ -28,16 +24,11 @@ _MTIME = b"00000000000\0"
 _BASE = sum(_HEAD) + sum(_MTIME) + 8 * 0x20 + sum(_TAIL)
 _REMEMBERED = 50_000
 
-PADS = [bytes(-size % _BLOCK) for size in range(_BLOCK)]
+_PADS = [bytes(-size % _BLOCK) for size in range(_BLOCK)]
 """What follows a payload, by its size modulo 512."""
 
-_NAME = 100
-_EMPTY = np.frombuffer(
-    bytes(_NAME) + _HEAD + b"0" * 11 + b"\0" + _MTIME + b" " * 6 + b"\0 " + _TAIL, np.uint8
-)
-_SIZE_AT, _SUM_AT = 124, 148
-_SIZE_SHIFTS = 3 * np.arange(10, -1, -1)
-_SUM_SHIFTS = 3 * np.arange(5, -1, -1)
+NAMELESS = bytes(100) + _HEAD + b"0" * 11 + b"\0" + _MTIME + b" " * 6 + b"\0 " + _TAIL
+"""A header without name, size and sum; where the sum will be, all but one of its blanks."""
 
 
 class TarWriter:
@@ -73,7 +64,7 @@ class TarWriter:
         tail = self._sums.get(total)
         if tail is None:
             tail = self._sums[total] = b"%06o\0 " % total + _TAIL
-        pad = PADS[size % _BLOCK]
+        pad = _PADS[size % _BLOCK]
         self._pieces += (name.ljust(100, b"\0"), digits, tail, data, pad)
         start = self.offset + _BLOCK
         self.offset = stop = start + size + len(pad)
@@ -81,17 +72,16 @@ class TarWriter:
             self._flush()
         return start
 
-    def extend(self, pieces: Sequence[bytes], size: int) -> None:
-        """Append whole files, each as its header, its payload and what follows that.
+    def append(self, block: memoryview) -> None:
+        """Append whole files, each with its header and padding, as they are.
 
         Args:
-            pieces: Of ``headers``, payloads and ``PADS``.
-            size: Of all of them. Bytes.
+            block: A multiple of 512 bytes. It is not kept.
         """
-        self._pieces += pieces
-        self.offset += size
-        if self.offset >= self._due:
-            self._flush()
+        self._flush()
+        self._put(block)
+        self.offset += len(block)
+        self._due = self.offset + _FLUSH
 
     def finish(self) -> str:
         """Write the end of the archive. Returns the SHA-256 of all bytes."""
@@ -112,32 +102,17 @@ class TarWriter:
         return known
 
     def _flush(self) -> None:
-        block = b"".join(self._pieces)
-        self._pieces.clear()
+        if self._pieces:
+            self._put(memoryview(b"".join(self._pieces)))
+            self._pieces.clear()
         self._due = self.offset + _FLUSH
+
+    def _put(self, block: memoryview) -> None:
         self._digest.update(block)
         written = self._file.write(block)
         # A full disk may take a part, and say so only when asked again.
         while written < len(block):
-            more = self._file.write(memoryview(block)[written:])
+            more = self._file.write(block[written:])
             if not more:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             written += more
-
-
-def headers(names: Sequence[bytes], sizes: npt.NDArray[np.int64]) -> list[bytes]:
-    """The headers of many files, made all at once; each is what ``TarWriter.add`` writes.
-
-    Args:
-        names: At most 100 bytes each.
-        sizes: (N,) of the payloads, under 8 GiB. Bytes.
-    """
-    made = np.tile(_EMPTY, (len(names), 1))
-    made[:, :_NAME] = np.array(names, f"S{_NAME}").view(np.uint8).reshape(-1, _NAME)
-    made[:, _SIZE_AT : _SIZE_AT + 11] = (sizes[:, None] >> _SIZE_SHIFTS & 7) + ord("0")
-    totals = made.sum(axis=1, dtype=np.uint32)
-    # The sum counts its own place as eight blanks; all but one of them stand there already.
-    totals += ord(" ")
-    made[:, _SUM_AT : _SUM_AT + 6] = (totals[:, None] >> _SUM_SHIFTS & 7) + ord("0")
-    whole: list[bytes] = made.view(f"V{_BLOCK}")[:, 0].tolist()
-    return whole

@@ -6,14 +6,16 @@ Says nothing of what a picture shows.
 import io
 import struct
 import warnings
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
 
 from shardify.errors import ShardifyError
 from shardify.pixels import alpha_of
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["GRID", "looks_binary", "open_mask", "open_small", "shrink"]
 
@@ -23,8 +25,7 @@ GRID = 48
 _PIXELS = 1 << 26
 _BROKEN = (
     ShardifyError, OSError, ValueError, SyntaxError, EOFError, struct.error, IndexError, KeyError,
-    TypeError, OverflowError, ZeroDivisionError, Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
+    TypeError, OverflowError, ZeroDivisionError,
 )  # fmt: skip
 
 
@@ -43,13 +44,15 @@ def looks_binary(data: bytes) -> bool | None:
     return bool(((pixels - low < edge) | (high - pixels < edge)).mean() > 0.9)
 
 
-def shrink(picture: Image.Image) -> npt.NDArray[np.int16]:
+def shrink(picture: "Image.Image") -> npt.NDArray[np.int16]:
     """(GRID, GRID) or (GRID, GRID, 3): the picture squashed to a square."""
-    small = picture.resize((GRID, GRID), Image.Resampling.BOX)
+    from PIL.Image import Resampling
+
+    small = picture.resize((GRID, GRID), Resampling.BOX)
     return np.asarray(small).astype(np.int16)
 
 
-def open_mask(data: bytes, about: int | None) -> Image.Image | None:
+def open_mask(data: bytes, about: int | None) -> "Image.Image | None":
     """A mask in gray, in which all that is no object is 0; None where it cannot be decoded.
 
     A trimap (1 object, 2 ground, 3 border) becomes 0 where it is ground, else 255.
@@ -67,8 +70,12 @@ def open_mask(data: bytes, about: int | None) -> Image.Image | None:
     return gray
 
 
-def open_small(data: bytes, mode: str, about: int | None) -> Image.Image | None:
+def open_small(data: bytes, mode: str, about: int | None) -> "Image.Image | None":
     """Decode, at a reduced size if ``about`` (pixels) allows; None where that fails."""
+    # Imported here, for the survey of a data set whose names are clear looks into no picture.
+    from PIL import Image, ImageOps
+
+    bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -83,11 +90,13 @@ def open_small(data: bytes, mode: str, about: int | None) -> Image.Image | None:
             # As readers see it, and as a turned JPEG is stored.
             turned = ImageOps.exif_transpose(picture) if "exif" in picture.info else picture
             return turned.convert(mode)
-    except _BROKEN:
+    except (*_BROKEN, *bombs):
         return None
 
 
-def _open_array(data: bytes, mode: str) -> Image.Image | None:
+def _open_array(data: bytes, mode: str) -> "Image.Image | None":
+    from PIL import Image
+
     plane = np.load(io.BytesIO(data), allow_pickle=False)
     if plane.dtype == np.bool_:
         plane = plane.astype(np.uint8)

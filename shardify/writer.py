@@ -7,22 +7,23 @@ whose record fits the task is kept as it is.
 
 import hashlib
 from collections import Counter
-from contextlib import ExitStack, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import compress, count
 from typing import Any
 
 from numpy.typing import NDArray
 
-from shardify.copier import BY_NAME, Copier
+from shardify.copier import BY_NAME, Copier, may_copy
 from shardify.drafts import Draft
 from shardify.errors import BuildError, EntryError
 from shardify.extract import payload
 from shardify.files import write_quick
 from shardify.images import Picture, parse
-from shardify.index import of_lines
 from shardify.moments import gauge, glance, measure
 from shardify.pixels import PLAIN, Meaning, pixels, refuse_faint, same_aspect, settle
-from shardify.ranges import expect
+from shardify.ranges import Handle, expect
 from shardify.remote import Url, place
 from shardify.sinks import Sink
 from shardify.sources import Sources
@@ -145,70 +146,62 @@ def check_picture(
     return data, picture, rule
 
 
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """One sample, found good."""
+
+    found: list[tuple[str, bytes, Picture]]
+    """Role, payload and what that is, of each member."""
+    rules: list[str]
+    """Those that converted a picture."""
+    planes: dict[str, NDArray[Any]]
+    """role -> pixels, where a variant encodes anew."""
+    figures: list[Figure]
+    """Of each role, if it is measured."""
+
+
 def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRecord, list[bytes]]:
     rejected: list[list[str]] = []
     rules: Counter[str] = Counter()
     moments = {role: Moments() for role in task.roles}
     sinks = [Sink(task, variant, tar) for variant, tar in zip(task.variants, tars, strict=True)]
-    plain = all(variant.unchanged for variant in task.variants)
-    samples = 0
+    samples, number = 0, 0
     with Sources(task.sources) as handles:
         expect(handles, task.rows, task.names)
         copier = Copier(task, handles)
-        figures_of = gauged(task, copier)
-        for number, (key, names, measured) in enumerate(
-            zip(task.keys, task.names, task.measured, strict=True)
-        ):
-            known = figures_of.get(number)
-            # What is measured or encoded anew is parsed in any case.
-            copied = copier.copy(number, trust=not measured) if known or not measured else None
+        known = gauged(task, handles, copier)
+        copier.leave(each for each in compress(count(), task.measured) if each not in known)
+        while number < len(task.keys):
+            first = number
+            copied = copier.copy(first, tars[0])
+            figures: list[list[Figure]] = []
             if copied is not None:
-                if known:
-                    for role, figure in zip(task.roles, known, strict=True):
-                        moments[role].add(*figure)
-                samples += 1
-                sinks[0].copy(number, copied)
-                continue
-            rows = task.rows[number].tolist()
-            found: list[tuple[str, bytes, Picture]] = []
-            used: list[str] = []
-            planes: dict[str, NDArray[Any]] = {}
-            careful = task.verify == "none" and (measured or not plain)
-            verify = "headers" if careful else task.verify
-            role = task.roles[0]
-            try:
-                for role, name, row in zip(task.roles, names, rows, strict=True):
-                    data = payload(handles[row[0]], name, *row[1:])
-                    data, picture, rule = check_picture(data, name, role, verify, task.meaning)
-                    found.append((role, data, picture))
-                    if rule:
-                        used.append(rule)
-                size = found[0][2][1:3]
-                for role, _, picture in found:
-                    if picture[1:3] != size:
-                        _check_shape(role, picture, found[0])
-                figures = {}
-                for role, data, picture in found if measured or not plain else ():
-                    # A converted mask is 0 or 255 by now.
-                    if not plain:
-                        planes[role] = pixels(data, picture, role, PLAIN)
-                    if measured:
-                        plane = planes.get(role)
-                        figures[role] = (
-                            gauge(data, picture, role) if plane is None else measure(plane)
-                        )
-            except EntryError as error:
-                member = names[task.roles.index(role)].decode(errors="replace")
-                rejected.append([key, member, role, str(error)])
-                continue
-            for role, figure in figures.items():
-                moments[role].add(*figure)
-            if used:
-                rules.update(used)
-            samples += 1
-            for sink in sinks:
-                sink.add(key, found, planes, task.background[number], measured)
-    indexes = [of_lines(sink.lines).encode() for sink in sinks]
+                number = copied.stop
+                sinks[0].copy(copied, number - first)
+                figures += [known[each] for each in range(first, number) if each in known]
+            else:
+                number += 1
+                sample = _careful(task, handles, first, known.get(first, []))
+                if isinstance(sample, list):
+                    rejected.append(sample)
+                    continue
+                rules.update(sample.rules)
+                figures.append(sample.figures)
+                for sink in sinks:
+                    sink.add(
+                        task.keys[first],
+                        sample.found,
+                        sample.planes,
+                        task.background[first],
+                        task.measured[first],
+                    )
+                if not sample.rules:
+                    copier.learn(sample.found)
+            samples += number - first
+            for each in figures:
+                for role, figure in zip(task.roles, each, strict=False):
+                    moments[role].add(*figure)
+    indexes = [sink.index() for sink in sinks]
     record = ShardRecord(
         task=digest,
         name=task.name,
@@ -221,29 +214,73 @@ def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRec
     return record, indexes
 
 
-def gauged(task: ShardTask, copier: Copier) -> dict[int, list[Figure]]:
+def _careful(
+    task: ShardTask, handles: Sequence[Handle], number: int, figures: list[Figure]
+) -> _Sample | list[str]:
+    """Read and check one sample.
+
+    Args:
+        task: Whose.
+        handles: The sources, open.
+        number: Of the sample in the task.
+        figures: Its figures, if they are known.
+
+    Returns:
+        The sample; or what the record says of it, if it must be left out.
+    """
+    names, measured = task.names[number], task.measured[number]
+    plain = all(variant.unchanged for variant in task.variants)
+    # What is measured or encoded anew is parsed in any case.
+    parsed = task.verify == "none" and (measured or not plain)
+    sample = _Sample([], [], {}, figures)
+    role = task.roles[0]
+    try:
+        for role, name, row in zip(task.roles, names, task.rows[number].tolist(), strict=True):
+            data, picture, rule = check_picture(
+                payload(handles[row[0]], name, *row[1:]),
+                name,
+                role,
+                "headers" if parsed else task.verify,
+                task.meaning,
+            )
+            sample.found.append((role, data, picture))
+            if rule:
+                sample.rules.append(rule)
+        for role, _, picture in sample.found:
+            _check_shape(role, picture, sample.found[0])
+        new = measured and not figures
+        for role, data, picture in sample.found if new or not plain else ():
+            # A converted mask is 0 or 255 by now.
+            if not plain:
+                sample.planes[role] = pixels(data, picture, role, PLAIN)
+            if new:
+                plane = sample.planes.get(role)
+                figures.append(gauge(data, picture, role) if plane is None else measure(plane))
+    except EntryError as error:
+        member = names[task.roles.index(role)].decode(errors="replace")
+        return [task.keys[number], member, role, str(error)]
+    return sample
+
+
+def gauged(task: ShardTask, handles: Sequence[Handle], copier: Copier) -> dict[int, list[Figure]]:
     """Number -> figures of each role, of the measured samples that are plain and can be decoded.
 
     One after another, while the processor still knows its way about a decoder; their payloads are
     read again for the tar, so that none has to be kept. What is wrong with the others shows there.
     """
     found: dict[int, list[Figure]] = {}
-    for number in compress(count(), task.measured):
-        copied = copier.copy(number, trust=False)
-        if copied is None:
-            continue
-        with suppress(EntryError):
-            found[number] = [
-                gauge(data, picture, role)
-                for role, picture, data in zip(task.roles, *copied, strict=True)
-            ]
+    for number in compress(count(), task.measured if may_copy(task, handles) else ()):
+        sample = _careful(task, handles, number, [])
+        if isinstance(sample, _Sample) and not sample.rules:
+            found[number] = sample.figures
+            copier.learn(sample.found)
     return found
 
 
 def _check_shape(role: str, picture: Picture, first: tuple[str, bytes, Picture]) -> None:
     """A sample's pictures may differ in size, but not in aspect."""
     main = first[2]
-    if not same_aspect(picture, main):
+    if picture[1:3] != main[1:3] and not same_aspect(picture, main):
         raise EntryError(
             f"{role} of {picture.width}x{picture.height} has another aspect than {first[0]} of "
             f"{main.width}x{main.height}"

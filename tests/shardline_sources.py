@@ -79,7 +79,7 @@ def shards(out: Path) -> dict[str, bytes]:
 @pytest.fixture
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
     """The work in this process: quicker than starting workers, and the same otherwise."""
-    monkeypatch.setattr("shardify.build.pool_of", lambda target, **_: Inline(target))
+    monkeypatch.setattr("shardify.hire.pool_of", lambda target, **_: Inline(target))
 
 
 def run(sources: "list[str | Path]", out: "str | Path", **options: object) -> BuildReport:

@@ -12,7 +12,9 @@ from shardify.build import build
 from shardify.survey import Options
 
 ROOT = Path(__file__).resolve().parent.parent
-ELSEWHERE = "isal fsspec s3fs distributed dask moto tensorboard onnx hypothesis xdist".split()
+ELSEWHERE = (
+    "isal deflate fsspec s3fs distributed dask moto tensorboard onnx hypothesis xdist".split()
+)
 
 
 @pytest.fixture(scope="module")

@@ -87,7 +87,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def local(packed: Path) -> dict[str, bytes]:
     out = packed.parent / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shardify.build.pool_of", lambda target, **_: Inline(target))
+        patch.setattr("shardify.hire.pool_of", lambda target, **_: Inline(target))
         build([packed], out, Options(val=0.25, shard_samples=1))
     return content(out)
 
@@ -111,7 +111,7 @@ def test_a_folder_and_a_prefix_give_on_a_cluster_what_they_give_here(
     for name, data in files.items():
         store.client.put_object(Bucket=BUCKET, Key=f"set/data/{name}", Body=data)
     build([place(f"s3://{BUCKET}/set/data/")], place(f"s3://{BUCKET}/far"), options)
-    monkeypatch.setattr("shardify.build.pool_of", lambda target, **_: Inline(target))
+    monkeypatch.setattr("shardify.hire.pool_of", lambda target, **_: Inline(target))
     build([folder], tmp_path / "near", options)
     assert content(tmp_path / "far") == content(tmp_path / "near")
     assert store.content("far") == content(tmp_path / "near")

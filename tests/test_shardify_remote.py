@@ -32,7 +32,7 @@ def store() -> Iterator[Store]:
 @pytest.fixture
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
     """The work in this process: quicker than starting workers, and the same otherwise."""
-    for user in ("build", "verify"):
+    for user in ("hire", "verify"):
         monkeypatch.setattr(f"shardify.{user}.pool_of", lambda target, **_: Inline(target))
 
 
@@ -45,7 +45,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def local(packed: Path) -> dict[str, bytes]:
     out = packed.parent / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shardify.build.pool_of", lambda target, **_: Inline(target))
+        patch.setattr("shardify.hire.pool_of", lambda target, **_: Inline(target))
         run(packed, out)
     return content(out)
 

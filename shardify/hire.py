@@ -1,0 +1,81 @@
+"""The workers of a build, known from its arguments alone, so that they can be called early.
+
+They import what they need while the command itself is still importing. Of a zip, nothing but its
+end is read here, and nothing is refused.
+"""
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+
+from shardify.cluster import Pool, pool_of
+from shardify.errors import ShardifyError
+from shardify.remote import Place
+from shardify.zipend import find_directory
+
+__all__ = ["hire"]
+
+_CAREFUL, _SWIFT = "shardify.writer:run_task", "shardify.swift:run_task"
+_WORTH = 30_000
+"""From so many entries on, the compiled part is worth its start: a quarter of a second, and once
+for an installation, when it is compiled, several."""
+_FILES = 64
+"""So many of a folder's files are looked at: it may hold pictures by the million."""
+
+
+def hire(
+    paths: Sequence[Place],
+    out: Place,
+    *,
+    codec: str,
+    res: Sequence[int],
+    verify: str,
+    workers: int | None,
+    scheduler: str | None,
+) -> Pool:
+    """Start the workers that suit.
+
+    Args:
+        paths: What they will read.
+        out: Where they will write.
+        codec: How pictures are stored. This and the others: see ``survey.Options``.
+        res: Their sides, if they are resized.
+        verify: How they are looked at.
+        workers: Processes on this machine; None for one a core.
+        scheduler: Address of a Dask scheduler, whose workers shall do it instead.
+
+    Raises:
+        BuildError: The cluster cannot be used, or processes cannot be started.
+        StoreError: A cluster cannot see such a place.
+    """
+    copied = codec == "keep" and not res and verify != "decode"
+    swift = copied and scheduler is None and _entries_of(paths) >= _WORTH
+    return pool_of(
+        _SWIFT if swift else _CAREFUL, workers=workers, scheduler=scheduler, places=[*paths, out]
+    )
+
+
+def _entries_of(paths: Sequence[Place]) -> int:
+    """Of all zips on this machine that are named, or lie in a folder that is."""
+    total = 0
+    for path in paths:
+        if isinstance(path, Path):
+            with suppress(OSError):
+                for each in islice(path.iterdir(), _FILES) if path.is_dir() else [path]:
+                    total += _entries_in(each)
+    return total
+
+
+def _entries_in(path: Path) -> int:
+    """0 for what cannot be read as a zip: if that is wrong, the survey will say so."""
+    if not path.is_file():
+        return 0
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return find_directory(descriptor, os.fstat(descriptor).st_size, str(path))[0]
+    except ShardifyError:
+        return 0
+    finally:
+        os.close(descriptor)
