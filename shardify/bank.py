@@ -67,7 +67,7 @@ def write_backgrounds(
     rules: Counter[str] = Counter()
     backgrounds: list[list[Background]] = [[] for _ in variants]
     paths = [out / variant.folder / BACKGROUNDS for variant in variants]
-    used = np.unique(layout.background[found.usable]).tolist()
+    used = (np.flatnonzero(np.bincount(1 + layout.background[found.usable])) - 1).tolist()
     verify = "decode" if found.options.verify == "decode" else "headers"
     with ExitStack() as stack:
         descriptors = stack.enter_context(Sources([each.path for each in catalog.sources]))

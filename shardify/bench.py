@@ -30,7 +30,7 @@ import tarfile
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -155,6 +155,18 @@ def measure(name: str, source: Path, folder: Path) -> Run:
     return Run(wall=wall, cpu=usage.ru_utime + usage.ru_stime, memory=usage.ru_maxrss * 1024)
 
 
+def order(names: Sequence[str], number: int) -> list[str]:
+    """Whose turn it is in a round: in ``len(names)`` rounds (an even number of names) each follows
+    each other once, for one that has just written leaves the disk something to do.
+
+    Source: Williams, "Experimental designs balanced for the estimation of residual effects of
+    treatments", 1949.
+    """
+    count = len(names)
+    places = [(place + 1) // 2 if place % 2 else count - place // 2 for place in range(count)]
+    return [names[(place + number) % count] for place in places]
+
+
 def summarise(runs: dict[str, list[Run]], samples: int) -> dict[str, dict[str, float]]:
     """Median, least and most of each contender, and how many times the last one's speed.
 
@@ -219,8 +231,7 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
         measure("shardify build", chosen.source, Path(folder))  # Warms the caches.
         for number in range(chosen.repeats):
-            # There and back, so that nobody always follows the same one.
-            for name in list(CONTENDERS)[:: -1 if number % 2 else 1]:
+            for name in order(list(CONTENDERS), number):
                 runs[name].append(measure(name, chosen.source, Path(folder)))
     table = summarise(runs, samples)
     print(
@@ -252,7 +263,7 @@ def main(arguments: list[str] | None = None) -> None:
         },
         "versions": {
             name: importlib.metadata.version(name)
-            for name in ("shardline", "numpy", "isal", "webdataset")
+            for name in ("shardline", "numpy", "numba", "isal", "deflate", "webdataset")
         },
         "table": table,
         "phases": [asdict(part) for part in parts],

@@ -28,6 +28,7 @@ BY_NAME = {b"jpg": "jpg", b"jpeg": "jpg", b"png": "png"}
 
 _KINDS = ("jpg", "png")
 _NUMBERS = {end: _KINDS.index(kind) for end, kind in BY_NAME.items()}
+_LONGEST = 1 + max(map(len, BY_NAME))
 
 _HEAD = 30
 _SLACK = 64
@@ -180,30 +181,28 @@ class Copier:
     def _planned(self) -> Any:
         """The task as the kernel reads it."""
         task = self._task
-        flat = [name for sample in task.names for name in sample]
-        lengths = np.fromiter(map(len, flat), np.int64, len(flat))
+        lengths = np.diff(task.name_ends)
         row = {name: task.rows[name].ravel().astype(np.int64) for name in ROW.names or ()}
         row["limit"] = np.minimum(
             _HEAD + lengths + row["packed"] + _SLACK, row["limit"] - row["offset"]
         )
-        number = _NUMBERS.get
-        kinds = [number(name[name.rfind(b".") + 1 :].lower(), -1) for name in flat]
         usual = _kernel.TRUSTED if task.verify == "none" else _kernel.CHECKED
         handling = np.where(task.measured, _kernel.CHECKED, usual).astype(np.int64)
         handling[np.array(sorted(self._left), np.int64)] = _kernel.LEFT
         return _kernel.Plan(
             np.array(self._handles, np.int64),
             np.stack(list(row.values()), axis=1).reshape(*task.rows.shape, len(row)),
-            *_end_to_end(flat),
+            _writable(task.names),
+            task.name_ends.copy(),
             *_end_to_end([key.encode() for key in task.keys]),
             *_end_to_end(
                 [f".{role}.{kind}".encode() for role in task.roles for kind in _KINDS]
                 + [b".bg.cls"]
             ),
-            np.array(kinds, np.int64).reshape(task.rows.shape),
+            _kinds_of(task.names, task.name_ends).reshape(task.rows.shape),
             np.array(task.background, np.int64),
             handling,
-            np.frombuffer(bytearray(NAMELESS), np.uint8),
+            _writable(NAMELESS),
         )
 
     def _knowledge(self) -> Any:
@@ -243,5 +242,24 @@ def _end_to_end(pieces: Sequence[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.
     """Bytes of many in one array, and where each ends, after a 0."""
     ends = np.zeros(len(pieces) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, pieces), np.int64, len(pieces)), out=ends[1:])
-    # Of one that may be written: the kernel is compiled for no other.
-    return np.frombuffer(bytearray(b"".join(pieces)), np.uint8), ends
+    return _writable(b"".join(pieces)), ends
+
+
+def _writable(data: bytes) -> NDArray[np.uint8]:
+    """An array that may be written: the kernel is compiled for no other."""
+    return np.frombuffer(bytearray(data), np.uint8)
+
+
+def _kinds_of(names: bytes, ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What the names' extensions tell: an index into ``_KINDS``, or -1."""
+    # What stands before the first name is none of an extension.
+    text = np.frombuffer(bytes(_LONGEST) + names, np.uint8)
+    last = text[ends[1:, None] + np.arange(_LONGEST)]
+    small = last + 32 * ((last >= ord("A")) & (last <= ord("Z")))
+    kinds = np.full(len(small), -1)
+    for end, number in _NUMBERS.items():
+        wanted = np.frombuffer(b"." + end, np.uint8)
+        kinds[(small[:, -len(wanted) :] == wanted).all(axis=1)] = number
+    # A name of fewer bytes would borrow from the one before.
+    kinds[np.diff(ends) < _LONGEST] = -1
+    return kinds

@@ -4,8 +4,10 @@ Pure of decisions: which samples there are and where they go has been settled be
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shardify.pixels import Meaning
 from shardify.plan import ShardPlan
@@ -17,7 +19,11 @@ from shardify.tasks import BackgroundTask, ShardTask
 __all__ = ["background_tasks", "shard_tasks"]
 
 _MEASURED = 400
-"""At least this many samples are decoded for the statistics, if there are as many."""
+"""About this many samples are decoded for the statistics, if there are as many."""
+_MEASURED_OF_ALL = 200
+"""So many are enough where they are taken from each background alike: most of what sets pictures
+apart is what they stand on."""
+_GOLDEN = 0.6180339887498949
 _MEASURED_BACKGROUNDS = 100
 _BACKGROUNDS_A_TASK = 8
 
@@ -34,12 +40,38 @@ def background_tasks(
     return [
         BackgroundTask(
             sources=[each.path for each in catalog.sources],
-            names=catalog.names.raws(entries[first:][:_BACKGROUNDS_A_TASK]),
+            names=[catalog.names.raw(entry) for entry in entries[first:][:_BACKGROUNDS_A_TASK]],
             rows=rows[first:][:_BACKGROUNDS_A_TASK],
             meaning=meaning,
         )
         for first in range(0, len(good), _BACKGROUNDS_A_TASK)
     ]
+
+
+def _measured(background: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which samples are decoded for the statistics.
+
+    Args:
+        background: (N,) of the training samples, in their order; -1 where there is none.
+
+    Returns:
+        (N,): evenly spaced among those of each background, or of some backgrounds evenly spaced.
+    """
+    chosen = np.zeros(len(background), np.bool_)
+    order = np.argsort(background, kind="stable")
+    starts = np.flatnonzero(np.diff(background[order], prepend=-2))
+    counts = np.diff(starts, append=len(order))
+    groups = len(starts)
+    wanted = _MEASURED if groups == 1 else _MEASURED_OF_ALL
+    step = max(1, -(-groups // wanted))
+    for number, (start, count) in enumerate(
+        zip(starts[::step].tolist(), counts[::step].tolist(), strict=True)
+    ):
+        few = min(count, max(1, round(wanted / groups)))
+        # Each group begins elsewhere, or one shard would have them all.
+        places = (np.arange(few) + number * _GOLDEN % 1) * count / few
+        chosen[order[start + places.astype(np.int64)]] = True
+    return chosen
 
 
 def shard_tasks(
@@ -53,24 +85,28 @@ def shard_tasks(
     layout, catalog = found.layout, found.catalog
     roles = tuple(role for role in MEMBERS if role in layout.members)
     place = np.array([index.get(name, -1) for name in layout.background_ids] + [-1])
-    step = max(1, sum(len(plan.samples) for plan in plans if plan.split == "train") // _MEASURED)
+    train = [plan.samples for plan in plans if plan.split == "train"]
+    chosen = _measured(place[layout.background[np.concatenate(train)]]) if train else np.empty(0)
     seen = 0
     for plan in plans:
         members = np.stack([layout.members[role][plan.samples] for role in roles], axis=1)
         count = len(plan.samples)
-        raw = catalog.names.raws(members.ravel())
-        measured = (np.arange(seen, seen + count) % step == 0) & (plan.split == "train")
-        seen += count
+        names, name_ends = catalog.names.joined(members.ravel())
+        measured = [False] * count
+        if plan.split == "train":
+            measured = chosen[seen : seen + count].tolist()
+            seen += count
         yield ShardTask(
             out=str(out.absolute()),
             name=plan.name,
             sources=[each.path for each in catalog.sources],
             roles=roles,
             keys=[layout.keys[number] for number in plan.samples.tolist()],
-            names=[raw[first : first + len(roles)] for first in range(0, len(raw), len(roles))],
+            names=names,
+            name_ends=name_ends,
             rows=rows_of(catalog, members),
             background=place[layout.background[plan.samples]].tolist(),
-            measured=measured.tolist(),
+            measured=measured,
             verify=found.options.verify,
             meaning=meaning,
             variants=found.options.variants(),

@@ -110,7 +110,7 @@ def phases(source: Path) -> list[Phase]:
         rest = whole - read - hashed - put
         told("workers", "unpacking, CRC-32, headers of zip and tar, index", rest)
         told("workers", "pictures' structure (not with --verify none)", checked - whole)
-        told("workers", "statistics: 400 samples decoded", measured)
+        told("workers", "statistics: some samples decoded", measured)
         told("workers", "statistics: backgrounds decoded", _best(lambda: list(map(run_task, jobs))))
     return result
 

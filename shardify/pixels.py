@@ -121,7 +121,10 @@ def levels_of(data: bytes, picture: Picture) -> NDArray[Any]:
     """The different values in a mask, in ascending order. Raises ImageError."""
     if picture.kind == "npy":
         return np.unique(_loaded(data))
-    return np.unique(_open(data, _MASK))
+    plane = _open(data, _MASK)
+    if plane.dtype == np.uint8:
+        return np.flatnonzero(np.bincount(plane.ravel()))
+    return np.unique(plane)
 
 
 def peak_of(data: bytes, picture: Picture) -> float:

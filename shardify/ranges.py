@@ -6,7 +6,7 @@ than one window in memory.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from shardify.errors import StoreError
@@ -160,13 +160,13 @@ def pread(handle: Handle, length: int, offset: int) -> bytes:
     return handle.read(length, offset)
 
 
-def expect(handles: Sequence[Handle], rows: Any, names: Sequence[Any] = ()) -> None:
+def expect(handles: Sequence[Handle], rows: Any, names: Iterable[Any] = ()) -> None:
     """Announce entries that will be read, to the sources that profit from it.
 
     Args:
         handles: The open sources.
         rows: Entries in the order of reading, of ``writer.ROW``, any shape.
-        names: Of each entry, in a list or in a list of lists; without them, objects under a prefix
+        names: Of each entry, one after another or in lists; without them, objects under a prefix
             are fetched one by one.
     """
     if all(isinstance(handle, int) for handle in handles):

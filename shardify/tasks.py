@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -55,8 +56,10 @@ class ShardTask:
     roles: tuple[str, ...]
     """Member roles in the order of writing: ``fg_bg``, ``mask``, ``depth``."""
     keys: list[str]
-    names: list[list[bytes]]
-    """Entry names in the zip, of each sample, of each role."""
+    names: bytes
+    """Entry names in the zip, of each sample, of each role, end to end."""
+    name_ends: NDArray[np.int64]
+    """(N * roles + 1,): where each of them ends, after a 0. Bytes."""
     rows: NDArray[Any]
     """(N, roles) of ``ROW``."""
     background: list[int]
@@ -76,11 +79,18 @@ class ShardTask:
             self.variants,
         ):  # fmt: skip
             chosen.update(repr(part).encode())
-        # Neither keys nor names hold a NUL.
+        # Keys hold no NUL.
         chosen.update("\0".join(self.keys).encode() + b"\0\0")
-        chosen.update(b"\0".join([name for names in self.names for name in names]))
+        chosen.update(self.names)
+        chosen.update(self.name_ends.tobytes())
         chosen.update(self.rows.tobytes())
         return chosen.hexdigest()
+
+    def names_of(self, number: int) -> list[bytes]:
+        """The entry names of one sample, one a role."""
+        first = number * len(self.roles)
+        ends = self.name_ends[first : first + len(self.roles) + 1].tolist()
+        return [self.names[begin:end] for begin, end in pairwise(ends)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

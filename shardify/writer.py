@@ -115,7 +115,7 @@ def measure_backgrounds(task: BackgroundTask) -> Moments:
             try:
                 data = payload(descriptors[row[0]], name, *row[1:])
                 # At the size of training, not of a camera: faster, and what a network will see.
-                moments.add(*glance(data, parse(data), "bg", task.meaning, least=256))
+                moments.add(*glance(data, parse(data), "bg", task.meaning, least=160))
             except EntryError:
                 continue
     return moments
@@ -167,7 +167,7 @@ def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRec
     sinks = [Sink(task, variant, tar) for variant, tar in zip(task.variants, tars, strict=True)]
     samples, number = 0, 0
     with Sources(task.sources) as handles:
-        expect(handles, task.rows, task.names)
+        expect(handles, task.rows, map(task.names_of, range(len(task.keys))))
         copier = Copier(task, handles)
         known = gauged(task, handles, copier)
         copier.leave(each for each in compress(count(), task.measured) if each not in known)
@@ -228,7 +228,7 @@ def _careful(
     Returns:
         The sample; or what the record says of it, if it must be left out.
     """
-    names, measured = task.names[number], task.measured[number]
+    names, measured = task.names_of(number), task.measured[number]
     plain = all(variant.unchanged for variant in task.variants)
     # What is measured or encoded anew is parsed in any case.
     parsed = task.verify == "none" and (measured or not plain)

@@ -77,8 +77,8 @@ def refilled_png(good: bytes, pixels: bytes) -> bytes:
 
 def task_of(source: Path, out: Path, **other: object) -> ShardTask:
     catalog = open_catalog([source])
-    names = list(catalog.names)
-    count = len(names) // len(ROLES)
+    count = len(catalog.names) // len(ROLES)
+    joined, ends = catalog.names.joined(np.arange(len(catalog.names), dtype=np.int32))
     (out / STATE).mkdir(parents=True)
     rows = np.empty((count, len(ROLES)), ROW)
     for column in ROW.names or ():
@@ -89,7 +89,8 @@ def task_of(source: Path, out: Path, **other: object) -> ShardTask:
         sources=[str(source)],
         roles=ROLES,
         keys=[f"key{number}" for number in range(count)],
-        names=[[name.encode() for name in names[3 * n : 3 * n + 3]] for n in range(count)],
+        names=joined,
+        name_ends=ends,
         rows=rows,
         background=[number - 1 for number in range(count)],
         measured=[number == 7 for number in range(count)],
@@ -417,6 +418,41 @@ PARTS = st.sampled_from(["a", ".", "..", ".a", "a.", "", "C:", "b:c", "é", "x y
 def test_names_are_judged_together_as_they_are_alone(names: list[str]) -> None:
     raw = [name.encode() for name in names if name]
     assert some_hostile(b"\n".join(raw)) == any(map(is_hostile, raw))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.binary(min_size=1, max_size=6), max_size=5), min_size=1, max_size=3),
+    st.data(),
+)
+def test_names_joined_are_those_taken_alone(parts: list[list[bytes]], data: st.DataObject) -> None:
+    count = sum(map(len, parts))
+    bounds = [np.cumsum([0, *map(len, raw)]) for raw in parts]
+    names = Names(
+        [(bytearray(b"".join(raw)), each, "z/") for raw, each in zip(parts, bounds, strict=True)]
+    )
+    wanted = data.draw(st.lists(st.integers(0, count - 1), max_size=8) if count else st.just([]))
+    joined, ends = names.joined(np.array(wanted, np.int32))
+    each = [joined[begin:end] for begin, end in itertools.pairwise(ends.tolist())]
+    assert each == [names.raw(index) for index in wanted]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(["a.jpg", "b/c.JPEG", "x.Png", ".jpg", "jpeg", "d.jpg.txt", "e", "1.PNG"])
+        | st.text("aj.pngJPEG/", min_size=1, max_size=9),
+        max_size=6,
+    )
+)
+def test_kinds_told_by_many_names_are_those_told_by_each(names: list[str]) -> None:
+    raw = [name.encode() for name in names]
+    ends = np.cumsum([0, *map(len, raw)])
+    told = copier._kinds_of(b"".join(raw), ends).tolist()
+    kinds = [copier.BY_NAME.get(name.rpartition(b".")[2].lower(), "") for name in raw]
+    for name, number, kind in zip(raw, told, kinds, strict=True):
+        # So short a name may be left to others.
+        assert (number == -1 and (not kind or len(name) < 5)) or copier._KINDS[number] == kind
 
 
 @settings(max_examples=60, deadline=None)

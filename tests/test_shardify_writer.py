@@ -63,13 +63,15 @@ def task_of(tmp_path: Path, files: dict[str, bytes], **other: object) -> ShardTa
     for column in ROW.names or ():
         rows[column] = getattr(catalog.entries, column)[members]
     (tmp_path / "out" / STATE).mkdir(parents=True, exist_ok=True)
+    joined, ends = catalog.names.joined(members.ravel())
     task = ShardTask(
         out=str(tmp_path / "out"),
         name="train-00000",
         sources=[str(source)],
         roles=ROLES,
         keys=[f"key{number}" for number in range(len(members))],
-        names=[[names[row].encode() for row in each] for each in members.tolist()],
+        names=joined,
+        name_ends=ends,
         rows=rows,
         background=[number % 7 for number in range(len(members))],
         measured=[number % 2 == 0 for number in range(len(members))],
@@ -234,6 +236,8 @@ def test_backgrounds_are_measured_and_bad_ones_passed_over(tmp_path: Path) -> No
     files["mask/0.jpg"] = b"text"
     task = task_of(tmp_path, files)
     moments = measure_backgrounds(
-        BackgroundTask(sources=task.sources, names=task.names[0], rows=task.rows[0], meaning=PLAIN)
+        BackgroundTask(
+            sources=task.sources, names=task.names_of(0), rows=task.rows[0], meaning=PLAIN
+        )
     )
     assert moments.samples == 2
