@@ -156,8 +156,10 @@ def measure(name: str, source: Path, folder: Path) -> Run:
 
 
 def order(names: Sequence[str], number: int) -> list[str]:
-    """Whose turn it is in a round: in ``len(names)`` rounds (an even number of names) each follows
-    each other once, for one that has just written leaves the disk something to do.
+    """Whose turn it is in a round.
+
+    In as many rounds as there are names, an even number, each follows each other once: one that
+    has just written leaves the disk something to do.
 
     Source: Williams, "Experimental designs balanced for the estimation of residual effects of
     treatments", 1949.

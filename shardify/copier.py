@@ -1,27 +1,29 @@
 """Samples whose pictures are stored as they are, by the compiled way from zip to tar.
 
 Most samples of most data sets are plain: deflated entries of one file, each with the local header
-that the directory promises, each a picture whose beginning was seen before. A process that called
-``load`` has ``kernel`` copy those, many at a time. Nothing is refused here: what is not plain in
-every respect, and everything in other processes, goes the careful way of ``writer``, which gives
-the same bytes.
+that the directory promises, each a picture whose beginning was seen before. In a process that has
+the compiled part (``machine``) that copies those, many at a time. Nothing is refused here: what is
+not plain in every respect, and everything in other processes, goes the careful way of ``writer``,
+which gives the same bytes.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardify.beginnings import beginning
+from shardify.handover import CHECKED, LEFT, TRUSTED, Copying, Known, Plan, Room
 from shardify.images import Picture
 from shardify.pixels import is_plain, same_aspect
 from shardify.ranges import Handle
 from shardify.tarwriter import NAMELESS, TarWriter
 from shardify.tasks import ROW, ShardTask
 
-__all__ = ["BY_NAME", "Copied", "Copier", "load", "may_copy"]
+__all__ = ["BY_NAME", "Copied", "Copier", "may_copy", "use"]
 
 BY_NAME = {b"jpg": "jpg", b"jpeg": "jpg", b"png": "png"}
 """Kinds that a name's extension tells, where nothing is to be checked."""
@@ -40,27 +42,13 @@ _KNOWN, _SORTS = 96, 96
 _PATIENCE = 63
 """So many samples are left alone at most, before the next try."""
 
-_kernel: Any = None
-_buffers: tuple[Any, ...] = ()
+_machine: Copying | None = None
 
 
-def load() -> bool:
-    """Get the kernel ready in this process and those that it forks. Returns whether that worked.
-
-    It does not where libdeflate or a compiler's cache is not to be had; the careful way is there.
-    """
-    global _kernel, _buffers
-    if _kernel is None:
-        try:
-            from shardify import kernel
-
-            _warm(kernel)
-        except Exception:
-            # Whatever a compiler may raise: it would have saved time, and nothing else.
-            return False
-        _kernel = kernel
-        _buffers = _buffers_of(kernel)
-    return True
+def use(machine: Copying) -> None:
+    """Copy by this from now on, in this process and those that it forks."""
+    global _machine
+    _machine = machine
 
 
 class Copied(NamedTuple):
@@ -96,13 +84,13 @@ class Copier:
     def __init__(self, task: ShardTask, handles: Sequence[Handle]) -> None:
         self._task = task
         self._handles = handles
-        self._able = _kernel is not None and may_copy(task, handles)
+        self._able = _machine is not None and may_copy(task, handles)
         self._left: set[int] = set()
         self._heads: dict[tuple[int, int, bytes], Picture] = {}
         self._sorts: dict[tuple[int, ...], tuple[Picture, ...]] = {}
-        self._known: Any = None
-        self._plan: Any = None
-        self._room: Any = None
+        self._known: Known | None = None
+        self._plan: Plan | None = None
+        self._room: Room | None = None
         self._wait = self._pause = 0
 
     def leave(self, numbers: Iterable[int]) -> None:
@@ -144,20 +132,20 @@ class Copier:
         Raises:
             OSError: OUT cannot be written.
         """
-        if not self._able or self._pause:
+        if _machine is None or not self._able or self._pause:
             self._pause = max(0, self._pause - 1)
             return None
-        if self._plan is None:
-            self._plan, self._room = self._planned(), self._rooms()
+        if self._plan is None or self._room is None:
+            self._plan, self._room = self._planned(), _room(*self._task.rows.shape)
         if self._known is None:
             self._known = self._knowledge()
         room, number, full, text = self._room, first, True, b""
         while full:
-            number, filled, written, full = _kernel.copy(
+            number, filled, written, full = _machine.copy(
                 self._plan, self._known, room, number, tar.offset
             )
             if filled:
-                tar.append(memoryview(room.block)[:filled])
+                tar.append(room.block[:filled].data)
                 text += room.text[:written].tobytes()
         if number == first:
             # Where nothing is recognised, it is tried less and less often.
@@ -178,7 +166,7 @@ class Copier:
             counts[tuple(told) if sort < 0 else known[sort]] += int(count)
         return counts
 
-    def _planned(self) -> Any:
+    def _planned(self) -> Plan:
         """The task as the kernel reads it."""
         task = self._task
         lengths = np.diff(task.name_ends)
@@ -186,14 +174,14 @@ class Copier:
         row["limit"] = np.minimum(
             _HEAD + lengths + row["packed"] + _SLACK, row["limit"] - row["offset"]
         )
-        usual = _kernel.TRUSTED if task.verify == "none" else _kernel.CHECKED
-        handling = np.where(task.measured, _kernel.CHECKED, usual).astype(np.int64)
-        handling[np.array(sorted(self._left), np.int64)] = _kernel.LEFT
-        return _kernel.Plan(
+        usual = TRUSTED if task.verify == "none" else CHECKED
+        handling = np.where(task.measured, CHECKED, usual).astype(np.int64)
+        handling[np.array(sorted(self._left), np.int64)] = LEFT
+        return Plan(
             np.array(self._handles, np.int64),
             np.stack(list(row.values()), axis=1).reshape(*task.rows.shape, len(row)),
-            _writable(task.names),
-            task.name_ends.copy(),
+            _bytes(task.names),
+            task.name_ends,
             *_end_to_end([key.encode() for key in task.keys]),
             *_end_to_end(
                 [f".{role}.{kind}".encode() for role in task.roles for kind in _KINDS]
@@ -202,52 +190,44 @@ class Copier:
             _kinds_of(task.names, task.name_ends).reshape(task.rows.shape),
             np.array(task.background, np.int64),
             handling,
-            _writable(NAMELESS),
+            _bytes(NAMELESS),
         )
 
-    def _knowledge(self) -> Any:
+    def _knowledge(self) -> Known:
         """What the kernel may recognise."""
         heads, ends = _end_to_end([head for _, _, head in self._heads])
         told = np.array([key[:2] for key in self._heads], np.int64).reshape(-1, 2)
         sorts = np.array(list(self._sorts), np.int64).reshape(-1, len(self._task.roles))
-        return _kernel.Known(heads, np.column_stack([told, ends[:-1], ends[1:]]), sorts)
-
-    def _rooms(self) -> Any:
-        count, roles = self._task.rows.shape
-        *buffers, told, machine = _buffers
-        sorts, found = np.empty(count, np.int64), np.empty(roles, np.int64)
-        return _kernel.Room(*buffers, sorts, found, told, machine)
+        return Known(heads, np.column_stack([told, ends[:-1], ends[1:]]), sorts)
 
 
-def _buffers_of(kernel: Any) -> tuple[Any, ...]:
-    """Where a process works, one task after another."""
-    sizes = (_BLOCK, _BLOCK, _TEXT)
-    buffers = [np.empty(size, np.uint8) for size in sizes]
-    return (*buffers, np.empty(2, np.int64), kernel.decompressor())
+def _room(samples: int, roles: int) -> Room:
+    scratch, block, text = _buffers()
+    return Room(
+        scratch,
+        block,
+        text,
+        np.empty(samples, np.int64),
+        np.empty(roles, np.int64),
+        np.empty(4, np.int64),
+    )
 
 
-def _warm(kernel: Any) -> None:
-    """Have it compiled, or loaded, by copying nothing."""
-    none = _end_to_end([])
-    rows, kinds = np.zeros((0, 1, 7), np.int64), np.zeros((0, 1), np.int64)
-    plan = kernel.Plan(none[1], rows, *none, *none, *none, kinds, none[1], none[1], none[0])
-    known = kernel.Known(none[0], np.zeros((0, 4), np.int64), kinds)
-    *buffers, told, machine = _buffers_of(kernel)
-    room = kernel.Room(*buffers, none[1], none[1], told, machine)
-    kernel.copy(plan, known, room, 0, 0)
-    kernel.copy.disable_compile()
+@functools.cache
+def _buffers() -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
+    """Of a process, which does one task after another."""
+    return np.empty(_BLOCK, np.uint8), np.empty(_BLOCK, np.uint8), np.empty(_TEXT, np.uint8)
 
 
 def _end_to_end(pieces: Sequence[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Bytes of many in one array, and where each ends, after a 0."""
     ends = np.zeros(len(pieces) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, pieces), np.int64, len(pieces)), out=ends[1:])
-    return _writable(b"".join(pieces)), ends
+    return _bytes(b"".join(pieces)), ends
 
 
-def _writable(data: bytes) -> NDArray[np.uint8]:
-    """An array that may be written: the kernel is compiled for no other."""
-    return np.frombuffer(bytearray(data), np.uint8)
+def _bytes(data: bytes) -> NDArray[np.uint8]:
+    return np.frombuffer(data, np.uint8)
 
 
 def _kinds_of(names: bytes, ends: NDArray[np.int64]) -> NDArray[np.int64]:

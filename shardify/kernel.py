@@ -5,133 +5,44 @@ It takes the samples of a task one after another, each through every check that 
 It stops before the first sample that is not plain in every respect, and refuses nothing: that
 sample is left to the careful way, which says what is wrong with it, if anything is.
 
-Raw deflate and CRC-32 are libdeflate's, found in the compiled part of the ``deflate`` package by
-the names of its C interface; files are read by the C library's ``pread``. The first use compiles
-(some seconds), later ones load what Numba keeps beside this file.
+Raw deflate and CRC-32 are libdeflate's, files are read by the C library's ``pread``. ``handover``
+says what the arrays hold; their types and shapes are trusted here, and nothing that was read:
+every length is compared with the room that there is before it is used.
 
-What is compiled trusts the shapes of its arguments, and nothing that was read: every length is
-compared with the room that there is before it is used.
-
-Importing raises ImportError where libdeflate is not to be found.
+This module is imported to compile, and by tests; a build loads what was compiled by ``machine``.
 
 Sources: libdeflate.h; APPNOTE.TXT 4.3.7 (local headers); POSIX.1-1988 (USTAR).
 """
 
-import ctypes
-import importlib.util
-from typing import Any, NamedTuple
+from typing import Any
 
-import llvmlite.binding
+import llvmlite.binding as llvm
 import numpy as np
-from numba import njit, types
+from numba import cfunc, njit, types
 from numba.core.types import ExternalFunction
+from numba.extending import intrinsic
+from numba.np.numpy_support import carray
 
-__all__ = ["CHECKED", "LEFT", "TRUSTED", "Known", "Plan", "Room", "copy", "decompressor"]
+from shardify.handover import WORDS, Known, Plan, Room
+from shardify.machine import CRC32, INFLATE, open_library
 
-TRUSTED, CHECKED, LEFT = 0, 1, 2
-"""What to make of a sample's pictures: go by their names, look into them, leave all to others."""
+__all__ = ["compiled"]
 
-_INFLATE, _CRC32 = "libdeflate_deflate_decompress_ex", "libdeflate_crc32"
-
-
-def _library() -> ctypes.PyDLL:
-    """libdeflate, its functions made known to the compiler."""
-    try:
-        found = importlib.util.find_spec("deflate._deflate")
-        library = ctypes.PyDLL(found.origin if found else None)
-        for name in (_INFLATE, _CRC32):
-            address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
-            llvmlite.binding.add_symbol(name, address)
-        library.libdeflate_alloc_decompressor.restype = ctypes.c_void_p
-    except (ModuleNotFoundError, OSError, AttributeError) as error:
-        raise ImportError(
-            f"libdeflate is not to be found in the deflate package: {error}"
-        ) from None
-    return library
-
-
-_deflate = _library()
-
-
-def decompressor() -> int:
-    """The address of a new decompressor, which lives as long as the process."""
-    made = _deflate.libdeflate_alloc_decompressor()
-    if not made:
-        raise MemoryError
-    return int(made)
-
-
-class Plan(NamedTuple):
-    """What a task says of its N samples in R roles. Bytes are uint8; all else is int64."""
-
-    files: Any
-    """Descriptors of the sources."""
-    rows: Any
-    """(N, R, 7): source, offset, bytes to read, packed size, size, CRC-32, method."""
-    names: Any
-    """The entries' names, end to end."""
-    name_ends: Any
-    """(N * R + 1,): where each ends, after a 0."""
-    keys: Any
-    """The samples' keys, end to end."""
-    key_ends: Any
-    """(N + 1,)"""
-    extensions: Any
-    """``.fg_bg.jpg``, ``.fg_bg.png`` and so on, two a role, and ``.bg.cls``, end to end."""
-    extension_ends: Any
-    """(2 * R + 2,)"""
-    kinds: Any
-    """(N, R): 0 JPEG, 1 PNG, by the entry's name; -1 another."""
-    background: Any
-    """(N,): its number, or -1."""
-    handling: Any
-    """(N,): TRUSTED, CHECKED or LEFT."""
-    empty: Any
-    """(512,) bytes: a tar header without name, size and sum, its sum's place all but blank."""
-
-
-class Known(NamedTuple):
-    """How pictures begin that were found whole and plain."""
-
-    heads: Any
-    """Their beginnings, end to end. Bytes."""
-    places: Any
-    """(K, 4) int64: role, kind, first byte in ``heads`` and end."""
-    sorts: Any
-    """(C, R) int64: which of them may stand together in a sample, one a role."""
-
-
-class Room(NamedTuple):
-    """Where it works."""
-
-    scratch: Any
-    """Bytes for one entry as it is read."""
-    block: Any
-    """Bytes for a piece of the tar."""
-    text: Any
-    """Bytes for the lines of that piece in the index."""
-    sorts: Any
-    """(N,) int64, written: which of ``Known.sorts`` a sample is; if it was trusted, -1 less the
-    sum of kind << role."""
-    found: Any
-    """(R,) int64, for itself."""
-    told: Any
-    """(2,) int64, for itself."""
-    machine: int
-    """What ``decompressor`` gave."""
-
+open_library()
 
 _word = types.intp
-_inflate: Any = ExternalFunction(_INFLATE, types.int32(*[_word] * 7))
-_crc32: Any = ExternalFunction(_CRC32, types.uint32(types.uint32, _word, _word))
+_inflate: Any = ExternalFunction(INFLATE, types.int32(*[_word] * 7))
+_crc32: Any = ExternalFunction(CRC32, types.uint32(types.uint32, _word, _word))
 _pread: Any = ExternalFunction("pread", _word(types.int32, _word, _word, types.int64))
 _memcpy: Any = ExternalFunction("memcpy", _word(_word, _word, _word))
 _memcmp: Any = ExternalFunction("memcmp", types.int32(_word, _word, _word))
 _memchr: Any = ExternalFunction("memchr", _word(_word, types.int32, _word))
 
-_jit = njit(cache=True, error_model="numpy")
+_jit = njit(error_model="numpy")
 # Any: what Numba makes of it is not what NumPy's stubs say.
 _int: Any = np.int64
+
+_ARRAYS = len(Plan._fields) + len(Known._fields) + len(Room._fields)
 
 _HEAD = 30
 _TAR = 512
@@ -269,7 +180,7 @@ def _unpacked(plan: Any, room: Any, number: int, role: int, place: int) -> Any:
     if method == 8:
         # There is room for what was stated alone, and both ends must be where they were stated.
         if (
-            _inflate(room.machine, source, packed, target, size, _at(told, 0), _at(told, 0) + 8)
+            _inflate(told[2], source, packed, target, size, _at(told, 0), _at(told, 0) + 8)
             or told[0] != packed
             or told[1] != size
         ):
@@ -286,7 +197,7 @@ def _header(plan: Any, room: Any, number: int, extension: int, place: int, size:
     """Write a member's header, as ``TarWriter.add`` does."""
     block = room.block
     begin, end = plan.extension_ends[extension], plan.extension_ends[extension + 1]
-    _join(block, place, plan.empty, 0, _TAR)
+    _join(block, place, plan.nameless, 0, _TAR)
     stop = _join(block, place, plan.keys, plan.key_ends[number], plan.key_ends[number + 1])
     _join(block, stop, plan.extensions, begin, end)
     _octal(block, place + 124, size, 11)
@@ -387,30 +298,107 @@ def _sample(
 
 
 @_jit
-def copy(plan: Any, known: Any, room: Any, first: int, offset: int) -> Any:
-    """Lay plain samples out, from the ``first`` on.
-
-    Args:
-        plan: Of the task.
-        known: What pictures are told by.
-        room: Where they go.
-        first: The sample to begin with.
-        offset: Of the block in its tar; a multiple of 512. Bytes.
-
-    Returns:
-        The sample stopped before; bytes written to the block and to the text; whether it only
-        stopped because they are full.
-    """
+def _copy(plan: Any, known: Any, room: Any) -> Any:
+    """Lay plain samples out, as ``Machine.copy`` says."""
+    told = room.told
     lines = _LINE * (plan.rows.shape[1] + 1)
-    filled, written = 0, 0
-    for number in range(first, plan.rows.shape[0]):
+    number, offset, filled, written, full = told[0], told[1], 0, 0, False
+    while number < plan.rows.shape[0]:
         need = _need(plan, number)
         if need < 0 or need > room.block.size or lines > room.text.size:
-            return number, filled, written, False
-        if filled + need > room.block.size or written + lines > room.text.size:
-            return number, filled, written, True
+            break
+        full = filled + need > room.block.size or written + lines > room.text.size
+        if full:
+            break
         end, stop = _sample(plan, known, room, number, filled, written, offset)
         if end < 0:
-            return number, filled, written, False
+            break
         filled, written = end, stop
-    return plan.rows.shape[0], filled, written, False
+        number += 1
+    told[0], told[1], told[2], told[3] = number, filled, written, full
+
+
+def _address_of(kind: Any) -> Any:
+    """An intrinsic that takes a number as the address of such items."""
+    pointer = _pointer(kind)
+
+    @intrinsic
+    def address_of(_context: Any, _number: Any) -> Any:
+        def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], context.get_value_type(pointer))
+
+        return pointer(types.int64), generate
+
+    return address_of
+
+
+_pointer: Any = types.CPointer
+_bytes_at, _ints_at = _address_of(types.uint8), _address_of(types.int64)
+
+
+@_jit
+def _bytes(words: Any, number: int) -> Any:
+    word = words[WORDS * number :]
+    return carray(_bytes_at(word[0]), (word[1],))
+
+
+@_jit
+def _ints(words: Any, number: int) -> Any:
+    word = words[WORDS * number :]
+    return carray(_ints_at(word[0]), (word[1],))
+
+
+@_jit
+def _table(words: Any, number: int) -> Any:
+    word = words[WORDS * number :]
+    return carray(_ints_at(word[0]), (word[1], word[2]))
+
+
+def _enter(address: Any) -> int:
+    """The way in, from the words that ``handover`` makes of all arrays, in their order."""
+    words = carray(address, (WORDS * _ARRAYS,))
+    rows = words[WORDS:]
+    plan = Plan(
+        _ints(words, 0),
+        carray(_ints_at(rows[0]), (rows[1], rows[2], rows[3])),
+        _bytes(words, 2),
+        _ints(words, 3),
+        _bytes(words, 4),
+        _ints(words, 5),
+        _bytes(words, 6),
+        _ints(words, 7),
+        _table(words, 8),
+        _ints(words, 9),
+        _ints(words, 10),
+        _bytes(words, 11),
+    )
+    known = Known(_bytes(words, 12), _table(words, 13), _table(words, 14))
+    room = Room(
+        _bytes(words, 15),
+        _bytes(words, 16),
+        _bytes(words, 17),
+        _ints(words, 18),
+        _ints(words, 19),
+        _ints(words, 20),
+    )
+    _copy(plan, known, room)
+    return 0
+
+
+def compiled() -> bytes:
+    """Machine code for this processor, after a line with its name and those that it calls."""
+    entry: Any = cfunc(types.int64(_pointer(types.int64)), error_model="numpy")(_enter)
+    module = llvm.parse_assembly(entry.inspect_llvm())
+    called = [each.name for each in module.functions if each.is_declaration]
+    machine = llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=3,
+        reloc="default",
+        codemodel="jitdefault",
+        jit=True,
+    )
+    needed = [name for name in called if not name.startswith("llvm.")]
+    names = " ".join([entry.native_name, *needed])
+    code: bytes = machine.emit_object(module)
+    return names.encode() + b"\n" + code

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 from shardify.bank import write_backgrounds
-from shardify.copier import Copier, load
+from shardify.copier import Copier
 from shardify.gather import gather
 from shardify.handout import background_tasks, shard_tasks
 from shardify.layout import detect
@@ -26,6 +26,7 @@ from shardify.pixels import PLAIN
 from shardify.ranges import Handle, pread
 from shardify.sources import Sources
 from shardify.survey import Options, survey
+from shardify.swift import prepare
 from shardify.tasks import STATE, ShardTask
 from shardify.workshop import Workshop
 from shardify.writer import gauged, run_task
@@ -66,7 +67,7 @@ def phases(source: Path) -> list[Phase]:
         result.append(Phase(who=who, what=what, seconds=seconds, each=each))
 
     told("parent", "interpreter and imports", _start("import shardify.cli, shardify.build"))
-    load()
+    prepare()
     loaded = _start("from shardify.swift import prepare; prepare()")
     told("beside", "interpreter, imports and compiled part of the workers", loaded)
     catalog = found.catalog

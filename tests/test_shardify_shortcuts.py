@@ -4,11 +4,11 @@ import dataclasses
 import io
 import itertools
 import struct
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -17,13 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from shardify import copier
+from shardify import copier, swift
 from shardify.archive import open_catalog
 from shardify.beginnings import beginning
 from shardify.codecs import Variant
-from shardify.errors import ImageError
+from shardify.errors import BuildError, ImageError
+from shardify.handover import Known, Plan, Room
 from shardify.images import parse
 from shardify.index import parse_index
+from shardify.machine import Machine, kept_at, load
 from shardify.moments import glance, measure
 from shardify.names import Names, decode, is_hostile, some_hostile
 from shardify.outlines import ALONE, Outlines, numbers_at
@@ -102,18 +104,16 @@ def task_of(source: Path, out: Path, **other: object) -> ShardTask:
 
 
 @pytest.fixture(scope="module")
-def kernel() -> Any:
+def machine() -> Machine:
     """The compiled part; compiled once for an installation."""
-    assert copier.load()
-    loaded, copier._kernel = copier._kernel, None
-    return loaded
+    return swift.get_ready()
 
 
 class Ways:
     """Tasks done the swift way and the careful one."""
 
-    def __init__(self, kernel: Any, patch: pytest.MonkeyPatch) -> None:
-        self._kernel = kernel
+    def __init__(self, machine: Machine, patch: pytest.MonkeyPatch) -> None:
+        self._machine = machine
         self._patch = patch
         self.copied: list[int] = []
         """How many samples each call copied."""
@@ -121,10 +121,8 @@ class Ways:
     def same(self, task: ShardTask) -> ShardRecord:
         """Do a task both ways, and see that it makes no difference."""
         records, files = [], []
-        for way in (SimpleNamespace(**vars(self._kernel)), None):
-            self._patch.setattr(copier, "_kernel", way)
-            if way is not None:
-                way.copy = self._counted
+        for way in (SimpleNamespace(copy=self._counted), None):
+            self._patch.setattr(copier, "_machine", way)
             records.append(write_shard(task))
             files.append({path.name: path.read_bytes() for path in written(task)})
             for path in written(task):
@@ -133,15 +131,15 @@ class Ways:
         assert files[0] == files[1]
         return records[0]
 
-    def _counted(self, plan: Any, known: Any, room: Any, first: int, offset: int) -> Any:
-        found = self._kernel.copy(plan, known, room, first, offset)
+    def _counted(self, plan: Plan, known: Known, room: Room, first: int, offset: int) -> object:
+        found = self._machine.copy(plan, known, room, first, offset)
         self.copied.append(found[0] - first)
         return found
 
 
 @pytest.fixture
-def ways(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> Ways:
-    return Ways(kernel, monkeypatch)
+def ways(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Ways:
+    return Ways(machine, monkeypatch)
 
 
 def written(task: ShardTask) -> list[Path]:
@@ -216,14 +214,67 @@ def test_a_name_too_long_for_a_header_goes_the_careful_way(tmp_path: Path, ways:
     assert sum(ways.copied) == len([key for key in keys if len(key) + 10 <= 100])
 
 
-def test_without_libdeflate_or_a_compiler_everything_goes_the_careful_way(
-    monkeypatch: pytest.MonkeyPatch,
+def test_an_array_of_another_kind_is_refused(machine: Machine) -> None:
+    none, bytes_ = np.zeros(1, np.int64), np.zeros(1, np.uint8)
+    known = Known(bytes_, np.zeros((0, 4), np.int64), np.zeros((0, 1), np.int64))
+    room = Room(bytes_, bytes_, bytes_, none, none, np.zeros(4, np.int64))
+    given = dict.fromkeys(Plan._fields, none) | {
+        "rows": np.zeros((0, 1, 7), np.int64),
+        "kinds": np.zeros((0, 1), np.int64),
+        **dict.fromkeys(("names", "keys", "extensions", "nameless"), bytes_),
+    }
+    assert machine.copy(Plan(**given), known, room, 0, 0) == (0, 0, 0, False)
+    for name, other in [
+        ("keys", none),
+        ("files", np.zeros(1, np.int32)),
+        ("rows", none),
+        ("background", np.zeros(4, np.int64)[::2]),
+    ]:
+        with pytest.raises(ValueError, match=rf"^{name}: .*; expected "):
+            machine.copy(Plan(**given | {name: other}), known, room, 0, 0)
+
+
+@pytest.mark.parametrize("absent", ["deflate", "shardify.kernel", "place"])
+def test_without_the_compiled_part_everything_goes_the_careful_way(
+    absent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(copier, "_kernel", None)
-    monkeypatch.delattr("shardify.kernel", raising=False)
-    monkeypatch.setitem(sys.modules, "shardify.kernel", None)
-    assert not copier.load()
-    assert copier._kernel is None
+    monkeypatch.setattr(copier, "_machine", None)
+    if absent == "deflate":
+        monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    else:
+        monkeypatch.setattr(swift, "kept_at", lambda: tmp_path / "x" / "kernel.code")
+        monkeypatch.setattr(swift, "load", lambda: None)
+        monkeypatch.setitem(sys.modules, "shardify.kernel", None)
+        monkeypatch.setattr("os.access", lambda *_: absent != "place")
+    swift.prepare()
+    assert copier._machine is None
+    with pytest.raises(BuildError if absent == "place" else ImportError):
+        swift.get_ready()
+
+
+def test_what_was_kept_and_is_damaged_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kernel.code"
+    monkeypatch.setattr("shardify.machine.kept_at", lambda: kept)
+    assert load() is None
+    good = kept_at().read_bytes()
+    kept.write_bytes(good)
+    assert load() is not None
+    for damaged in (b"", b"x", good[:-1], good[:3000] + b"?" + good[3001:]):
+        kept.write_bytes(damaged)
+        assert load() is None
+
+
+@pytest.mark.usefixtures("machine")
+def test_what_is_compiled_is_kept_and_does_not_need_its_compiler() -> None:
+    assert kept_at().is_file()
+    code = (
+        "import sys; sys.modules['numba'] = None\n"
+        "from shardify import copier, swift\n"
+        "swift.prepare(); assert copier._machine is not None"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("verify", ["headers", "none"])
@@ -288,12 +339,14 @@ def test_a_directory_that_lies_is_found_out(
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "L")])
-def test_a_known_beginning_tells_what_a_whole_parse_does(kernel: Any, kind: str, mode: str) -> None:
+def test_a_known_beginning_tells_what_a_whole_parse_does(kind: str, mode: str) -> None:
+    from shardify import kernel  # Its compiler is slow to import.
+
     first = picture(0, kind, mode)
     found, number = parse(first), int(kind == "PNG")
     length = beginning(first, found)
     assert 0 < length < len(first)
-    known = kernel.Known(
+    known = Known(
         np.frombuffer(bytearray(first[:length]), np.uint8),
         np.array([[0, number, 0, length]]),
         np.zeros((1, 1), np.int64),
