@@ -7,7 +7,8 @@ r"""How fast zips become shards, beside what people do today, in one interleaved
 Question: how many samples a second does ``shardify build`` convert, with its default checks and
 with ``--verify none``, and how many do ``zipfile`` + ``tarfile`` and ``zipfile`` +
 ``webdataset.ShardWriter``? Each run is a process of its own; the contenders take turns, so that a
-slow minute of the machine hits all of them; the zip is read once before, so that it is cached.
+slow minute of the machine hits all of them; in its turn each runs twice, and the second run counts;
+the zip is read once before, so that it is cached.
 The peers only copy: they check nothing but the zip's CRC, which ``zipfile`` does by itself.
 ``--page FILE`` writes the page from the JSON; without a zip it only does that, from ``--json``.
 ``--phases`` takes our own conversion apart.
@@ -30,7 +31,7 @@ import tarfile
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -155,20 +156,6 @@ def measure(name: str, source: Path, folder: Path) -> Run:
     return Run(wall=wall, cpu=usage.ru_utime + usage.ru_stime, memory=usage.ru_maxrss * 1024)
 
 
-def order(names: Sequence[str], number: int) -> list[str]:
-    """Whose turn it is in a round.
-
-    In as many rounds as there are names, an even number, each follows each other once: one that
-    has just written leaves the disk something to do.
-
-    Source: Williams, "Experimental designs balanced for the estimation of residual effects of
-    treatments", 1949.
-    """
-    count = len(names)
-    places = [(place + 1) // 2 if place % 2 else count - place // 2 for place in range(count)]
-    return [names[(place + number) % count] for place in places]
-
-
 def summarise(runs: dict[str, list[Run]], samples: int) -> dict[str, dict[str, float]]:
     """Median, least and most of each contender, and how many times the last one's speed.
 
@@ -231,10 +218,13 @@ def main(arguments: list[str] | None = None) -> None:
     load = os.getloadavg()[0]
     runs: dict[str, list[Run]] = {name: [] for name in CONTENDERS}
     with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
-        measure("shardify build", chosen.source, Path(folder))  # Warms the caches.
-        for number in range(chosen.repeats):
-            for name in order(list(CONTENDERS), number):
-                runs[name].append(measure(name, chosen.source, Path(folder)))
+        for _ in range(chosen.repeats):
+            for name, done in runs.items():
+                # Its own run before it, unmeasured: who comes first after another pays for files,
+                # libraries and memory that the system had put aside meanwhile, and for what the
+                # other left to be written.
+                measure(name, chosen.source, Path(folder))
+                done.append(measure(name, chosen.source, Path(folder)))
     table = summarise(runs, samples)
     print(
         f"{samples} samples, {chosen.source.stat().st_size / 1e6:.0f} MB; {chosen.repeats} rounds"

@@ -40,7 +40,8 @@ def page(found: dict[str, Any]) -> str:
         f"{found['bytes'] / 1e6:.0f} MB, in the page cache. {machine['cores']} cores "
         f"({machine['processor']}), Python {machine['python']}, {listed}; load before the start "
         f"{machine['load_before']:.1f}. Each run is a process of its own; contenders take turns, "
-        "and a ratio compares runs of the same round.",
+        "in its turn each runs twice and the second run counts, and a ratio compares runs of the "
+        "same round.",
         "",
         "| | samples/s | wall s, median (min to max) | CPU-s | peak MB of a process | "
         f"times {reference.rpartition(' ')[2]} (min to max) |",

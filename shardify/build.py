@@ -6,6 +6,7 @@ nothing.
 """
 
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardify.bank import write_backgrounds
+from shardify.bank import Bank, write_backgrounds
 from shardify.cluster import Pool
 from shardify.errors import BuildError, LayoutError
 from shardify.files import Flushing, sync_folder
@@ -24,11 +25,13 @@ from shardify.layout import Rejection
 from shardify.manifest import BACKGROUNDS, REJECTED, Manifest, Resolution
 from shardify.meanings import meaning_of
 from shardify.output import check_out, claimed, finished, forget, sweep, withdraw
+from shardify.pixels import Meaning
+from shardify.plan import ShardPlan
 from shardify.rejects import tally, write_rejected
 from shardify.remote import Place, place
 from shardify.summary import costs_of, roles_of, splits_of, stats_of, uses_of
 from shardify.survey import Options, Survey, check_bad, sources_of, survey
-from shardify.tasks import STATE, Moments, ShardRecord
+from shardify.tasks import STATE, Moments, ShardRecord, ShardTask
 from shardify.version import version
 from shardify.workers import Workers
 from shardify.workshop import Workshop
@@ -129,8 +132,6 @@ def build(
             if there is not None:
                 return _report(out, there, already=True, started=started)
             with claimed(out, identity):
-                if isinstance(pool, Workers):
-                    pool.meanwhile = itertools.chain(_ahead(), found.layout.pending or ())
                 begun += [variant.folder for variant in found.options.variants()]
                 manifest = _convert(found, out, pool, progress)
                 forget(out)
@@ -170,44 +171,59 @@ def _report(out: Place, manifest: Manifest, *, already: bool, started: float) ->
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Settled:
+    """What is known once masks and backgrounds have been looked at."""
+
+    found: Survey
+    """Without samples on bad backgrounds."""
+    meaning: Meaning
+    banks: list[Bank]
+    plans: list[ShardPlan]
+
+
 def _convert(found: Survey, out: Place, pool: Pool, progress: Progress | None) -> Manifest:
-    meaning = meaning_of(found)
     variants = found.options.variants()
     for variant in variants:
         (out / variant.folder).mkdir(exist_ok=True)
-    found, banks = write_backgrounds(found, out, variants, meaning)
-    index = {name: number for number, name in enumerate(banks[0].ids)}
-    plans = [plan for split in ("train", "val") for plan in found.shards[split]]
-    total = sum(len(plan.samples) for plan in plans)
-    # The small ones come last, so that all workers end at about the same time.
-    tasks = itertools.chain(
-        shard_tasks(found, out, plans, index, meaning), background_tasks(found, index, meaning)
-    )
+    grounds = background_tasks(found)
+    # Some to begin with, while the others' tasks are not known yet; some to end with: they are
+    # small, so that all workers end at about the same time.
+    early = grounds[: len(grounds) * 3 // 4]
+    settle = functools.cache(lambda: _settle(found, out))
+    if isinstance(pool, Workers):
+        pool.meanwhile = itertools.chain(_ahead(settle), found.layout.pending or ())
+    tasks = itertools.chain(early, _shard_tasks(settle, out), grounds[len(early) :])
     results: dict[int, Any] = {}
     done = 0
     bad: list[Rejection] = []
     with Flushing() as flushing:
-        for variant in variants if banks[0].sha256 else ():
-            flushing.add(out / variant.folder / BACKGROUNDS)
         for number, result in pool.map(tasks):
             results[number] = result
             if isinstance(result, ShardRecord):
-                done += len(plans[number].samples)
+                settled = settle()
+                done += len(settled.plans[number - len(early)].samples)
                 bad += _rejections(result)
                 if bad:
-                    _check(found, bad)
+                    _check(settled.found, bad)
                 for variant in variants if result.samples else ():
                     for suffix in (".tar", ".idx"):
                         flushing.add(out / variant.folder / f"{result.name}{suffix}")
                 if progress:
-                    progress(done, total)
+                    progress(done, sum(len(plan.samples) for plan in settled.plans))
         _prove(found)
+        settled = settle()
+        found, meaning, banks, plans = (
+            settled.found, settled.meaning, settled.banks, settled.plans,
+        )  # fmt: skip
+        for variant in variants if banks[0].sha256 else ():
+            flushing.add(out / variant.folder / BACKGROUNDS)
         flushing.finish()
     ordered = [results[number] for number in range(len(results))]
-    records: list[ShardRecord] = ordered[: len(plans)]
+    records: list[ShardRecord] = [each for each in ordered if isinstance(each, ShardRecord)]
     measured = Moments()
-    for moments in ordered[len(plans) :]:
-        if moments.samples:
+    for moments in ordered:
+        if isinstance(moments, Moments) and moments.samples:
             measured.add(moments.mean, moments.std, moments.samples)
     rejected = found.rejected + [each for record in records for each in _rejections(record)]
     stats = stats_of(records, measured)
@@ -261,9 +277,24 @@ def _convert(found: Survey, out: Place, pool: Pool, progress: Progress | None) -
     return manifest
 
 
-def _ahead() -> Iterator[None]:
-    """What the manifest's writing will import, while nobody waits for it."""
-    version()
+def _settle(found: Survey, out: Place) -> _Settled:
+    meaning = meaning_of(found)
+    found, banks = write_backgrounds(found, out, found.options.variants(), meaning)
+    plans = [plan for split in ("train", "val") for plan in found.shards[split]]
+    return _Settled(found=found, meaning=meaning, banks=banks, plans=plans)
+
+
+def _shard_tasks(settle: Callable[[], _Settled], out: Place) -> Iterator[ShardTask]:
+    settled = settle()
+    index = {name: number for number, name in enumerate(settled.banks[0].ids)}
+    yield from shard_tasks(settled.found, out, settled.plans, index, settled.meaning)
+
+
+def _ahead(settle: Callable[[], _Settled]) -> Iterator[None]:
+    """What will be needed soon, while the workers are busy and nobody waits for it."""
+    settle()
+    yield
+    version()  # Some imports.
     yield
 
 

@@ -25,26 +25,23 @@ _MEASURED_OF_ALL = 200
 apart is what they stand on."""
 _GOLDEN = 0.6180339887498949
 _MEASURED_BACKGROUNDS = 100
-_BACKGROUNDS_A_TASK = 8
+_BACKGROUNDS_A_TASK = 16
 
 
-def background_tasks(
-    found: Survey, index: dict[str, int], meaning: Meaning
-) -> list[BackgroundTask]:
+def background_tasks(found: Survey) -> list[BackgroundTask]:
     """Up to a hundred backgrounds, evenly spaced, to be measured a few at a time."""
     layout, catalog = found.layout, found.catalog
-    good = [number for number, name in enumerate(layout.background_ids) if name in index]
-    good = good[:: max(1, -(-len(good) // _MEASURED_BACKGROUNDS))]
-    entries = layout.background_members[good]
+    used = np.flatnonzero(np.bincount(1 + layout.background[found.usable], minlength=1)[1:])
+    used = used[:: max(1, -(-len(used) // _MEASURED_BACKGROUNDS))]
+    entries = layout.background_members[used]
     rows = rows_of(catalog, entries)
     return [
         BackgroundTask(
             sources=[each.path for each in catalog.sources],
             names=[catalog.names.raw(entry) for entry in entries[first:][:_BACKGROUNDS_A_TASK]],
             rows=rows[first:][:_BACKGROUNDS_A_TASK],
-            meaning=meaning,
         )
-        for first in range(0, len(good), _BACKGROUNDS_A_TASK)
+        for first in range(0, len(used), _BACKGROUNDS_A_TASK)
     ]
 
 

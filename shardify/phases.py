@@ -90,7 +90,7 @@ def phases(source: Path) -> list[Phase]:
             less = _best(lambda: (gather([source], work), detect(catalog.names, where="x")))
         told("beside", "proof by pixels", whole - less)
         tasks = list(islice(shard_tasks(found, out, plans, index, PLAIN), _SHARDS))
-        jobs = list(background_tasks(found, index, PLAIN))
+        jobs = list(background_tasks(found))
         share = samples / sum(len(task.keys) for task in tasks)
         with Sources(tasks[0].sources) as handles:
             read = share * _best(lambda: _read(tasks, handles))

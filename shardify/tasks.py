@@ -101,7 +101,6 @@ class BackgroundTask:
     names: list[bytes]
     rows: NDArray[Any]
     """(N,) of ``ROW``."""
-    meaning: Meaning
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -146,16 +146,21 @@ class Workers:
             for worker in self._all:
                 selector.register(worker.results, selectors.EVENT_READ, worker)
             while True:
-                # Who has nothing to do comes first.
-                for worker in sorted(self._all, key=lambda each: len(given[each])):
-                    held = given[worker]
-                    # What fits into the pipe is sent without waiting for the worker to read it.
-                    if first and (
-                        not held or (len(held) == 1 and held[0][1] + len(first[1]) <= worker.room)
-                    ):
-                        self._send(worker, first[1])
-                        held.append((first[0], len(first[1])))
-                        first = next(pickled, None)
+                room = True
+                while first and room:
+                    room = False
+                    # Who has nothing to do comes first.
+                    for worker in sorted(self._all, key=lambda each: len(given[each])):
+                        held = given[worker]
+                        # What fits into the pipe is sent without waiting for it to be read.
+                        if first and (
+                            not held
+                            or (len(held) == 1 and held[0][1] + len(first[1]) <= worker.room)
+                        ):
+                            self._send(worker, first[1])
+                            held.append((first[0], len(first[1])))
+                            first = next(pickled, None)
+                            room = True
                 if not any(given.values()):
                     return
                 while self.meanwhile is not None and not selector.select(0):

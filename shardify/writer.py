@@ -115,7 +115,7 @@ def measure_backgrounds(task: BackgroundTask) -> Moments:
             try:
                 data = payload(descriptors[row[0]], name, *row[1:])
                 # At the size of training, not of a camera: faster, and what a network will see.
-                moments.add(*glance(data, parse(data), "bg", task.meaning, least=160))
+                moments.add(*glance(data, parse(data), "bg", PLAIN, least=160))
             except EntryError:
                 continue
     return moments

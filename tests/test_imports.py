@@ -19,8 +19,8 @@ ORDER = {
         "hire", "sources", "tasks", "tarwriter", "handover", "machine", "kernel", "copier", "sinks",
         "writer", "swift", "reading", "rejects", "survey", "meanings", "handout", "output",
         "summary", "bank", "build", "verify", "stats", "report", "textures", "canvas", "scenes",
-        "cutouts", "composites", "zipwriter", "synth", "benchpage", "phases", "bench", "texts", "progress",
-        "cli", "interrupts", "__main__",
+        "cutouts", "composites", "zipwriter", "synth", "benchpage", "phases", "bench", "texts",
+        "progress", "cli", "interrupts", "__main__",
     ),
     "model": (
         "blocks", "resunet", "unet", "losses", "supervision", "registry",

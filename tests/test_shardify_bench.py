@@ -2,12 +2,11 @@
 
 import json
 import tarfile
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from shardify.bench import CONTENDERS, Run, main, measure, order, summarise
+from shardify.bench import CONTENDERS, Run, main, measure, summarise
 from shardify.benchpage import page
 from shardify.phases import phases
 from shardify.synth import make
@@ -55,13 +54,6 @@ def test_times_compare_runs_of_the_same_round() -> None:
     assert table["fast"]["memory_max"] == 9
     assert table["slow"]["times_median"] == 1
     assert list(CONTENDERS)[-1].endswith("ShardWriter")
-
-
-def test_in_as_many_rounds_as_there_are_contenders_each_follows_each_other_once() -> None:
-    rounds = [order("ABCD", number) for number in range(4)]
-    assert all(sorted(each) == list("ABCD") for each in rounds)
-    followed = [pair for each in rounds for pair in pairwise(each)]
-    assert len(set(followed)) == len(followed) == 12
 
 
 def test_phases_name_every_part_and_add_up_to_something(source: Path) -> None:

@@ -236,8 +236,6 @@ def test_backgrounds_are_measured_and_bad_ones_passed_over(tmp_path: Path) -> No
     files["mask/0.jpg"] = b"text"
     task = task_of(tmp_path, files)
     moments = measure_backgrounds(
-        BackgroundTask(
-            sources=task.sources, names=task.names_of(0), rows=task.rows[0], meaning=PLAIN
-        )
+        BackgroundTask(sources=task.sources, names=task.names_of(0), rows=task.rows[0])
     )
     assert moments.samples == 2
