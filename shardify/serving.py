@@ -27,6 +27,7 @@ LENGTH = struct.Struct("<Q")
 REPORT = struct.Struct("<2i")
 """A worker's process number, and how it ended; first of all, for each, its number and 0."""
 
+_DRAINED = 1 << 16
 _PR_SET_PDEATHSIG = 1
 _NO_PROCESS = 71
 """Exit code where the system gives no more processes: ``EX_OSERR`` of sysexits.h."""
@@ -111,6 +112,9 @@ def _answer(function: Callable[[Any], Any], source: int, sink: int) -> None:
                 results.write(LENGTH.pack(len(data)))
                 results.write(data)
                 results.flush()
+                # That ends the whole run: tasks that are on their way are not begun.
+                while not answer[0] and tasks.read(_DRAINED):
+                    pass
     except BrokenPipeError:
         os._exit(1)  # Who asked is gone, and nobody is there to be told.
 

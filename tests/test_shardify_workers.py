@@ -132,6 +132,15 @@ def test_an_unforeseen_error_is_one_line() -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_worker_whose_task_failed_does_not_begin_the_next(tmp_path: Path) -> None:
+    next_one = tmp_path / "next"
+    with Workers("os:mkdir", 1) as pool:
+        with pytest.raises(BuildError, match="FileExistsError"):
+            list(pool.map([str(tmp_path), str(next_one)]))
+        time.sleep(0.3)  # It holds the other task already.
+        assert not next_one.exists()
+
+
 def test_a_worker_that_dies_is_reported_not_waited_for() -> None:
     with Workers("os:_exit", 2) as pool, pytest.raises(BuildError, match="died with exit code 3"):
         list(pool.map([3]))
