@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from collections.abc import Callable
 
 __all__ = ["main"]
@@ -15,6 +16,9 @@ def main() -> None:
     # Nothing here is algebra, yet as numpy is imported its threads for that wait busily for work,
     # on the core where the first worker starts: a fiftieth of a short run.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        # Who takes a machine back sends this first: it ends a command as Ctrl-C does.
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         from shardify.interrupts import run
     except KeyboardInterrupt:
