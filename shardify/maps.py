@@ -56,9 +56,16 @@ def rows_of(data: bytes, file: str) -> list[Row]:
     # Spreadsheets save "Unicode text" as UTF-16, which begins with one of these marks.
     wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
-        lines = io.StringIO(data.decode("utf-16" if wide else "utf-8-sig"), newline=None)
+        text = data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError:
         return []
+    # Before anything is made of them: rows take twenty times a text's room.
+    if max(text.count("\n"), text.count("\r")) > MOST_LINES:
+        raise LayoutError(
+            f"{file}: over {MOST_LINES} lines; expected a map with a row or a few for each sample "
+            "of this source; cut it to these, or pass --layout without it"
+        )
+    lines = io.StringIO(text, newline=None)
     head = list(itertools.islice(lines, 50))
     lines.seek(0)
     counts = {mark: sum(mark in line for line in head) for mark in _SEPARATORS}
@@ -73,11 +80,6 @@ def rows_of(data: bytes, file: str) -> list[Row]:
         for cells, number in found:
             if len(cells) > 1:
                 rows.append(Row(cells[:_MOST_CELLS], file, number))
-            if number > MOST_LINES:
-                raise LayoutError(
-                    f"{file}: over {MOST_LINES} lines; expected a map with a row or a few for each "
-                    "sample of this source; cut it to these, or pass --layout without it"
-                )
     except csv.Error:
         return []
     return rows
