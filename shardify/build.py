@@ -10,7 +10,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,8 @@ def build(
             the same build left.
         options: See there.
         progress: Called in this process as shards are finished.
-        pool: Workers that were hired for this before; None: they are hired now.
+        pool: Workers that were hired for this before, and are let go at its end; None: they are
+            hired now.
 
     Returns:
         The report; ``already`` if ``out`` holds this very data set, finished.
@@ -114,9 +115,10 @@ def build(
     new = not out.exists()
     begun: list[str] = []
     try:
-        # Started before the survey, so that their imports cost no time of their own.
+        # Started before the survey, so that their imports cost no time of their own; and ended with
+        # this block, so that none of them writes any more where something is taken back.
         with (
-            nullcontext(pool) if pool else _hired(paths, out, options) as pool,
+            pool or _hired(paths, out, options) as pool,
             Workshop(out / STATE, shared=options.scheduler is not None) as work,
             ExitStack() as later,
         ):

@@ -33,7 +33,7 @@ _AHEAD = 2
 
 
 class Pool(Protocol):
-    """What ``Workers`` is, too."""
+    """What ``Workers`` is, too. To leave its block a second time is to do nothing."""
 
     def map(self, tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         """Yield (number of the task, its result), in the order of finishing."""

@@ -4,7 +4,8 @@ Most samples of most data sets are plain: deflated entries of one file, each wit
 that the directory promises, each a picture whose beginning was seen before. In a process that has
 the compiled part (``machine``) that copies those, many at a time. Nothing is refused here: what is
 not plain in every respect, and everything in other processes, goes the careful way of ``writer``,
-which gives the same bytes.
+which gives the same bytes (and refuses some crafted streams that libdeflate unpacks to what the
+zip promises).
 """
 
 import functools
@@ -139,14 +140,14 @@ class Copier:
             self._plan, self._room = self._planned(), _room(*self._task.rows.shape)
         if self._known is None:
             self._known = self._knowledge()
-        room, number, full, text = self._room, first, True, b""
-        while full:
+        room, number, more, text = self._room, first, True, b""
+        while more:
             number, filled, written, full = _machine.copy(
                 self._plan, self._known, room, number, tar.offset
             )
-            if filled:
-                tar.append(room.block[:filled].data)
-                text += room.text[:written].tobytes()
+            tar.append(room.block[:filled].data)
+            text += room.text[:written].tobytes()
+            more = full and filled > 0
         if number == first:
             # Where nothing is recognised, it is tried less and less often.
             self._pause = self._wait = min(2 * self._wait + 1, _PATIENCE)

@@ -21,8 +21,8 @@ __all__ = ["background_tasks", "shard_tasks"]
 _MEASURED = 400
 """About this many samples are decoded for the statistics, if there are as many."""
 _MEASURED_OF_ALL = 200
-"""So many are enough where they are taken from each background alike: most of what sets pictures
-apart is what they stand on."""
+"""So many are enough where each background has its share of them: most of what sets pictures apart
+is what they stand on."""
 _GOLDEN = 0.6180339887498949
 _MEASURED_BACKGROUNDS = 100
 _BACKGROUNDS_A_TASK = 16
@@ -52,22 +52,20 @@ def _measured(background: NDArray[Any]) -> NDArray[np.bool_]:
         background: (N,) of the training samples, in their order; -1 where there is none.
 
     Returns:
-        (N,): evenly spaced among those of each background, or of some backgrounds evenly spaced.
+        (N,): of each background as large a share as it has of all samples.
     """
-    chosen = np.zeros(len(background), np.bool_)
+    count = len(background)
     order = np.argsort(background, kind="stable")
     starts = np.flatnonzero(np.diff(background[order], prepend=-2))
-    counts = np.diff(starts, append=len(order))
-    groups = len(starts)
-    wanted = _MEASURED if groups == 1 else _MEASURED_OF_ALL
-    step = max(1, -(-groups // wanted))
-    for number, (start, count) in enumerate(
-        zip(starts[::step].tolist(), counts[::step].tolist(), strict=True)
-    ):
-        few = min(count, max(1, round(wanted / groups)))
-        # Each group begins elsewhere, or one shard would have them all.
-        places = (np.arange(few) + number * _GOLDEN % 1) * count / few
-        chosen[order[start + places.astype(np.int64)]] = True
+    sizes = np.diff(starts, append=count)
+    # Each background begins elsewhere among its samples, or a few shards would have all of them.
+    shifts = (np.arange(len(starts)) * _GOLDEN % 1 * sizes).astype(np.int64)
+    first, size = np.repeat(starts, sizes), np.repeat(sizes, sizes)
+    turned = first + (np.arange(count) - first + np.repeat(shifts, sizes)) % np.maximum(size, 1)
+    wanted = min(count, _MEASURED if len(starts) < 2 else _MEASURED_OF_ALL)
+    chosen = np.zeros(count, np.bool_)
+    # Evenly spaced where the samples of a background stand together.
+    chosen[order[turned[((np.arange(wanted) + 0.5) * count / max(1, wanted)).astype(np.int64)]]] = 1
     return chosen
 
 

@@ -1,7 +1,7 @@
 """Raw deflate and CRC-32: by ISA-L where it is installed, else by Python's own zlib.
 
-Both give the same bytes, and refuse the same damage, at different speeds. This module reads no
-file and sets no limit.
+Both give the same bytes at different speeds, and refuse the same damage but for some crafted codes
+that only one of them takes. This module reads no file and sets no limit.
 """
 
 import zlib

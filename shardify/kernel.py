@@ -5,9 +5,11 @@ It takes the samples of a task one after another, each through every check that 
 It stops before the first sample that is not plain in every respect, and refuses nothing: that
 sample is left to the careful way, which says what is wrong with it, if anything is.
 
-Raw deflate and CRC-32 are libdeflate's, files are read by the C library's ``pread``. ``handover``
-says what the arrays hold; their types and shapes are trusted here, and nothing that was read:
-every length is compared with the room that there is before it is used.
+Raw deflate and CRC-32 are libdeflate's; files are read by the C library's ``pread``. (libdeflate
+takes some crafted streams that zlib refuses, such as those with codes that their tables have no
+room for. By size and checksum their payload is what the zip promises.) ``handover`` says what the
+arrays hold; their types and shapes are trusted here, and nothing that was read: every length is
+compared with the room that there is before it is used.
 
 This module is imported to compile, and by tests; a build loads what was compiled by ``machine``.
 
@@ -52,7 +54,7 @@ _LINE = 300
 numbers."""
 _BACKGROUNDS = 100_000
 """So many can be told by five digits."""
-_SPACE, _NEWLINE, _ZERO, _FIVE = 32, 10, 48, 53
+_SPACE, _NEWLINE, _ZERO = 32, 10, 48
 
 
 @_jit
@@ -227,7 +229,7 @@ def _line(
 
 
 @_jit
-def _need(plan: Any, number: int) -> Any:
+def _need(plan: Any, number: int, most: int) -> Any:
     """Bytes that a sample may take in the block; -1 if it is not plain."""
     roles = plan.rows.shape[1]
     key = plan.key_ends[number + 1] - plan.key_ends[number]
@@ -236,7 +238,8 @@ def _need(plan: Any, number: int) -> Any:
     need = 2 * _TAR
     for role in range(roles):
         kind, size = plan.kinds[number, role], plan.rows[number, role, 4]
-        if kind < 0 or size < 0:
+        # A larger one does not fit, and a few of them could make a sum that seems small.
+        if kind < 0 or not 0 <= size <= most:
             return -1
         need += 2 * _TAR + size
     for each in range(2 * roles + 1):
@@ -304,9 +307,10 @@ def _copy(plan: Any, known: Any, room: Any) -> Any:
     lines = _LINE * (plan.rows.shape[1] + 1)
     number, offset, filled, written, full = told[0], told[1], 0, 0, False
     while number < plan.rows.shape[0]:
-        need = _need(plan, number)
+        need = _need(plan, number, room.block.size)
         if need < 0 or need > room.block.size or lines > room.text.size:
             break
+        # Never so of the first.
         full = filled + need > room.block.size or written + lines > room.text.size
         if full:
             break

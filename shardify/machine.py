@@ -8,6 +8,7 @@ file's own bytecode, under a name that tells for which processor, which compiler
 import ctypes
 import hashlib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import llvmlite
 import llvmlite.binding as llvm
 
-from shardify.files import write_quick
+from shardify.files import TEMPORARY
 from shardify.handover import Known, Plan, Room, words_of
 
 __all__ = ["CRC32", "INFLATE", "Machine", "keep", "kept_at", "load", "open_library"]
@@ -98,7 +99,15 @@ def load() -> Machine | None:
 
 def keep(code: bytes) -> None:
     """Keep what ``kernel.compiled`` gave. Raises OSError."""
-    write_quick(kept_at(), f"{hashlib.sha256(code).hexdigest()}\n".encode() + code)
+    place = kept_at()
+    place.parent.mkdir(exist_ok=True)
+    # A name of its own: others may be compiling as well.
+    temporary = place.with_name(f"{place.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        temporary.write_bytes(f"{hashlib.sha256(code).hexdigest()}\n".encode() + code)
+        temporary.replace(place)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def kept_at() -> Path:

@@ -35,20 +35,25 @@ def get_ready() -> Machine:
         ImportError: The compiler or libdeflate is missing.
     """
     machine = load()
-    if machine is None:
-        place = kept_at()
-        place.parent.mkdir(exist_ok=True)
-        if not os.access(place.parent, os.W_OK):
-            raise BuildError(
-                f"{place.parent}: not writable; expected a place to keep what is compiled; run "
-                "python -m shardify.swift as its owner"
-            )
-        from shardify.kernel import compiled
+    if machine is not None:
+        return machine
+    folder = kept_at().parent
+    if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
+        raise BuildError(
+            f"{folder}: not writable; expected a place to keep what is compiled; run "
+            "python -m shardify.swift as its owner"
+        )
+    from shardify.kernel import compiled
 
-        keep(compiled())
-        machine = load()
-        assert machine is not None
-    return machine
+    code = compiled()
+    try:
+        keep(code)
+    except OSError as error:
+        raise BuildError(
+            f"{folder}: {error.strerror or error}; what was compiled is not kept; see to it and "
+            "run python -m shardify.swift"
+        ) from error
+    return Machine(code)
 
 
 if __name__ == "__main__":

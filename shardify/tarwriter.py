@@ -76,7 +76,7 @@ class TarWriter:
         """Append whole files, each with its header and padding, as they are.
 
         Args:
-            block: A multiple of 512 bytes. It is not kept.
+            block: A multiple of 512 bytes, or none. It is not kept.
         """
         self._flush()
         self._put(block)

@@ -11,6 +11,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +19,10 @@ import shardline_sources
 from PIL import Image
 from shardline_scenes import background, encoded, flat_mask, noise
 
+from shardify import output
 from shardify.build import BuildReport, build
 from shardify.errors import BuildError, LayoutError, OutputError, PlanError, ShardifyError
+from shardify.hire import hire
 from shardify.manifest import Manifest
 from shardify.survey import Options, survey
 from shardify.verify import verify
@@ -435,22 +438,48 @@ def test_a_worker_that_dies_costs_nothing_but_a_rerun(
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("there", [False, True])
-def test_a_build_that_the_pixels_refuse_leaves_nothing_behind(tmp_path: Path, there: bool) -> None:
-    # Each composite is exactly the background after the one that its name states.
+def contradicting(path: Path, samples: int) -> Path:
+    """A zip in which each composite is exactly the background after the one that it is said to be
+    on."""
     whole = {number: encoded(noise(number), "PNG") for number in range(1, 5)}
     files = {f"bg/park{number}.png": data for number, data in whole.items()}
-    for number in range(200):
+    for number in range(samples):
         back = number % 4 + 1
         files[f"fg_bg/bg_{back}_{number}.png"] = whole[back % 4 + 1]
         files[f"mask/bg_{back}_{number}.png"] = encoded(np.zeros((24, 24), np.uint8), "PNG")
-    source = pack(tmp_path / "x.zip", files)
+    return pack(path, files)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_build_that_the_pixels_refuse_leaves_nothing_behind(tmp_path: Path, there: bool) -> None:
+    source = contradicting(tmp_path / "x.zip", 200)
     if there:
         (tmp_path / "out").mkdir()
     with pytest.raises(LayoutError, match="pixels contradict"):
         run(source, tmp_path / "out", workers=2)
     assert (tmp_path / "out").exists() == there
     assert not there or not list((tmp_path / "out").iterdir())
+
+
+def test_workers_that_were_hired_before_are_gone_when_a_refused_build_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = contradicting(tmp_path / "x.zip", 400)
+    chosen = {"codec": "keep", "res": (), "verify": "decode", "workers": 2, "scheduler": None}
+    pids: list[int] = []
+    alive: list[int] = []
+
+    def withdraw_(*given: Any, **how: Any) -> None:
+        alive.extend(pid for pid in pids if Path(f"/proc/{pid}").exists())
+        output.withdraw(*given, **how)
+
+    monkeypatch.setattr("shardify.build.withdraw", withdraw_)
+    with hire([source], tmp_path / "out", **chosen) as pool:
+        pids += pool.pids  # type: ignore[attr-defined]
+        with pytest.raises(LayoutError, match="pixels contradict"):
+            build([source], tmp_path / "out", Options(verify="decode", shard_samples=20), pool=pool)
+    assert len(pids) == 2 and not alive
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_inspect_prints_builds_the_same_data_set_as_a_layout_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import itertools
+import os
 import struct
 import subprocess
 import sys
@@ -21,16 +22,19 @@ from shardify import copier, swift
 from shardify.archive import open_catalog
 from shardify.beginnings import beginning
 from shardify.codecs import Variant
+from shardify.copier import Copier
 from shardify.errors import BuildError, ImageError
 from shardify.handover import Known, Plan, Room
 from shardify.images import parse
 from shardify.index import parse_index
-from shardify.machine import Machine, kept_at, load
+from shardify.machine import Machine, keep, kept_at, load
 from shardify.moments import glance, measure
 from shardify.names import Names, decode, is_hostile, some_hostile
 from shardify.outlines import ALONE, Outlines, numbers_at
 from shardify.pixels import PLAIN, pixels
 from shardify.recipes import ALL_FOLDERS, LAST_FOLDER, NO_FOLDER, numbers_of, recipe_of
+from shardify.sources import Sources
+from shardify.tarwriter import TarWriter
 from shardify.tasks import ROW, STATE, ShardRecord, ShardTask
 from shardify.writer import write_shard
 
@@ -130,6 +134,14 @@ class Ways:
         assert records[0] == records[1]
         assert files[0] == files[1]
         return records[0]
+
+    def left_alone(self, task: ShardTask) -> None:
+        """See that the swift way alone takes nothing of a task."""
+        self._patch.setattr(copier, "_machine", self._machine)
+        tar = TarWriter(io.BytesIO())
+        with Sources(task.sources) as handles:
+            assert Copier(task, handles).copy(0, tar) is None
+        assert not tar.offset
 
     def _counted(self, plan: Plan, known: Known, room: Room, first: int, offset: int) -> object:
         found = self._machine.copy(plan, known, room, first, offset)
@@ -267,6 +279,26 @@ def test_what_was_kept_and_is_damaged_is_not_run(
 
 
 @pytest.mark.usefixtures("machine")
+def test_what_many_keep_at_once_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = kept_at().read_bytes().partition(b"\n")[2]
+    monkeypatch.setattr("shardify.machine.kept_at", lambda: tmp_path / "x" / "kernel.code")
+    children = []
+    for _ in range(4):
+        child = os.fork()
+        if not child:
+            try:
+                for _ in range(40):
+                    keep(code)
+                    assert load() is not None
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["kernel.code"]
+
+
+@pytest.mark.usefixtures("machine")
 def test_what_is_compiled_is_kept_and_does_not_need_its_compiler() -> None:
     assert kept_at().is_file()
     code = (
@@ -336,6 +368,17 @@ def test_a_directory_that_lies_is_found_out(
     row[column] ^= change
     # Where the next entry begins need not be where this one ends.
     assert ways.same(task).samples == (3 if column == "limit" and row["limit"] > limit else 2)
+
+
+def test_sizes_whose_sum_seems_small_are_left_alone(tmp_path: Path, ways: Ways) -> None:
+    flood = {"fg_bg": bytes(64 << 20), "mask": b"x", "depth": b"x"}
+    source = packed(tmp_path / "x.zip", [flood])
+    task = task_of(source, tmp_path / "out", verify="none", measured=[False])
+    # The directory's reader lets no such sizes pass; nobody may write so much in any case.
+    task.rows["size"][0, 1:] = ((1 << 64) - (64 << 20)) // 2
+    ways.left_alone(task)
+    task.rows["size"][0] = (1 << 63) - 1
+    ways.left_alone(task)
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "L")])
