@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shardify.careful import check_picture
 from shardify.codecs import Variant, resized, store
 from shardify.drafts import Draft
 from shardify.errors import EntryError
@@ -26,7 +27,6 @@ from shardify.remote import Place
 from shardify.sources import Sources
 from shardify.survey import Survey, check_bad, replan
 from shardify.tarwriter import TarWriter
-from shardify.writer import check_picture
 
 __all__ = ["Bank", "write_backgrounds"]
 

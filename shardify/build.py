@@ -15,23 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardify.bank import Bank, write_backgrounds
+from shardify.bank import write_backgrounds
 from shardify.cluster import Pool
 from shardify.errors import BuildError, LayoutError
-from shardify.files import Flushing, sync_folder
+from shardify.files import Flushing
 from shardify.handout import background_tasks, shard_tasks
 from shardify.hire import hire
 from shardify.layout import Rejection
-from shardify.manifest import BACKGROUNDS, REJECTED, Manifest, Resolution
+from shardify.manifest import BACKGROUNDS, Manifest
 from shardify.meanings import meaning_of
-from shardify.output import check_out, claimed, finished, forget, sweep, withdraw
-from shardify.pixels import Meaning
-from shardify.plan import ShardPlan
-from shardify.rejects import tally, write_rejected
+from shardify.output import check_out, claimed, finished, forget, withdraw
+from shardify.publish import Settled, publish, rejections_of
 from shardify.remote import Place, place
-from shardify.summary import costs_of, roles_of, splits_of, stats_of, uses_of
 from shardify.survey import Options, Survey, check_bad, sources_of, survey
-from shardify.tasks import STATE, Moments, ShardRecord, ShardTask
+from shardify.tasks import STATE, ShardRecord, ShardTask
 from shardify.version import version
 from shardify.workers import Workers
 from shardify.workshop import Workshop
@@ -173,17 +170,6 @@ def _report(out: Place, manifest: Manifest, *, already: bool, started: float) ->
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Settled:
-    """What is known once masks and backgrounds have been looked at."""
-
-    found: Survey
-    """Without samples on bad backgrounds."""
-    meaning: Meaning
-    banks: list[Bank]
-    plans: list[ShardPlan]
-
-
 def _convert(found: Survey, out: Place, pool: Pool, progress: Progress | None) -> Manifest:
     variants = found.options.variants()
     for variant in variants:
@@ -205,7 +191,7 @@ def _convert(found: Survey, out: Place, pool: Pool, progress: Progress | None) -
             if isinstance(result, ShardRecord):
                 settled = settle()
                 done += len(settled.plans[number - len(early)].samples)
-                bad += _rejections(result)
+                bad += rejections_of(result)
                 if bad:
                     _check(settled.found, bad)
                 for variant in variants if result.samples else ():
@@ -214,85 +200,27 @@ def _convert(found: Survey, out: Place, pool: Pool, progress: Progress | None) -
                 if progress:
                     progress(done, sum(len(plan.samples) for plan in settled.plans))
         _prove(found)
-        settled = settle()
-        found, meaning, banks, plans = (
-            settled.found, settled.meaning, settled.banks, settled.plans,
-        )  # fmt: skip
-        for variant in variants if banks[0].sha256 else ():
+        for variant in variants if settle().banks[0].sha256 else ():
             flushing.add(out / variant.folder / BACKGROUNDS)
         flushing.finish()
     ordered = [results[number] for number in range(len(results))]
-    records: list[ShardRecord] = [each for each in ordered if isinstance(each, ShardRecord)]
-    measured = Moments()
-    for moments in ordered:
-        if isinstance(moments, Moments) and moments.samples:
-            measured.add(moments.mean, moments.std, moments.samples)
-    rejected = found.rejected + [each for record in records for each in _rejections(record)]
-    stats = stats_of(records, measured)
-    uses = uses_of(plans, records, found.layout, banks[0].ids)
-    layout = dict(found.layout.description)
-    rules = banks[0].rules.copy()
-    for record in records:
-        rules.update(record.rules)
-    layout["digest"] = found.digest()
-    layout["masks"] = meaning.mask
-    layout["converted"] = dict(sorted(rules.items()))
-    manifest = Manifest(
-        created_by=f"shardline {version()}",
-        source=sources_of(found.catalog),
-        options=found.options.deciding(),
-        layout=layout,
-        roles={},
-        backgrounds=[],
-        splits={},
-        rejected=tally(rejected, found.catalog),
-        stats=stats,
-        resolutions=[
-            Resolution(res=variant.res, path=variant.folder)
-            for variant in variants
-            if variant.folder
-        ],
-    )
-    for number, (variant, bank) in enumerate(zip(variants, banks, strict=True)):
-        folder = out / variant.folder
-        files = {REJECTED: write_rejected(folder, rejected, found.catalog)}
-        if bank.sha256:
-            files[BACKGROUNDS] = bank.sha256
-        whole = dataclasses.replace(
-            manifest,
-            roles=roles_of(records, number, bank.backgrounds, variant),
-            backgrounds=bank.backgrounds,
-            splits=splits_of(plans, records, number, uses),
-            costs=costs_of(records, number, variant),
-            files=files,
-            resolutions=[],
-        )
-        sweep(folder, whole)
-        sync_folder(folder)
-        whole.save(folder)
-    if not manifest.resolutions:
-        return whole
-    manifest = dataclasses.replace(
-        manifest, files={REJECTED: write_rejected(out, rejected, found.catalog)}
-    )
-    manifest.save(out)
-    return manifest
+    return publish(settle(), out, ordered)
 
 
-def _settle(found: Survey, out: Place) -> _Settled:
+def _settle(found: Survey, out: Place) -> Settled:
     meaning = meaning_of(found)
     found, banks = write_backgrounds(found, out, found.options.variants(), meaning)
     plans = [plan for split in ("train", "val") for plan in found.shards[split]]
-    return _Settled(found=found, meaning=meaning, banks=banks, plans=plans)
+    return Settled(found=found, meaning=meaning, banks=banks, plans=plans)
 
 
-def _shard_tasks(settle: Callable[[], _Settled], out: Place) -> Iterator[ShardTask]:
+def _shard_tasks(settle: Callable[[], Settled], out: Place) -> Iterator[ShardTask]:
     settled = settle()
     index = {name: number for number, name in enumerate(settled.banks[0].ids)}
     yield from shard_tasks(settled.found, out, settled.plans, index, settled.meaning)
 
 
-def _ahead(settle: Callable[[], _Settled]) -> Iterator[None]:
+def _ahead(settle: Callable[[], Settled]) -> Iterator[None]:
     """What will be needed soon, while the workers are busy and nobody waits for it."""
     settle()
     yield
@@ -313,10 +241,3 @@ def _check(found: Survey, bad: Sequence[Rejection]) -> None:
     except BuildError:
         _prove(found)
         raise
-
-
-def _rejections(record: ShardRecord) -> list[Rejection]:
-    return [
-        Rejection(key=key, member=member, role=role, reason=reason)
-        for key, member, role, reason in record.rejected
-    ]

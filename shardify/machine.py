@@ -28,7 +28,7 @@ class Machine:
     """The compiled part, in this process.
 
     Args:
-        code: What ``kernel.compiled`` gave.
+        code: What ``compiling`` made.
 
     Raises:
         ImportError: libdeflate is not to be found.
@@ -98,7 +98,7 @@ def load() -> Machine | None:
 
 
 def keep(code: bytes) -> None:
-    """Keep what ``kernel.compiled`` gave. Raises OSError."""
+    """Keep what ``compiling`` made. Raises OSError."""
     place = kept_at()
     place.parent.mkdir(exist_ok=True)
     # A name of its own: others may be compiling as well.
@@ -114,7 +114,7 @@ def kept_at() -> Path:
     """Where what is compiled of this source, for this processor, by this compiler is kept."""
     here = Path(__file__).parent
     told = hashlib.sha256()
-    for name in ("kernel.py", "handover.py"):
+    for name in ("kernel.py", "bytework.py", "compiling.py", "handover.py"):
         told.update((here / name).read_bytes())
     told.update(f"{llvmlite.__version__} {llvm.get_host_cpu_name()} ".encode())
     told.update(llvm.get_host_cpu_features().flatten().encode())

@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 from shardify.bank import write_backgrounds
+from shardify.careful import gauged
 from shardify.copier import Copier
 from shardify.gather import gather
 from shardify.handout import background_tasks, shard_tasks
@@ -29,7 +30,7 @@ from shardify.survey import Options, survey
 from shardify.swift import prepare
 from shardify.tasks import STATE, ShardTask
 from shardify.workshop import Workshop
-from shardify.writer import gauged, run_task
+from shardify.writer import run_task
 
 __all__ = ["Phase", "phases", "table"]
 

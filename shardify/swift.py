@@ -43,7 +43,7 @@ def get_ready() -> Machine:
             f"{folder}: not writable; expected a place to keep what is compiled; run "
             "python -m shardify.swift as its owner"
         )
-    from shardify.kernel import compiled
+    from shardify.compiling import compiled
 
     code = compiled()
     try:

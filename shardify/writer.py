@@ -7,23 +7,19 @@ whose record fits the task is kept as it is.
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from itertools import compress, count
-from typing import Any
 
-from numpy.typing import NDArray
-
-from shardify.copier import BY_NAME, Copier, may_copy
+from shardify.careful import Figure, gauged, sample_of
+from shardify.copier import Copier
 from shardify.drafts import Draft
 from shardify.errors import BuildError, EntryError
 from shardify.extract import payload
 from shardify.files import write_quick
-from shardify.images import Picture, parse
-from shardify.moments import gauge, glance, measure
-from shardify.pixels import PLAIN, Meaning, pixels, refuse_faint, same_aspect, settle
-from shardify.ranges import Handle, expect
+from shardify.images import parse
+from shardify.moments import glance
+from shardify.pixels import PLAIN
+from shardify.ranges import expect
 from shardify.remote import Url, place
 from shardify.sinks import Sink
 from shardify.sources import Sources
@@ -48,16 +44,11 @@ __all__ = [
     "ShardTask",
     "Sources",
     "TarWriter",
-    "check_picture",
-    "gauged",
     "measure_backgrounds",
     "prepare",
     "run_task",
     "write_shard",
 ]
-
-Figure = tuple[list[float], list[float]]
-"""Mean and deviation of one picture, by channel."""
 
 
 def prepare() -> None:
@@ -121,45 +112,6 @@ def measure_backgrounds(task: BackgroundTask) -> Moments:
     return moments
 
 
-def check_picture(
-    data: bytes, name: bytes, role: str, verify: str, meaning: Meaning
-) -> tuple[bytes, Picture, str]:
-    """Check one payload as ``--verify`` asks, and convert it if its meaning is not plain.
-
-    Returns:
-        The bytes, what they are, and the rule that changed them, if one did. With ``none`` a
-        JPEG or PNG goes by its name and has no size.
-
-    Raises:
-        EntryError: It is no whole picture.
-    """
-    if verify == "none" and meaning.mask == "threshold":
-        kind = BY_NAME.get(name.rpartition(b".")[2].lower())
-        if kind:
-            return data, Picture(kind, 0, 0, 0, 0), ""
-    given = parse(data)
-    if verify == "decode" and role == "mask":
-        refuse_faint(data, given, meaning)
-    data, picture, rule = settle(data, given, role, meaning)
-    if verify == "decode" and not rule:
-        pixels(data, picture, role, meaning)
-    return data, picture, rule
-
-
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    """One sample, found good."""
-
-    found: list[tuple[str, bytes, Picture]]
-    """Role, payload and what that is, of each member."""
-    rules: list[str]
-    """Those that converted a picture."""
-    planes: dict[str, NDArray[Any]]
-    """role -> pixels, where a variant encodes anew."""
-    figures: list[Figure]
-    """Of each role, if it is measured."""
-
-
 def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRecord, list[bytes]]:
     rejected: list[list[str]] = []
     rules: Counter[str] = Counter()
@@ -181,7 +133,7 @@ def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRec
                 figures += [known[each] for each in range(first, number) if each in known]
             else:
                 number += 1
-                sample = _careful(task, handles, first, known.get(first, []))
+                sample = sample_of(task, handles, first, known.get(first, []))
                 if isinstance(sample, list):
                     rejected.append(sample)
                     continue
@@ -212,79 +164,6 @@ def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRec
         moments=moments,
     )
     return record, indexes
-
-
-def _careful(
-    task: ShardTask, handles: Sequence[Handle], number: int, figures: list[Figure]
-) -> _Sample | list[str]:
-    """Read and check one sample.
-
-    Args:
-        task: Whose.
-        handles: The sources, open.
-        number: Of the sample in the task.
-        figures: Its figures, if they are known.
-
-    Returns:
-        The sample; or what the record says of it, if it must be left out.
-    """
-    names, measured = task.names_of(number), task.measured[number]
-    plain = all(variant.unchanged for variant in task.variants)
-    # What is measured or encoded anew is parsed in any case.
-    parsed = task.verify == "none" and (measured or not plain)
-    sample = _Sample([], [], {}, figures)
-    role = task.roles[0]
-    try:
-        for role, name, row in zip(task.roles, names, task.rows[number].tolist(), strict=True):
-            data, picture, rule = check_picture(
-                payload(handles[row[0]], name, *row[1:]),
-                name,
-                role,
-                "headers" if parsed else task.verify,
-                task.meaning,
-            )
-            sample.found.append((role, data, picture))
-            if rule:
-                sample.rules.append(rule)
-        for role, _, picture in sample.found:
-            _check_shape(role, picture, sample.found[0])
-        new = measured and not figures
-        for role, data, picture in sample.found if new or not plain else ():
-            # A converted mask is 0 or 255 by now.
-            if not plain:
-                sample.planes[role] = pixels(data, picture, role, PLAIN)
-            if new:
-                plane = sample.planes.get(role)
-                figures.append(gauge(data, picture, role) if plane is None else measure(plane))
-    except EntryError as error:
-        member = names[task.roles.index(role)].decode(errors="replace")
-        return [task.keys[number], member, role, str(error)]
-    return sample
-
-
-def gauged(task: ShardTask, handles: Sequence[Handle], copier: Copier) -> dict[int, list[Figure]]:
-    """Number -> figures of each role, of the measured samples that are plain and can be decoded.
-
-    One after another, while the processor still knows its way about a decoder; their payloads are
-    read again for the tar, so that none has to be kept. What is wrong with the others shows there.
-    """
-    found: dict[int, list[Figure]] = {}
-    for number in compress(count(), task.measured if may_copy(task, handles) else ()):
-        sample = _careful(task, handles, number, [])
-        if isinstance(sample, _Sample) and not sample.rules:
-            found[number] = sample.figures
-            copier.learn(sample.found)
-    return found
-
-
-def _check_shape(role: str, picture: Picture, first: tuple[str, bytes, Picture]) -> None:
-    """A sample's pictures may differ in size, but not in aspect."""
-    main = first[2]
-    if picture[1:3] != main[1:3] and not same_aspect(picture, main):
-        raise EntryError(
-            f"{role} of {picture.width}x{picture.height} has another aspect than {first[0]} of "
-            f"{main.width}x{main.height}"
-        )
 
 
 def _kept(task: ShardTask, digest: str) -> ShardRecord | None:

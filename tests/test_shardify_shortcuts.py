@@ -246,7 +246,7 @@ def test_an_array_of_another_kind_is_refused(machine: Machine) -> None:
             machine.copy(Plan(**given | {name: other}), known, room, 0, 0)
 
 
-@pytest.mark.parametrize("absent", ["deflate", "shardify.kernel", "place"])
+@pytest.mark.parametrize("absent", ["deflate", "compiler", "place"])
 def test_without_the_compiled_part_everything_goes_the_careful_way(
     absent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,7 +256,7 @@ def test_without_the_compiled_part_everything_goes_the_careful_way(
     else:
         monkeypatch.setattr(swift, "kept_at", lambda: tmp_path / "x" / "kernel.code")
         monkeypatch.setattr(swift, "load", lambda: None)
-        monkeypatch.setitem(sys.modules, "shardify.kernel", None)
+        monkeypatch.setitem(sys.modules, "shardify.compiling", None)
         monkeypatch.setattr("os.access", lambda *_: absent != "place")
     swift.prepare()
     assert copier._machine is None
@@ -397,7 +397,7 @@ def test_a_known_beginning_tells_what_a_whole_parse_does(kind: str, mode: str) -
 
     def recognised(data: bytes) -> bool:
         block = np.frombuffer(bytearray(data + b"\xff"), np.uint8)
-        return kernel._recognised(known, block, 0, len(data), 0, number) == 0
+        return kernel.recognised(known, block, 0, len(data), 0, number) == 0
 
     data = picture(9, kind, mode)
     assert recognised(first) and recognised(data)
