@@ -26,6 +26,7 @@ from shardify.manifest import BACKGROUNDS, Manifest
 from shardify.meanings import meaning_of
 from shardify.output import check_out, claimed, finished, forget, withdraw
 from shardify.publish import Settled, publish, rejections_of
+from shardify.readahead import reading_ahead
 from shardify.remote import Place, place
 from shardify.survey import Options, Survey, check_bad, sources_of, survey
 from shardify.tasks import STATE, ShardRecord, ShardTask
@@ -116,6 +117,7 @@ def build(
         # this block, so that none of them writes any more where something is taken back.
         with (
             pool or _hired(paths, out, options) as pool,
+            reading_ahead(paths),
             Workshop(out / STATE, shared=options.scheduler is not None) as work,
             ExitStack() as later,
         ):
