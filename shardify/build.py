@@ -117,7 +117,7 @@ def build(
         # this block, so that none of them writes any more where something is taken back.
         with (
             pool or _hired(paths, out, options) as pool,
-            reading_ahead(paths),
+            reading_ahead(paths if options.scheduler is None else ()),
             Workshop(out / STATE, shared=options.scheduler is not None) as work,
             ExitStack() as later,
         ):

@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from shardify.copier import BY_NAME, Copier, may_copy
+from shardify.copier import BY_NAME, Copier
 from shardify.errors import EntryError
 from shardify.extract import payload
 from shardify.images import Picture, parse
@@ -116,11 +116,12 @@ def check_picture(
 def gauged(task: ShardTask, handles: Sequence[Handle], copier: Copier) -> dict[int, list[Figure]]:
     """Number -> figures of each role, of the measured samples that are plain and can be decoded.
 
-    One after another, while the processor still knows its way about a decoder; their payloads are
-    read again for the tar, so that none has to be kept. What is wrong with the others shows there.
+    Of those that will be copied alone: one after another, while the processor still knows its way
+    about a decoder. Their payloads are read again for the tar, so that none has to be kept. What is
+    wrong with the others shows there.
     """
     found: dict[int, list[Figure]] = {}
-    for number in compress(count(), task.measured if may_copy(task, handles) else ()):
+    for number in compress(count(), task.measured if copier.able else ()):
         sample = sample_of(task, handles, number, [])
         if isinstance(sample, Sample) and not sample.rules:
             found[number] = sample.figures

@@ -24,7 +24,7 @@ from shardify.ranges import Handle
 from shardify.tarwriter import NAMELESS, TarWriter
 from shardify.tasks import ROW, ShardTask
 
-__all__ = ["BY_NAME", "Copied", "Copier", "may_copy", "use"]
+__all__ = ["BY_NAME", "Copied", "Copier", "use"]
 
 BY_NAME = {b"jpg": "jpg", b"jpeg": "jpg", b"png": "png"}
 """Kinds that a name's extension tells, where nothing is to be checked."""
@@ -63,17 +63,6 @@ class Copied(NamedTuple):
     """What their pictures are, one a role."""
 
 
-def may_copy(task: ShardTask, handles: Sequence[Handle]) -> bool:
-    """Whether a task's pictures, as far as they are plain, are stored as they lie in files."""
-    return (
-        all(isinstance(each, int) for each in handles)
-        and len(task.variants) == 1
-        and task.variants[0].unchanged
-        and task.verify != "decode"
-        and task.meaning.mask == "threshold"
-    )
-
-
 class Copier:
     """Copies the plain samples of one task.
 
@@ -85,7 +74,15 @@ class Copier:
     def __init__(self, task: ShardTask, handles: Sequence[Handle]) -> None:
         self._task = task
         self._handles = handles
-        self._able = _machine is not None and may_copy(task, handles)
+        self.able = (
+            _machine is not None
+            and all(isinstance(each, int) for each in handles)
+            and len(task.variants) == 1
+            and task.variants[0].unchanged
+            and task.verify != "decode"
+            and task.meaning.mask == "threshold"
+        )
+        """Whether pictures that are plain will be copied: they are stored as they lie in files."""
         self._left: set[int] = set()
         self._heads: dict[tuple[int, int, bytes], Picture] = {}
         self._sorts: dict[tuple[int, ...], tuple[Picture, ...]] = {}
@@ -104,7 +101,7 @@ class Copier:
         Args:
             found: Role, payload and what that is, of each member as it lies in the zip.
         """
-        if not self._able or len(self._sorts) >= _SORTS:
+        if not self.able or len(self._sorts) >= _SORTS:
             return
         sort = []
         pictures = tuple([picture for _, _, picture in found])
@@ -133,7 +130,7 @@ class Copier:
         Raises:
             OSError: OUT cannot be written.
         """
-        if _machine is None or not self._able or self._pause:
+        if _machine is None or not self.able or self._pause:
             self._pause = max(0, self._pause - 1)
             return None
         if self._plan is None or self._room is None:

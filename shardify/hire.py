@@ -7,11 +7,11 @@ end is read here, and nothing is refused.
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 
 from shardify.cluster import Pool, pool_of
 from shardify.errors import ShardifyError
+from shardify.readahead import files_at
 from shardify.remote import Place
 from shardify.zipend import find_directory
 
@@ -21,8 +21,6 @@ _CAREFUL, _SWIFT = "shardify.writer:run_task", "shardify.swift:run_task"
 _WORTH = 30_000
 """From so many entries on, the compiled part is worth its start: a quarter of a second, and once
 for an installation, when it is compiled, several."""
-_FILES = 64
-"""So many of a folder's files are looked at: it may hold pictures by the million."""
 
 
 def hire(
@@ -51,31 +49,14 @@ def hire(
         StoreError: A cluster cannot see such a place.
     """
     copied = codec == "keep" and not res and verify != "decode"
-    swift = copied and scheduler is None and _entries_of(paths) >= _WORTH
+    swift = copied and scheduler is None and sum(map(_entries_in, files_at(paths))) >= _WORTH
     return pool_of(
         _SWIFT if swift else _CAREFUL, workers=workers, scheduler=scheduler, places=[*paths, out]
     )
 
 
-def _entries_of(paths: Sequence[Place]) -> int:
-    """Of all zips on this machine that are named, or lie in a folder that is."""
-    total = 0
-    for path in paths:
-        if isinstance(path, Path):
-            with suppress(OSError):
-                for each in islice(path.iterdir(), _FILES) if path.is_dir() else [path]:
-                    total += _entries_in(each)
-    return total
-
-
 def _entries_in(path: Path) -> int:
     """0 for what cannot be read as a zip: if that is wrong, the survey will say so."""
-    if not path.is_file():
-        return 0
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        return find_directory(descriptor, os.fstat(descriptor).st_size, str(path))[0]
-    except ShardifyError:
-        return 0
-    finally:
-        os.close(descriptor)
+    with suppress(OSError, ShardifyError), path.open("rb") as file:
+        return find_directory(file.fileno(), os.fstat(file.fileno()).st_size, str(path))[0]
+    return 0

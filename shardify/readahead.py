@@ -14,7 +14,7 @@ from pathlib import Path
 
 from shardify.remote import Place
 
-__all__ = ["reading_ahead"]
+__all__ = ["files_at", "reading_ahead"]
 
 _STEP = 8 << 20
 _SHARE = 0.5
@@ -30,12 +30,12 @@ def reading_ahead(paths: Sequence[Place]) -> Iterator[None]:
     Args:
         paths: Zips, or folders with zips. URLs are passed over.
     """
-    zips = _zips_of(paths)
-    if sum(size for _, size in zips) > _SHARE * _available() or not hasattr(os, "posix_fadvise"):
+    zips = [each for each in files_at(paths) if each in paths or each.suffix == ".zip"]
+    if _size_of(zips) > _SHARE * _available() or not hasattr(os, "posix_fadvise"):
         yield
         return
     stop = threading.Event()
-    thread = threading.Thread(target=_read, args=([path for path, _ in zips], stop), daemon=True)
+    thread = threading.Thread(target=_read, args=(zips, stop), daemon=True)
     thread.start()
     try:
         yield
@@ -44,18 +44,25 @@ def reading_ahead(paths: Sequence[Place]) -> Iterator[None]:
         thread.join()
 
 
-def _zips_of(paths: Sequence[Place]) -> list[tuple[Path, int]]:
-    """Files and their sizes, in bytes; of a folder those that call themselves zips."""
-    found = []
+def files_at(paths: Sequence[Place]) -> list[Path]:
+    """Files on this machine that are named, or lie in a folder that is; of a folder's the first."""
+    found: list[Path] = []
     for path in paths:
         # What cannot be looked at, the survey will name.
         with suppress(OSError):
-            if isinstance(path, Path) and path.is_dir():
-                inside = [each for each in islice(path.iterdir(), _FILES) if each.suffix == ".zip"]
-                found += [(each, each.stat().st_size) for each in inside]
-            elif isinstance(path, Path) and path.is_file():
-                found.append((path, path.stat().st_size))
+            if isinstance(path, Path):
+                inside = islice(path.iterdir(), _FILES) if path.is_dir() else [path]
+                found += [each for each in inside if each.is_file()]
     return found
+
+
+def _size_of(files: Sequence[Path]) -> int:
+    """Bytes; of what cannot be looked at, none."""
+    total = 0
+    for path in files:
+        with suppress(OSError):
+            total += path.stat().st_size
+    return total
 
 
 def _available() -> float:

@@ -146,21 +146,10 @@ class Workers:
             for worker in self._all:
                 selector.register(worker.results, selectors.EVENT_READ, worker)
             while True:
-                room = True
-                while first and room:
-                    room = False
-                    # Who has nothing to do comes first.
-                    for worker in sorted(self._all, key=lambda each: len(given[each])):
-                        held = given[worker]
-                        # What fits into the pipe is sent without waiting for it to be read.
-                        if first and (
-                            not held
-                            or (len(held) == 1 and held[0][1] + len(first[1]) <= worker.room)
-                        ):
-                            self._send(worker, first[1])
-                            held.append((first[0], len(first[1])))
-                            first = next(pickled, None)
-                            room = True
+                while first and (idle := self._free(given, len(first[1]))):
+                    self._send(idle, first[1])
+                    given[idle].append((first[0], len(first[1])))
+                    first = next(pickled, None)
                 if not any(given.values()):
                     return
                 while self.meanwhile is not None and not selector.select(0):
@@ -170,6 +159,16 @@ class Workers:
                 for worker in ready:
                     result = self._receive(worker)
                     yield given[worker].pop(0)[0], result
+
+    def _free(self, given: dict[_Worker, list[tuple[int, int]]], size: int) -> _Worker | None:
+        """Who has least to do of those that can take a task of so many bytes."""
+        free = [
+            worker
+            for worker, held in given.items()
+            # What fits into the pipe is sent without waiting for it to be read.
+            if not held or (len(held) == 1 and held[0][1] + size <= worker.room)
+        ]
+        return min(free, key=lambda each: len(given[each]), default=None)
 
     def _connect(self, number: int) -> tuple[int, int]:
         """Make a worker's pipes. Returns its ends of them."""
