@@ -21,7 +21,11 @@ from shardify.tasks import STATE
 
 __all__ = ["check_out", "claimed", "finished", "forget", "sweep", "withdraw"]
 
-_OURS = re.compile(r"(train|val)-\d{5}\.(tar|idx)|.+\.tar\.[0-9a-f]{8}" + re.escape(TEMPORARY))
+_HALF = re.escape(TEMPORARY)
+_OURS = re.compile(
+    rf"(train|val)-\d{{5}}\.(tar|idx)|(train|val)-\d{{5}}\.idx{_HALF}|.+\.tar\.[0-9a-f]{{8}}{_HALF}"
+)
+"""Also what a worker leaves that is killed before it can rename it: an index, a tar."""
 _STATES = re.compile(r"build\.json|(train|val)-\d{5}\.json")
 
 

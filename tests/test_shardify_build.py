@@ -461,6 +461,27 @@ def test_a_build_that_the_pixels_refuse_leaves_nothing_behind(tmp_path: Path, th
     assert not there or not list((tmp_path / "out").iterdir())
 
 
+def test_what_killed_workers_left_goes_with_a_refused_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = contradicting(tmp_path / "x.zip", 200)
+    halves = [
+        "train-00001.idx.tmp",
+        "train-00001.tar.0badcafe.tmp",
+        ".shardify/train-00001.json.tmp",
+    ]
+
+    def withdraw_(out: Path, *given: Any, **how: Any) -> None:
+        for half in halves:
+            (out / half).write_bytes(b"half")
+        output.withdraw(out, *given, **how)
+
+    monkeypatch.setattr("shardify.build.withdraw", withdraw_)
+    with pytest.raises(LayoutError, match="pixels contradict"):
+        run(source, tmp_path / "out", workers=2)
+    assert not (tmp_path / "out").exists()
+
+
 def test_workers_that_were_hired_before_are_gone_when_a_refused_build_is_taken_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
