@@ -19,7 +19,7 @@ from shardify.bank import write_backgrounds
 from shardify.cluster import Pool
 from shardify.errors import BuildError, LayoutError
 from shardify.files import Flushing
-from shardify.handout import background_tasks, shard_tasks
+from shardify.handout import background_tasks, rows_read, shard_tasks
 from shardify.hire import hire
 from shardify.layout import Rejection
 from shardify.manifest import BACKGROUNDS, Manifest
@@ -38,6 +38,9 @@ __all__ = ["BuildReport", "build"]
 
 Progress = Callable[[int, int], None]
 """Called with samples done and samples in all."""
+
+Pace = Callable[..., Iterator[ShardTask]]
+"""``ReadAhead.paced``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +89,7 @@ def build(
     options: Options,
     *,
     progress: Progress | None = None,
+    waiting: Callable[[float], None] | None = None,
     pool: Pool | None = None,
 ) -> BuildReport:
     """Convert zips to shards, or go on with a conversion that was cut off.
@@ -97,6 +101,8 @@ def build(
             the same build left.
         options: See there.
         progress: Called in this process as shards are finished.
+        waiting: Called while workers wait for a slow disk, with the share that has been read of
+            what they wait for.
         pool: Workers that were hired for this before, and are let go at its end; None: they are
             hired now.
 
@@ -117,7 +123,7 @@ def build(
         # this block, so that none of them writes any more where something is taken back.
         with (
             pool or _hired(paths, out, options) as pool,
-            reading_ahead(paths if options.scheduler is None else ()),
+            reading_ahead(paths if options.scheduler is None else ()) as ahead,
             Workshop(out / STATE, shared=options.scheduler is not None) as work,
             ExitStack() as later,
         ):
@@ -134,7 +140,8 @@ def build(
                 return _report(out, there, already=True, started=started)
             with claimed(out, identity):
                 begun += [variant.folder for variant in found.options.variants()]
-                manifest = _convert(found, out, pool, progress)
+                pace = functools.partial(ahead.paced, waiting=waiting)
+                manifest = _convert(found, out, pool, pace, progress)
                 forget(out)
     except LayoutError:
         # The pixels contradict what the names state: of what was written meanwhile nothing stays.
@@ -172,7 +179,9 @@ def _report(out: Place, manifest: Manifest, *, already: bool, started: float) ->
     )
 
 
-def _convert(found: Survey, out: Place, pool: Pool, progress: Progress | None) -> Manifest:
+def _convert(
+    found: Survey, out: Place, pool: Pool, pace: Pace, progress: Progress | None
+) -> Manifest:
     variants = found.options.variants()
     for variant in variants:
         (out / variant.folder).mkdir(exist_ok=True)
@@ -183,7 +192,7 @@ def _convert(found: Survey, out: Place, pool: Pool, progress: Progress | None) -
     settle = functools.cache(lambda: _settle(found, out))
     if isinstance(pool, Workers):
         pool.meanwhile = itertools.chain(_ahead(settle), found.layout.pending or ())
-    tasks = itertools.chain(early, _shard_tasks(settle, out), grounds[len(early) :])
+    tasks = itertools.chain(early, _shard_tasks(settle, out, pace), grounds[len(early) :])
     results: dict[int, Any] = {}
     done = 0
     bad: list[Rejection] = []
@@ -216,10 +225,18 @@ def _settle(found: Survey, out: Place) -> Settled:
     return Settled(found=found, meaning=meaning, banks=banks, plans=plans)
 
 
-def _shard_tasks(settle: Callable[[], Settled], out: Place) -> Iterator[ShardTask]:
+def _shard_tasks(settle: Callable[[], Settled], out: Place, pace: Pace) -> Iterator[ShardTask]:
     settled = settle()
+    found, plans = settled.found, settled.plans
     index = {name: number for number, name in enumerate(settled.banks[0].ids)}
-    yield from shard_tasks(settled.found, out, settled.plans, index, settled.meaning)
+    tasks = shard_tasks(found, out, plans, index, settled.meaning)
+    sources = [each.path for each in found.catalog.sources]
+    # What an earlier run finished is looked at, not made again.
+    rows = (
+        each[:0] if (out / STATE / f"{plan.name}.json").exists() else each
+        for plan, each in zip(plans, rows_read(found, plans), strict=True)
+    )
+    yield from pace(tasks, rows if isinstance(out, Path) else rows_read(found, plans), sources)
 
 
 def _ahead(settle: Callable[[], Settled]) -> Iterator[None]:

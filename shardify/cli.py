@@ -214,8 +214,9 @@ def build(src: tuple[Place, ...], out: Place, as_json: bool, **options: Any) -> 
         from shardify.build import build as run
         from shardify.survey import Options
 
-        with progress("samples") as advance:
-            report = run(src, out, Options(**options), progress=advance, pool=pool)
+        with progress("samples") as bar:
+            waiting = bar.waiting if bar else None
+            report = run(src, out, Options(**options), progress=bar, waiting=waiting, pool=pool)
     found = report.to_json()
     click.echo(json.dumps(found, indent=1) if as_json else build_text(found))
 

@@ -3,7 +3,7 @@
 Pure of decisions: which samples there are and where they go has been settled before.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from shardify.remote import Place
 from shardify.survey import MEMBERS, Survey
 from shardify.tasks import BackgroundTask, ShardTask
 
-__all__ = ["background_tasks", "shard_tasks"]
+__all__ = ["background_tasks", "rows_read", "shard_tasks"]
 
 _MEASURED = 400
 """About this many samples are decoded for the statistics, if there are as many."""
@@ -78,13 +78,13 @@ def shard_tasks(
 ) -> Iterator[ShardTask]:
     """A task for each shard, made when a worker will soon be free for it."""
     layout, catalog = found.layout, found.catalog
-    roles = tuple(role for role in MEMBERS if role in layout.members)
+    roles = _roles(found)
     place = np.array([index.get(name, -1) for name in layout.background_ids] + [-1])
     train = [plan.samples for plan in plans if plan.split == "train"]
     chosen = _measured(place[layout.background[np.concatenate(train)]]) if train else np.empty(0)
     seen = 0
     for plan in plans:
-        members = np.stack([layout.members[role][plan.samples] for role in roles], axis=1)
+        members = _members(found, plan)
         count = len(plan.samples)
         names, name_ends = catalog.names.joined(members.ravel())
         measured = [False] * count
@@ -106,3 +106,18 @@ def shard_tasks(
             meaning=meaning,
             variants=found.options.variants(),
         )
+
+
+def rows_read(found: Survey, plans: Iterable[ShardPlan]) -> Iterator[NDArray[Any]]:
+    """What each of those tasks reads: (N, roles) of ``tasks.ROW``."""
+    return (rows_of(found.catalog, _members(found, plan)) for plan in plans)
+
+
+def _roles(found: Survey) -> tuple[str, ...]:
+    return tuple(role for role in MEMBERS if role in found.layout.members)
+
+
+def _members(found: Survey, plan: ShardPlan) -> NDArray[Any]:
+    """(N, roles): the entry of each member."""
+    members = found.layout.members
+    return np.stack([members[role][plan.samples] for role in _roles(found)], axis=1)

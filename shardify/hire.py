@@ -11,7 +11,7 @@ from pathlib import Path
 
 from shardify.cluster import Pool, pool_of
 from shardify.errors import ShardifyError
-from shardify.readahead import files_at
+from shardify.local import files_at
 from shardify.remote import Place
 from shardify.zipend import find_directory
 

@@ -11,9 +11,9 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = {
     "shardify": (
         "errors", "version", "inflate", "remote", "tree", "ranges", "files", "drafts", "names",
-        "readahead", "zipend", "sifting", "directory", "archive", "extract", "images",
-        "beginnings", "png", "pixels", "moments", "codecs", "naming", "outlines", "recipes",
-        "keys", "maps", "folders",
+        "local", "spare", "pagecache", "readahead", "zipend", "sifting", "directory", "archive",
+        "extract", "images", "beginnings", "png", "pixels", "moments", "codecs", "naming",
+        "outlines", "recipes", "keys", "maps", "folders",
         "workshop", "nested", "gather", "repeats", "census", "joining", "pairs", "backing",
         "thumbs", "settle", "roles", "rules", "splits", "claims", "prove", "companions", "layout",
         "layoutfile", "plan", "index", "fields", "manifest", "serving", "workers", "cluster",
@@ -49,6 +49,7 @@ ACROSS = {
         "shardify.manifest",
         "shardify.errors",
         "shardify.interrupts",
+        "shardify.spare",
         "shardify.version",
     ),
 }

@@ -9,21 +9,24 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import shardline_sources
+from numpy.typing import NDArray
 from PIL import Image
 from shardline_scenes import background, encoded, flat_mask, noise
 
-from shardify import output
+from shardify import output, readahead
 from shardify.build import BuildReport, build
 from shardify.errors import BuildError, LayoutError, OutputError, PlanError, ShardifyError
 from shardify.hire import hire
 from shardify.manifest import Manifest
+from shardify.pagecache import Reader
+from shardify.readahead import ReadAhead
 from shardify.survey import Options, survey
 from shardify.verify import verify
 
@@ -288,6 +291,49 @@ def test_an_unfinished_build_of_something_else_is_refused(tmp_path: Path) -> Non
         run(source, tmp_path / "out")
     with pytest.raises(OutputError, match=r"unfinished build.*\(val\)"):
         run(source, tmp_path / "out", val=0.5)
+
+
+@pytest.mark.parametrize("memory", [1 << 40, 100_000])
+def test_a_build_gives_the_same_bytes_however_its_zip_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int
+) -> None:
+    source = pack(tmp_path / "x.zip", files_of(48))
+    run(source, tmp_path / "plain", shard_samples=2)
+    read: list[object] = []
+    step = Reader._wait
+    monkeypatch.setattr(Reader, "_there", lambda *_: False)
+
+    def counted(*given: Any) -> None:
+        read.append(given)
+        step(*given)
+
+    monkeypatch.setattr(Reader, "_wait", counted)
+    monkeypatch.setattr(readahead, "spare_memory", lambda: memory)
+    run(source, tmp_path / "out", shard_samples=2, workers=2)
+    assert read
+    assert content(tmp_path / "out") == content(tmp_path / "plain")
+
+
+def test_what_an_earlier_run_finished_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = pack(tmp_path / "x.zip", files_of() | {BAD: b"text"})
+    with pytest.raises(BuildError):
+        run(source, tmp_path / "out")
+    kept = len(list((tmp_path / "out" / ".shardify").glob("*-*.json")))
+    asked: list[list[int]] = []
+    paced = ReadAhead.paced
+
+    def watched(
+        self: ReadAhead, tasks: Iterator[object], rows: Iterator[NDArray[np.void]], *rest: object,
+        **more: object,
+    ) -> Iterator[object]:  # fmt: skip
+        asked.append([each.size for each in rows])
+        return paced(self, tasks, iter(()), *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ReadAhead, "paced", watched)
+    run(source, tmp_path / "out", max_bad=0.1)
+    assert kept and asked[0].count(0) == kept < len(asked[0])
 
 
 COMMAND = [

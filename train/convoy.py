@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from shardify.spare import spare_memory
 from train.sweep import Sweep, ready
 
 __all__ = ["convoy"]
@@ -71,9 +72,7 @@ def _start(one: Sweep, turn: Path, many: int) -> "subprocess.Popen[bytes]":
 def _together() -> int:
     """How many may get ready at once."""
     cores = len(os.sched_getaffinity(0)) * 5 // 8
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024
-    return max(1, min(cores, int(free / _MEMORY)))
+    return max(1, min(cores, int(spare_memory() / _MEMORY)))
 
 
 def _at_work(process: "subprocess.Popen[bytes]", turn: Path) -> bool:
