@@ -49,6 +49,7 @@ ACROSS = {
         "shardify.manifest",
         "shardify.errors",
         "shardify.interrupts",
+        "shardify.readahead",
         "shardify.spare",
         "shardify.version",
     ),

@@ -9,8 +9,9 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from PIL import Image
 from shardline_samples import Images, scene, write_data_set
 
 from shardify.manifest import Manifest
+from shardify.readahead import ReadAhead
 from train import backgrounds
 from train.baselines import PillowRenderer
 from train.batch import Batch
@@ -67,6 +69,59 @@ def same(first: Batch, second: Batch) -> bool:
 def collect(loader: Loader) -> list[Batch]:
     with loader:
         return list(loader)
+
+
+# How shards get into memory
+
+
+class Asked(ReadAhead):
+    """Which files were read ahead, and whether that has ended."""
+
+    all: ClassVar[list["Asked"]] = []
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.names = [file.name for file in files]
+        self.closed = False
+        self.all.append(self)
+        super().__init__(files)
+
+    def close(self) -> None:
+        self.closed = True
+        super().close()
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[Asked]:
+    monkeypatch.setattr(Asked, "all", [])
+    monkeypatch.setattr("train.pipeline.ReadAhead", Asked)
+    return Asked.all
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_the_shards_of_a_split_are_read_in_order_until_the_loader_is_closed(
+    data, asked, split
+) -> None:
+    with Loader(str(data), split=split, res=32, batch_size=4):
+        shards = Manifest.load(data).splits[split].shards
+        assert [(each.names, each.closed) for each in asked] == [
+            ([shard.name for shard in shards], False)
+        ]
+    assert asked[0].closed
+
+
+def test_shards_that_are_held_in_memory_are_not_read_ahead(data, asked) -> None:
+    with Loader(str(data), split="train", res=32, batch_size=4, cache="ram"):
+        assert [each.names for each in asked] == [[]]
+
+
+def test_a_loader_that_does_not_start_reads_nothing_on(data, asked, monkeypatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise DataError("no")
+
+    monkeypatch.setattr("train.pipeline.Engine", fail)
+    with pytest.raises(DataError):
+        Loader(str(data), split="train", res=32, batch_size=4)
+    assert [each.closed for each in asked] == [True]
 
 
 # What moves, and what changes colour

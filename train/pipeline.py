@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from shardify.readahead import ReadAhead
 from train.batch import Batch
 from train.draws import Augmentation
 from train.engine import Engine
@@ -117,25 +118,31 @@ class Loader:
             augmentation=(augmentation or Augmentation()) if augment else None,
             exclude=exclude,
         )
+        # Samples are taken from all over the shards: a slow disk gives them far sooner in order.
+        mapped = self.manifest.splits[split].shards if cache == "disk" else []
+        self._reading = ReadAhead([folder / shard.name for shard in mapped])
         self._epoch = 0
         self._consumed = 0
         self._begun = False
         self._ahead: Ahead[tuple[Batch, int]] | None = None
         self._prefetch = prefetch
-        self._engine = Engine(
-            self._feed,
-            self.manifest,
-            folder=folder,
-            res=res,
-            batch_size=batch_size,
-            augment=augment,
-            device=device,
-            threads=threads,
-            dtype=dtype,
-            channels_last=channels_last,
-            kernel=kernel,
-            hw_decoder_load=hw_decoder_load,
-        )
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._reading.close)
+            self._engine = Engine(
+                self._feed,
+                self.manifest,
+                folder=folder,
+                res=res,
+                batch_size=batch_size,
+                augment=augment,
+                device=device,
+                threads=threads,
+                dtype=dtype,
+                channels_last=channels_last,
+                kernel=kernel,
+                hw_decoder_load=hw_decoder_load,
+            )
+            undo.pop_all()
 
     def __len__(self) -> int:
         """Batches of a whole epoch, the same on every rank."""
@@ -234,6 +241,7 @@ class Loader:
     def close(self) -> None:
         """Stop what is under way and free the graph. Does nothing the second time."""
         self._stop()
+        self._reading.close()
         self._engine.close()
 
     def __enter__(self) -> "Loader":
