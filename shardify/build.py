@@ -8,12 +8,15 @@ nothing.
 import dataclasses
 import functools
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from numpy.typing import NDArray
 
 from shardify.bank import write_backgrounds
 from shardify.cluster import Pool
@@ -26,7 +29,7 @@ from shardify.manifest import BACKGROUNDS, Manifest
 from shardify.meanings import meaning_of
 from shardify.output import check_out, claimed, finished, forget, withdraw
 from shardify.publish import Settled, publish, rejections_of
-from shardify.readahead import reading_ahead
+from shardify.readahead import ReadAhead, reading_ahead
 from shardify.remote import Place, place
 from shardify.survey import Options, Survey, check_bad, sources_of, survey
 from shardify.tasks import STATE, ShardRecord, ShardTask
@@ -38,9 +41,6 @@ __all__ = ["BuildReport", "build"]
 
 Progress = Callable[[int, int], None]
 """Called with samples done and samples in all."""
-
-Pace = Callable[..., Iterator[ShardTask]]
-"""``ReadAhead.paced``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,8 +101,8 @@ def build(
             the same build left.
         options: See there.
         progress: Called in this process as shards are finished.
-        waiting: Called while workers wait for a slow disk, with the share that has been read of
-            what they wait for.
+        waiting: Called by another thread while nothing is done until a slow disk has been read,
+            with the share in [0, 1] of that.
         pool: Workers that were hired for this before, and are let go at its end; None: they are
             hired now.
 
@@ -123,7 +123,7 @@ def build(
         # this block, so that none of them writes any more where something is taken back.
         with (
             pool or _hired(paths, out, options) as pool,
-            reading_ahead(paths if options.scheduler is None else ()) as ahead,
+            reading_ahead(paths if options.scheduler is None else (), waiting) as ahead,
             Workshop(out / STATE, shared=options.scheduler is not None) as work,
             ExitStack() as later,
         ):
@@ -140,8 +140,7 @@ def build(
                 return _report(out, there, already=True, started=started)
             with claimed(out, identity):
                 begun += [variant.folder for variant in found.options.variants()]
-                pace = functools.partial(ahead.paced, waiting=waiting)
-                manifest = _convert(found, out, pool, pace, progress)
+                manifest = _convert(found, out, pool, ahead, progress)
                 forget(out)
     except LayoutError:
         # The pixels contradict what the names state: of what was written meanwhile nothing stays.
@@ -180,7 +179,7 @@ def _report(out: Place, manifest: Manifest, *, already: bool, started: float) ->
 
 
 def _convert(
-    found: Survey, out: Place, pool: Pool, pace: Pace, progress: Progress | None
+    found: Survey, out: Place, pool: Pool, ahead: ReadAhead, progress: Progress | None
 ) -> Manifest:
     variants = found.options.variants()
     for variant in variants:
@@ -192,7 +191,7 @@ def _convert(
     settle = functools.cache(lambda: _settle(found, out))
     if isinstance(pool, Workers):
         pool.meanwhile = itertools.chain(_ahead(settle), found.layout.pending or ())
-    tasks = itertools.chain(early, _shard_tasks(settle, out, pace), grounds[len(early) :])
+    tasks = itertools.chain(early, _shard_tasks(settle, out, ahead), grounds[len(early) :])
     results: dict[int, Any] = {}
     done = 0
     bad: list[Rejection] = []
@@ -225,18 +224,24 @@ def _settle(found: Survey, out: Place) -> Settled:
     return Settled(found=found, meaning=meaning, banks=banks, plans=plans)
 
 
-def _shard_tasks(settle: Callable[[], Settled], out: Place, pace: Pace) -> Iterator[ShardTask]:
+def _shard_tasks(
+    settle: Callable[[], Settled], out: Place, ahead: ReadAhead
+) -> Iterator[ShardTask | None]:
     settled = settle()
     found, plans = settled.found, settled.plans
     index = {name: number for number, name in enumerate(settled.banks[0].ids)}
     tasks = shard_tasks(found, out, plans, index, settled.meaning)
     sources = [each.path for each in found.catalog.sources]
-    # What an earlier run finished is looked at, not made again.
-    rows = (
-        each[:0] if (out / STATE / f"{plan.name}.json").exists() else each
-        for plan, each in zip(plans, rows_read(found, plans), strict=True)
-    )
-    yield from pace(tasks, rows if isinstance(out, Path) else rows_read(found, plans), sources)
+
+    def rows() -> Iterator[NDArray[Any]]:
+        for plan, each in zip(plans, rows_read(found, plans), strict=True):
+            # What an earlier run finished is looked at, not made again.
+            kept = isinstance(out, Path) and (out / STATE / f"{plan.name}.json").exists()
+            yield each[:0] if kept else each
+
+    # Each worker's at hand, and its next.
+    under_way = 2 * (found.options.workers or os.cpu_count() or 1)
+    yield from ahead.paced(tasks, rows, sources, under_way=under_way)
 
 
 def _ahead(settle: Callable[[], Settled]) -> Iterator[None]:

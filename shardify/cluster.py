@@ -28,6 +28,8 @@ _PATIENCE = 30
 """How long to wait for a first worker. Seconds."""
 _CONNECT = 10
 _POLL = 0.005
+_AGAIN = 0.02
+"""Seconds until a task that was not there yet is asked for again."""
 _AHEAD = 2
 """Tasks handed out for each thread of the cluster, so that none waits for the next."""
 
@@ -36,7 +38,10 @@ class Pool(Protocol):
     """What ``Workers`` is, too. To leave its block a second time is to do nothing."""
 
     def map(self, tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-        """Yield (number of the task, its result), in the order of finishing."""
+        """Yield (number of the task, its result), in the order of finishing.
+
+        A task that is None stands for none yet: the next is asked for a little later.
+        """
         ...
 
     def __enter__(self) -> "Pool": ...
@@ -94,8 +99,13 @@ class Inline:
 
     def map(self, tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         """Yield (number of the task, its result), in order."""
-        for number, task in enumerate(tasks):
+        number = 0
+        for task in tasks:
+            if task is None:
+                time.sleep(_AGAIN)
+                continue
             yield number, self._function(task)
+            number += 1
 
 
 class Cluster:
@@ -149,7 +159,7 @@ class Cluster:
             BuildError: Workers died again and again, the scheduler is gone, or a task failed.
         """
         run = uuid.uuid4().hex
-        numbered = enumerate(tasks)
+        numbered = enumerate(task for task in tasks if task is not None)
         threads = sum(self._client.nthreads().values())
         queue = self._dask.as_completed(loop=self._client.loop)
         numbers: dict[str, int] = {}

@@ -5,15 +5,16 @@ Nothing is done with what is read: the system keeps it for those who read it nex
 
 import os
 import threading
+import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Meter", "Reader"]
+__all__ = ["Meter", "Reader", "joined"]
 
 _STEP = 1 << 20
 """Read at once. Bytes."""
@@ -23,33 +24,51 @@ _AHEAD = 4
 """So many steps are asked for before the first of them is waited for: in their order, as a disk's
 head moves, and several at a time, as a network disk answers."""
 _ADVICE = 128 << 10
-"""The most that every Linux takes of one advice to read. Bytes."""
+"""What Linux takes of one advice to read, unless it was told to read ahead less. Bytes."""
 _GAP = 64 << 10
 """Bytes between two parts that are sooner read than passed over: a disk's head travels over them
 in any case, and a network disk counts requests."""
+_TAIL = 32
+"""Of a file, the last such part is read first: a zip's directory stands there."""
+_TELL = 0.2
+"""Seconds."""
 _NONE = np.empty((0, 2), np.int64)
+_NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 
 
 def joined(spans: NDArray[np.int64], gap: int = 0) -> NDArray[np.int64]:
     """(n, 2) first bytes and ends, in order, as few as they may be with ``gap`` bytes between."""
+    if not len(spans):
+        return spans
     spans = spans[np.argsort(spans[:, 0])]
     ends = np.maximum.accumulate(spans[:, 1])
     new = np.flatnonzero(spans[1:, 0] > ends[:-1] + gap) + 1
     return np.stack([spans[np.append(0, new), 0], ends[np.append(new, len(ends)) - 1]], axis=1)
 
 
-@dataclass(slots=True)
 class Meter:
-    """How far a reading is. Written by one thread, read by any."""
+    """How far a reading is.
 
-    done: int = 0
-    """Bytes."""
-    total: int = 0
+    Args:
+        tell: Called by whoever reads, a few times a second but not at once, with the share in
+            [0, 1] that is read.
+    """
 
-    @property
-    def share(self) -> float:
-        """In [0, 1]."""
-        return self.done / max(1, self.total)
+    def __init__(self, tell: Callable[[float], None] | None = None) -> None:
+        self._tell = tell
+        self.begin(0)
+
+    def begin(self, total: int) -> None:
+        """Begin anew. Bytes."""
+        self._done, self._total = 0, total
+        self._told = time.monotonic()
+
+    def add(self, size: int) -> None:
+        """Count what has been read. Bytes."""
+        self._done += size
+        if self._tell and time.monotonic() - self._told > _TELL:
+            self._told = time.monotonic()
+            self._tell(self._done / max(1, self._total))
 
 
 class Reader:
@@ -65,7 +84,11 @@ class Reader:
         self._descriptor = os.open(path, os.O_RDONLY)
         self._stop = stop
         self._meter = meter
+        self._buffer = memoryview(bytearray(_STEP))
         self.size = os.fstat(self._descriptor).st_size
+        # The system must read no more than it is asked for: what it adds by itself stands between
+        # parts, and large pieces of it cannot be forgotten in part.
+        self._advise(0, 0, "RANDOM")
 
     def __enter__(self) -> "Reader":
         return self
@@ -73,12 +96,13 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)
 
-    def there(self) -> bool:
-        """Whether the whole file is in memory already."""
-        return all(
-            self._there(first, min(first + _STEP, self.size))
-            for first in range(0, self.size, _STEP)
-        )
+    def missing(self) -> int:
+        """How much is not in memory. Bytes, whole steps; everything where the system cannot say."""
+        total = 0
+        for first in range(0, self.size, _STEP):
+            end = min(first + _STEP, self.size)
+            total += 0 if self._stop.is_set() or self._there(first, end) else end - first
+        return total
 
     def forget(self, kept: NDArray[np.int64]) -> None:
         """Let the system forget all but some parts: (n, 2), first byte and end of each.
@@ -88,27 +112,31 @@ class Reader:
         ends = np.array([[0, 0], [self.size, self.size]])
         self._forget(_between(joined(np.concatenate([ends, kept]))))
 
-    def read_parts(self, parts: NDArray[np.int64], kept: NDArray[np.int64]) -> None:
-        """Have parts in memory, (n, 2) in any order, and nothing that lies between them.
+    def read_runs(self, runs: NDArray[np.int64], wanted: NDArray[np.int64]) -> None:
+        """Have parts in memory that some bytes stand between, and then forget those again.
 
         Args:
-            parts: n > 0.
-            kept: Parts that were read before and are wanted still.
+            runs: (n, 2): first byte and end of each, in order; from ``runs_of``.
+            wanted: (m, 2), in any order: what is wanted of them, or of what was read before.
         """
-        gaps = _between(joined(np.concatenate([parts, kept])))
-        runs = joined(parts, gap=_GAP)
-        self._meter.total += int((runs[:, 1] - runs[:, 0]).sum())
+        gaps = _between(joined(wanted))
         self._read(runs, gaps[gaps[:, 1] - gaps[:, 0] <= _GAP])
+
+    @staticmethod
+    def runs_of(parts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What is best read to have parts, (n, 2) in any order: those near each other as one."""
+        return joined(parts, gap=_GAP)
 
     def read_all(self) -> None:
         """Have the whole file in memory."""
-        self._read(np.array([[0, self.size]]), _NONE)
+        last = self.size - self.size // _TAIL
+        self._read(np.array([[last, self.size], [0, last]]), _NONE)
 
     def _read(self, parts: NDArray[np.int64], gaps: NDArray[np.int64]) -> None:
         """Have parts in memory, unless reading is stopped meanwhile.
 
         Args:
-            parts: (n, 2): first byte and end of each, in order.
+            parts: (n, 2): first byte and end of each; taken one after the other.
             gaps: (m, 2), in order: what the system shall forget again.
         """
         steps = (
@@ -121,34 +149,41 @@ class Reader:
             if self._stop.is_set():
                 return
             if self._there(*step):
-                self._meter.done += step[1] - step[0]
-            else:
-                self._ask(*step)
-                under_way.append(step)
+                self._done(*step, gaps)
+                continue
+            for first in range(*step, _ADVICE):
+                self._advise(first, min(first + _ADVICE, step[1]), "WILLNEED")
+            under_way.append(step)
             if len(under_way) == _AHEAD:
                 self._wait(*under_way.popleft(), gaps)
-        for step in under_way:
-            self._wait(*step, gaps)
-
-    def _ask(self, begin: int, end: int) -> None:
-        # Linux takes no more of an advice than this, and drops it where too many are waiting.
-        for first in range(begin, end, _ADVICE):
-            os.posix_fadvise(self._descriptor, first, _ADVICE, os.POSIX_FADV_WILLNEED)
+        while under_way and not self._stop.is_set():
+            self._wait(*under_way.popleft(), gaps)
 
     def _wait(self, begin: int, end: int, gaps: NDArray[np.int64]) -> None:
-        os.pread(self._descriptor, end - begin, begin)
-        self._meter.done += end - begin
+        """Have a step in memory now: advice is dropped where too much of it is waiting."""
+        os.preadv(self._descriptor, [self._buffer[: end - begin]], begin)
+        self._done(begin, end, gaps)
+
+    def _done(self, begin: int, end: int, gaps: NDArray[np.int64]) -> None:
+        self._meter.add(end - begin)
         self._forget(gaps[slice(*np.searchsorted(gaps[:, 1], [begin, end], side="right"))])
 
     def _forget(self, parts: NDArray[np.int64]) -> None:
         for first, end in parts.tolist():
-            os.posix_fadvise(self._descriptor, first, end - first, os.POSIX_FADV_DONTNEED)
+            self._advise(first, end, "DONTNEED")
+
+    def _advise(self, begin: int, end: int, what: str) -> None:
+        if hasattr(os, "posix_fadvise"):
+            advice = getattr(os, f"POSIX_FADV_{what}")
+            os.posix_fadvise(self._descriptor, begin, end - begin, advice)
 
     def _there(self, begin: int, end: int) -> bool:
         """Whether a part is in memory, by a byte here and there."""
-        with suppress(OSError):  # It is not, or the file system cannot tell.
+        if _NOWAIT is None:
+            return False
+        with suppress(OSError, NotImplementedError):  # It is not, or the system cannot say.
             for place in range(begin, end, _STEP // _PROBES):
-                if not os.preadv(self._descriptor, [bytearray(1)], place, os.RWF_NOWAIT):
+                if not os.preadv(self._descriptor, [bytearray(1)], place, _NOWAIT):
                     return False
             return True
         return False

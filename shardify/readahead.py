@@ -7,9 +7,9 @@ Tasks are given out once what they read is there.
 """
 
 import math
-import os
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -26,12 +26,13 @@ from shardify.spare import spare_memory
 __all__ = ["ReadAhead", "reading_ahead"]
 
 T = TypeVar("T")
+Rows = Callable[[], Iterable[NDArray[Any]]]
 
 _SHARE = 0.5
 """Of the memory that is available: as much is written meanwhile, and more would push out what was
 read first."""
-_GLANCE = 0.2
-"""Seconds between two looks at how far it is."""
+_LITTLE = 0.5
+"""Of the files: where less is wanted, that alone is read."""
 _SLACK = 1 << 10
 """Of a local header, beyond what the directory tells. Bytes."""
 _PAGE = 4096
@@ -39,14 +40,17 @@ _NONE = np.empty((0, 3), np.int64)
 
 
 @contextmanager
-def reading_ahead(paths: Sequence[Place]) -> Iterator["ReadAhead"]:
+def reading_ahead(
+    paths: Sequence[Place], tell: Callable[[float], None] | None = None
+) -> Iterator["ReadAhead"]:
     """Have files on this machine read into the system's cache, until the block ends.
 
     Args:
         paths: Files, or folders with zips. URLs are passed over.
+        tell: See ``ReadAhead``.
     """
     files = [each for each in files_at(paths) if each in paths or each.suffix == ".zip"]
-    ahead = ReadAhead(files)
+    ahead = ReadAhead(files, tell)
     try:
         yield ahead
     finally:
@@ -58,84 +62,94 @@ class ReadAhead:
 
     Args:
         files: What will be read.
+        tell: Called now and then while it is read, by that thread, with the share in [0, 1] of
+            what can be given out next.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path], tell: Callable[[float], None] | None = None) -> None:
         self._room = _SHARE * spare_memory()
+        self._size = size_of(files)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._turns: queue.SimpleQueue[float] = queue.SimpleQueue()
         self._asked = threading.Semaphore(0)
-        self._left: float = 0
-        self._meter = Meter()
-        if not files or not self._room:
-            self._left = math.inf
-        elif size_of(files) <= self._room:
+        self._meter = Meter(tell)
+        self._idle = not self._size or not self._room
+        if not self._idle and self._size <= self._room:
             self._start(lambda: self._read_all(files))
 
     def paced(
-        self,
-        tasks: Iterable[T],
-        rows: Iterable[NDArray[Any]],
-        sources: Sequence[str],
-        waiting: Callable[[float], None] | None = None,
-    ) -> Iterator[T]:
+        self, tasks: Iterable[T], rows: Rows, sources: Sequence[str], *, under_way: int
+    ) -> Iterator[T | None]:
         """Give out each task once what it reads has been read ahead, or could not be.
 
         Args:
             tasks: In their order.
-            rows: What each of them reads, of ``tasks.ROW``; iterated in another thread.
+            rows: Gives what each of them reads, of ``tasks.ROW``; also called in another thread.
             sources: Paths that ``rows`` numbers. Those that are no files here are passed over.
-            waiting: Called now and then while a task must wait, with the share in [0, 1] that has
-                been read of what it waits for.
+            under_way: Tasks that may be at work, or wait for it, after they were given out.
+
+        Yields:
+            A task; or None: there is none yet, ask again later.
         """
-        if self._thread is None and not self._left:
-            self._start(lambda: self._read_windows(rows, sources))
+        if self._thread is not None and self._thread.is_alive():
+            wanted = sum(int(each["packed"].sum()) for each in rows())
+            if wanted < _LITTLE * self._size:
+                self._end()
+                self._thread = None
+        if self._thread is None and not self._idle:
+            self._start(lambda: self._read_windows(rows(), sources, under_way))
+        left = math.inf if self._idle else 0.0
         for task in tasks:
-            if not self._left:
-                self._left = self._turn(waiting)
-            self._left -= 1
+            if not left:
+                self._asked.release()
+            while not left:
+                try:
+                    left = self._turns.get_nowait()
+                except queue.Empty:
+                    yield None
+            left -= 1
             yield task
 
-    def _turn(self, waiting: Callable[[float], None] | None) -> float:
-        """Wait for the next window. Returns the number of its tasks."""
-        self._asked.release()
-        while True:
-            with suppress(queue.Empty):
-                return self._turns.get(timeout=_GLANCE)
-            if waiting:
-                waiting(self._meter.share)
-
     def close(self) -> None:
-        """Stop reading."""
+        """Stop reading. Does nothing the second time."""
+        self._end()
+
+    def _end(self) -> None:
         self._stop.set()
         self._asked.release()
         if self._thread is not None:
             self._thread.join()
 
     def _start(self, read: Callable[[], object]) -> None:
+        self._stop, self._turns = threading.Event(), queue.SimpleQueue()
+        self._asked = threading.Semaphore(0)
+        turns = self._turns
+
         def run() -> None:
             # What cannot be read here, a worker will name.
             try:
                 with suppress(OSError):
                     read()
             finally:
-                self._turns.put(math.inf)
+                turns.put(math.inf)
 
-        self._thread = threading.Thread(target=run, name="shardify-ahead", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=run, name="shardify-ahead", daemon=True)
+        thread.start()
+        self._thread = thread
 
     def _read_all(self, files: Sequence[Path]) -> None:
-        with ExitStack() as stack:
-            readers = [stack.enter_context(self._reader(path)) for path in files]
-            self._meter.total = sum(reader.size for reader in readers)
-            for reader in readers:
+        self._meter.begin(self._size)
+        for path in files:
+            with suppress(OSError), self._reader(path) as reader:
                 reader.read_all()
 
     def _reader(self, path: Path) -> Reader:
         return Reader(path, self._stop, self._meter)
 
-    def _read_windows(self, rows: Iterable[NDArray[Any]], sources: Sequence[str]) -> None:
+    def _read_windows(
+        self, rows: Iterable[NDArray[Any]], sources: Sequence[str], under_way: int
+    ) -> None:
         """Read for as many tasks at a time as there is room for, whenever they are asked for."""
         with ExitStack() as stack:
             readers = {
@@ -143,32 +157,54 @@ class ReadAhead:
                 for number, path in enumerate(sources)
                 if Path(path).is_file()
             }
-            if all(reader.there() for reader in readers.values()):
+            missing = sum(reader.missing() for reader in readers.values())
+            if self._size > self._room >= missing:
+                self._meter.begin(sum(reader.size for reader in readers.values()))
+                for reader in readers.values():
+                    reader.read_all()
                 return
-            kept = _NONE
-            for count, wanted, last in _windows(rows, self._room):
+            last: deque[NDArray[np.int64]] = deque(maxlen=under_way)
+            for number, spans in enumerate(_windows(rows, self._room)):
                 self._asked.acquire()
-                self._meter.done = self._meter.total = 0
-                for number, reader in readers.items():
-                    mine, others = (each[each[:, 0] == number, 1:] for each in (wanted, kept))
-                    if len(kept):
-                        reader.forget(others)
-                    if len(mine):
-                        reader.read_parts(mine, others)
                 if self._stop.is_set():
                     return
-                self._turns.put(count)
-                kept = last
+                self._read_window(readers, spans, last, first=not number)
+                self._turns.put(len(spans))
+                last.extend(spans)
+
+    def _read_window(
+        self,
+        readers: dict[int, Reader],
+        spans: Sequence[NDArray[np.int64]],
+        last: Iterable[NDArray[np.int64]],
+        *,
+        first: bool,
+    ) -> None:
+        """Read for some tasks.
+
+        Args:
+            readers: By the source's number.
+            spans: Of each task.
+            last: Of the tasks before, which may be at work still.
+            first: Whether nothing was read before.
+        """
+        wanted, kept = np.concatenate(spans), np.concatenate([_NONE, *last])
+        parts = {number: wanted[wanted[:, 0] == number, 1:] for number in readers}
+        runs = {number: reader.runs_of(parts[number]) for number, reader in readers.items()}
+        self._meter.begin(sum(int((each[:, 1] - each[:, 0]).sum()) for each in runs.values()))
+        for number, reader in readers.items():
+            others = kept[kept[:, 0] == number, 1:]
+            if not first:
+                reader.forget(others)
+            if len(parts[number]):
+                reader.read_runs(runs[number], np.concatenate([parts[number], others]))
 
 
-def _windows(
-    rows: Iterable[NDArray[Any]], room: float
-) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+def _windows(rows: Iterable[NDArray[Any]], room: float) -> Iterator[list[NDArray[np.int64]]]:
     """Tasks that together read no more than there is room for, but at least one.
 
-    Returns:
-        How many; (n, 3) what they read: number of the source, first byte and end, whole pages; and
-        what of it the last of them read, which may be at work still when the next are asked for.
+    Yields:
+        What each of them reads, (n, 3): number of the source, first byte and end, whole pages.
     """
     held: list[NDArray[np.int64]] = []
     size = 0
@@ -181,14 +217,9 @@ def _windows(
         spans[:, 2] = -(-end // _PAGE) * _PAGE
         more = int((spans[:, 2] - spans[:, 1]).sum())
         if held and size + more > room:
-            yield len(held), np.concatenate(held), np.concatenate(held[-_under_way() :])
+            yield held
             held, size = [], 0
         held.append(spans)
         size += more
     if held:
-        yield len(held), np.concatenate(held), _NONE
-
-
-def _under_way() -> int:
-    """Tasks that workers may hold: the one at hand, and the next."""
-    return 2 * (os.cpu_count() or 1)
+        yield held

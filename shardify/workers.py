@@ -44,6 +44,11 @@ _PATIENCE = 10
 """How long the first process may take to end the others, before it is killed. Seconds."""
 
 
+_AGAIN = 0.02
+"""Seconds until a task that was not there yet is asked for again."""
+_OVER = (-1, b"")
+
+
 @dataclass(eq=False, slots=True)
 class _Worker:
     number: int
@@ -132,6 +137,9 @@ class Workers:
     def map(self, tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         """Hand out tasks, each worker's next before it is done with the one at hand.
 
+        Args:
+            tasks: None among them is no task, and has no number: there is none yet.
+
         Yields:
             (number of the task, its result), in the order of finishing.
 
@@ -139,23 +147,36 @@ class Workers:
             ShardifyError: What a task raised.
             BuildError: A worker died, or raised something else.
         """
-        pickled = ((number, pickle.dumps(task, _PROTOCOL)) for number, task in enumerate(tasks))
+        pickled = _pickled(tasks)
         given: dict[_Worker, list[tuple[int, int]]] = {worker: [] for worker in self._all}
-        first = next(pickled, None)
+        first: tuple[int, bytes] | None = None
+        over = False
         with selectors.DefaultSelector() as selector:
             for worker in self._all:
                 selector.register(worker.results, selectors.EVENT_READ, worker)
             while True:
-                while first and (idle := self._free(given, len(first[1]))):
+                while not over:
+                    if first is None:
+                        first = next(pickled, _OVER)
+                    over = first is _OVER
+                    if over or first is None:
+                        break
+                    idle = self._free(given, len(first[1]))
+                    if idle is None:
+                        break
                     self._send(idle, first[1])
                     given[idle].append((first[0], len(first[1])))
-                    first = next(pickled, None)
-                if not any(given.values()):
+                    first = None
+                if over and not any(given.values()):
                     return
+                again = first is None and not over
                 while self.meanwhile is not None and not selector.select(0):
                     if next(self.meanwhile, self) is self:
                         self.meanwhile = None
-                ready = [key.data for key, _ in selector.select()]
+                    if again:
+                        break
+                wait = None if not again else _AGAIN if self.meanwhile is None else 0
+                ready = [key.data for key, _ in selector.select(wait)]
                 for worker in ready:
                     result = self._receive(worker)
                     yield given[worker].pop(0)[0], result
@@ -239,6 +260,14 @@ class Workers:
             return None
         pid, code = REPORT.unpack(data)
         return pid, code
+
+
+def _pickled(tasks: Iterable[Any]) -> Iterator[tuple[int, bytes] | None]:
+    """Each task's number and what is sent of it; None where there is none yet."""
+    number = 0
+    for task in tasks:
+        yield None if task is None else (number, pickle.dumps(task, _PROTOCOL))
+        number += task is not None
 
 
 def _read(pipe: IO[bytes], size: int) -> bytes:

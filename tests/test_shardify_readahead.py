@@ -1,11 +1,15 @@
 """Zips are read in the order in which they lie on a disk, and tasks wait until theirs are read."""
 
+import ctypes
 import io
 import itertools
+import mmap
 import os
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +18,7 @@ from numpy.typing import NDArray
 from shardify import pagecache, readahead, spare
 from shardify.pagecache import Meter, Reader, joined
 from shardify.progress import Bar
-from shardify.readahead import reading_ahead
+from shardify.readahead import ReadAhead, _windows, reading_ahead
 from shardify.remote import place
 from shardify.spare import spare_memory
 from shardify.tasks import ROW
@@ -52,26 +56,38 @@ class Disk:
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     """Files of which nothing is in memory yet."""
     found = Disk()
-    pread = os.pread
 
     def path_of(descriptor: int) -> str:
         return str(Path(f"/proc/self/fd/{descriptor}").readlink())
 
-    def read(descriptor: int, length: int, first: int) -> bytes:
-        if threading.current_thread().name != "shardify-ahead":
-            return pread(descriptor, length, first)
+    def read(descriptor: int, into: list[memoryview], first: int) -> int:
         found.slow.wait(10)
-        found.read.append((path_of(descriptor), first, length))
-        return b""
+        found.read.append((path_of(descriptor), first, len(into[0])))
+        return len(into[0])
 
     def advise(descriptor: int, first: int, length: int, advice: int) -> None:
         if advice == os.POSIX_FADV_DONTNEED:
             found.forgotten.append((path_of(descriptor), first, length))
 
-    monkeypatch.setattr("os.pread", read)
+    monkeypatch.setattr("os.preadv", read)
     monkeypatch.setattr("os.posix_fadvise", advise)
     monkeypatch.setattr(Reader, "_there", lambda *_: False)
     return found
+
+
+def given(
+    ahead: ReadAhead, tasks: Iterable[Any], rows: Iterable[NDArray[Any]], path: Path, *,
+    under_way: int = 1,
+) -> Iterator[Any]:  # fmt: skip
+    """The tasks, each once it is there."""
+    rows = list(rows)
+    deadline = time.monotonic() + 20
+    for task in ahead.paced(tasks, lambda: rows, [str(path), "absent"], under_way=under_way):
+        if task is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        else:
+            yield task
 
 
 def rows(*places: tuple[int, int], source: int = 0) -> NDArray[np.void]:
@@ -95,21 +111,22 @@ def test_every_byte_of_every_zip_is_read_in_order_before_a_task_is_given_out(
     disk.slow.clear()
     shares: list[float] = []
     paths = [one, two.parent, tmp_path / "absent", place("memory://x.zip")]
-    with reading_ahead(paths) as ahead:
+    with reading_ahead(paths, shares.append) as ahead:
         threading.Timer(0.5, disk.slow.set).start()
-        for _ in ahead.paced("ab", iter(()), [], shares.append):
+        for _ in given(ahead, "ab", [rows((0, 2000))] * 2, one):
+            # The end of a zip, where its directory is, before all else.
             assert disk.read == [
-                (str(one), 0, 1000), (str(one), 1000, 1000), (str(one), 2000, 500),
-                (str(two), 0, 10),
+                (str(one), 2422, 78), (str(one), 0, 1000), (str(one), 1000, 1000),
+                (str(one), 2000, 422), (str(two), 0, 10),
             ]  # fmt: skip
-    assert shares and set(shares) == {0.0} and not disk.forgotten
+    assert shares[0] == 78 / 2510 and not disk.forgotten
 
 
 @pytest.mark.parametrize("paths", [[], ["absent"], ["memory://x.zip"]])
 def test_where_there_is_nothing_to_read_no_task_waits(tmp_path: Path, paths: list[str]) -> None:
     places = [place(each) if ":" in each else tmp_path / each for each in paths]
     with reading_ahead(places) as ahead:
-        assert list(ahead.paced([1, 2], iter(()), [])) == [1, 2]
+        assert list(ahead.paced([1, 2], list, [], under_way=1)) == [1, 2]
 
 
 def test_where_the_system_does_not_say_what_memory_it_has_no_task_waits(
@@ -118,8 +135,33 @@ def test_where_the_system_does_not_say_what_memory_it_has_no_task_waits(
     monkeypatch.setattr(readahead, "spare_memory", lambda: 0)
     (tmp_path / "one").write_bytes(bytes(2500))
     with reading_ahead([tmp_path / "one"]) as ahead:
-        assert list(ahead.paced([1, 2], [rows((0, 9))] * 2, [str(tmp_path / "one")])) == [1, 2]
+        assert list(ahead.paced([1, 2], list, [], under_way=1)) == [1, 2]
     assert not disk.read
+
+
+def test_while_a_task_must_wait_the_taker_is_told(tmp_path: Path, disk: Disk) -> None:
+    (tmp_path / "one").write_bytes(bytes(100))
+    disk.slow.clear()
+    with reading_ahead([tmp_path / "one"]) as ahead:
+        paced = ahead.paced("a", lambda: [rows((0, 90))], [str(tmp_path / "one")], under_way=1)
+        assert [next(paced) for _ in range(3)] == [None] * 3
+        disk.slow.set()
+        assert "a" in paced
+
+
+def test_where_little_is_wanted_that_alone_is_waited_for(tmp_path: Path, disk: Disk) -> None:
+    """As when a build goes on that was nearly done."""
+    path = tmp_path / "one"
+    path.write_bytes(bytes(100 << 20))
+    disk.slow.clear()
+    with reading_ahead([path]) as ahead:
+        while not ahead._thread:
+            time.sleep(0.001)
+        threading.Timer(0.1, disk.slow.set).start()
+        for task in given(ahead, "abc", [rows((9 << 20, 5000)), rows(), rows((7, 100))], path):
+            if task == "a":
+                assert {9 << 20 >> 12, (9 << 20 >> 12) + 1, 0} <= disk.pages(path)
+    assert sum(length for _, _, length in disk.read) < 30 << 20
 
 
 def test_a_zip_that_would_fill_the_memory_is_read_for_as_many_tasks_as_have_room(
@@ -127,16 +169,17 @@ def test_a_zip_that_would_fill_the_memory_is_read_for_as_many_tasks_as_have_room
 ) -> None:
     """Every fourth entry is a task's, as when samples are shuffled."""
     monkeypatch.setattr(readahead, "spare_memory", lambda: 2 * 40 * PAGE)
-    monkeypatch.setattr(readahead, "_under_way", lambda: 1)
     path = tmp_path / "one"
     path.write_bytes(bytes(80 * PAGE))
     wanted = [rows(*[(k * PAGE + 7, 2000) for k in range(task, 80, 4)]) for task in range(4)]
     reads: list[int] = []
     gone: list[set[int]] = []
     with reading_ahead([path]) as ahead:
-        for number, _ in enumerate(ahead.paced(range(4), wanted, [str(path), "absent"])):
+        for number in given(ahead, range(4), wanted, path):
             pages = {int(place["offset"]) // PAGE for place in wanted[number]}
             assert pages <= disk.pages(path)
+            # Nothing more is read before it is asked for.
+            time.sleep(0.05)
             reads.append(len(disk.read))
             gone.append(disk.gone())
     # Two tasks a pass, each from front to end. What it read through is forgotten behind it.
@@ -145,32 +188,61 @@ def test_a_zip_that_would_fill_the_memory_is_read_for_as_many_tasks_as_have_room
     assert gone[0] == {page for page in range(77) if page % 4 >= 2}
 
 
-def test_what_the_last_tasks_read_is_kept_while_the_next_are_read_for(
+def test_what_tasks_at_work_read_is_kept_while_the_next_are_read_for(
     tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Tasks 0 and 1 are the first pass, 2 and 3 the second; three may be at work at once."""
     monkeypatch.setattr(readahead, "spare_memory", lambda: 2 * 4 * PAGE)
-    monkeypatch.setattr(readahead, "_under_way", lambda: 1)
     path = tmp_path / "one"
-    path.write_bytes(bytes(16 * PAGE))
-    wanted = [rows(*[(k * PAGE, 100) for k in (task, task + 8)]) for task in range(4)]
+    path.write_bytes(bytes(20 * PAGE))
+    wanted = [rows(*[(k * PAGE, 100) for k in (task, task + 10)]) for task in range(5)]
     gone: list[set[int]] = []
     with reading_ahead([path]) as ahead:
-        for _ in ahead.paced(range(4), wanted, [str(path)]):
+        for _ in given(ahead, range(5), wanted, path, under_way=3):
             gone.append(disk.gone())
-    # Tasks 0 and 1 are the first pass; while 2 and 3 are read for, 1 may still be at work.
-    assert not gone[0] & {0, 1, 8, 9} and not gone[2] & {1, 9}
-    assert {0, 8} <= gone[2]
+            disk.forgotten.clear()
+    assert not gone[0] & {0, 1, 10, 11}
+    assert {5, 6, 15, 16} <= gone[2] and not gone[2] & {0, 1, 10, 11}
+    assert {0, 10} <= gone[4] and not gone[4] & {1, 2, 3, 11, 12, 13}
 
 
-def test_what_is_in_memory_already_is_not_read_in_passes(
+def test_what_is_nearly_all_in_memory_is_not_read_in_passes(
     tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readahead, "spare_memory", lambda: 4000)
-    monkeypatch.setattr(Reader, "_there", lambda *_: True)
-    (tmp_path / "one").write_bytes(bytes(2500))
-    with reading_ahead([tmp_path / "one"]) as ahead:
-        assert list(ahead.paced([1], [rows((0, 9))], [str(tmp_path / "one")])) == [1]
-    assert not disk.read and not disk.forgotten
+    monkeypatch.setattr(readahead, "spare_memory", lambda: 2 * PAGE)
+    monkeypatch.setattr(pagecache, "_STEP", PAGE)
+    monkeypatch.setattr(Reader, "_there", lambda _, begin, __: begin != 3 * PAGE)
+    path = tmp_path / "one"
+    path.write_bytes(bytes(32 * PAGE))
+    tasks = [rows((k * PAGE, 100)) for k in range(31)]
+    with reading_ahead([path]) as ahead:
+        assert list(given(ahead, range(31), tasks, path)) == list(range(31))
+    assert disk.read == [(str(path), 3 * PAGE, PAGE)] and not disk.forgotten
+
+
+def test_a_window_is_of_whole_pages_up_to_the_next_entry() -> None:
+    one = rows((5000, 10), (9000, 4000), source=3)
+    one["limit"] = [5100, 12288]
+    two = rows((0, 3 * PAGE - 1100))
+    windows = list(_windows([one, two, rows()], room=1))
+    assert [[each.tolist() for each in window] for window in windows] == [
+        [[[3, PAGE, 2 * PAGE], [3, 2 * PAGE, 3 * PAGE]]], [[[0, 0, 3 * PAGE]]], [[]],
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("disk")
+def test_shares_of_several_files_only_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readahead, "spare_memory", lambda: 2 * 40 * PAGE)
+    monkeypatch.setattr(pagecache, "_TELL", -1)
+    monkeypatch.setattr(pagecache, "_STEP", PAGE)
+    paths = [tmp_path / "one", tmp_path / "two"]
+    for path in paths:
+        path.write_bytes(bytes(30 * PAGE))
+    task = np.concatenate([rows((0, 9 * PAGE)), rows((0, 9 * PAGE), source=1)])
+    shares: list[float] = []
+    with reading_ahead(paths, shares.append) as ahead:
+        list(filter(None, ahead.paced("a", lambda: [task], list(map(str, paths)), under_way=1)))
+    assert len(shares) == 20 and shares == sorted(shares) and shares[-1] == 1
 
 
 @pytest.mark.parametrize("memory", [1 << 40, 100])
@@ -182,51 +254,112 @@ def test_reading_ends_with_its_block(
     path = tmp_path / "one"
     path.write_bytes(bytes(100_000))
     before = threading.active_count()
-    many = (rows((k * PAGE, 9)) for k in itertools.count())
+    many = lambda: (rows((k * PAGE, 9)) for k in itertools.count())  # noqa: E731
     with reading_ahead([path]) as ahead:
-        next(ahead.paced(itertools.count(), many, [str(path)]), None) if memory == 100 else None
+        if memory == 100:
+            next(ahead.paced(itertools.count(), many, [str(path)], under_way=1))
+            deadline = time.monotonic() + 20
+            while len(disk.read) < PAGE and time.monotonic() < deadline:
+                time.sleep(0.001)
+            disk.forgotten.clear()
     assert threading.active_count() == before
     assert len(disk.read) < 100_000
+    # What was not asked for is not begun: a rerun finds what there is.
+    assert not disk.forgotten
+    ahead.close()
 
 
 def test_a_file_that_cannot_be_read_holds_nothing_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "one").write_bytes(bytes(100))
+    paths = [tmp_path / name for name in ("one", "two", "three")]
+    for path in paths:
+        path.write_bytes(bytes(100))
+    opened: list[str] = []
+    plain = Reader.__init__
 
-    def refuse(*_: object) -> None:
-        raise OSError("no")
+    def opening(self: Reader, path: Path, *rest: Any) -> None:
+        opened.append(path.name)
+        if path.name == "one":
+            raise OSError("no")
+        plain(self, path, *rest)
 
-    monkeypatch.setattr(Reader, "__init__", refuse)
-    with reading_ahead([tmp_path / "one"]) as ahead:
-        assert list(ahead.paced([1, 2], iter(()), [])) == [1, 2]
+    monkeypatch.setattr(Reader, "__init__", opening)
+    with reading_ahead(paths) as ahead:
+        assert list(given(ahead, [1, 2], [rows((0, 90))] * 2, paths[0])) == [1, 2]
+    assert opened[:3] == ["one", "two", "three"]
+
+
+def test_files_are_open_one_at_a_time(tmp_path: Path, disk: Disk) -> None:
+    paths = [tmp_path / str(number) for number in range(20)]
+    for path in paths:
+        path.write_bytes(bytes(100))
+    disk.slow.clear()
+    before = len(list(Path("/dev/fd").iterdir()))
+    with reading_ahead(paths):
+        time.sleep(0.1)
+        assert len(list(Path("/dev/fd").iterdir())) <= before + 1
+        disk.slow.set()
 
 
 # On the real file system
 
 
-def test_what_was_read_is_in_memory_and_what_lies_between_is_not(tmp_path: Path) -> None:
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Reader]:
+    """Of 4 MB on the disk, of which nothing is in memory."""
     path = tmp_path / "one"
     with path.open("wb") as file:
         file.write(os.urandom(4 << 20))
         os.fsync(file.fileno())
-    stop, meter = threading.Event(), Meter()
-    with Reader(path, stop, meter) as reader:
+    with Reader(path, threading.Event(), Meter()) as reader:
         reader.forget(np.empty((0, 2), np.int64))
         if reader._there(0, PAGE):
             pytest.skip("this file system forgets nothing")
-        # Far enough from each other for nothing to be read by the way.
-        parts = np.array([[2 << 20, (2 << 20) + PAGE], [0, 8 * PAGE]])
-        reader.read_parts(parts, np.empty((0, 2), np.int64))
-        assert reader._there(0, 8 * PAGE) and reader._there(2 << 20, (2 << 20) + PAGE)
-        assert meter.done == 9 * PAGE and meter.share == 1
-        reader.read_all()
-        assert reader.there()
-        reader.forget(np.array([[0, PAGE]]))
-        assert reader._there(0, PAGE) and not reader.there()
-        stop.set()
-        reader.read_all()
-        assert not reader.there()
+        reader.forget(np.empty((0, 2), np.int64))
+        yield reader
+
+
+def resident(reader: Reader) -> set[int]:
+    """Pages that are in memory, as the system says; nothing comes into it by asking."""
+    size = reader.size
+    with Path(f"/proc/self/fd/{reader._descriptor}").open("rb") as file:
+        memory = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+    view = np.frombuffer(memory, np.uint8)
+    pages = np.zeros(size // PAGE, np.uint8)
+    assert not ctypes.CDLL(None).mincore(
+        ctypes.c_void_p(view.ctypes.data), ctypes.c_size_t(size), ctypes.c_void_p(pages.ctypes.data)
+    )
+    return set(np.flatnonzero(pages & 1).tolist())
+
+
+def test_what_was_read_is_in_memory_and_what_lies_between_is_not(reader: Reader) -> None:
+    parts = np.array([[2 << 20, (2 << 20) + PAGE], [0, 8 * PAGE], [12 * PAGE, 13 * PAGE]])
+    kept = np.array([[10 * PAGE, 11 * PAGE]])
+    reader.read_runs(reader.runs_of(parts), np.concatenate([parts, kept]))
+    assert resident(reader) == {*range(8), 10, 12, 512}
+    # What is there by now is passed over, and what lies between is forgotten all the same.
+    reader.read_all()
+    assert not reader.missing() and resident(reader) == set(range(1024))
+    reader.read_runs(reader.runs_of(parts), np.concatenate([parts, kept]))
+    assert resident(reader) == set(range(1024)) - {8, 9, 11}
+    reader.forget(np.array([[0, PAGE]]))
+    assert resident(reader) == {0}
+    assert reader.missing() == reader.size
+
+
+def test_reading_that_was_stopped_reads_nothing(reader: Reader) -> None:
+    reader._stop.set()
+    reader.read_all()
+    assert not resident(reader)
+
+
+def test_where_the_system_cannot_say_what_is_in_memory_all_is_read(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pagecache, "_NOWAIT", None)
+    reader.read_all()
+    assert reader.missing() == reader.size and resident(reader) == set(range(1024))
 
 
 def test_parts_are_joined_as_a_set_of_bytes() -> None:
@@ -252,20 +385,35 @@ def test_parts_are_joined_as_a_set_of_bytes() -> None:
 # Memory that can be had
 
 
-def test_a_container_may_have_less_memory_than_its_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    ("line", "groups", "names"),
+    [
+        ("0::/job/step", ["job/step", "job", "."], ("memory.max", "memory.current", "file")),
+        (
+            "4:cpu,memory:/docker/x", ["memory/docker/x", "memory"],
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "cache"),
+        ),
+    ],
+    ids=["version 2", "version 1"],
+)  # fmt: skip
+def test_a_container_or_a_job_may_have_less_memory_than_its_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, groups: list[str],
+    names: tuple[str, str, str],
+) -> None:  # fmt: skip
     assert spare_memory() > 1 << 20
+    (tmp_path / "self").mkdir()
     (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    8000 kB\n")
-    monkeypatch.setattr(spare, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(
-        spare, "_GROUPS", [(tmp_path / str(k), *names[1:]) for k, names in enumerate(spare._GROUPS)]
-    )
+    monkeypatch.setattr(spare, "_PROC", tmp_path)
+    monkeypatch.setattr(spare, "_GROUPS", tmp_path / "groups")
     assert spare_memory() == 8000 << 10
-    for folder, limit, use, cached in spare._GROUPS:
-        folder.mkdir()
+    (tmp_path / "self" / "cgroup").write_text(f"3:pids:/other\n{line}\n")
+    assert spare_memory() == 8000 << 10
+    limit, use, cached = names
+    for name in groups:
+        folder = tmp_path / "groups" / name
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / use).write_text("3000000\n")
-        (folder / "memory.stat").write_text(f"anon 1\n{cached} 1000000\n")
+        (folder / "memory.stat").write_text(f"anon 1\n{cached} 1500000\nshmem 500000\n")
         (folder / limit).write_text("max\n")
         assert spare_memory() == 8000 << 10
         (folder / limit).write_text("7000000\n")

@@ -1,5 +1,6 @@
 """Workers answer, fail in one line, and are gone when their block ends."""
 
+import itertools
 import os
 import resource
 import signal
@@ -8,6 +9,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -180,3 +182,35 @@ def test_workers_die_with_a_parent_that_is_killed() -> None:
     while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(alive, pids))
+
+
+def test_what_is_no_task_yet_is_asked_for_again_and_has_no_number() -> None:
+    with Workers("math:sqrt", 2) as pool:
+        assert sorted(pool.map([None, 1, None, None, 4, None])) == [(0, 1.0), (1, 2.0)]
+        assert not list(pool.map([None, None]))
+
+
+def test_results_and_other_work_go_on_while_there_is_no_task_yet() -> None:
+    steps: list[int] = []
+    seen: list[tuple[int, float]] = []
+
+    def tasks() -> Iterator[int | None]:
+        yield 1
+        while not seen:
+            yield None
+        for _ in range(3):
+            before = len(steps)
+            yield None
+            assert len(steps) == before + 1
+        yield 4
+
+    with Workers("math:sqrt", 1) as pool:
+        pool.meanwhile = map(steps.append, itertools.count())
+        for result in pool.map(tasks()):
+            seen.append(result)
+    assert seen == [(0, 1.0), (1, 2.0)]
+
+
+def test_a_worker_that_dies_is_reported_while_there_is_no_task_yet() -> None:
+    with Workers("os:_exit", 1) as pool, pytest.raises(BuildError, match="died with exit code 3"):
+        list(pool.map(itertools.chain([3], itertools.repeat(None))))

@@ -109,6 +109,14 @@ def test_the_shards_of_a_split_are_read_in_order_until_the_loader_is_closed(
     assert asked[0].closed
 
 
+def test_a_loader_that_is_dropped_reads_nothing_on(data, asked) -> None:
+    loader = Loader(str(data), split="train", res=32, batch_size=4)
+    assert not asked[0].closed
+    del loader
+    gc.collect()
+    assert asked[0].closed
+
+
 def test_shards_that_are_held_in_memory_are_not_read_ahead(data, asked) -> None:
     with Loader(str(data), split="train", res=32, batch_size=4, cache="ram"):
         assert [each.names for each in asked] == [[]]

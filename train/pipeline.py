@@ -8,6 +8,7 @@ DALI does of it in ``graph``. It knows no loss and takes no training step.
 """
 
 import contextlib
+import weakref
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,8 @@ class Loader:
         # Samples are taken from all over the shards: a slow disk gives them far sooner in order.
         mapped = self.manifest.splits[split].shards if cache == "disk" else []
         self._reading = ReadAhead([folder / shard.name for shard in mapped])
+        # Also of a loader that is dropped, not closed.
+        weakref.finalize(self, self._reading.close)
         self._epoch = 0
         self._consumed = 0
         self._begun = False
