@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from shardify.errors import BuildError, ShardifyError, StoreError
 from shardify.remote import Place, Url, place
 from shardify.version import version as _version
-from shardify.workers import Workers
+from shardify.workers import AGAIN, Workers
 
 __all__ = ["Cluster", "Inline", "Pool", "pool_of"]
 
@@ -28,8 +28,6 @@ _PATIENCE = 30
 """How long to wait for a first worker. Seconds."""
 _CONNECT = 10
 _POLL = 0.005
-_AGAIN = 0.02
-"""Seconds until a task that was not there yet is asked for again."""
 _AHEAD = 2
 """Tasks handed out for each thread of the cluster, so that none waits for the next."""
 
@@ -102,7 +100,7 @@ class Inline:
         number = 0
         for task in tasks:
             if task is None:
-                time.sleep(_AGAIN)
+                time.sleep(AGAIN)
                 continue
             yield number, self._function(task)
             number += 1

@@ -18,8 +18,9 @@ __all__ = ["Meter", "Reader", "joined"]
 
 _STEP = 1 << 20
 """Read at once. Bytes."""
+_PAGE = 4096
 _PROBES = 4
-"""Places in each step that are looked at: where all are in memory, the step is not read."""
+"""Pages in each step that are looked at: where all are in memory, the step is not read."""
 _AHEAD = 4
 """So many steps are asked for before the first of them is waited for: in their order, as a disk's
 head moves, and several at a time, as a network disk answers."""
@@ -84,6 +85,7 @@ class Reader:
         self._descriptor = os.open(path, os.O_RDONLY)
         self._stop = stop
         self._meter = meter
+        self._looks = 0
         self._buffer = memoryview(bytearray(_STEP))
         self.size = os.fstat(self._descriptor).st_size
         # The system must read no more than it is asked for: what it adds by itself stands between
@@ -182,7 +184,11 @@ class Reader:
         if _NOWAIT is None:
             return False
         with suppress(OSError, NotImplementedError):  # It is not, or the system cannot say.
-            for place in range(begin, end, _STEP // _PROBES):
+            for quarter in range(_PROBES):
+                first, last = (begin + (end - begin) * k // _PROBES for k in (quarter, quarter + 1))
+                # Looking at a page may bring it in: another one is looked at each time.
+                self._looks += 1
+                place = first + _PAGE * (self._looks * 7919 % max(1, (last - first) // _PAGE))
                 if not os.preadv(self._descriptor, [bytearray(1)], place, _NOWAIT):
                     return False
             return True

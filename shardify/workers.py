@@ -22,7 +22,7 @@ from typing import IO, Any
 from shardify.errors import BuildError, ShardifyError
 from shardify.serving import LENGTH, REPORT
 
-__all__ = ["Workers"]
+__all__ = ["AGAIN", "Workers"]
 
 _START = (
     "import sys; sys.path[:] = {path!r}; "
@@ -42,9 +42,7 @@ _PIPE = 1 << 20
 """Room for two shards' tasks; more is not allowed to everyone. Bytes."""
 _PATIENCE = 10
 """How long the first process may take to end the others, before it is killed. Seconds."""
-
-
-_AGAIN = 0.02
+AGAIN = 0.02
 """Seconds until a task that was not there yet is asked for again."""
 _OVER = (-1, b"")
 
@@ -156,13 +154,10 @@ class Workers:
                 selector.register(worker.results, selectors.EVENT_READ, worker)
             while True:
                 while not over:
-                    if first is None:
-                        first = next(pickled, _OVER)
+                    first = first or next(pickled, _OVER)
                     over = first is _OVER
-                    if over or first is None:
-                        break
-                    idle = self._free(given, len(first[1]))
-                    if idle is None:
+                    idle = self._free(given, len(first[1])) if first and not over else None
+                    if first is None or idle is None:
                         break
                     self._send(idle, first[1])
                     given[idle].append((first[0], len(first[1])))
@@ -175,7 +170,7 @@ class Workers:
                         self.meanwhile = None
                     if again:
                         break
-                wait = None if not again else _AGAIN if self.meanwhile is None else 0
+                wait = None if not again else AGAIN if self.meanwhile is None else 0
                 ready = [key.data for key, _ in selector.select(wait)]
                 for worker in ready:
                     result = self._receive(worker)
