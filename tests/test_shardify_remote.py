@@ -269,6 +269,8 @@ def test_a_denied_bucket_is_one_line(
     def denied(*_: object, **__: object) -> None:
         raise PermissionError("Forbidden")
 
+    # One that is at hand already has a method of its own.
+    s3fs.S3FileSystem.clear_instance_cache()
     monkeypatch.setattr(s3fs.S3FileSystem, "info", denied)
     assert "s3://photos/x.zip: access denied; expected" in refused(
         "inspect s3://photos/x.zip", capsys
