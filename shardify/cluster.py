@@ -83,6 +83,15 @@ def pool_of(
     return Inline(target) if private else Workers(target, workers or os.cpu_count() or 1)
 
 
+def _awaited(tasks: Iterable[Any]) -> Iterator[Any]:
+    """Tasks alone: waits where there is none yet."""
+    for task in tasks:
+        if task is None:
+            time.sleep(AGAIN)
+        else:
+            yield task
+
+
 class Inline:
     """No workers at all: each task is done when its result is asked for."""
 
@@ -97,13 +106,8 @@ class Inline:
 
     def map(self, tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         """Yield (number of the task, its result), in order."""
-        number = 0
-        for task in tasks:
-            if task is None:
-                time.sleep(AGAIN)
-                continue
+        for number, task in enumerate(_awaited(tasks)):
             yield number, self._function(task)
-            number += 1
 
 
 class Cluster:
@@ -157,7 +161,7 @@ class Cluster:
             BuildError: Workers died again and again, the scheduler is gone, or a task failed.
         """
         run = uuid.uuid4().hex
-        numbered = enumerate(task for task in tasks if task is not None)
+        numbered = enumerate(_awaited(tasks))
         threads = sum(self._client.nthreads().values())
         queue = self._dask.as_completed(loop=self._client.loop)
         numbers: dict[str, int] = {}

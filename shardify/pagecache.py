@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from mmap import PAGESIZE
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,6 @@ __all__ = ["Meter", "Reader", "joined"]
 
 _STEP = 1 << 20
 """Read at once. Bytes."""
-_PAGE = 4096
 _PROBES = 4
 """Pages in each step that are looked at: where all are in memory, the step is not read."""
 _AHEAD = 4
@@ -188,7 +188,7 @@ class Reader:
                 first, last = (begin + (end - begin) * k // _PROBES for k in (quarter, quarter + 1))
                 # Looking at a page may bring it in: another one is looked at each time.
                 self._looks += 1
-                place = first + _PAGE * (self._looks * 7919 % max(1, (last - first) // _PAGE))
+                place = first + PAGESIZE * (self._looks * 7919 % max(1, (last - first) // PAGESIZE))
                 if not os.preadv(self._descriptor, [bytearray(1)], place, _NOWAIT):
                     return False
             return True

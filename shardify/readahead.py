@@ -11,7 +11,8 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
+from mmap import PAGESIZE
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,7 +36,6 @@ _LITTLE = 0.5
 """Of the files: where less is wanted, that alone is read."""
 _SLACK = 1 << 10
 """Of a local header, beyond what the directory tells. Bytes."""
-_PAGE = 4096
 _NONE = np.empty((0, 3), np.int64)
 
 
@@ -50,11 +50,8 @@ def reading_ahead(
         tell: See ``ReadAhead``.
     """
     files = [each for each in files_at(paths) if each in paths or each.suffix == ".zip"]
-    ahead = ReadAhead(files, tell)
-    try:
+    with closing(ReadAhead(files, tell)) as ahead:
         yield ahead
-    finally:
-        ahead.close()
 
 
 class ReadAhead:
@@ -67,16 +64,14 @@ class ReadAhead:
     """
 
     def __init__(self, files: Sequence[Path], tell: Callable[[float], None] | None = None) -> None:
-        self._room = _SHARE * spare_memory()
+        self._files = files
         self._size = size_of(files)
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._turns: queue.SimpleQueue[float] = queue.SimpleQueue()
-        self._asked = threading.Semaphore(0)
-        self._meter = Meter(tell)
+        self._room = _SHARE * spare_memory()
         self._idle = not self._size or not self._room
+        self._meter = Meter(tell)
+        self._thread: threading.Thread | None = None
         if not self._idle and self._size <= self._room:
-            self._start(lambda: self._read_all(files))
+            self._start(self._read_all)
 
     def paced(
         self, tasks: Iterable[T], rows: Rows, sources: Sequence[str], *, under_way: int
@@ -95,8 +90,7 @@ class ReadAhead:
         if self._thread is not None and self._thread.is_alive():
             wanted = sum(int(each["packed"].sum()) for each in rows())
             if wanted < _LITTLE * self._size:
-                self._end()
-                self._thread = None
+                self.close()
         if self._thread is None and not self._idle:
             self._start(lambda: self._read_windows(rows(), sources, under_way))
         left = math.inf if self._idle else 0.0
@@ -113,18 +107,16 @@ class ReadAhead:
 
     def close(self) -> None:
         """Stop reading. Does nothing the second time."""
-        self._end()
-
-    def _end(self) -> None:
-        self._stop.set()
-        self._asked.release()
         if self._thread is not None:
+            self._stop.set()
+            self._asked.release()
             self._thread.join()
+            self._thread = None
 
     def _start(self, read: Callable[[], object]) -> None:
-        self._stop, self._turns = threading.Event(), queue.SimpleQueue()
+        self._stop = threading.Event()
         self._asked = threading.Semaphore(0)
-        turns = self._turns
+        self._turns: queue.SimpleQueue[float] = queue.SimpleQueue()
 
         def run() -> None:
             # What cannot be read here, a worker will name.
@@ -132,15 +124,15 @@ class ReadAhead:
                 with suppress(OSError):
                     read()
             finally:
-                turns.put(math.inf)
+                self._turns.put(math.inf)
 
         thread = threading.Thread(target=run, name="shardify-ahead", daemon=True)
         thread.start()
         self._thread = thread
 
-    def _read_all(self, files: Sequence[Path]) -> None:
+    def _read_all(self) -> None:
         self._meter.begin(self._size)
-        for path in files:
+        for path in self._files:
             with suppress(OSError), self._reader(path) as reader:
                 reader.read_all()
 
@@ -157,12 +149,8 @@ class ReadAhead:
                 for number, path in enumerate(sources)
                 if Path(path).is_file()
             }
-            missing = sum(reader.missing() for reader in readers.values())
-            if self._size > self._room >= missing:
-                self._meter.begin(sum(reader.size for reader in readers.values()))
-                for reader in readers.values():
-                    reader.read_all()
-                return
+            if self._size > self._room >= sum(each.missing() for each in readers.values()):
+                return self._read_all()
             last: deque[NDArray[np.int64]] = deque(maxlen=under_way)
             for number, spans in enumerate(_windows(rows, self._room)):
                 self._asked.acquire()
@@ -213,8 +201,8 @@ def _windows(rows: Iterable[NDArray[Any]], room: float) -> Iterator[list[NDArray
         begin = each["offset"].ravel()
         end = np.minimum(begin + each["packed"].ravel() + _SLACK, each["limit"].ravel())
         spans[:, 0] = each["source"].ravel()
-        spans[:, 1] = begin // _PAGE * _PAGE
-        spans[:, 2] = -(-end // _PAGE) * _PAGE
+        spans[:, 1] = begin // PAGESIZE * PAGESIZE
+        spans[:, 2] = -(-end // PAGESIZE) * PAGESIZE
         more = int((spans[:, 2] - spans[:, 1]).sum())
         if held and size + more > room:
             yield held
