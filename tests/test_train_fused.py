@@ -1,5 +1,6 @@
 import dataclasses
 import gc
+import sys
 
 import numpy as np
 import pytest
@@ -152,3 +153,13 @@ def test_memory_is_used_again_only_once_nothing_looks_at_it() -> None:
     del seen
     gc.collect()
     assert buffers.take(1000).data_ptr() == address
+
+
+def test_no_code_runs_where_a_batch_is_dropped() -> None:
+    # An interrupt that arrived there would be lost.
+    tensor = Buffers().take(1000)
+    called: list[str] = []
+    sys.setprofile(lambda frame, event, _: called.append(f"{event} {frame.f_code.co_name}"))
+    del tensor
+    sys.setprofile(None)
+    assert not [call for call in called if call.startswith("call")]

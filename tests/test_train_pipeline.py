@@ -729,3 +729,22 @@ def test_ctrl_c_ends_at_once_and_leaves_nothing_running(data) -> None:
     assert time.monotonic() - started < 20
     assert process.returncode == -signal.SIGINT, errors
     assert errors.rstrip().endswith("KeyboardInterrupt")
+
+
+def test_a_script_that_ends_in_mid_epoch_stops_the_thread_before_dali(data) -> None:
+    code = (
+        "import threading\n"
+        "from train.pipeline import Loader\n"
+        "from nvidia.dali.pipeline import Pipeline\n"
+        f"loader = Loader({str(data)!r}, res=64, batch_size=1, prefetch=1)\n"
+        "batches = iter(loader)\n"
+        "next(batches)\n"
+        "shutdown = Pipeline._shutdown\n"
+        "def told(pipe):\n"
+        "    print([t.name for t in threading.enumerate() if t.name == 'shardline-ahead'])\n"
+        "    shutdown(pipe)\n"
+        "Pipeline._shutdown = told\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert set(done.stdout.splitlines()) == {"[]"}

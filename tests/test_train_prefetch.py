@@ -66,6 +66,11 @@ def test_closing_ends_the_thread_and_closes_the_maker_where_it_runs() -> None:
 @pytest.mark.parametrize("end", ["raise KeyboardInterrupt", "pass"])
 def test_the_interpreters_end_waits_for_the_maker(end: str) -> None:
     program = (
+        "import atexit, weakref\n"
+        "class Library: pass\n"
+        "kept = Library()\n"
+        "weakref.finalize(kept, print, 'a finalizer')\n"
+        "atexit.register(print, 'a library cleans up')\n"
         "from train.prefetch import Ahead\n"
         "def maker():\n"
         "    try:\n"
@@ -76,4 +81,4 @@ def test_the_interpreters_end_waits_for_the_maker(end: str) -> None:
         f"{end}\n"
     )
     done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-    assert done.stdout == "closed\n"
+    assert done.stdout == "closed\na library cleans up\na finalizer\n"

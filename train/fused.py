@@ -31,15 +31,23 @@ class Buffers:
     """Memory for batches, used again once no tensor looks at it.
 
     Fresh memory costs a page fault every 4 KiB, as much time at 256 pixels as the warp. A buffer
-    comes back when the last tensor over it is gone, so whoever keeps a batch may keep it.
+    may be taken again when the last tensor over it is gone, so whoever keeps a batch may keep it.
     """
 
     def __init__(self) -> None:
+        self._lent: list[tuple[weakref.ref[Floats], Floats]] = []
         self._free: list[Floats] = []
 
     def take(self, length: int) -> torch.Tensor:
         """A float32 tensor of ``length`` elements at a multiple of 64 bytes, content undefined."""
         spare = _ALIGNED // 4
+        # Asked for here, not told by a callback: in one of those Ctrl-C would be lost.
+        lent, self._lent = self._lent, []
+        for user, memory in lent:
+            if user() is None:
+                self._free.append(memory)
+            else:
+                self._lent.append((user, memory))
         while self._free:
             memory = self._free.pop()
             if len(memory) == length + spare:
@@ -49,7 +57,7 @@ class Buffers:
         # torch holds this view, and nothing else does, as long as any tensor uses the memory.
         begin = -memory.ctypes.data % _ALIGNED // memory.itemsize
         view = memory[begin : begin + length]
-        weakref.finalize(view, self._free.append, memory).atexit = False
+        self._lent.append((weakref.ref(view), memory))
         return torch.from_numpy(view)
 
 

@@ -4,11 +4,11 @@ Bounded, stoppable at any time, and honest about errors: what the maker raises, 
 its turn. This module knows nothing of what is made.
 """
 
+import atexit
 import queue
 import threading
-import weakref
 from collections.abc import Generator
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 __all__ = ["Ahead"]
 
@@ -27,8 +27,9 @@ class Ahead(Generic[T]):
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="shardline-ahead", daemon=True)
         # Also at the interpreter's end, which may not find the thread within a library: one that
-        # asks for the interpreter's lock then aborts the process.
-        self._at_exit = weakref.finalize(self, _end, self._stop, self._queue, self._thread)
+        # asks for the interpreter's lock then aborts the process. Registered last, done first: the
+        # libraries that the thread works with clean up after it.
+        atexit.register(self.close)
         self._thread.start()
 
     def __iter__(self) -> "Ahead[T]":
@@ -45,17 +46,23 @@ class Ahead(Generic[T]):
 
     def close(self) -> None:
         """Stop the thread, wait for it, drop what it had made. Does nothing the second time."""
-        _end(self._stop, self._queue, self._thread)
-        self._at_exit.detach()
+        self._stop.set()
+        while self._thread.is_alive():
+            # The thread may be waiting for room: make some.
+            try:
+                self._queue.get_nowait()
+            except queue.Empty:
+                self._thread.join(timeout=0.01)
+        atexit.unregister(self.close)
 
     def _run(self) -> None:
         end: BaseException | None = None
         try:
-            for item in self._maker:
-                self._put((item,))
-                del item
-                if self._stop.is_set():
-                    break
+            # Asked first: a start that was interrupted may be stopped before it is seen to live.
+            while not self._stop.is_set():
+                self._put((next(self._maker),))
+        except StopIteration:
+            pass
         except BaseException as error:
             end = error
         try:
@@ -70,13 +77,3 @@ class Ahead(Generic[T]):
                 return self._queue.put(item, timeout=0.1)
             except queue.Full:
                 continue
-
-
-def _end(stop: threading.Event, made: queue.Queue[Any], thread: threading.Thread) -> None:
-    stop.set()
-    while thread.is_alive():
-        # The thread may be waiting for room: make some.
-        try:
-            made.get_nowait()
-        except queue.Empty:
-            thread.join(timeout=0.01)
