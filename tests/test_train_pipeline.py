@@ -706,10 +706,11 @@ def test_closing_twice_and_in_mid_epoch_is_fine(data) -> None:
 
 
 def test_ctrl_c_ends_at_once_and_leaves_nothing_running(data) -> None:
+    # Batches that take a while: Python itself loses one Ctrl-C of some hundred where threads start.
     code = (
         "import sys\n"
         "from train.pipeline import Loader\n"
-        f"loader = Loader({str(data)!r}, res=64, batch_size=8)\n"
+        f"loader = Loader({str(data)!r}, res=512, batch_size=4)\n"
         "print('ready', flush=True)\n"
         "while True:\n"
         "    for batch in loader: pass\n"
