@@ -75,10 +75,7 @@ def test_bf16_is_near_fp32(device) -> None:
 
 @pytest.mark.parametrize("device", ON_BOTH)
 def test_what_is_measured_runs(pixels, device) -> None:
-    job = Job(
-        shards=str(pixels), split="train", res=32, batch_size=4, threads=2, device=device,
-        model="resunet", scratch="",
-    )  # fmt: skip
+    job = Job(shards=str(pixels), res=32, batch_size=4, threads=2, device=device)
     shelf = Shelf()
     try:
         for name in ("to device", "model alone", "end to end"):

@@ -118,10 +118,20 @@ def test_a_gradient_alone_moves_no_weight_and_is_forgotten() -> None:
         assert torch.equal(weight, before[name])
 
 
-@pytest.mark.parametrize(("real", "name"), [(True, "bf16"), (False, "fp32")])
-def test_bf16_is_chosen_only_where_a_gpu_truly_has_it(monkeypatch, real, name) -> None:
-    def supported(including_emulation: bool = True) -> bool:
-        return real or including_emulation
+@pytest.mark.parametrize(("device", "name"), [("cuda:0", "fp32"), ("cuda:1", "bf16")])
+def test_bf16_is_chosen_where_the_gpu_at_hand_has_it(monkeypatch, device, name) -> None:
+    capability = {torch.device("cuda:0"): (7, 5), torch.device("cuda:1"): (8, 0)}
+    monkeypatch.setattr("torch.cuda.get_device_capability", capability.__getitem__)
+    assert precision_of("auto", torch.device(device)).name == name
 
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", supported)
-    assert precision_of("auto", torch.device("cuda")).name == name
+
+def test_no_algorithm_is_looked_for_for_a_last_short_batch(monkeypatch) -> None:
+    searched: list[bool] = []
+    model = TinyNet("resunet").eval()
+    model.register_forward_pre_hook(lambda *_: searched.append(torch.backends.cudnn.benchmark))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    step = EvalStep(model, Criterion(), FP32)
+    for samples, res in ((4, 16), (4, 16), (3, 16), (2, 32), (4, 16)):
+        step(synthetic(samples, res))
+    assert searched == [True, True, False, True, True]
+    assert torch.backends.cudnn.benchmark

@@ -87,9 +87,8 @@ def dissect(wanted: Dissection) -> list[Path]:
 def _stage(name: str, wanted: Dissection, shelf: Shelf) -> Path:
     size = wanted.network_batch if name in NETWORK else wanted.batch
     job = Job(
-        shards=wanted.shards, split="train", res=wanted.res, batch_size=size,
-        threads=wanted.threads, device=wanted.device, model="resunet", scratch="",
-        compile=wanted.compile,
+        shards=wanted.shards, res=wanted.res, batch_size=size, threads=wanted.threads,
+        device=wanted.device, compile=wanted.compile,
     )  # fmt: skip
     found = {"label": wanted.label, "name": name, "job": dataclasses.asdict(job)}
     found |= about(wanted.device, "dissect")

@@ -31,16 +31,17 @@ class Job:
     """What is measured; the same for all contenders."""
 
     shards: str
-    split: str
+    split: str = "train"
     res: int
     batch_size: int
     threads: int
     """DALI's, the renderer's and torch's; for other loaders, worker processes."""
 
     device: str
-    model: str
-    scratch: str
-    """A folder for copies of the data in the formats of others; may be filled already."""
+    model: str = "resunet"
+    scratch: str = ""
+    """A folder for copies of the data in the formats of others; may be filled already. Shardline's
+    own contenders need none."""
 
     order: str | None = None
     cache: str = "disk"

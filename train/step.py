@@ -3,8 +3,8 @@
 Nothing is read back from the device, logged or saved here, so a GPU's queue never drains.
 """
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple, cast
 
 import torch
@@ -17,6 +17,10 @@ from model.supervision import Scales, coarse_loss
 from train.batch import Batch
 
 __all__ = ["EvalStep", "Precision", "StepResult", "TrainStep", "choose_algorithms", "precision_of"]
+
+
+_BF16 = (8, 0)
+"""Compute capability of the first GPUs with units for bf16: Ampere."""
 
 
 class StepResult(NamedTuple):
@@ -49,7 +53,7 @@ def precision_of(name: str, device: torch.device) -> Precision:
     """
     if name == "auto":
         # A GPU before Ampere only imitates bf16, far slower than it computes fp32.
-        real = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        real = device.type == "cuda" and torch.cuda.get_device_capability(device) >= _BF16
         name = "bf16" if real else "fp32"
     return Precision(
         name, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
@@ -80,11 +84,17 @@ class EvalStep:
         self._model = model
         self._criterion = criterion
         self._precision = precision
+        self._largest: dict[int, int] = {}
+        """Of each resolution, the most samples that a batch had so far."""
 
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> StepResult:
         """Evaluate one batch of at least one sample, the network in evaluation mode."""
-        raw = _forward(self._model, batch, self._precision)
+        count, res = batch.mask.shape[0], batch.mask.shape[-1]
+        largest = self._largest[res] = max(count, self._largest.get(res, 0))
+        # Finding a split's one short batch the fastest algorithms takes longer than computing it.
+        with _without_search() if count < largest else nullcontext():
+            raw = _forward(self._model, batch, self._precision)
         assert not isinstance(raw, Scales)  # Heads are for training alone.
         parts = self._criterion(raw, batch.mask, batch.depth)
         return StepResult(parts, self._criterion.activate(raw))
@@ -190,6 +200,17 @@ class TrainStep:
     def forget(self) -> None:
         """Drop all gradients, and the memory they take."""
         self._optimizer.zero_grad(set_to_none=True)
+
+
+@contextmanager
+def _without_search() -> Iterator[None]:
+    """Take the algorithms that cuDNN expects to be fast, without trying which are."""
+    search = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = search
 
 
 def _forward(model: nn.Module, batch: Batch, precision: Precision) -> Prediction | Scales:

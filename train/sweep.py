@@ -69,9 +69,8 @@ def sweep(wanted: Sweep) -> list[Path]:
     with contextlib.closing(shelf):
         for batch, load in itertools.product(wanted.batches, wanted.loads):
             job = Job(
-                shards=wanted.shards, split="train", res=wanted.res, batch_size=batch,
-                threads=wanted.threads, device=wanted.device, model="resunet", scratch="",
-                compile=wanted.compile, hw_decoder_load=load,
+                shards=wanted.shards, res=wanted.res, batch_size=batch, threads=wanted.threads,
+                device=wanted.device, compile=wanted.compile, hw_decoder_load=load,
             )  # fmt: skip
             if wanted.turn:
                 _wait_for_turn(job, wanted, shelf)
