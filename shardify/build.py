@@ -8,7 +8,6 @@ nothing.
 import dataclasses
 import functools
 import itertools
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -19,7 +18,6 @@ from typing import Any
 from numpy.typing import NDArray
 
 from shardify.bank import write_backgrounds
-from shardify.cluster import Pool
 from shardify.errors import BuildError, LayoutError
 from shardify.files import Flushing
 from shardify.handout import background_tasks, rows_read, shard_tasks
@@ -28,6 +26,7 @@ from shardify.layout import Rejection
 from shardify.manifest import BACKGROUNDS, Manifest
 from shardify.meanings import meaning_of
 from shardify.output import check_out, claimed, finished, forget, withdraw
+from shardify.pool import Pool
 from shardify.publish import Settled, publish, rejections_of
 from shardify.readahead import ReadAhead, reading_ahead
 from shardify.remote import Place, place
@@ -191,7 +190,7 @@ def _convert(
     settle = functools.cache(lambda: _settle(found, out))
     if isinstance(pool, Workers):
         pool.meanwhile = itertools.chain(_ahead(settle), found.layout.pending or ())
-    tasks = itertools.chain(early, _shard_tasks(settle, out, ahead), grounds[len(early) :])
+    tasks = itertools.chain(early, _shard_tasks(settle, out, ahead, pool), grounds[len(early) :])
     results: dict[int, Any] = {}
     done = 0
     bad: list[Rejection] = []
@@ -225,7 +224,7 @@ def _settle(found: Survey, out: Place) -> Settled:
 
 
 def _shard_tasks(
-    settle: Callable[[], Settled], out: Place, ahead: ReadAhead
+    settle: Callable[[], Settled], out: Place, ahead: ReadAhead, pool: Pool
 ) -> Iterator[ShardTask | None]:
     settled = settle()
     found, plans = settled.found, settled.plans
@@ -239,9 +238,7 @@ def _shard_tasks(
             kept = isinstance(out, Path) and (out / STATE / f"{plan.name}.json").exists()
             yield each[:0] if kept else each
 
-    # Each worker's at hand, and its next.
-    under_way = 2 * (found.options.workers or os.cpu_count() or 1)
-    yield from ahead.paced(tasks, rows, sources, under_way=under_way)
+    yield from ahead.paced(tasks, rows, sources, under_way=pool.under_way)
 
 
 def _ahead(settle: Callable[[], Settled]) -> Iterator[None]:

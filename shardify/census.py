@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from shardify import naming
 from shardify.maps import EXTENSIONS
+from shardify.names import common_folders
 from shardify.outlines import ALONE, Outlines
 
 __all__ = ["Census", "Folder", "Group", "indexes_of", "study_folder", "take_census"]
@@ -160,7 +161,7 @@ def study_folder(path: str, shared: int) -> Folder:
 def _merge(census: Census, kinds: list[_Kind], bounds: list[str]) -> Census:
     """Turn kinds of names, folder by folder, into groups of folders that look alike."""
     # What the least and the greatest name share, all between them share.
-    census.shared = naming.common_folders([name.rpartition("/")[0] for name in bounds])
+    census.shared = common_folders([name.rpartition("/")[0] for name in bounds])
     groups: dict[Group, int] = {}
     place = []
     for path, said, extension in kinds:

@@ -1,28 +1,25 @@
-"""Who does the work: processes of this machine, a Dask cluster, or this process itself.
+"""The workers of a Dask cluster as a pool: a worker that dies is made up for by the others.
 
-``pool_of`` chooses; each pool hands out tasks and gives back results in the order of finishing,
-and what it gives does not depend on which pool it is. A worker of the cluster that dies is made
-up for by the others. Knows nothing of what a task does; starts no cluster.
+Starts no cluster, and knows nothing of what a task does.
 """
 
 import importlib
 import itertools
 import logging
-import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
-from shardify.errors import BuildError, ShardifyError, StoreError
+from shardify.errors import BuildError, ShardifyError
+from shardify.pool import awaited, function_of
 from shardify.remote import Place, Url, place
 from shardify.version import version as _version
-from shardify.workers import AGAIN, Workers
 
-__all__ = ["Cluster", "Inline", "Pool", "pool_of"]
+__all__ = ["Cluster"]
 
 _PATIENCE = 30
 """How long to wait for a first worker. Seconds."""
@@ -30,84 +27,6 @@ _CONNECT = 10
 _POLL = 0.005
 _AHEAD = 2
 """Tasks handed out for each thread of the cluster, so that none waits for the next."""
-
-
-class Pool(Protocol):
-    """What ``Workers`` is, too. To leave its block a second time is to do nothing."""
-
-    def map(self, tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-        """Yield (number of the task, its result), in the order of finishing.
-
-        A task that is None stands for none yet: the next is asked for a little later.
-        """
-        ...
-
-    def __enter__(self) -> "Pool": ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
-
-
-def pool_of(
-    target: str,
-    *,
-    workers: int | None = None,
-    scheduler: str | None = None,
-    places: Sequence[Place] = (),
-) -> Pool:
-    """The pool that suits.
-
-    Args:
-        target: ``module:function`` of one argument.
-        workers: Processes on this machine; None for one a core.
-        scheduler: Address of a Dask scheduler, whose workers shall do it instead.
-        places: What is read and written: ``memory://`` is seen by this process alone, so the work
-            is done here then.
-
-    Raises:
-        BuildError: The cluster cannot be used.
-        StoreError: A cluster cannot see such a place.
-    """
-    private = [each for each in places if isinstance(each, Url) and each.is_local]
-    if scheduler is not None:
-        if private:
-            raise StoreError(
-                f"{private[0]}: lives in one process; expected a place that every worker of "
-                f"{scheduler} sees; choose s3:// or a shared folder"
-            )
-        return Cluster(target, scheduler, places)
-    return Inline(target) if private else Workers(target, workers or os.cpu_count() or 1)
-
-
-def _awaited(tasks: Iterable[Any]) -> Iterator[Any]:
-    """Tasks alone: waits where there is none yet."""
-    for task in tasks:
-        if task is None:
-            time.sleep(AGAIN)
-        else:
-            yield task
-
-
-class Inline:
-    """No workers at all: each task is done when its result is asked for."""
-
-    def __init__(self, target: str) -> None:
-        self._function = _function_of(target)
-
-    def __enter__(self) -> "Inline":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def map(self, tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-        """Yield (number of the task, its result), in order."""
-        for number, task in enumerate(_awaited(tasks)):
-            yield number, self._function(task)
 
 
 class Cluster:
@@ -123,6 +42,8 @@ class Cluster:
         self._target = target
         self._quiet = _Quiet()
         self._seen = 0.0
+        self.under_way = _AHEAD
+        """As of every pool; known once tasks are handed out."""
         try:
             self._dask = importlib.import_module("distributed")
         except ImportError as error:
@@ -161,8 +82,8 @@ class Cluster:
             BuildError: Workers died again and again, the scheduler is gone, or a task failed.
         """
         run = uuid.uuid4().hex
-        numbered = enumerate(_awaited(tasks))
-        threads = sum(self._client.nthreads().values())
+        numbered = enumerate(awaited(tasks))
+        self.under_way = max(1, sum(self._client.nthreads().values()) * _AHEAD)
         queue = self._dask.as_completed(loop=self._client.loop)
         numbers: dict[str, int] = {}
 
@@ -171,7 +92,7 @@ class Cluster:
             numbers[key] = number
             queue.add(self._client.submit(_run, self._target, task, key=key, pure=False))
 
-        for number, task in itertools.islice(numbered, max(1, threads * _AHEAD)):
+        for number, task in itertools.islice(numbered, self.under_way):
             submit(number, task)
         while numbers:
             future = self._next_of(queue)
@@ -306,10 +227,4 @@ def _look(paths: Sequence[str]) -> tuple[str, list[str]]:
 
 def _run(target: str, task: Any) -> Any:
     """Run on a worker: one task."""
-    return _function_of(target)(task)
-
-
-def _function_of(target: str) -> Callable[[Any], Any]:
-    module, _, name = target.partition(":")
-    function: Callable[[Any], Any] = getattr(importlib.import_module(module), name)
-    return function
+    return function_of(target)(task)

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shardify import naming, roles, rules
+from shardify import roles, rules
 from shardify.census import Census, indexes_of, take_census
 from shardify.errors import ShardifyError
 from shardify.joining import Table, join
 from shardify.maps import Row, rows_of
+from shardify.names import common_folders
 from shardify.outlines import Outlines
 from shardify.pairs import join_by_map
 
@@ -106,7 +107,7 @@ def by_rules(
         },
         ignored={"no pattern matches": applied.unmatched} if applied.unmatched else {},
         # As where names are sorted by themselves: keys shall be the same.
-        shared=naming.common_folders([path.rpartition("/")[0] for path in paths]),
+        shared=common_folders([path.rpartition("/")[0] for path in paths]),
         maps=maps,
         unknown=[],
         map=layout.map,

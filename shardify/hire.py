@@ -1,7 +1,8 @@
-"""The workers of a build, known from its arguments alone, so that they can be called early.
+"""Who does the work: processes of this machine, a Dask cluster, or this process itself.
 
-They import what they need while the command itself is still importing. Of a zip, nothing but its
-end is read here, and nothing is refused.
+Those of a build are known from its arguments alone, so that they can be called early: they import
+what they need while the command itself is still importing. Of a zip, nothing but its end is read
+here, and nothing is refused.
 """
 
 import os
@@ -9,13 +10,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from shardify.cluster import Pool, pool_of
-from shardify.errors import ShardifyError
+from shardify.cluster import Cluster
+from shardify.errors import ShardifyError, StoreError
 from shardify.local import files_at
-from shardify.remote import Place
+from shardify.pool import Inline, Pool
+from shardify.remote import Place, Url
+from shardify.workers import Workers
 from shardify.zipend import find_directory
 
-__all__ = ["hire"]
+__all__ = ["hire", "pool_of"]
 
 _CAREFUL, _SWIFT = "shardify.writer:run_task", "shardify.swift:run_task"
 _WORTH = 30_000
@@ -53,6 +56,37 @@ def hire(
     return pool_of(
         _SWIFT if swift else _CAREFUL, workers=workers, scheduler=scheduler, places=[*paths, out]
     )
+
+
+def pool_of(
+    target: str,
+    *,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    places: Sequence[Place] = (),
+) -> Pool:
+    """The pool that suits.
+
+    Args:
+        target: ``module:function`` of one argument.
+        workers: Processes on this machine; None for one a core.
+        scheduler: Address of a Dask scheduler, whose workers shall do it instead.
+        places: What is read and written: ``memory://`` is seen by this process alone, so the work
+            is done here then.
+
+    Raises:
+        BuildError: The cluster cannot be used.
+        StoreError: A cluster cannot see such a place.
+    """
+    private = [each for each in places if isinstance(each, Url) and each.is_local]
+    if scheduler is not None:
+        if private:
+            raise StoreError(
+                f"{private[0]}: lives in one process; expected a place that every worker of "
+                f"{scheduler} sees; choose s3:// or a shared folder"
+            )
+        return Cluster(target, scheduler, places)
+    return Inline(target) if private else Workers(target, workers or os.cpu_count() or 1)
 
 
 def _entries_in(path: Path) -> int:

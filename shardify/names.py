@@ -12,7 +12,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Names", "decode", "is_hostile", "some_hostile", "take"]
+__all__ = ["Names", "common_folders", "decode", "is_hostile", "some_hostile", "take"]
 
 _CHUNK = 1 << 16
 _LISTED = 1 << 18
@@ -155,3 +155,16 @@ def decode(raw: bytes | bytearray) -> str:
         return raw.decode()
     except UnicodeDecodeError:
         return raw.decode("cp437")
+
+
+def common_folders(folders: Sequence[str]) -> int:
+    """How many leading folders all the given paths share. They tell nothing apart."""
+    if not folders:
+        return 0
+    first, last = min(folders).split("/"), max(folders).split("/")
+    shared = 0
+    for one, other in zip(first, last, strict=False):
+        if one != other or not one:
+            break
+        shared += 1
+    return shared

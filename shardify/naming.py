@@ -15,7 +15,6 @@ __all__ = [
     "Shape",
     "Shapes",
     "background_number",
-    "common_folders",
     "evidence",
     "folder_number",
     "is_junk",
@@ -268,19 +267,6 @@ def safe_key(text: str, *, of: str = "") -> str:
         return key
     digest = hashlib.sha256((of or text).encode("utf-8", "surrogatepass")).hexdigest()[:16]
     return f"{key[: KEY_LIMIT - 17]}-{digest}" if key else f"k-{digest}"
-
-
-def common_folders(folders: Sequence[str]) -> int:
-    """How many leading folders all the given paths share. They tell nothing apart."""
-    if not folders:
-        return 0
-    first, last = min(folders).split("/"), max(folders).split("/")
-    shared = 0
-    for one, other in zip(first, last, strict=False):
-        if one != other or not one:
-            break
-        shared += 1
-    return shared
 
 
 def _pieces(part: str) -> tuple[slice, ...]:

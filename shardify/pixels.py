@@ -7,7 +7,6 @@ chooses no codec; a picture whose meaning cannot be told is refused, never guess
 
 import io
 import warnings
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
@@ -21,19 +20,15 @@ if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = [
-    "Meaning", "alpha_of", "is_plain", "levels_of", "peak_of", "pixels", "refuse_faint",
-    "same_aspect", "settle", "settle_meaning",
+    "PLAIN", "Meaning", "alpha_of", "is_plain", "levels_of", "peak_of", "pixels", "refuse_faint",
+    "same_aspect", "settle",
 ]  # fmt: skip
 
 Range = tuple[int, int]
 
-_MAX_LEVELS = 8
 _GRAY_SLACK = 8
 _ALPHA = ("alpha", "LA", "RGBA", "PA")
 """Traits of pictures whose alpha may be what tells an object."""
-
-_METRE = 256
-"""Steps of a 16-bit depth map to a unit of a floating-point one, as KITTI's maps have."""
 
 
 class Meaning(NamedTuple):
@@ -42,8 +37,9 @@ class Meaning(NamedTuple):
     mask: str = "threshold"
     """``threshold``: object where at least ``MASK_THRESHOLD``; ``level N``: object where N, and
     background where 0; ``trimap``: object where 1, of 1 (object), 2 (ground) and 3 (border)."""
-    depth_scale: int = _METRE
-    """16-bit steps to a unit of a floating-point depth: 65535 where all are at most 1."""
+    depth_scale: int = 256
+    """16-bit steps to a unit of a floating-point depth: 256, as KITTI's maps have, or 65535 where
+    all are at most 1."""
 
 
 PLAIN = Meaning()
@@ -148,55 +144,6 @@ def refuse_faint(data: bytes, picture: Picture, meaning: Meaning) -> None:
                 f"a mask with values up to {peak:g}; expected 0 alone, or objects of "
                 f"{MASK_THRESHOLD} and more"
             )
-
-
-def settle_meaning(
-    masks: list[NDArray[Any]], depth_peaks: list[float], names: Sequence[str] = ()
-) -> Meaning:
-    """Say from some of a data set's pictures how all of them are to be read.
-
-    Args:
-        masks: The values found in each of some masks.
-        depth_peaks: The largest value of each of some floating-point depth maps; may be empty.
-        names: Of the masks, for an error; may be empty.
-
-    Raises:
-        ImageError: The masks' values fit no known meaning, or not one for all of them.
-    """
-    scale = 65535 if depth_peaks and max(depth_peaks) <= 1 else _METRE
-    found = sorted({float(level) for levels in masks for level in levels})
-    mask = "threshold"
-    if found and found[-1] < MASK_THRESHOLD and found != [0.0]:
-        if set(found) <= {1.0, 2.0, 3.0} and len(found) > 1:
-            mask = "trimap"
-        elif len(set(found) | {0.0}) == 2:
-            mask = f"level {found[-1]:g}"
-        else:
-            shown = ", ".join(f"{level:g}" for level in found[:_MAX_LEVELS])
-            raise ImageError(
-                f"masks hold the values {shown}{' ...' if len(found) > _MAX_LEVELS else ''}; "
-                f"expected 0 and one other, 1/2/3, or gray of which {MASK_THRESHOLD} and more is "
-                "object"
-            )
-    if mask == "threshold":
-        _refuse_mixed([float(levels[-1]) for levels in masks if len(levels)], names)
-    return Meaning(mask, scale)
-
-
-def _refuse_mixed(peaks: list[float], names: Sequence[str]) -> None:
-    """Raise ImageError where some masks would be empty by the rule that others show."""
-    faint = [place for place, peak in enumerate(peaks) if 0 < peak < MASK_THRESHOLD]
-    if faint:
-        full = max(range(len(peaks)), key=peaks.__getitem__)
-        one, other = (
-            f"{names[place]} to {peaks[place]:g}" if names else f"one to {peaks[place]:g}"
-            for place in (faint[0], full)
-        )
-        raise ImageError(
-            f"masks of mixed meaning: values go up in {one}, in {other} ({len(faint)} of "
-            f"{len(peaks)} looked at stay below {MASK_THRESHOLD}, from which on a pixel is "
-            "object); expected one meaning for all"
-        )
 
 
 _MASK = "mask"

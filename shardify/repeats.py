@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 
 from shardify.archive import Catalog
 from shardify.errors import EntryError, LayoutError
-from shardify.names import decode
-from shardify.naming import common_folders
+from shardify.names import common_folders, decode
 
 __all__ = ["without_repeats"]
 

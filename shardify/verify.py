@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from shardify.cluster import pool_of
 from shardify.errors import EntryError, ManifestError, VerifyError
 from shardify.files import TEMPORARY
+from shardify.hire import pool_of
 from shardify.images import parse
 from shardify.index import parse_index
 from shardify.manifest import (

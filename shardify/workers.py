@@ -103,6 +103,11 @@ class Workers:
                     os.close(each)
 
     @property
+    def under_way(self) -> int:
+        """Tasks at work, or waiting for it, at most: each worker's at hand, and its next."""
+        return 2 * len(self._all)
+
+    @property
     def pids(self) -> list[int]:
         """Process numbers of all workers, once they have started; empty if they could not."""
         while len(self._pids) < len(self._all):

@@ -10,7 +10,7 @@ import pytest
 from shardline_scenes import background, composite, depth, mask
 
 from shardify.build import BuildReport, build
-from shardify.cluster import Inline
+from shardify.pool import Inline
 from shardify.remote import place
 from shardify.survey import Options
 

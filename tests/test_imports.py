@@ -15,28 +15,30 @@ ORDER = {
         "extract", "images", "beginnings", "png", "pixels", "moments", "codecs", "naming",
         "outlines", "recipes", "keys", "maps", "folders",
         "workshop", "nested", "gather", "repeats", "census", "joining", "pairs", "backing",
-        "thumbs", "settle", "roles", "rules", "splits", "claims", "prove", "companions", "layout",
-        "layoutfile", "plan", "index", "fields", "manifest", "serving", "workers", "cluster",
+        "thumbs", "likeness", "settle", "roles", "rules", "splits", "claims", "prove",
+        "companions", "layout", "layoutfile", "plan", "index", "fields", "manifest", "serving",
+        "workers", "pool", "cluster",
         "hire", "sources", "tasks", "tarwriter", "handover", "machine", "bytework", "kernel",
         "compiling", "copier", "careful", "sinks", "writer", "swift", "reading", "rejects",
         "survey", "meanings", "handout", "output", "summary", "bank", "publish", "build", "verify",
         "stats", "report", "textures", "canvas", "scenes",
         "cutouts", "composites", "zipwriter", "synth", "benchpage", "phases", "bench", "texts",
-        "progress", "cli", "interrupts", "__main__",
+        "progress", "options", "cli", "interrupts", "__main__",
     ),
     "model": (
         "blocks", "resunet", "unet", "losses", "supervision", "registry",
     ),
     "train": (
-        "errors", "config", "settings", "distributed", "order", "draws", "access", "index",
-        "mapped", "shards", "raw", "batch", "kernel", "fused", "feed", "prefetch", "picks", "graph",
-        "decode", "backgrounds", "normal", "engine", "pipeline", "pillow", "baselines", "peers",
-        "logs", "progress", "schedule", "step", "metrics", "panels", "checkpoint", "writer",
-        "board", "folder", "stop", "source", "memory", "tracing", "trained", "evaluate", "average",
-        "networks", "state", "notes", "keeper", "stages", "samples", "charts", "report", "trainer",
-        "claim", "launch", "compare", "predict", "shelf", "contenders", "nvml", "machine", "window",
-        "verdict", "bench", "sweep", "convoy", "dissect", "page", "agenda", "suite", "export",
-        "options", "cli", "__main__",
+        "errors", "drafts", "config", "settings", "distributed", "order", "draws", "access",
+        "index", "mapped", "shards", "raw", "batch", "kernel", "fused", "feed", "prefetch",
+        "picks", "graph", "decode", "backgrounds", "normal", "engine", "pipeline", "pillow",
+        "baselines", "peers", "logs", "progress", "schedule", "step", "metrics", "panels",
+        "checkpoint", "writer", "board", "folder", "stop", "source", "memory", "tracing",
+        "trained", "evaluate", "average", "networks", "state", "notes", "keeper", "stages",
+        "samples", "charts", "report", "trainer", "claim", "launch", "compare", "pairing",
+        "predict", "shelf", "contenders", "nvml", "machine", "window", "verdict", "bench",
+        "sweep", "convoy", "dissect", "page", "agenda", "suite", "export", "options", "cli",
+        "__main__",
     ),
 }  # fmt: skip
 
@@ -58,7 +60,7 @@ ACROSS = {
 # Libraries that only the named modules may import.
 ONLY = {
     "nvidia": {"train.graph"},
-    "click": {"shardify.cli", "train.cli", "train.options"},
+    "click": {"shardify.cli", "shardify.options", "train.cli", "train.options"},
     "torch": None,  # None: anything but shardify.
 }
 

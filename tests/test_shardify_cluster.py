@@ -18,8 +18,10 @@ from shardline_sources import files_of, spread
 from shardify import cluster
 from shardify.build import build
 from shardify.cli import main
-from shardify.cluster import Cluster, Inline, pool_of
+from shardify.cluster import Cluster
 from shardify.errors import BuildError, StoreError
+from shardify.hire import pool_of
+from shardify.pool import Inline
 from shardify.remote import Url, place
 from shardify.survey import Options
 from shardify.workers import Workers

@@ -10,6 +10,7 @@ from PIL import Image
 
 from shardify.errors import ImageError
 from shardify.images import MASK_THRESHOLD, Picture, parse
+from shardify.meanings import settle_meaning
 from shardify.moments import gauge, measure
 from shardify.pixels import (
     PLAIN,
@@ -19,7 +20,6 @@ from shardify.pixels import (
     pixels,
     refuse_faint,
     settle,
-    settle_meaning,
 )
 
 NOISE = np.random.Generator(np.random.Philox(key=7)).integers(0, 256, (12, 16, 3)).astype(np.uint8)

@@ -16,8 +16,8 @@ from shardline_bucket import BUCKET, Store, content, serve, small_zip
 
 from shardify.build import BuildReport, build
 from shardify.cli import main
-from shardify.cluster import Inline
 from shardify.errors import OutputError, StoreError
+from shardify.pool import Inline
 from shardify.remote import Url, place
 from shardify.survey import Options, survey
 from shardify.verify import verify
