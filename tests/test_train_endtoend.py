@@ -21,7 +21,8 @@ from train.distributed import World
 from train.errors import DataError
 from train.launch import launch
 from train.logs import JsonLines
-from train.predict import Predictor, pair, read_image
+from train.pairing import pair
+from train.predict import Predictor, read_image
 from train.settings import resolve
 from train.source import Shards
 from train.trained import criterion_of, load_trained

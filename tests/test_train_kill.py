@@ -178,6 +178,8 @@ def test_what_a_kill_left_half_written_is_swept_away(tmp_path: Path, whole: Path
     (out / ".last.safetensors.tmp").write_bytes(b"half")
     (out / ".tmpAb3xYz").write_bytes(b"half")  # What safetensors calls its own.
     (out / "checkpoints" / ".tmp012345").write_bytes(b"half")
+    (out / "panels").mkdir(exist_ok=True)
+    (out / "panels" / ".epoch-001.png.tmp").write_bytes(b"half")
     mine = [out / ".tmp-my-notes", out / ".tmpfolder"]
     mine[0].write_text("kept")
     mine[1].mkdir()

@@ -23,8 +23,9 @@ from train.export import export
 from train.logs import JsonLines, Screen
 from train.metrics import describe
 from train.networks import Networks
+from train.pairing import pair
 from train.panels import COLUMNS, GAP, SMALLEST
-from train.predict import Predictor, pair, predict_files
+from train.predict import Predictor, predict_files
 from train.report import write_report
 from train.settings import resolve
 from train.trainer import Trainer

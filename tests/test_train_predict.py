@@ -15,7 +15,8 @@ from train.distributed import World
 from train.errors import CheckpointError, ConfigError, DataError
 from train.evaluate import judge
 from train.metrics import FIGURES
-from train.predict import Job, Predictor, pair, predict, predict_files, read_image
+from train.pairing import Job, pair
+from train.predict import Predictor, predict, predict_files, read_image
 from train.settings import resolve
 from train.trained import Trained, criterion_of, load_trained, pick_device
 from train.trainer import Trainer
@@ -34,66 +35,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def touch(folder: Path, *names: str) -> None:
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(path)
-
-
-def paired(folder: Path) -> dict[str, str]:
-    return {job.fg_bg.name: job.bg.name for job in pair(folder / "bg", folder / "fg")}
-
-
-def test_pictures_find_their_background_by_stem_or_by_the_number_after_bg(tmp_path: Path) -> None:
-    touch(tmp_path / "bg", "park021.jpg", "park2.jpg", "a.png")
-    touch(tmp_path / "fg", "sub/fg_070_bg_021_000435.jpg", "x_bg2_9.jpg", "a.jpg")
-    assert paired(tmp_path) == {
-        "fg_070_bg_021_000435.jpg": "park021.jpg",
-        "x_bg2_9.jpg": "park2.jpg",
-        "a.jpg": "a.png",
-    }
-
-
-def test_one_background_serves_all_pictures(tmp_path: Path) -> None:
-    touch(tmp_path / "bg", "any.jpg")
-    touch(tmp_path / "fg", "1.jpg", "2.jpg")
-    assert paired(tmp_path) == {"1.jpg": "any.jpg", "2.jpg": "any.jpg"}
-
-
-@pytest.mark.parametrize(
-    ("backgrounds", "picture", "says"),
-    [
-        (("park1.jpg", "park2.jpg"), "x_bg_3.jpg", r"x_bg_3\.jpg: .*none"),
-        (("park1.jpg", "lake1.jpg"), "x_bg_1.jpg", r"lake1\.jpg, .*park1\.jpg"),
-        (("park1.jpg", "park2.jpg"), "fgbg_1.jpg", "none"),
-    ],
-)
-def test_a_picture_without_exactly_one_background_is_refused(
-    tmp_path: Path, backgrounds: tuple[str, ...], picture: str, says: str
-) -> None:
-    touch(tmp_path / "bg", *backgrounds)
-    touch(tmp_path / "fg", picture)
-    with pytest.raises(DataError, match=says):
-        pair(tmp_path / "bg", tmp_path / "fg")
-
-
-def test_pictures_that_would_overwrite_each_other_are_refused(tmp_path: Path) -> None:
-    touch(tmp_path / "bg", "b.jpg")
-    touch(tmp_path / "fg", "a/1.jpg", "b/1.jpg")
-    with pytest.raises(DataError, match="several pictures are named 1"):
-        pair(tmp_path / "bg", tmp_path / "fg")
-
-
 def test_what_is_no_picture_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"x\.jpg: no picture"):
         read_image(tmp_path / "x.jpg")
-    with pytest.raises(DataError, match=r"none\.jpg: no such file"):
-        pair(tmp_path / "none.jpg", tmp_path / "x.jpg")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no pictures in it"):
-        pair(tmp_path / "empty", tmp_path / "x.jpg")
 
 
 # Turned and scaled as `shardify build` stores such a picture.
@@ -188,6 +133,29 @@ def test_a_failure_leaves_no_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"x\.png: no picture"):
         predict_files(Predictor(echo(), device=CPU), jobs, tmp_path / "out" / "deep")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_cannot_be_written_leaves_the_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("b.png", "x.png"):
+        Image.fromarray(plain(12, 18, (1, 2, 3))).save(tmp_path / name)
+    (tmp_path / "out").mkdir()
+    for name in ("mask", "depth", "overlay"):
+        (tmp_path / "out" / f"x_{name}.png").write_text("older")
+    save = Image.Image.save
+
+    def full(image: Image.Image, path: Path, kind: str) -> None:
+        save(image, path, kind)
+        if "_depth" in path.name:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(DataError, match=r"x_depth\.png: cannot be written"):
+        jobs = [Job(tmp_path / "x.png", tmp_path / "b.png")]
+        predict_files(Predictor(echo(), device=CPU), jobs, tmp_path / "out")
+    written = {path.name: path.read_bytes() == b"older" for path in (tmp_path / "out").iterdir()}
+    assert written == {"x_mask.png": False, "x_depth.png": True, "x_overlay.png": True}
 
 
 def test_a_resolution_that_the_network_does_not_take_is_refused() -> None:

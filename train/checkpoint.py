@@ -2,8 +2,8 @@
 
 A checkpoint is one safetensors file: tensors by name, and in its metadata a JSON tree of
 everything else and a SHA-256 over both. Nothing is pickled, so nothing is executed on reading.
-Files are written beside their place, flushed to the disk, checked for room by the write itself,
-and renamed. What the state means, this module does not know.
+Files are flushed to the disk before they take their place. What the state means, this module does
+not know.
 """
 
 import hashlib
@@ -17,25 +17,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from train.drafts import draft
 from train.errors import CheckpointError, DamagedError
 
 __all__ = [
-    "TEMPORARY",
     "VERSION",
     "Checkpoints",
     "Stored",
     "load",
     "read",
     "save",
-    "save_text",
     "write",
 ]
 
 VERSION = 1
 """Of the layout of a checkpoint; another one is refused."""
-
-TEMPORARY = ".tmp"
-"""End of the name of a file that is being written; whoever finds one after a kill may delete it."""
 
 UMASK = os.umask(0)
 os.umask(UMASK)
@@ -133,42 +129,17 @@ def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> No
     Raises:
         OSError: No room, no permission.
     """
-    temporary = path.with_name(f".{path.name}{TEMPORARY}")
-    try:
-        save_file(tensors, temporary, metadata)
+    with draft(path, durable=True) as temporary:
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(f"{path}: {error}") from error
         temporary.chmod(0o666 & ~UMASK)  # safetensors lets nobody else read it.
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except SafetensorError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(f"{path}: {error}") from error
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # The rename itself.
     finally:
         os.close(folder)
-
-
-def save_text(path: Path, text: str) -> None:
-    """Write a text file atomically.
-
-    Raises:
-        OSError: No room, no permission.
-    """
-    temporary = path.with_name(f".{path.name}{TEMPORARY}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def read(path: Path) -> Stored:

@@ -6,8 +6,8 @@ checkpoint and writes nothing but the run's settings.
 
 from pathlib import Path
 
-from train.checkpoint import TEMPORARY
 from train.config import Config
+from train.drafts import TEMPORARY, write_text
 from train.errors import RunError
 from train.logs import JsonLines
 from train.settings import to_toml
@@ -66,9 +66,7 @@ def prepare(out: Path, config: Config, epoch: int) -> None:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        temporary = out / f".{CONFIG}.tmp"
-        temporary.write_text(to_toml(config), encoding="utf-8")
-        temporary.replace(out / CONFIG)
+        write_text(out / CONFIG, to_toml(config))
         for half in _halves(out):
             half.unlink()
         metrics = JsonLines(out / "metrics.jsonl")
@@ -81,5 +79,8 @@ def prepare(out: Path, config: Config, epoch: int) -> None:
 def _halves(out: Path) -> list[Path]:
     """Files that a kill left half written, ours and those of safetensors."""
     names = (f".*{TEMPORARY}", f"{TEMPORARY}??????")
-    found = [path for name in names for path in (*out.glob(name), *out.glob(f"checkpoints/{name}"))]
+    found = [
+        path for folder in (".", "checkpoints", "panels") for name in names
+        for path in (out / folder).glob(name)
+    ]  # fmt: skip
     return [path for path in found if path.is_file() and not path.is_symlink()]

@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from train.contenders import Work, begin
 from train.memory import release
 from train.shelf import Job, Shelf
-from train.sweep import about, draft
+from train.sweep import about, write_json
 
 __all__ = ["Dissection", "bound", "covered", "dissect"]
 
@@ -99,7 +99,7 @@ def _stage(name: str, wanted: Dissection, shelf: Shelf) -> Path:
     except Exception as error:
         found["error"] = " ".join(str(error).split()) or type(error).__name__
     release()
-    return draft(path.with_suffix(".json"), found)
+    return write_json(path.with_suffix(".json"), found)
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:

@@ -13,7 +13,6 @@ depth, gives the other alone.
 import json
 import logging
 import warnings
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -21,7 +20,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from model.registry import create
-from train.checkpoint import TEMPORARY, save
+from train.checkpoint import save
+from train.drafts import draft
 from train.errors import ConfigError, RunError
 from train.settings import to_toml
 from train.trained import MakeModel, Trained, load_trained, weights_metadata
@@ -97,21 +97,17 @@ def export(
     target = out or trained.path.with_suffix(FORMATS[kind])
     if target.resolve() == trained.path.resolve():
         raise ConfigError(f"--out {target}: is what would be exported; choose another --out")
-    temporary = target.with_name(f".{target.name}{TEMPORARY}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if kind == "safetensors":
-            _weights(trained, temporary)
-        elif kind == "torchscript":
-            _torchscript(_deployed(trained), temporary, trained)
-        else:
-            _onnx(_deployed(trained), temporary)
-        temporary.replace(target)
+        with draft(target, durable=True) as temporary:
+            if kind == "safetensors":
+                _weights(trained, temporary)
+            elif kind == "torchscript":
+                _torchscript(_deployed(trained), temporary, trained)
+            else:
+                _onnx(_deployed(trained), temporary)
     except OSError as error:
         raise RunError(f"{target}: cannot be written ({error})") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
     return target
 
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from train.batch import Batch
+from train.drafts import draft
 
 __all__ = ["COLUMNS", "ROLES", "Rows", "draw"]
 
@@ -99,7 +100,8 @@ def draw(
             image = image.resize((cell_w, cell_h), Image.Resampling.NEAREST)
             left = GAP + column * (cell_w + GAP)
             canvas.paste(image, (left, top + GAP + row * (cell_h + GAP)))
-    canvas.save(path)
+    with draft(path) as temporary:
+        canvas.save(temporary, "PNG")
 
 
 def _photo(image: Tensor, mean: list[float], std: list[float]) -> Tensor:

@@ -1,11 +1,10 @@
 """Using a trained network on pictures: mask, depth and an overlay of each, at the picture's size.
 
-Pairs pictures with backgrounds by name, never by position; reads with Pillow; trains and judges
-nothing. Pictures are brought to the network's resolution as validation samples are: squashed to a
-square by one bilinear interpolation, pixel centres in their places.
+Reads with Pillow; trains and judges nothing. Pictures are brought to the network's resolution as
+validation samples are: squashed to a square by one bilinear interpolation, pixel centres in their
+places.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,24 +18,15 @@ from torch.nn.functional import interpolate
 
 from model.registry import check_resolution
 from train.distributed import World
+from train.drafts import draft
 from train.errors import ConfigError, DataError
+from train.pairing import Job, pair
 from train.trained import Trained, load_trained, pick_device, place
 
-__all__ = ["Job", "Maps", "Predictor", "pair", "predict", "predict_files", "read_image"]
+__all__ = ["Maps", "Predictor", "predict", "predict_files", "read_image"]
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 OVERLAY = (255, 40, 40)
 """Colour that the overlay lays over the object. RGB."""
-
-
-class Job(NamedTuple):
-    """One picture and its background."""
-
-    fg_bg: Path
-    """The picture with the object."""
-
-    bg: Path | None
-    """The same scene without it; None for a network that looks at none."""
 
 
 class Maps(NamedTuple):
@@ -129,7 +119,7 @@ def predict_files(
 
     Args:
         predictor: The network.
-        jobs: From `pair`.
+        jobs: From `train.pairing.pair`.
         out: Folder to write to; made if missing, files of the same names are replaced.
         batch: Pictures a step.
         bits: Of the depth PNG: 8 or 16.
@@ -163,7 +153,8 @@ def predict_files(
                 named[f"{job.fg_bg.stem}_overlay.png"] = _overlay(image, maps.mask)
             for name, picture in named.items():
                 try:
-                    picture.save(out / name)
+                    with draft(out / name) as temporary:
+                        picture.save(temporary, "PNG")
                 except OSError as error:
                     raise DataError(f"{out / name}: cannot be written ({error})") from error
                 written.append(out / name)
@@ -190,50 +181,6 @@ def predict(
     where = pick_device(device, World())
     predictor = Predictor(load_trained(trained), device=where, res=res)
     return predict_files(predictor, jobs, out, batch=batch, bits=bits)
-
-
-def pair(bg: Path | None, fg_bg: Path) -> list[Job]:
-    """Which background belongs to which picture.
-
-    One background serves for every picture. In a folder, a picture's background is the file of the
-    same stem, or else the one whose last number is the number after ``bg`` in the picture's name.
-
-    Args:
-        bg: A picture, or a folder of them (searched to any depth); None: there are none.
-        fg_bg: Likewise.
-
-    Raises:
-        DataError: Something is missing, or a picture has no background, or more than one.
-    """
-    pictures = _files(fg_bg)
-    stems = [picture.stem for picture in pictures]
-    if len(set(stems)) != len(stems):
-        twice = next(stem for stem in stems if stems.count(stem) > 1)
-        raise DataError(f"{fg_bg}: several pictures are named {twice}; predict folder by folder")
-    if bg is None:
-        return [Job(picture, None) for picture in pictures]
-    backgrounds = _files(bg)
-    if len(backgrounds) == 1:
-        return [Job(picture, backgrounds[0]) for picture in pictures]
-    by_stem: dict[str, list[Path]] = {}
-    by_number: dict[int, list[Path]] = {}
-    for file in backgrounds:
-        by_stem.setdefault(file.stem, []).append(file)
-        if numbers := re.findall(r"\d+", file.stem):
-            by_number.setdefault(int(numbers[-1]), []).append(file)
-    jobs = []
-    for picture in pictures:
-        found = by_stem.get(picture.stem, [])
-        if not found and (number := re.search(r"(?<![a-z])bg[_-]?(\d+)", picture.stem, re.I)):
-            found = by_number.get(int(number[1]), [])
-        if len(found) != 1:
-            what = ", ".join(map(str, found)) or "none"
-            raise DataError(
-                f"{picture}: backgrounds that its name fits in {bg}: {what}; expected one of the "
-                "same stem, or numbered as bg_NUMBER in its name; or pass one file as --bg"
-            )
-        jobs.append(Job(picture, found[0]))
-    return jobs
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:
@@ -264,18 +211,6 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
         f"{path}: a picture of floating-point numbers, whose white cannot be told; "
         "expected 8 or 16 bits; save it as such"
     )
-
-
-def _files(path: Path) -> list[Path]:
-    """The picture, or all pictures below the folder."""
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise DataError(f"{path}: no such file or folder; expected a picture or a folder of them")
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS)
-    if not found:
-        raise DataError(f"{path}: no pictures in it; expected {', '.join(sorted(EXTENSIONS))}")
-    return found
 
 
 def _column(values: list[float], device: torch.device) -> Tensor:

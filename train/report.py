@@ -18,8 +18,8 @@ from PIL import Image
 
 from model.registry import create
 from train.charts import chart
-from train.checkpoint import save_text
 from train.distributed import World
+from train.drafts import write_text
 from train.errors import RunError
 from train.evaluate import common_targets
 from train.logs import JsonLines
@@ -139,7 +139,7 @@ def write_report(
         f"<style>{STYLE}</style>" + "\n".join(body) + "</html>\n"
     )
     try:
-        save_text(path, page)
+        write_text(path, page)
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error})") from error
     return path

@@ -27,6 +27,7 @@ from typing import Any
 from train import nvml
 from train.agenda import FULL, ROOT, TENTH, Size, Step, steps
 from train.distributed import World
+from train.drafts import write_text
 from train.errors import DataError, Interrupted
 from train.evaluate import pick_device
 from train.machine import gpu_of, hardware, versions
@@ -227,9 +228,7 @@ def _record(out: Path, about: dict[str, Any], outcomes: list[Outcome]) -> None:
         ("suite.json", json.dumps(document, indent=1) + "\n"),
         ("suite.md", page(document)),
     ):
-        draft = out / f"{name}.tmp"
-        draft.write_text(text)
-        draft.rename(out / name)
+        write_text(out / name, text)
 
 
 def _tests(path: Path) -> dict[str, str]:

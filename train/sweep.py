@@ -24,12 +24,13 @@ import torch
 
 from train import nvml
 from train.contenders import Work, begin
+from train.drafts import write_text
 from train.machine import gpu_of, hardware, versions
 from train.memory import release
 from train.shelf import Job, Shelf
 from train.window import window
 
-__all__ = ["Sweep", "about", "draft", "ready", "sweep"]
+__all__ = ["Sweep", "about", "ready", "sweep", "write_json"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,12 +151,11 @@ def about(device: str, module: str) -> dict[str, Any]:
     }
 
 
-def draft(path: Path, found: dict[str, Any]) -> Path:
+def write_json(path: Path, found: dict[str, Any]) -> Path:
     """Write a JSON file whole or not at all; returns ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(found, indent=1) + "\n")
-    return unfinished.rename(path)
+    write_text(path, json.dumps(found, indent=1) + "\n")
+    return path
 
 
 def _write(out: Path, figure: dict[str, Any]) -> Path:
@@ -164,7 +164,7 @@ def _write(out: Path, figure: dict[str, Any]) -> Path:
     words = [figure["label"], job["res"], f"b{job['batch_size']}", figure["name"]]
     words += [f"compile-{job['compile']}"] if job["compile"] != "no" else []
     words += [f"engine-{job['hw_decoder_load']:g}"] if figure["name"] == "decode" else []
-    return draft(out / ("-".join(map(str, words)).replace(" ", "-") + ".json"), figure)
+    return write_json(out / ("-".join(map(str, words)).replace(" ", "-") + ".json"), figure)
 
 
 def main() -> None:

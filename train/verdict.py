@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from rich.table import Table
 
 from train.contenders import PEERS
+from train.drafts import draft, write_text
 
 __all__ = ["EPOCH", "Report", "Result"]
 
@@ -148,8 +149,9 @@ class Report:
     def save(self, out: Path) -> None:
         """Write ``bench.json`` and ``bench.png`` into a folder, made if need be."""
         out.mkdir(parents=True, exist_ok=True)
-        (out / "bench.json").write_text(self.to_json())
-        _chart(self).save(out / "bench.png")
+        write_text(out / "bench.json", self.to_json())
+        with draft(out / "bench.png") as path:
+            _chart(self).save(path, "PNG")
 
     def _over(self, own: Result) -> tuple[str, float] | None:
         peers = [one for one in self.results if one.name in PEERS]
