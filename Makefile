@@ -7,7 +7,12 @@ READY := $(VENV)/.ready
 
 export TMPDIR := $(CURDIR)/build/tmp
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# Where no registry can be reached but the packages are there: make gpu PYTHON=python3 SETUP=no
+SETUP ?= yes
+ifneq ($(SETUP),no)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+endif
 
 DEMO ?= demo
 DEMO_SAMPLES ?= 600
@@ -18,6 +23,7 @@ RUN := $(DEMO)/run-$(DEMO_SAMPLES)x$(DEMO_EPOCHS)
 .PHONY: help setup demo test lint types unit docs gpu clean
 
 help:
+	@echo 'make setup  set up .venv, where the commands are: . .venv/bin/activate'
 	@echo 'make demo   set up .venv, make a small data set, build shards, train, evaluate'
 	@echo 'make test   set up .venv, lint, type-check, test'
 	@echo 'make gpu    on a machine with an NVIDIA GPU: test and measure everything, in 9 minutes (docs/gpu.md)'
@@ -61,8 +67,6 @@ unit: setup
 	@mkdir -p '$(TMPDIR)'
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder || $(AGAIN)
 
-# Where no registry can be reached but the packages are there: make gpu PYTHON=python3 SETUP=no
-SETUP ?= yes
 GPU_OUT ?= build/gpu
 
 gpu: $(if $(filter no,$(SETUP)),,setup)

@@ -238,16 +238,16 @@ def report(out: Place, output: Path) -> None:
 
 @cli.command()
 @click.argument("out", type=_PATH)
-@click.option("--samples", type=click.IntRange(1), default=2000, show_default=True)
-@click.option("--backgrounds", type=click.IntRange(1), default=100, show_default=True)
+@click.option("--samples", type=click.IntRange(1, 10_000_000), default=2000, show_default=True)
+@click.option("--backgrounds", type=click.IntRange(1, 999), default=100, show_default=True)
 @click.option(
     "--size",
-    type=click.IntRange(16, 4096),
+    type=click.IntRange(32, 1024),
     default=250,
     show_default=True,
     help="Side of the square composites. Pixels.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True)
 def synth(out: Path, samples: int, backgrounds: int, size: int, seed: int) -> None:
     """Make OUT.zip, a stand-in for the real data set: the same layout and statistics.
 

@@ -49,7 +49,7 @@ class Cluster:
         except ImportError as error:
             raise BuildError(
                 f"{scheduler}: --scheduler needs the package distributed, which is not installed; "
-                "pip install 'shardline[dask]'"
+                "pip install distributed"
             ) from error
         with self._quiet:
             self._client = self._connect()

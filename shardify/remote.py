@@ -23,7 +23,7 @@ __all__ = ["Place", "Size", "Url", "place", "read_all"]
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _BLOCK = 8 << 20
 _AT_ONCE = 32
-_EXTRAS = {"s3": "'shardline[s3]'", "s3a": "'shardline[s3]'"}
+_PACKAGES = {"s3": "s3fs", "s3a": "s3fs"}
 _REMEDIES = (
     (
         r"NoCredentials|PartialCredentials|CredentialRetrieval|TokenRetrieval",
@@ -180,8 +180,8 @@ class Url:
         try:
             found: tuple[Any, str] = core.url_to_fs(self.url, use_listings_cache=False)
         except ImportError as error:
-            extra = _EXTRAS.get(protocol)
-            remedy = f"pip install {extra}" if extra else str(error)
+            package = _PACKAGES.get(protocol)
+            remedy = f"pip install {package}" if package else str(error)
             raise StoreError(
                 f"{self}: {protocol}:// needs a package that is not installed; {remedy}"
             ) from error

@@ -164,3 +164,23 @@ def test_a_command_keeps_no_threads_for_algebra() -> None:
         [sys.executable, "-c", program], env=settings, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "1"
+
+
+def test_synth_takes_every_number_that_its_help_names_and_refuses_the_next(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers = [
+        (parameter.opts[0], parameter.type)
+        for parameter in cli.commands["synth"].params
+        if isinstance(parameter.type, click.IntRange)
+    ]
+    assert len(numbers) == 4
+    for option, allowed in numbers:
+        assert allowed.min is not None and allowed.max is not None
+        for number in (allowed.min, allowed.max):
+            code, _, err = run("synth", source, option, number, capsys=capsys)
+            # Refused for the file alone, which is looked at after the numbers.
+            assert (code, "exists already" in err) == (1, True), (option, number, err)
+        for number in (allowed.min - 1, allowed.max + 1):
+            code, _, err = run("synth", source, option, number, capsys=capsys)
+            assert (code, "is not in the range" in err) == (2, True), (option, number, err)

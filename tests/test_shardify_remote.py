@@ -283,7 +283,7 @@ def test_a_missing_package_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, "s3fs", None)
     known = importlib.import_module("fsspec.registry")._registry
     monkeypatch.delitem(known, "s3", raising=False)
-    assert "s3:// needs a package that is not installed; pip install 'shardline[s3]'" in refused(
+    assert "s3:// needs a package that is not installed; pip install s3fs" in refused(
         "inspect s3://photos/x.zip", capsys
     )
 

@@ -135,7 +135,7 @@ class Optim:
     """Steps in which the learning rate rises to --lr; 0: none, but a third of a onecycle run."""
 
     patience: int = 2
-    """Epochs without a better loss before the learning rate falls (plateau)."""
+    """Epochs without a better loss that are let pass; after the next the rate falls (plateau)."""
 
     factor: float = 0.1
     """What the learning rate is multiplied by when it falls (plateau)."""
