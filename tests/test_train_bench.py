@@ -1,5 +1,10 @@
 import dataclasses
 import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,10 +12,10 @@ import torch
 from PIL import Image
 from shardline_samples import write_data_set
 
-from train.bench import Report, Result, bench
+from train.bench import Report, Result, _Racer, bench
 from train.contenders import OWN, PEERS, begin
 from train.convoy import convoy
-from train.errors import ConfigError, DataError
+from train.errors import ConfigError, DataError, RunError
 from train.pipeline import Loader
 from train.shelf import Job
 from train.step import choose_algorithms
@@ -73,6 +78,102 @@ def test_a_contender_that_fails_says_why(tmp_path) -> None:
 def test_an_unknown_contender_is_refused_before_anything_starts(data) -> None:
     with pytest.raises(ConfigError, match="'ffcv' is no contender; choose from: read"):
         bench(str(data), res=32, contenders=("augment", "ffcv"))
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_window_without_a_length_is_refused(data, seconds) -> None:
+    with pytest.raises(ConfigError, match=f"--seconds {seconds:g}: expected a number above 0"):
+        bench(str(data), res=32, seconds=seconds)
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_starts(
+    data, tmp_path, monkeypatch
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr("train.bench._Racer", lambda *words: started.append(words))
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        with pytest.raises(RunError, match=r"cannot be written .*expected a folder with room"):
+            bench(str(data), res=32, contenders=("augment",), out=out)
+    assert not started
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_that_can_be_written_holds_nothing_until_the_report(tmp_path) -> None:
+    with pytest.raises(DataError, match=r"no manifest\.json"):
+        bench(str(tmp_path), res=32, contenders=("augment",), out=tmp_path / "new" / "out")
+    assert not list((tmp_path / "new" / "out").iterdir())
+
+
+def test_a_report_that_cannot_be_saved_is_one_line(tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RunError, match="file: cannot be written"):
+        report({"augment": [900.0]}).save(tmp_path / "file")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("train.verdict.write_text", full)
+    with pytest.raises(RunError, match=r"out: cannot be written .*No space left on device"):
+        report({"augment": [900.0]}).save(tmp_path / "out")
+
+
+@pytest.mark.parametrize("when", ["round 1 of 3", "starting decode"])
+def test_a_contender_that_is_killed_is_named(data, when) -> None:
+    def kill(line: str) -> None:
+        if line == when:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid or 0, signal.SIGKILL)
+                child.join()
+
+    expected = r"bench: augment: its process was killed \(out of memory\?\); try a smaller --batch"
+    with pytest.raises(DataError, match=expected):
+        bench(
+            str(data), res=32, batch=8, threads=1, windows=3, seconds=0.1,
+            contenders=("augment", "decode"), say=kill,
+        )  # fmt: skip
+    assert not multiprocessing.active_children()
+
+
+def test_a_contender_is_known_to_be_dead_while_its_workers_hold_the_pipe(monkeypatch) -> None:
+    monkeypatch.setattr("train.bench._GLANCE", 0.1)
+    racer = _Racer.__new__(_Racer)
+    racer.name = "one"
+    racer._pipe, held = multiprocessing.Pipe()
+    racer._process = multiprocessing.get_context("spawn").Process(target=os._exit, args=(3,))
+    racer._process.start()
+    with pytest.raises(DataError, match=r"bench: one: its process died \(exit 3\)"):
+        racer.wait()
+    held.close()
+    racer.close()
+
+
+STOPPED = """
+import os, signal, sys, threading, time
+from train.bench import bench
+
+def say(line):
+    if line.startswith({when!r}):
+        threading.Timer({later}, os.killpg, (0, signal.SIGINT)).start()
+
+if __name__ == "__main__":
+    try:
+        bench({shards!r}, res=32, batch=8, threads=1, contenders=("augment", "decode"), say=say)
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize(("when", "later"), [("starting decode", 0.3), ("starting decode", 1.0)])
+def test_ctrl_c_while_contenders_start_prints_no_traceback(data, tmp_path, when, later) -> None:
+    program = tmp_path / "stopped.py"
+    program.write_text(STOPPED.format(when=when, later=later, shards=str(data)))
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(
+        [sys.executable, str(program)], env={**os.environ, "PYTHONPATH": str(root)},
+        start_new_session=True, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 def test_the_slowest_stage_of_the_loader_is_named() -> None:

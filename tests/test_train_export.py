@@ -1,3 +1,6 @@
+import os
+import resource
+import signal
 import stat
 from pathlib import Path
 
@@ -144,3 +147,29 @@ def test_mistakes_end_in_one_line(run: Path, tmp_path: Path) -> None:
         export(run, kind="torchscript", out=tmp_path / "file" / "x.pt", make_model=TinyNet)
     result = CliRunner().invoke(main, ["export", str(tmp_path)])
     assert result.exit_code == 1 and len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", ["torchscript", "safetensors"])
+def test_a_file_that_cannot_be_written_is_one_line(run: Path, tmp_path: Path, kind: str) -> None:
+    # Not even root may write where a folder stands.
+    (tmp_path / ".net.tmp").mkdir()
+    with pytest.raises(RunError, match="net: cannot be written"):
+        export(run, kind=kind, out=tmp_path / "net", make_model=TinyNet)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_leaves_nothing_where_there_is_no_room(run: Path, tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:  # Torch's own writer would end the process, and all tests with it.
+        code = 1
+        try:
+            signal.alarm(60)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+            export(run, kind="torchscript", out=tmp_path / "net.pt", make_model=TinyNet)
+        except RunError:
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ from shardline_offline import offline
 
 from train.agenda import FULL, TENTH, Step, steps
 from train.cli import main
-from train.errors import ConfigError, DataError
+from train.errors import ConfigError, DataError, RunError
 from train.page import page
 from train.suite import run, suite
 
@@ -190,6 +190,154 @@ def _alive(pid: int) -> bool:
     except OSError:
         return False
     return state != "Z"
+
+
+# What is the user's
+
+
+def rehearse(out: Path) -> int:
+    arguments = ["bench", "--suite", "--device", "cpu", "--out", str(out)]
+    result = CliRunner().invoke(main, arguments)
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    return result.exit_code
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+def fill(folder: Path, *names: str) -> dict[str, bytes | None]:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"the user's {name}")
+    return tree(folder)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("run/best.safetensors", "run/config.toml"),
+        ("figures/one.png", "profiles/mine", "logs/x.log", "tests.xml"),
+        ("notes.txt",),
+        ("suite.json", "run/best.safetensors"),
+        ("suite.json/inside", "run/best.safetensors"),
+    ],
+)
+def test_a_folder_that_no_suite_made_is_refused_untouched(tmp_path, monkeypatch, names) -> None:
+    monkeypatch.setattr("train.suite.steps", lambda *_, **__: [step("print('fine')")])
+    before = fill(tmp_path, *names)
+    with pytest.raises(ConfigError, match="is not empty, and no suite made what it holds"):
+        suite(tmp_path, device="cpu")
+    assert rehearse(tmp_path) == 2
+    assert tree(tmp_path) == before
+
+
+def test_a_suite_takes_its_own_folder_again_and_an_empty_one(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("train.suite.steps", lambda *_, **__: [step("print('fine')")])
+    suite(tmp_path, device="cpu")
+    left = fill(tmp_path, "figures/old.png", "logs/old.log", "tests.xml", "mine.txt")
+    assert left.keys() > {"suite.json", "suite.md", "logs/00-one.log"}
+    (tmp_path / "figures" / "old.json").write_text("{}")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").write_text(
+        '[data]\nshards = "/tmp/shardline-suite-abc/trained"\n'
+    )
+    suite(tmp_path, device="cpu")
+    left = tree(tmp_path)
+    assert set(left) == {"suite.json", "suite.md", "logs", "logs/00-one.log", "mine.txt"}
+    assert json.loads(left["suite.json"])["figures"] == []
+
+
+def test_the_record_is_what_a_suite_writes_first(tmp_path, monkeypatch) -> None:
+    """Whenever it is killed, the next one knows the folder."""
+    monkeypatch.setattr("train.suite.steps", lambda *_, **__: [step("print('fine')")])
+    seen: list[set[str]] = []
+    make = Path.mkdir
+
+    def killed(self: Path, *words, **options) -> None:
+        if self.name == "logs":
+            seen.append({path.name for path in self.parent.iterdir()})
+            raise KeyboardInterrupt
+        make(self, *words, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", killed)
+        with pytest.raises(KeyboardInterrupt):
+            suite(tmp_path / "out", device="cpu")
+    assert seen == [{"suite.json", "suite.md"}]
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / ".suite.json.tmp").write_text("{")
+    for name in ("out", "bare"):
+        assert [one.status for one in suite(tmp_path / name, device="cpu")] == ["done"]
+
+
+def test_a_users_run_in_a_suites_folder_is_refused_untouched(tmp_path, monkeypatch) -> None:
+    """`run` is also where `train run` writes if it is not told otherwise."""
+    monkeypatch.setattr("train.suite.steps", lambda *_, **__: [step("print('fine')")])
+    suite(tmp_path / "out", device="cpu")
+    before = fill(tmp_path / "out", "run/best.safetensors")
+    (tmp_path / "other").mkdir()
+    for text in ('[data]\nshards = "/data/mine"\n', "no TOML", "[data]\nshards = 3\n", ""):
+        if text:
+            (tmp_path / "out" / "run" / "config.toml").write_text(text)
+            before = tree(tmp_path / "out")
+        with pytest.raises(ConfigError, match="run: is no suite's training run; move it"):
+            suite(tmp_path / "out", device="cpu")
+        assert tree(tmp_path / "out") == before
+
+
+def test_a_users_run_that_begins_during_a_suite_keeps_its_weights(tmp_path, monkeypatch) -> None:
+    out = tmp_path / "out"
+    code = (
+        "import pathlib, sys; run = pathlib.Path(sys.argv[1]); run.mkdir()\n"
+        "(run / 'config.toml').write_text(f'[data]\\nshards = \"{sys.argv[2]}\"')\n"
+        "(run / 'best.safetensors').touch()"
+    )
+    for shards, kept in (("/data/mine", True), ("/x/shardline-suite-1/trained", False)):
+        one = step("")
+        one.command[-1:] = [code, str(out / "run"), shards]
+        monkeypatch.setattr("train.suite.steps", lambda *_, one=one, **__: [one])
+        suite(out, device="cpu")
+        assert (out / "run" / "best.safetensors").exists() == kept
+        assert (out / "run" / "config.toml").exists()
+        if kept:
+            (out / "run").rename(tmp_path / "mine")
+
+
+def test_what_a_link_leads_to_is_left_alone(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("train.suite.steps", lambda *_, **__: [step("print('fine')")])
+    suite(tmp_path / "out", device="cpu")
+    before = fill(tmp_path / "mine", "best.safetensors")
+    for name, error in (("run", ConfigError), ("figures", RunError)):
+        (tmp_path / "out" / name).symlink_to(tmp_path / "mine")
+        with pytest.raises(error):
+            suite(tmp_path / "out", device="cpu")
+        (tmp_path / "out" / name).unlink()
+    assert tree(tmp_path / "mine") == before
+
+
+def test_a_file_for_a_folder_is_one_line(tmp_path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigError, match="file: is a file; expected a folder"):
+        suite(tmp_path / "file", device="cpu")
+    with pytest.raises(RunError, match=r"cannot be written .*Not a directory"):
+        suite(tmp_path / "file" / "deeper", device="cpu")
+    assert rehearse(tmp_path / "file") == 2
+    assert rehearse(tmp_path / "file" / "deeper") == 1
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_disk_that_fills_up_ends_a_suite_in_one_line(tmp_path, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("train.suite.steps", lambda *_, **__: [step("print('fine')")])
+    monkeypatch.setattr("train.suite.write_text", full)
+    with pytest.raises(RunError, match=r"cannot be written .*No space left"):
+        suite(tmp_path / "out", device="cpu")
 
 
 def test_a_step_over_its_limit_is_cut_and_the_others_go_on(tmp_path, monkeypatch) -> None:

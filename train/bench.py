@@ -7,24 +7,31 @@ was made ahead is used up. This module measures and tells; it changes nothing it
 
 import dataclasses
 import datetime
+import math
 import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 
 from train.contenders import OWN, PEERS, available, begin, scratch
-from train.errors import ConfigError, DataError
+from train.errors import ConfigError, DataError, RunError
 from train.machine import hardware, versions
 from train.shelf import Job
 from train.verdict import EPOCH, Report, Result
 from train.window import tree, window
 
 __all__ = ["EPOCH", "Report", "Result", "bench", "hardware", "versions", "window"]
+
+_GLANCE = 1.0
+"""How often a contender that does not answer is looked after. Seconds."""
 
 
 def bench(
@@ -42,6 +49,7 @@ def bench(
     seconds: float = 2.0,
     contenders: tuple[str, ...] | None = None,
     built: tuple[str, ...] = (),
+    out: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Measure the loader's stages, the network and other loaders, interleaved.
@@ -61,10 +69,12 @@ def bench(
         contenders: Names from ``OWN`` and ``PEERS``; all that are installed if None.
         built: Folders of the same samples built otherwise (``--res``, ``--codec``): the loader
             takes turns on them too.
+        out: Folder that the report will be saved to: made, and tried, before anything is measured.
         say: Gets a line when a contender starts and when a round is done.
 
     Raises:
-        ConfigError: There is no contender of that name.
+        ConfigError: There is no contender of that name, or a window has no length.
+        RunError: ``out`` cannot be written.
         DataError: A contender failed: the message is its own.
     """
     wanted = contenders or tuple(
@@ -74,6 +84,10 @@ def bench(
         if name not in OWN and name not in PEERS:
             known = ", ".join([*OWN, *PEERS])
             raise ConfigError(f"bench: {name!r} is no contender; choose from: {known}")
+    if not 0 < seconds < math.inf:
+        raise ConfigError(f"--seconds {seconds:g}: expected a number above 0")
+    if out is not None:
+        _try(out)
     left_out = {name: "not installed, or not importable" for name in wanted if not available(name)}
     with scratch() as folder:
         job = Job(
@@ -93,12 +107,13 @@ def bench(
             for name in wanted:
                 if name not in left_out:
                     say(f"starting {name}")
-                    racers.append(_Racer(name, job))
+                    with _deaf():
+                        racers.append(_Racer(name, job))
             for other in built:
                 say(f"starting augment on {other}")
-                racers.append(
-                    _Racer("augment", dataclasses.replace(job, shards=other), f"augment, {other}")
-                )
+                again = dataclasses.replace(job, shards=other)
+                with _deaf():
+                    racers.append(_Racer("augment", again, f"augment, {other}"))
             for racer in racers:
                 racer.wait()
             for window in range(windows):
@@ -123,6 +138,37 @@ def bench(
     )
 
 
+def _try(out: Path) -> None:
+    """See that a folder can be written to, before the measuring whose results it shall hold.
+
+    Raises:
+        RunError: It cannot.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        why = error.strerror or error
+        raise RunError(
+            f"{out}: cannot be written ({why}); expected a folder with room; choose another --out"
+        ) from error
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block, and processes that start in it never hear of it.
+
+    It is this process that ends them; what they import would answer it with tracebacks.
+    """
+    resource_tracker.ensure_running()  # To start it lifts the block, so it has to be there.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Racer:
     """A contender in its own process, asked for windows through a pipe."""
 
@@ -141,7 +187,8 @@ class _Racer:
 
     def run(self, seconds: float) -> None:
         """One window."""
-        self._pipe.send(seconds)
+        with suppress(BrokenPipeError, ConnectionResetError):  # Its answer says what became of it.
+            self._pipe.send(seconds)
         self._windows.append(self._answer())
 
     def result(self) -> Result:
@@ -168,12 +215,28 @@ class _Racer:
 
     def _answer(self) -> dict[str, float]:
         try:
+            # Its workers may outlive it and hold its end of the pipe open.
+            while not self._pipe.poll(_GLANCE):
+                if not self._process.is_alive() and not self._pipe.poll():
+                    raise EOFError
             answer = self._pipe.recv()
-        except EOFError:
-            raise DataError(f"bench: {self.name}: its process died; see what it printed") from None
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise DataError(f"bench: {self.name}: {self._end()}") from None
         if isinstance(answer, str):
             raise DataError(f"bench: {self.name}: {answer}")
         return dict(answer)
+
+    def _end(self) -> str:
+        """How its process ended without an answer, and what to do."""
+        self._process.join(timeout=5)
+        code = self._process.exitcode
+        if code == -signal.SIGKILL:
+            return (
+                "its process was killed (out of memory?); try a smaller --batch, fewer --threads, "
+                "or --only for the others"
+            )
+        how = f"signal {-code}" if code and code < 0 else f"exit {code}"
+        return f"its process died ({how}); see what it printed, or use --only for the others"
 
 
 def _serve(pipe: Connection, name: str, job: Job) -> None:
@@ -188,8 +251,7 @@ def _serve(pipe: Connection, name: str, job: Job) -> None:
         pipe.send({})
         while True:
             pipe.send(window(work, pipe.recv()))
-    except EOFError:
-        pass
     except Exception as error:
-        pipe.send(str(error).replace("\n", " ") or type(error).__name__)
+        with suppress(OSError):  # Nobody listens any more: that is how it is told to end.
+            pipe.send(str(error).replace("\n", " ") or type(error).__name__)
     os._exit(0)

@@ -12,7 +12,7 @@ import click
 
 from shardify.version import version
 from train.errors import ConfigError
-from train.options import COUNT, FILE, Commands, all_settings, one_line_errors, said
+from train.options import COUNT, FILE, THREADS, Commands, all_settings, one_line_errors, said
 
 __all__ = ["main"]
 
@@ -84,7 +84,7 @@ def config_command(file: Path | None, resume: bool, **flags: Any) -> None:
 @click.option("--batch", type=COUNT, default=16, show_default=True, help="Samples a step.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
 @click.option(
-    "--threads", type=COUNT, default=2, show_default=True, help="Threads that prepare batches."
+    "--threads", type=THREADS, default=2, show_default=True, help="Threads that prepare batches."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
 def eval_command(trained: Path, as_json: bool, **flags: Any) -> None:
@@ -96,10 +96,11 @@ def eval_command(trained: Path, as_json: bool, **flags: Any) -> None:
     """
     with one_line_errors():
         from train.evaluate import judge_shards
+        from train.logs import plain
         from train.metrics import describe
 
         figures = judge_shards(trained, **flags)
-        click.echo(json.dumps(figures) if as_json else describe(figures))
+        click.echo(json.dumps(plain(figures)) if as_json else describe(figures))
 
 
 @main.command(name="predict")
@@ -136,7 +137,7 @@ def predict_command(trained: Path, bits: str, **flags: Any) -> None:
 @click.option("--res", type=COUNT, help="Resolution; required but for --suite. Pixels.")
 @click.option("--batch", type=COUNT, default=16, show_default=True, help="Samples a batch.")
 @click.option(
-    "--threads", type=COUNT, default=2, show_default=True, help="Threads, or worker processes."
+    "--threads", type=THREADS, default=2, show_default=True, help="Threads, or worker processes."
 )
 @click.option("--model", default="resunet", show_default=True, help="Network to train with.")
 @click.option("--device", help="cpu, cuda or cuda:N. [cpu; with --suite: cuda]")
@@ -186,14 +187,14 @@ def bench_command(
                 raise ConfigError(f"--{name}: missing; expected it, or --suite")
         errors = Console(stderr=True)
         say = errors.print if errors.is_terminal else (lambda _: None)
-        report = bench(contenders=only or None, say=say, device=device or "cpu", **flags)
-        if out is not None:
-            report.save(out)
+        report = bench(contenders=only or None, out=out, say=say, device=device or "cpu", **flags)
         if as_json:
             click.echo(report.to_json(), nl=False)
         else:
             Console(width=max(100, Console().width)).print(report.table())
             click.echo("\n".join(report.lines()))
+        if out is not None:
+            report.save(out)  # Last: what was measured is told even where it cannot be written.
 
 
 @main.command(name="export")

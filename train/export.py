@@ -10,6 +10,7 @@ A network trained without backgrounds takes fg_bg alone; one trained without mas
 depth, gives the other alone.
 """
 
+import io
 import json
 import logging
 import warnings
@@ -136,7 +137,10 @@ def _torchscript(network: Deployed, target: Path, trained: Trained) -> None:
         with torch.no_grad():
             traced = torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]
         extra = {"shardline.json": json.dumps({"res": trained.res, "step": trained.step})}
-        torch.jit.save(traced, str(target), _extra_files=extra)
+        # Torch's own writing to a file ends the process where the disk is full.
+        buffer = io.BytesIO()
+        torch.jit.save(traced, buffer, _extra_files=extra)
+    target.write_bytes(buffer.getbuffer())
 
 
 def _onnx(network: Deployed, target: Path) -> None:

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import tomllib
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -27,8 +28,8 @@ from typing import Any
 from train import nvml
 from train.agenda import FULL, ROOT, TENTH, Size, Step, steps
 from train.distributed import World
-from train.drafts import write_text
-from train.errors import DataError, Interrupted
+from train.drafts import TEMPORARY, write_text
+from train.errors import ConfigError, DataError, Interrupted, RunError
 from train.evaluate import pick_device
 from train.machine import gpu_of, hardware, versions
 from train.page import page
@@ -37,6 +38,18 @@ __all__ = ["Outcome", "run", "suite"]
 
 _LAST = 12
 """Lines of a failed step's output that are kept in the record."""
+
+_RECORD = "suite.json"
+"""The first file that a suite writes: a folder without it is none of a suite's."""
+
+_KEYS = {"size", "trained_on", "steps", "figures", "profiles", "training", "tests"}
+"""What a record has from its first writing on."""
+
+_FOLDERS = ("figures", "profiles", "logs", "run")
+"""What a suite and its steps make beside the record."""
+
+_SCRATCH = "shardline-suite-"
+"""How the folder of the data that a suite makes for itself is called."""
 
 _TIED = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); "
@@ -71,7 +84,8 @@ def suite(
     """Go through all steps; everything they find is in ``out``.
 
     Args:
-        out: Folder, made if need be; what an earlier suite left in it is replaced.
+        out: Folder, made if need be; a new or an empty one, or one that an earlier suite made:
+            what that left in it is replaced, and nothing else is.
         device: cuda, cuda:N or cpu.
         size: ``FULL`` on a GPU and ``TENTH`` on a CPU by default.
         say: Gets a line as each step ends.
@@ -80,17 +94,16 @@ def suite(
         What became of each step.
 
     Raises:
-        ConfigError: The device is not there.
+        ConfigError: The device is not there, or ``out`` holds something else.
+        RunError: ``out`` cannot be written.
         Interrupted: SIGINT or SIGTERM; what was measured until then is on the page.
         DataError: A step failed, or there was no time for it; the message names them all.
     """
     pick_device(device, World())
     size = size or (TENTH if device == "cpu" else FULL)
     out = out.resolve()
-    for old in ("figures", "profiles", "logs", "run"):
-        shutil.rmtree(out / old, ignore_errors=True)
-    (out / "tests.xml").unlink(missing_ok=True)
-    (out / "logs").mkdir(parents=True)
+    with _writable(out):
+        _refuse_other(out)
     began = time.monotonic()
     about: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -103,9 +116,17 @@ def suite(
         "size": asdict(size),
         "seconds": 0.0,
     }
-    with _stoppable(), tempfile.TemporaryDirectory(prefix="shardline-suite-") as scratch:
+    with (
+        _stoppable(),
+        tempfile.TemporaryDirectory(prefix=_SCRATCH) as scratch,
+        _writable(out),
+    ):
         todo = steps(size, device=device, out=out, scratch=Path(scratch))
         outcomes = [Outcome(name=one.name, status="to come", command=one.command) for one in todo]
+        out.mkdir(parents=True, exist_ok=True)
+        _clear(out)
+        _record(out, about, outcomes)
+        (out / "logs").mkdir()
         try:
             for place, step in enumerate(todo):
                 about["seconds"] = time.monotonic() - began
@@ -120,13 +141,83 @@ def suite(
                 f"{out}: stopped in {step.name}; suite.md has what was measured until then"
             ) from None
         finally:
-            _thin(out / "run")
+            if _of_suite(out / "run"):
+                _thin(out / "run")
             about["seconds"] = time.monotonic() - began
             _record(out, about, outcomes)
     bad = [f"{one.name} ({one.status})" for one in outcomes if one.status != "done"]
     if bad:
         raise DataError(f"{out}: {len(bad)} of {len(outcomes)} steps: {', '.join(bad)}; see logs/")
     return outcomes
+
+
+@contextlib.contextmanager
+def _writable(out: Path) -> Iterator[None]:
+    """A disk that refuses is told in one line.
+
+    Raises:
+        RunError: It did.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{out}: cannot be written ({error}); make room there, or choose another --out"
+        ) from error
+
+
+def _refuse_other(out: Path) -> None:
+    """A suite takes a new folder, an empty one, or one that a suite made.
+
+    Raises:
+        ConfigError: It is something else; nothing was touched.
+        OSError: It cannot be looked into.
+    """
+    if not os.path.lexists(out):
+        return
+    if not out.is_dir():
+        raise ConfigError(f"--out {out}: is a file; expected a folder; choose another --out")
+    # A kill within the first writing leaves no more than the draft.
+    if all(path.name == f".{_RECORD}{TEMPORARY}" for path in out.iterdir()):
+        return
+    try:
+        document = json.loads((out / _RECORD).read_bytes())
+    except (FileNotFoundError, IsADirectoryError, ValueError):
+        document = None
+    if not isinstance(document, dict) or not document.keys() >= _KEYS:
+        raise ConfigError(
+            f"--out {out}: is not empty, and no suite made what it holds; expected a new folder, "
+            "or an earlier suite's; choose another --out"
+        )
+    run = out / "run"
+    if os.path.lexists(run) and not _of_suite(run):
+        raise ConfigError(f"--out {run}: is no suite's training run; move it, or choose another")
+
+
+def _of_suite(run: Path) -> bool:
+    """Whether a suite's step made a folder of a training run: of data that only a suite has."""
+    if run.is_symlink() or not run.is_dir():
+        return False
+    settings = run / "config.toml"
+    if not settings.is_file():  # It is the first file; only its draft may be there before.
+        return all(path.name == f".{settings.name}{TEMPORARY}" for path in run.iterdir())
+    try:
+        shards = Path(tomllib.loads(settings.read_text(encoding="utf-8"))["data"]["shards"])
+    except (ValueError, KeyError, TypeError):
+        return False
+    return shards.parent.name.startswith(_SCRATCH)
+
+
+def _clear(out: Path) -> None:
+    """Remove what an earlier suite left, but for its record, which is replaced.
+
+    Raises:
+        OSError: It cannot be removed.
+    """
+    for old in _FOLDERS:
+        if os.path.lexists(out / old):
+            shutil.rmtree(out / old)
+    (out / "tests.xml").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -225,7 +316,7 @@ def _record(out: Path, about: dict[str, Any], outcomes: list[Outcome]) -> None:
     document["training"] = [json.loads(line) for line in lines]
     document["trained_on"] = document["size"]["trained"]
     for name, text in (
-        ("suite.json", json.dumps(document, indent=1) + "\n"),
+        (_RECORD, json.dumps(document, indent=1) + "\n"),
         ("suite.md", page(document)),
     ):
         write_text(out / name, text)

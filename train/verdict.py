@@ -15,6 +15,7 @@ from rich.table import Table
 
 from train.contenders import PEERS
 from train.drafts import draft, write_text
+from train.errors import RunError
 
 __all__ = ["EPOCH", "Report", "Result"]
 
@@ -147,11 +148,18 @@ class Report:
         return found
 
     def save(self, out: Path) -> None:
-        """Write ``bench.json`` and ``bench.png`` into a folder, made if need be."""
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "bench.json", self.to_json())
-        with draft(out / "bench.png") as path:
-            _chart(self).save(path, "PNG")
+        """Write ``bench.json`` and ``bench.png`` into a folder, made if need be.
+
+        Raises:
+            RunError: They cannot be written.
+        """
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            write_text(out / "bench.json", self.to_json())
+            with draft(out / "bench.png") as path:
+                _chart(self).save(path, "PNG")
+        except OSError as error:
+            raise RunError(f"{out}: cannot be written ({error}); choose another --out") from error
 
     def _over(self, own: Result) -> tuple[str, float] | None:
         peers = [one for one in self.results if one.name in PEERS]
