@@ -63,6 +63,30 @@ def test_closing_ends_the_thread_and_closes_the_maker_where_it_runs() -> None:
         next(ahead)
 
 
+@pytest.mark.parametrize("takers", [1, 3])
+def test_takers_that_wait_when_it_is_closed_get_the_end(takers: int) -> None:
+    go_on = threading.Event()
+
+    def maker() -> Iterator[int]:
+        go_on.wait(60)
+        yield 0
+
+    ahead = Ahead(maker(), depth=1)
+    found: list[list[int]] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(list(ahead)), daemon=True)
+        for _ in range(takers)
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.2)
+    threading.Timer(0.2, go_on.set).start()
+    ahead.close()
+    for thread in threads:
+        thread.join(10)
+    assert found == [[]] * takers
+
+
 @pytest.mark.parametrize("end", ["raise KeyboardInterrupt", "pass"])
 def test_the_interpreters_end_waits_for_the_maker(end: str) -> None:
     program = (

@@ -65,7 +65,15 @@ load16 = _load(16, types.uint16)
 load32 = _load(32, types.uint32)
 load64 = _load(64, types.uint64)
 
-jit = njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+
+def jit(function: Any) -> Any:
+    """Compiled at its first call; kept on disk where numba finds a place for that."""
+    options: Any = {"nogil": True, "fastmath": True, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:
+        # An installation and a home that cannot be written: compiled anew in every process.
+        return njit(**options)(function)
 
 
 @jit

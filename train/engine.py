@@ -92,6 +92,7 @@ class Engine:
         stream: Any = torch.cuda.Stream
         # Of high priority: copies of a few batches must not wait for a training step.
         self._stream = stream(self._device, priority=-1) if self._device.type == "cuda" else None
+        self._closed = False
         self._pipe: Any = None
         if self._raw and self._decode_only:
             return
@@ -122,6 +123,8 @@ class Engine:
 
     def batches(self, steps: Iterator[Step]) -> Generator[tuple[Batch, int], None, None]:
         """Each step's batch, with the samples of the epoch used after it."""
+        if self._closed:
+            raise RuntimeError("the loader is closed; open another")
         if self._pipe is None:
             for step in steps:
                 batch = self._empty() if self._renderer is None else self._render_raw(step)
@@ -151,8 +154,7 @@ class Engine:
         what comes of it is dropped.
         """
         if iteration == self._iteration:
-            step = self._next
-            if step is not None:
+            if (step := self._next) is not None:
                 inputs = self._arrays(step)
                 self._pull()
                 self._inputs = inputs
@@ -171,7 +173,7 @@ class Engine:
         """Free the pipeline and the threads."""
         if self._renderer is not None:
             self._renderer.close()
-        self._pipe = None
+        self._closed, self._pipe = True, None
 
     def _arrays(self, step: Step) -> list[Array]:
         """What the graph takes, in the order of its inputs."""
@@ -234,13 +236,11 @@ class Engine:
 
     def _places(self, step: Step) -> npt.NDArray[np.int64]:
         """(n, 4, 3) address, width and height of each image, so far of the backgrounds only."""
-        table = self._backgrounds
         images = np.zeros((len(step.indexes), 4, 3), np.int64)
-        if not len(table):
-            return images
-        images[:, 0, 0] = table.__array_interface__["data"][0]
-        images[:, 0, 0] += step.backgrounds * table.strides[0]
-        images[:, 0, 1:] = table.shape[2], table.shape[1]
+        if len(table := self._backgrounds):
+            images[:, 0, 0] = table.__array_interface__["data"][0]
+            images[:, 0, 0] += step.backgrounds * table.strides[0]
+            images[:, 0, 1:] = table.shape[2], table.shape[1]
         return images
 
     def _hand_over(self, outputs: Any) -> Batch:

@@ -7,6 +7,7 @@ far) and from nothing else. This module decodes nothing, keeps no position and s
 import hashlib
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from train import order
 from train.access import first_lie
 from train.draws import Augmentation, Draws, draw, still
 from train.errors import DataError
-from train.order import Indexes
+from train.order import EPOCHS, SEEDS, Indexes
 from train.shards import Shards, chosen
 
 __all__ = ["Feed", "Step"]
@@ -154,6 +155,44 @@ class Feed:
                 used = min(consumed + (step + 1) * whole, self.samples)
                 yield self._step(indexes, draws.part(begin, end), used)
                 begin = end
+
+    def saved(self, epoch: int, consumed: int) -> dict[str, Any]:
+        """A place in an epoch, as JSON."""
+        if not self.left(consumed):
+            epoch, consumed = epoch + 1, 0
+        return {
+            "version": 1,
+            "split": self.shards.split,
+            "samples": self.samples,
+            "fingerprint": self.fingerprint,
+            "order": self.kind,
+            "seed": self.seed,
+            "epoch": epoch,
+            "consumed": consumed,
+        }
+
+    def check(self, state: Any) -> None:
+        """Make sure that ``saved`` gave a state, for these data.
+
+        Raises:
+            DataError: It did not.
+        """
+        here = self.saved(0, 0)
+        state = state if isinstance(state, dict) else {}
+        for field in ("version", "split", "order", "samples", "fingerprint"):
+            if state.get(field) != here[field]:
+                raise DataError(
+                    f"{self.shards.folder}: the saved position is of data with {field} "
+                    f"{state.get(field)!r}; this is {here[field]!r}; go on with the data the run "
+                    "was started on, or start a new run"
+                )
+        for field, end in (("seed", SEEDS), ("epoch", EPOCHS), ("consumed", self.samples + 1)):
+            value = state.get(field)
+            if type(value) is not int or not 0 <= value < end:
+                raise DataError(
+                    f"{self.shards.folder}: the saved position has {field} {value!r}; expected a "
+                    f"whole number from 0 to {end - 1}; go on from another one"
+                )
 
     def _draws(self, indexes: Indexes, epoch: int) -> Draws:
         if self._augmentation is None:

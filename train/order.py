@@ -15,7 +15,9 @@ import numpy.typing as npt
 
 __all__ = [
     "BLOCK",
+    "EPOCHS",
     "KINDS",
+    "SEEDS",
     "WINDOW",
     "Indexes",
     "Mixing",
@@ -28,6 +30,10 @@ __all__ = [
 Indexes = npt.NDArray[np.int64]
 
 KINDS = ("permuted", "block", "sequential")
+SEEDS = 2**63
+"""One past the last seed: NumPy gives its generator no larger one whole."""
+EPOCHS = 2**32
+"""One past the last epoch: the draws count them in one word."""
 BLOCK = 256
 """Samples read one after the other in ``block`` order: about 3 MB of the usual 12 KB samples."""
 WINDOW = 16

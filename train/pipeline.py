@@ -8,6 +8,8 @@ DALI does of it in ``graph``. It knows no loss and takes no training step.
 """
 
 import contextlib
+import operator
+import os
 import weakref
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
@@ -19,9 +21,8 @@ from shardify.readahead import ReadAhead
 from train.batch import Batch
 from train.draws import Augmentation
 from train.engine import Engine
-from train.errors import DataError
 from train.feed import Feed
-from train.order import Indexes
+from train.order import EPOCHS, KINDS, SEEDS, Indexes
 from train.prefetch import Ahead
 from train.shards import load_manifest, open_split
 
@@ -34,6 +35,9 @@ class Loader:
     The loader has no state but (seed, epoch, samples used). A ``for`` runs one epoch, or what is
     left of it after ``load_state_dict``; the next ``for`` runs the next one, also where the first
     was left early. Batches are made ahead in a thread; there are no child processes.
+
+    One ``for`` at a time, in the process that made the loader, until it is closed: what asks for
+    a batch beyond that gets a RuntimeError. ``close`` may be called from any thread.
     """
 
     def __init__(
@@ -69,7 +73,7 @@ class Loader:
             res: Width and height of the batches. Pixels.
             batch_size: Samples a batch, on each rank.
             augment: Rotation, colour and noise. Off: a plain resize.
-            seed: Of order and augmentation. 0 or more.
+            seed: Of order and augmentation. In [0, 2**63).
             device: ``cpu``, ``cuda`` or ``cuda:N``.
             rank: Of this process.
             world_size: Processes that share the split.
@@ -93,13 +97,20 @@ class Loader:
             DataError: The data set, or a setting for it, is at fault: the message names which.
             ValueError: An argument is out of range.
         """
-        kernel = kernel or ("fused" if device == "cpu" else "dali")
-        if (kernel == "fused" and device != "cpu") or kernel not in ("fused", "dali", "none"):
+        place = _device(device)
+        kernel = kernel or ("fused" if place.type == "cpu" else "dali")
+        if (kernel == "fused" and place.type != "cpu") or kernel not in ("fused", "dali", "none"):
             raise ValueError(f"kernel {kernel!r} on {device}: expected fused (CPU), dali or none")
-        if min(res, batch_size, threads, prefetch) < 1 or not 0 <= rank < world_size or seed < 0:
-            raise ValueError(
-                "expected res, batch_size, threads, prefetch >= 1, rank < world_size, seed >= 0"
-            )
+        if min(res, batch_size, threads, prefetch) < 1 or not 0 <= rank < world_size:
+            raise ValueError("expected res, batch_size, threads, prefetch >= 1, rank < world_size")
+        if not 0 <= seed < SEEDS:
+            raise ValueError(f"seed {seed}: expected 0 or more, below 2**63")
+        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise ValueError(f"dtype {dtype}: expected torch.float32, bfloat16 or float16")
+        if order is not None and order not in KINDS:
+            raise ValueError(f"order {order!r}: expected one of {', '.join(KINDS)}")
+        if not 0 <= hw_decoder_load <= 1:
+            raise ValueError(f"hw_decoder_load {hw_decoder_load}: expected 0 to 1")
         if split != "train" and exclude:
             raise ValueError(f"exclude: only in training, not for split {split!r}")
         if cache not in ("disk", "ram"):
@@ -113,7 +124,7 @@ class Loader:
             batch_size=batch_size,
             rank=rank,
             world_size=world_size,
-            seed=seed,
+            seed=operator.index(seed),
             kind=order or ("permuted" if split == "train" else "sequential"),
             drop_last=split == "train",
             augmentation=(augmentation or Augmentation()) if augment else None,
@@ -127,6 +138,9 @@ class Loader:
         self._epoch = 0
         self._consumed = 0
         self._begun = False
+        self._process, self._closed = os.getpid(), False
+        # How often a loop was ended from outside it: one of an older number is no longer valid.
+        self._turn = 0
         self._ahead: Ahead[tuple[Batch, int]] | None = None
         self._prefetch = prefetch
         with contextlib.ExitStack() as undo:
@@ -138,7 +152,7 @@ class Loader:
                 res=res,
                 batch_size=batch_size,
                 augment=augment,
-                device=device,
+                device=str(place),
                 threads=threads,
                 dtype=dtype,
                 channels_last=channels_last,
@@ -176,8 +190,10 @@ class Loader:
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
+        if not 0 <= epoch < EPOCHS:
+            raise ValueError(f"epoch {epoch}: expected 0 or more, below 2**32")
         self._stop()
-        self._epoch, self._consumed, self._begun = epoch, 0, False
+        self._epoch, self._consumed, self._begun = operator.index(epoch), 0, False
 
     def samples_of(self, epoch: int, step: int) -> Indexes:
         """The samples of this rank's batch ``step`` of an epoch that is run from its start."""
@@ -188,33 +204,21 @@ class Loader:
         return self._feed.shards.keys(indexes)
 
     def __iter__(self) -> Iterator[Batch]:
+        self._usable()
         self._stop()
-        self._epoch, self._consumed = (
-            (self._epoch + 1, 0) if self._begun else (self._epoch, self._consumed)
-        )
+        if self._begun:
+            self._epoch, self._consumed = self._epoch + 1, 0
         self._begun = True
         steps = self._feed.steps(self._epoch, self._consumed)
         self._ahead = Ahead(self._engine.batches(steps), depth=self._prefetch)
-        return self._hand_out(self._ahead)
+        return self._hand_out(self._ahead, self._turn)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader is: JSON, the same on every rank.
 
         Counts the batches that were handed out, not those made ahead.
         """
-        epoch, consumed = self._epoch, self._consumed
-        if not self._feed.left(consumed):
-            epoch, consumed = epoch + 1, 0
-        return {
-            "version": 1,
-            "split": self._feed.shards.split,
-            "samples": self.samples,
-            "fingerprint": self._feed.fingerprint,
-            "order": self._feed.kind,
-            "seed": self._feed.seed,
-            "epoch": epoch,
-            "consumed": consumed,
-        }
+        return self._feed.saved(self._epoch, self._consumed)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where another loader was, whatever its batch size and number of ranks.
@@ -225,24 +229,17 @@ class Loader:
         Raises:
             DataError: It is the state of other data, or no state.
         """
-        here = self.state_dict()
-        for field in ("version", "split", "order", "samples", "fingerprint"):
-            if state.get(field) != here[field]:
-                raise DataError(
-                    f"{self._feed.shards.folder}: the saved position is of data with {field} "
-                    f"{state.get(field)!r}; this is {here[field]!r}; go on with the data the run "
-                    "was started on, or start a new run"
-                )
+        self._feed.check(state)
         self._stop()
-        self._feed.seed = int(state["seed"])
-        self._epoch, self._consumed, self._begun = (
-            int(state["epoch"]),
-            int(state["consumed"]),
-            False,
-        )
+        self._feed.seed = state["seed"]
+        self._epoch, self._consumed, self._begun = state["epoch"], state["consumed"], False
 
     def close(self) -> None:
         """Stop what is under way and free the graph. Does nothing the second time."""
+        if os.getpid() != self._process:
+            # The threads are the parent's: to wait for them here would take for ever.
+            return
+        self._closed = True
         self._stop()
         self._reading.close()
         self._engine.close()
@@ -253,20 +250,51 @@ class Loader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _usable(self) -> None:
+        if os.getpid() != self._process:
+            raise RuntimeError("a Loader does not survive fork; make it in the process that has it")
+        if self._closed:
+            raise RuntimeError("the loader is closed; open another")
+
     def _stop(self) -> None:
+        self._turn += 1
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None
 
-    def _hand_out(self, ahead: Ahead[tuple[Batch, int]]) -> Generator[Batch, None, None]:
+    def _hand_out(self, ahead: Ahead[tuple[Batch, int]], turn: int) -> Generator[Batch, None, None]:
         with contextlib.closing(ahead):
-            for batch, used in ahead:
-                self._consumed = used
+            while True:
+                self._usable()
+                made = next(ahead, None)
+                # Only now: another thread may have ended this loop while it waited.
+                if turn != self._turn:
+                    self._usable()
+                    raise RuntimeError(
+                        "a newer loop over this loader (or a new position) took this one's place: "
+                        "one loop at a time; open a loader for each"
+                    )
+                if made is None:
+                    break
+                batch, self._consumed = made
+                del made
                 if batch.bg.is_cuda:
                     # Made on the engine's stream; its memory must outlive the taker's use of it.
                     for tensor in batch:
                         tensor.record_stream(torch.cuda.current_stream(tensor.device))
                 yield batch
                 del batch
-        if self._ahead is ahead:
-            self._epoch, self._consumed, self._begun = self._epoch + 1, 0, False
+        self._epoch, self._consumed, self._begun = self._epoch + 1, 0, False
+
+
+def _device(name: str) -> torch.device:
+    """The device of a name; one that is there."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r}: expected cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= (found := torch.cuda.device_count()):
+        raise ValueError(f"device {name!r}: torch finds {found} GPUs here; expected one of them")
+    return device

@@ -5,6 +5,8 @@ its turn. This module knows nothing of what is made.
 """
 
 import atexit
+import contextlib
+import os
 import queue
 import threading
 from collections.abc import Generator
@@ -19,12 +21,15 @@ class Ahead(Generic[T]):
     """Runs a generator in a thread of its own, at most ``depth`` items ahead of the taker.
 
     The generator is closed in that thread, after its last item, on an error, or on ``close``.
+    A taker that waits when it is closed from elsewhere gets the end. After a fork, the thread is
+    the parent's: in the child there is nothing to take and nothing to close.
     """
 
     def __init__(self, maker: Generator[T, None, None], *, depth: int) -> None:
         self._maker = maker
         self._queue: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(maxsize=depth)
         self._stop = threading.Event()
+        self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, name="shardline-ahead", daemon=True)
         # Also at the interpreter's end, which may not find the thread within a library: one that
         # asks for the interpreter's lock then aborts the process. Registered last, done first: the
@@ -46,6 +51,8 @@ class Ahead(Generic[T]):
 
     def close(self) -> None:
         """Stop the thread, wait for it, drop what it had made. Does nothing the second time."""
+        if os.getpid() != self._process:
+            return
         self._stop.set()
         while self._thread.is_alive():
             # The thread may be waiting for room: make some.
@@ -53,6 +60,12 @@ class Ahead(Generic[T]):
                 self._queue.get_nowait()
             except queue.Empty:
                 self._thread.join(timeout=0.01)
+        # A taker may be waiting for an item: one wakes up here, and wakes the next by its own call.
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._queue.get_nowait()
+        with contextlib.suppress(queue.Full):
+            self._queue.put_nowait(None)
         atexit.unregister(self.close)
 
     def _run(self) -> None:
