@@ -140,22 +140,56 @@ def test_a_file_that_cannot_be_written_leaves_the_older_one(
 ) -> None:
     for name in ("b.png", "x.png"):
         Image.fromarray(plain(12, 18, (1, 2, 3))).save(tmp_path / name)
-    (tmp_path / "out").mkdir()
-    for name in ("mask", "depth", "overlay"):
-        (tmp_path / "out" / f"x_{name}.png").write_text("older")
+    jobs, predictor = [Job(tmp_path / "x.png", tmp_path / "b.png")], Predictor(echo(), device=CPU)
+    before = {file: file.read_bytes() for file in predict_files(predictor, jobs, tmp_path / "out")}
     save = Image.Image.save
 
-    def full(image: Image.Image, path: Path, kind: str) -> None:
-        save(image, path, kind)
+    def full(image: Image.Image, path: Path, kind: str, **options: object) -> None:
+        save(image, path, kind, **options)
         if "_depth" in path.name:
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(DataError, match=r"x_depth\.png: cannot be written"):
-        jobs = [Job(tmp_path / "x.png", tmp_path / "b.png")]
-        predict_files(Predictor(echo(), device=CPU), jobs, tmp_path / "out")
-    written = {path.name: path.read_bytes() == b"older" for path in (tmp_path / "out").iterdir()}
-    assert written == {"x_mask.png": False, "x_depth.png": True, "x_overlay.png": True}
+        predict_files(predictor, jobs, tmp_path / "out", bits=16)
+    assert {file: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+
+
+def test_what_stands_in_the_way_is_replaced_only_if_it_is_a_prediction(tmp_path: Path) -> None:
+    for name in ("b.png", "x.png", "x_mask.png"):
+        Image.fromarray(plain(12, 18, (1, 2, 3))).save(tmp_path / name)
+    truth = (tmp_path / "x_mask.png").read_bytes()
+    jobs, predictor = [Job(tmp_path / "x.png", tmp_path / "b.png")], Predictor(echo(), device=CPU)
+    with pytest.raises(DataError, match=r"x_mask\.png: is no prediction of ours; choose another"):
+        predict_files(predictor, jobs, tmp_path)
+    assert (tmp_path / "x_mask.png").read_bytes() == truth
+    assert not (tmp_path / "x_depth.png").exists()
+    (tmp_path / "x_mask.png").unlink()
+    assert predict_files(predictor, jobs, tmp_path) == predict_files(predictor, jobs, tmp_path)
+
+
+def test_predictions_among_the_pictures_are_not_predicted_from(tmp_path: Path) -> None:
+    for name in ("b.png", "fg/x.png", "fg/his_mask.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(plain(12, 18, (1, 2, 3))).save(tmp_path / name)
+    (tmp_path / "fg" / "._x.png").write_bytes(b"what macOS leaves in archives")
+    (tmp_path / "fg" / "folder.jpg").mkdir()
+    for _ in range(2):
+        jobs = pair(tmp_path / "b.png", tmp_path / "fg")
+        assert [job.fg_bg.name for job in jobs] == ["his_mask.png", "x.png"]
+        predict_files(Predictor(echo(), device=CPU), jobs, tmp_path / "fg")
+
+
+def test_a_predictor_takes_any_rgb_array_and_names_what_it_does_not_take() -> None:
+    predictor = Predictor(echo(), device=CPU)
+    picture = np.arange(12 * 18 * 3, dtype=np.uint8).reshape(12, 18, 3)
+    assert predictor([]) == []
+    (turned,) = predictor([(picture[..., ::-1], picture[::-1, :, ::-1])])
+    (same,) = predictor([(picture[..., ::-1].copy(), picture[::-1, :, ::-1].copy())])
+    assert np.array_equal(turned.depth, same.depth)
+    for wrong in (picture / np.float32(255), picture[..., 0], picture[..., :2], picture[:0]):
+        with pytest.raises(ValueError, match=r"expected uint8 \(H, W, 3\), RGB"):
+            predictor([(picture, wrong)])
 
 
 def test_a_resolution_that_the_network_does_not_take_is_refused() -> None:

@@ -1,15 +1,22 @@
 """Which background belongs to which picture: by name, never by position.
 
-Looks for files; opens none.
+Looks for files, and passes over what an earlier prediction left among them.
 """
 
 import re
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image
+
 from train.errors import DataError
 
-__all__ = ["Job", "pair"]
+__all__ = ["MARK", "Job", "is_prediction", "pair"]
+
+MARK = "shardline train predict"
+"""What a predicted PNG says of its origin, under Software."""
+
+_PREDICTED = re.compile(r"_(?:mask|depth|overlay)\.png$")
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
@@ -68,13 +75,32 @@ def pair(bg: Path | None, fg_bg: Path) -> list[Job]:
     return jobs
 
 
+def is_prediction(path: Path) -> bool:
+    """Whether a file is one that a prediction wrote."""
+    if not _PREDICTED.search(path.name):
+        return False
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Software") == MARK
+    # Pillow raises nearly anything on damaged input, which is none of ours: they appear whole.
+    except Exception:
+        return False
+
+
 def _files(path: Path) -> list[Path]:
     """The picture, or all pictures below the folder."""
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise DataError(f"{path}: no such file or folder; expected a picture or a folder of them")
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS)
+    found = sorted(
+        file
+        for file in path.rglob("*")
+        if file.suffix.lower() in EXTENSIONS
+        and file.is_file()
+        and not file.name.startswith("._")
+        and not is_prediction(file)
+    )
     if not found:
         raise DataError(f"{path}: no pictures in it; expected {', '.join(sorted(EXTENSIONS))}")
     return found

@@ -5,14 +5,14 @@ validation samples are: squashed to a square by one bilinear interpolation, pixe
 places.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -20,7 +20,7 @@ from model.registry import check_resolution
 from train.distributed import World
 from train.drafts import draft
 from train.errors import ConfigError, DataError
-from train.pairing import Job, pair
+from train.pairing import MARK, Job, is_prediction, pair
 from train.trained import Trained, load_trained, pick_device, place
 
 __all__ = ["Maps", "Predictor", "predict", "predict_files", "read_image"]
@@ -84,7 +84,13 @@ class Predictor:
 
         Returns:
             For each pair, maps of the picture's size.
+
+        Raises:
+            ValueError: A picture is of another shape or type.
         """
+        pairs = [(_checked(image), _checked(like)) for image, like in pairs]
+        if not pairs:
+            return []
         # As in the loader: a background is squashed to its picture's size before anything else.
         bg = torch.cat([self._input(image, "bg", like.shape[:2]) for image, like in pairs])
         fg_bg = torch.cat([self._input(image, "fg_bg", image.shape[:2]) for _, image in pairs])
@@ -120,7 +126,7 @@ def predict_files(
     Args:
         predictor: The network.
         jobs: From `train.pairing.pair`.
-        out: Folder to write to; made if missing, files of the same names are replaced.
+        out: Folder to write to; made if missing; predictions that it holds are replaced.
         batch: Pictures a step.
         bits: Of the depth PNG: 8 or 16.
 
@@ -129,10 +135,17 @@ def predict_files(
 
     Raises:
         ConfigError: A job has no background, and the network looks at it.
-        DataError: A picture cannot be read, or ``out`` not written.
+        DataError: A picture cannot be read, ``out`` not written, or a file of such a name there is
+            no prediction.
     """
     if predictor.background and any(job.bg is None for job in jobs):
         raise ConfigError("--bg: missing; this network looks at the background too")
+    for job in jobs:
+        for name in _named(job, predictor.targets).values():
+            if (out / name).exists() and not is_prediction(out / name):
+                raise DataError(f"{out / name}: is no prediction of ours; choose another --out")
+    origin = PngImagePlugin.PngInfo()
+    origin.add_text("Software", MARK)
     written: list[Path] = []
     for first in range(0, len(jobs), batch):
         group = jobs[first : first + batch]
@@ -144,17 +157,11 @@ def predict_files(
         except OSError as error:
             raise DataError(f"{out}: cannot be made a folder ({error.strerror})") from error
         for job, (_, image), maps in zip(group, images, predicted, strict=True):
-            named = {}
-            if "mask" in predictor.targets:
-                named[f"{job.fg_bg.stem}_mask.png"] = _gray(maps.mask > 0.5, 8)
-            if "depth" in predictor.targets:
-                named[f"{job.fg_bg.stem}_depth.png"] = _gray(maps.depth, bits)
-            if "mask" in predictor.targets:
-                named[f"{job.fg_bg.stem}_overlay.png"] = _overlay(image, maps.mask)
-            for name, picture in named.items():
+            for kind, name in _named(job, predictor.targets).items():
+                picture = _drawn(kind, image, maps, bits)
                 try:
                     with draft(out / name) as temporary:
-                        picture.save(temporary, "PNG")
+                        picture.save(temporary, "PNG", pnginfo=origin)
                 except OSError as error:
                     raise DataError(f"{out / name}: cannot be written ({error})") from error
                 written.append(out / name)
@@ -213,6 +220,15 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     )
 
 
+def _checked(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture as torch takes it: without negative strides, as one turned from BGR has."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(
+            f"a picture of {image.dtype} and shape {image.shape}; expected uint8 (H, W, 3), RGB"
+        )
+    return np.ascontiguousarray(image)
+
+
 def _column(values: list[float], device: torch.device) -> Tensor:
     return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
@@ -221,6 +237,19 @@ def _resized(plane: Tensor, size: tuple[int, ...]) -> NDArray[np.float32]:
     """(H, W) from (1, 1, R, R)."""
     full = interpolate(plane, size, mode="bilinear", align_corners=False)
     return full[0, 0].cpu().numpy()
+
+
+def _named(job: Job, targets: Collection[str]) -> dict[str, str]:
+    """What is drawn of a picture → its file's name."""
+    kinds = [kind for kind in ("mask", "depth") if kind in targets]
+    kinds += ["overlay"] if "mask" in targets else []
+    return {kind: f"{job.fg_bg.stem}_{kind}.png" for kind in kinds}
+
+
+def _drawn(kind: str, image: NDArray[np.uint8], maps: Maps, bits: int) -> Image.Image:
+    if kind == "mask":
+        return _gray(maps.mask > 0.5, 8)
+    return _gray(maps.depth, bits) if kind == "depth" else _overlay(image, maps.mask)
 
 
 def _gray(plane: NDArray[np.float32] | NDArray[np.bool_], bits: int) -> Image.Image:
