@@ -168,10 +168,15 @@ def test_a_run_on_the_real_loader_resumes_bit_for_bit(shards: Path, tmp_path: Pa
         assert all(mine[key] == theirs[key] for key in ("epoch", "step", "lr", "train", "val"))
 
 
-def test_changed_data_is_refused_on_resume(zipped: Path, shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changed", [{"val": 0.4}, {"seed": 1}, {"group_by": "none"}])
+def test_data_that_are_split_otherwise_are_refused_on_resume(
+    zipped: Path, shards: Path, tmp_path: Path, changed: dict[str, Any]
+) -> None:
     torch.set_num_threads(1)
     other = tmp_path / "other"
-    build([zipped], other, Options(val=0.4, workers=1))
+    options = json.loads((shards / "manifest.json").read_text())["options"]
+    same = {name: options[name] for name in ("val", "seed", "group_by")}
+    build([zipped], other, Options(**{**same, "workers": 1, **changed}))
     base = {"out": str(tmp_path / "run"), "res": 16, "batch": 8, "device": "cpu", "threads": 1}
     base |= {"tensorboard": False, "report": False}
     config = resolve(Config(), {**base, "shards": str(shards), "max_steps": 2, "panel_rows": 0})

@@ -188,6 +188,24 @@ def test_what_a_kill_left_half_written_is_swept_away(tmp_path: Path, whole: Path
     assert_same_end(out, whole)
 
 
+def test_a_second_run_into_the_folder_of_one_at_work_is_refused(
+    tmp_path: Path, whole: Path
+) -> None:
+    out = tmp_path / "run"
+    process = start(out, delay=0.3)
+    wait_for(lambda: newest_step(out) >= 2, process)
+    for extra in ([], ["--resume"]):
+        _, err = finish(start(out, *extra), 1)
+        assert err.strip() == (
+            f"Error: {out}: another run is at work in it; wait for it to end, or choose another "
+            "--out"
+        )
+    process.kill()
+    finish_killed(process)
+    finish(start(out, "--resume"))  # The lock has died with its holder.
+    assert_same_end(out, whole)
+
+
 def private_mounts() -> list[str] | None:
     """A command that runs another where it may mount what it likes, seen by nobody else."""
     for options in (["--mount"], ["--user", "--map-root-user", "--mount"]):

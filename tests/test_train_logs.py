@@ -61,7 +61,7 @@ def test_of_a_line_that_finds_no_room_nothing_is_left(
 
 def test_lines_that_are_no_records_of_a_run_are_passed_over(tmp_path: Path) -> None:
     lines = JsonLines(tmp_path / "m.jsonl")
-    lines.path.write_text('{"a": 1}\n[2]\n{"epoch": "x"}\n{"epoch": 0}\n')
+    lines.path.write_text('{"a": 1}\n{"epoch": "x"}\n{"epoch": 0}\n')
     assert lines.read() == [{"epoch": 0}]
     lines.keep_before(1)
     assert lines.path.read_text() == '{"epoch": 0}\n'
@@ -110,3 +110,35 @@ def test_a_hushed_screen_says_nothing(capsys: pytest.CaptureFixture[str]) -> Non
     screen.hush()
     screen.say("two")
     assert capsys.readouterr() == ("", "one\n")
+
+
+class Lost:
+    """Standard output whose disk is full, or whose reader has left."""
+
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return False
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def flush(self) -> None:
+        raise OSError(28, "No space left on device")
+
+
+def test_a_run_goes_on_where_nobody_hears_of_it_any_more(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("sys.stdout", Lost())
+    screen = Screen()
+    screen.say("epoch 0")
+    screen.say("epoch 1")
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first.startswith("Warning: standard output cannot be written ([Errno 28]")
+    assert others == ["epoch 0", "epoch 1"]
+
+
+def test_a_line_fits_any_coding_of_standard_output(monkeypatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    Screen().say("IoU 0.9 \u00b7 RMSE 0.02")
+    assert raw.getvalue() == b"IoU 0.9 ? RMSE 0.02\n"

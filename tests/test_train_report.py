@@ -1,20 +1,23 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
 from shardline_browser import screenshot
-from tiny_run import TinyNet, TinySource
+from tiny_run import TinyNet, TinySource, make_source
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401 - imported once, not in a test.
 
 from train.charts import COLOURS, chart
+from train.checkpoint import load, save
 from train.cli import main
 from train.compare import compare
 from train.config import Config
-from train.errors import CheckpointError, RunError
+from train.errors import CheckpointError, DataError, RunError
 from train.evaluate import judge, load_trained
+from train.launch import launch
 from train.logs import JsonLines
 from train.metrics import FIGURES
 from train.report import write_report
@@ -126,6 +129,70 @@ def test_without_a_run_or_weights_there_is_no_report(run: Path, tmp_path: Path) 
         write_report(tmp_path, TinySource(), device=CPU, make_model=TinyNet)
 
 
+def test_what_is_damaged_in_a_run_costs_its_report_no_more_than_that(
+    run: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "panels" / "epoch-000.png").write_bytes(b"no picture")
+    cut = (copy / "panels" / "epoch-001.png").read_bytes()
+    (copy / "panels" / "epoch-001.png").write_bytes(cut[: len(cut) // 2])
+    (copy / "config.toml").write_bytes(b"[data]\nshards = '\xff'\n")
+    path = write_report(copy, TinySource(64, 21), device=CPU, make_model=TinyNet)
+    page = path.read_text()
+    assert page.count("cannot be read: it is damaged, or no picture") == 2
+    assert page.count("data:image/jpeg;base64,") == 6 + 1
+    assert "shards = &#x27;\ufffd&#x27;" in page
+
+
+def test_without_room_for_a_picture_the_report_is_one_line_and_the_run_ends_well(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("train.report.tempfile.TemporaryDirectory", full)
+    with pytest.raises(RunError, match=r"no room to draw its worst samples .*TMPDIR"):
+        write_report(run, TinySource(64, 21), device=CPU, make_model=TinyNet)
+    flags = {"out": str(tmp_path / "run"), "res": 16, "epochs": 1, "batch": 8, "device": "cpu"}
+    for raised in (full, _undecodable):
+        monkeypatch.setattr("train.report.tempfile.TemporaryDirectory", raised)
+        config = resolve(Config(), {**flags, "out": str(tmp_path / raised.__name__)})
+        launch(config, make_source=make_source, make_model=TinyNet)
+        assert "writes it later" in capsys.readouterr().out
+
+
+def _undecodable(*_: object, **__: object) -> None:
+    raise DataError("a sample cannot be decoded")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("{}", "no config"),
+        ("no JSON", "no JSON object"),
+        ("[1]", "no JSON object"),
+        ("[" * 100_000, "no JSON object"),
+        ({"mean": None}, "no mean"),
+        ({"mean": {"bg": [0, 0, 0]}}, "no mean"),
+        ({"std": {"bg": [0, 0, 0], "fg_bg": "abc"}}, "no std"),
+        ({"res": "64"}, "no res"),
+        ({"config": 3}, "no config"),
+        ({"roles": []}, "no roles"),
+    ],
+)
+def test_metadata_that_a_run_did_not_write_is_one_line(
+    run: Path, tmp_path: Path, change: str | dict[str, object], says: str
+) -> None:
+    tensors, metadata = load(run / "best.safetensors")
+    text = metadata["shardline"]
+    text = change if isinstance(change, str) else json.dumps(json.loads(text) | change)
+    path = tmp_path / "theirs.safetensors"
+    save(path, tensors, {"shardline": text})
+    with pytest.raises(CheckpointError, match=f"theirs.safetensors: its metadata has {says} as "):
+        load_trained(path, make_model=TinyNet)
+
+
 def test_tensorboard_gets_figures_panels_and_settings(run: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -159,6 +226,20 @@ def test_runs_are_compared_by_what_differs_and_by_their_best_epoch(
     assert re.search(r"^data\.res +16,32 +32$", table, re.M)
     table = str(compare([run, other]))
     assert "optim.lr" in table and "mask_iou" in table and len(set(map(len, table.split()))) > 1
+
+
+def test_a_record_without_its_figures_is_named_by_its_line(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 8}\n')
+    for command in (["compare", str(run), str(copy)], ["report", str(copy)]):
+        result = CliRunner().invoke(main, command)
+        assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+        if command[0] == "compare":  # The report's networks are those that the program knows.
+            assert "metrics.jsonl: line 9: step is missing or no figure" in result.stderr
+    with pytest.raises(RunError, match="line 9: step is missing or no figure"):
+        write_report(copy, TinySource(64, 21), device=CPU, make_model=TinyNet)
 
 
 def test_what_is_no_run_cannot_be_compared(run: Path, tmp_path: Path) -> None:

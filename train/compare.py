@@ -61,7 +61,7 @@ def compare(paths: Sequence[Path]) -> Comparison:
     """
     configs, runs = [], []
     for path in paths:
-        records = JsonLines(path / "metrics.jsonl").read()
+        records = JsonLines(path / "metrics.jsonl").figures()
         if not (path / "config.toml").is_file() or not records:
             raise RunError(f"{path}: no run that has judged an epoch; expected one of `train run`")
         configs.append(from_toml(path / "config.toml"))

@@ -11,7 +11,13 @@ from typing import Literal
 
 from train.errors import ConfigError
 
-__all__ = ["Compute", "Config", "Data", "Loss", "Network", "Optim", "Run"]
+__all__ = ["MOST", "THREADS", "Compute", "Config", "Data", "Loss", "Network", "Optim", "Run"]
+
+MOST = 1 << 20
+"""Samples a batch, or batches a step: a number beyond is a slip."""
+
+THREADS = 1024
+"""More end the process."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +61,7 @@ class Data:
             ",".join(map(str, self.epochs)),
             f"one number, or one for each of the {len(self.res)} resolutions of --res",
         )
-        _check(self.batch > 0, "batch", self.batch, "at least 1")
+        _check(0 < self.batch <= MOST, "batch", self.batch, f"1 to {MOST}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,7 +154,7 @@ class Optim:
         _check(0 < self.lr < inf, "lr", self.lr, "a positive number")
         _check(0 <= self.momentum < 1, "momentum", self.momentum, "0 or more, and less than 1")
         _check(0 <= self.weight_decay < inf, "weight_decay", self.weight_decay, "0 or more")
-        _check(self.grad_accum > 0, "grad_accum", self.grad_accum, "at least 1")
+        _check(0 < self.grad_accum <= MOST, "grad_accum", self.grad_accum, f"1 to {MOST}")
         _check(0 <= self.clip < inf, "clip", self.clip, "0 or more")
         _check(self.patience >= 0, "patience", self.patience, "0 or more")
         _check(0 < self.factor < 1, "factor", self.factor, "a number between 0 and 1")
@@ -187,8 +193,13 @@ class Compute:
     def __post_init__(self) -> None:
         kind = self.device.partition(":")[0]
         _check(kind in ("auto", "cpu", "cuda"), "device", self.device, "cpu, cuda, cuda:N or auto")
-        _check(self.threads > 0, "threads", self.threads, "at least 1")
-        _check(self.torch_threads >= 0, "torch_threads", self.torch_threads, "0 or more")
+        _check(0 < self.threads <= THREADS, "threads", self.threads, f"1 to {THREADS}")
+        _check(
+            0 <= self.torch_threads <= THREADS,
+            "torch_threads",
+            self.torch_threads,
+            f"0 to {THREADS}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,17 +6,17 @@ Decides what a resumed run may change and what it must keep; everything after th
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 
 from model.registry import check_resolution, create
 from train.checkpoint import Checkpoints, Stored
-from train.claim import CONFIG, prepare, refuse_again, refuse_other
+from train.claim import CONFIG, held, prepare, readable, refuse_again, refuse_other
 from train.config import Config
 from train.distributed import World, connected
-from train.errors import ConfigError, Interrupted, PeerError, RunError
+from train.errors import ConfigError, Interrupted, PeerError, RunError, TrainError
 from train.logs import Screen
 from train.notes import SAVED, Notes
 from train.progress import Summary
@@ -65,6 +65,7 @@ def configure(flags: Mapping[str, object], *, file: Path | None, resume: bool) -
         ConfigError: Something is unknown or invalid, or a resumed run would have to change what
             it cannot.
         CheckpointError: Only a checkpoint could say the settings, and it cannot be read.
+        RunError: The folder cannot be read.
     """
     asked = resolve(from_toml(file) if file else Config(), flags)
     before, where = _before(asked) if resume else (None, "")
@@ -72,7 +73,9 @@ def configure(flags: Mapping[str, object], *, file: Path | None, resume: bool) -
     if before is not None:
         config = resolve(from_toml(file, before) if file else before, flags)
         config = resolve(config, {"out": asked.run.out})  # The folder may have been moved.
-        _check_kept(before, config, where)
+        if where:
+            _check_kept(before, config, where)
+    _check_texts(config)
     _check_resolutions(config)
     _check_flags(config, flags)
     return config
@@ -100,50 +103,59 @@ def launch(
         ShardifyError: The manifest cannot be read.
         Interrupted: A signal asked for the end; the state is saved.
     """
+    _check_texts(config)
     _check_resolutions(config)
     world = World.from_environ()
     device = pick_device(config.compute.device, world)
     _set_up_torch(config, device)
-    source = (make_source or _shards)(config, world, device)
+    make = make_source or _shards
+    source = make(config, world, device)
     out = Path(config.run.out)
     # torchrun starts all ranks again when one of them died: that is no new run.
     resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     stop = Stop()
-    with _parting(world, stop), connected(world, device):
-        if world.first and not resume:
-            refuse_other(out)
-        found = _newest(config) if resume else None
-        if world.first and resume and found is None:
-            refuse_again(out)
-        if not world.same(found.state["position"]["step"] if found else -1):
-            raise RunError(
-                f"{out}: the ranks see different checkpoints there; with several machines, --out "
-                "must be on a disk that they share"
-            )
-        if found is not None:
-            _check_stages(config, found)
-        screen = screen or Screen()
-        trainer = Trainer(
-            config, source, world=world, device=device, make_model=make_model, screen=screen,
-            stop=stop,
-        )  # fmt: skip
-        if found is not None:
-            trainer.load_state(found.state)
-            rest = ", which was its last; --epochs adds more" if trainer.over else ""
-            screen.say(f"{out}: going on after step {trainer.at.step}{rest}")
-        elif resume:
-            screen.say(f"{out}: no checkpoint to go on from; starting at step 0")
-        if world.first:
-            prepare(out, config, trainer.at.epoch)
-        world.barrier()
-        summary = trainer.run()
-    if world.first and config.run.report and summary.last is not None:
-        alone = source if world.size == 1 else (make_source or _shards)(config, World(), device)
-        try:
-            page = write_report(out, alone, device=device, make_model=make_model)
-            screen.say(f"{page}: written")
-        except RunError as error:  # The network is trained and saved; a page is no reason to fail.
-            screen.say(f"Warning: {error}; `train report {out}` writes it later")
+    screen = screen or Screen()
+    with ExitStack() as to_the_end:
+        with _parting(world, stop), connected(world, device):
+            if world.first:
+                to_the_end.enter_context(held(out))
+                if not resume:
+                    refuse_other(out)
+            found = _newest(config) if resume else None
+            if world.first and resume and found is None:
+                refuse_again(out)
+            if not world.same(found.state["position"]["step"] if found else -1):
+                raise RunError(
+                    f"{out}: the ranks see different checkpoints there; with several machines, "
+                    "--out must be on a disk that they share"
+                )
+            if found is not None:
+                _check_stages(config, found)
+            trainer = Trainer(
+                config, source, world=world, device=device, make_model=make_model, screen=screen,
+                stop=stop,
+            )  # fmt: skip
+            if found is not None:
+                trainer.load_state(found.state)
+                rest = ", which was its last; --epochs adds more" if trainer.over else ""
+                screen.say(f"{out}: going on after step {trainer.at.step}{rest}")
+            elif resume:
+                screen.say(f"{out}: no checkpoint to go on from; starting at step 0")
+
+            def begin() -> None:
+                if world.first:
+                    prepare(out, config, trainer.at.epoch)
+                world.barrier()
+
+            summary = trainer.run(begin)
+        if world.first and config.run.report and summary.last is not None:
+            try:
+                alone = source if world.size == 1 else make(config, World(), device)
+                page = write_report(out, alone, device=device, make_model=make_model)
+                screen.say(f"{page}: written")
+            except (TrainError, OSError) as error:
+                # The network is trained and saved; a page is no reason to fail.
+                screen.say(f"Warning: {error}; `train report {out}` writes it later")
     return summary
 
 
@@ -160,10 +172,16 @@ def _parting(world: World, stop: Stop) -> Iterator[None]:
 
 
 def _before(asked: Config) -> tuple[Config | None, str]:
-    """The settings of the run in the folder, and what they were read from; None of a new one."""
-    stored = Path(asked.run.out) / CONFIG
-    if stored.is_file():
-        return from_toml(stored), str(stored)
+    """The settings of the run in the folder, and what they were read from; None of a new one.
+
+    They come from nowhere, which binds nobody, where there is no checkpoint: nothing was trained
+    with them yet, and one of them may be the mistake that ended the run.
+    """
+    out = Path(asked.run.out)
+    stored = out / CONFIG
+    with readable(out):
+        if stored.is_file():
+            return from_toml(stored), str(stored) if _checkpoints(asked).files() else ""
     found = _newest(asked)
     return (_settings_of(found), str(found.path)) if found else (None, "")
 
@@ -182,6 +200,26 @@ def _check_kept(before: Config, config: Config, where: str) -> None:
                 f"{where}: {setting.key} is {old!r} there, and {new!r} was asked for; "
                 "a resumed run keeps it: leave it out, or start a new run with another --out"
             )
+
+
+def _check_texts(config: Config) -> None:
+    """Names of files may be any bytes; what a run writes about itself is UTF-8."""
+    for setting in settings():
+        value = getattr(getattr(config, setting.section), setting.name)
+        if isinstance(value, str) and not _is_utf8(value):
+            shown = value.encode("utf-8", "backslashreplace").decode()
+            raise ConfigError(
+                f"--{setting.name.replace('_', '-')} {shown}: not UTF-8; expected text that "
+                f"{CONFIG} can hold; use another name"
+            )
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_resolutions(config: Config) -> None:
@@ -234,7 +272,12 @@ def _set_up_torch(config: Config, device: torch.device) -> None:
 
 
 def _newest(config: Config) -> Stored | None:
-    return Checkpoints(Path(config.run.out) / "checkpoints", keep=config.run.keep).newest()
+    with readable(Path(config.run.out)):
+        return _checkpoints(config).newest()
+
+
+def _checkpoints(config: Config) -> Checkpoints:
+    return Checkpoints(Path(config.run.out) / "checkpoints", keep=config.run.keep)
 
 
 def _check_stages(config: Config, found: Stored) -> None:

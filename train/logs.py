@@ -16,6 +16,9 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from train.drafts import write_text
+from train.errors import RunError
+
 __all__ = ["JsonLines", "Screen", "epoch_line", "plain"]
 
 
@@ -30,6 +33,9 @@ SHOWN = {
     "depth_delta1": ("delta<1.25", 3),
 }
 """Figures of an epoch's line, as they are called there, and their digits."""
+
+NUMBERS = ("step", "res", "lr", "samples_per_s", "data_wait", "peak_memory_mb")
+"""What an epoch's record has besides the figures of its splits."""
 
 
 class JsonLines:
@@ -56,28 +62,85 @@ class JsonLines:
                 raise
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole records, each with its ``epoch``; none if there is no file."""
-        if not self.path.is_file():
-            return []
+        """All records, each with its ``epoch``; none if there is no file.
+
+        Raises:
+            RunError: The file cannot be read, or a line is damaged that no kill has cut.
+        """
+        return [record for _, record in self._numbered()]
+
+    def figures(self) -> list[dict[str, Any]]:
+        """As `read`, for whoever shows them: each with all that an epoch's record has.
+
+        Raises:
+            RunError: As `read`; or something is missing, or of another type.
+        """
         records = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                break  # Cut by a kill while it was written: the last one.
-            if isinstance(record, dict) and isinstance(record.get("epoch"), int):
-                records.append(record)  # Anything else is no record of a run.
+        for number, record in self._numbered():
+            wrong = [name for name in NUMBERS if not _is_number(record.get(name))]
+            for split in ("train", "val"):
+                found = record.get(split, "")
+                if split == "val" and found is None:
+                    continue
+                if not isinstance(found, dict) or "loss" not in found:
+                    wrong.append(split)
+                    continue
+                wrong += [
+                    f"{split}.{name}"
+                    for name, value in found.items()
+                    if value is not None and not _is_number(value)
+                ]
+            if wrong:
+                raise self._refused(number, f"{wrong[0]} is missing or no figure")
+            records.append(record)
         return records
 
     def keep_before(self, epoch: int) -> None:
-        """Drop the lines of ``epoch`` and after, which a resumed run will write again."""
+        """Drop the lines of ``epoch`` and after, which a resumed run will write again.
+
+        Raises:
+            RunError: As `read`; nothing is dropped.
+            OSError: No room, no permission.
+        """
         kept = [record for record in self.read() if record["epoch"] < epoch]
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path)
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def _numbered(self) -> list[tuple[int, dict[str, Any]]]:
+        """The records, each with the number of its line, from 1."""
+        try:
+            lines = self.path.read_bytes().split(b"\n")
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise RunError(
+                f"{self.path}: cannot be read ({error.strerror}); expected a run's records"
+            ) from error
+        records = []
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line.decode())
+            except (ValueError, RecursionError) as error:
+                if number == len(lines):
+                    break  # Cut by a kill while it was written: no line's end came after it.
+                what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else "not JSON"
+                raise self._refused(number, what) from error
+            if not isinstance(record, dict):
+                raise self._refused(number, "no JSON object")
+            if isinstance(record.get("epoch"), int):
+                records.append((number, record))  # Anything else is no record of a run.
+        return records
+
+    def _refused(self, number: int, what: str) -> RunError:
+        return RunError(
+            f"{self.path}: line {number}: {what}; expected the record of an epoch; "
+            "restore that line, or remove it"
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class Screen:
@@ -103,10 +166,20 @@ class Screen:
         """One line, above the bar if there is one."""
         if self._quiet:
             return
-        if self._progress is not None and self._lines.isatty():
-            self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
-        else:
-            print(line, file=self._lines, flush=True)
+        try:
+            if self._progress is not None and self._lines.isatty():
+                self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            else:
+                coding = self._lines.encoding or "utf-8"
+                text = line.encode(coding, "replace").decode(coding)
+                print(text, file=self._lines, flush=True)
+        except OSError as error:
+            # A run does not end because nobody hears of it any more.
+            if self._lines is sys.stdout:
+                # What it still holds would fail once more when the interpreter ends.
+                sys.stdout, self._lines = None, sys.stderr
+                self.say(f"Warning: standard output cannot be written ({error}); hear it here")
+                self.say(line)
 
     def result(self, text: str) -> None:
         """What a command came to, on standard output."""

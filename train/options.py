@@ -14,16 +14,19 @@ from typing import Any, TypeVar
 import click
 
 from shardify.errors import ShardifyError
+from train import config
 from train.errors import ConfigError, Interrupted, TrainError
 from train.settings import SYNONYMS, Setting, settings
 
-__all__ = ["COUNT", "FILE", "Commands", "all_settings", "one_line_errors", "said"]
+__all__ = ["COUNT", "FILE", "THREADS", "Commands", "all_settings", "one_line_errors", "said"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 FILE = click.Path(path_type=Path)
 
-COUNT = click.IntRange(min=1)
+COUNT = click.IntRange(1, config.MOST)
+
+THREADS = click.IntRange(1, config.THREADS)
 
 
 class UsageError(click.ClickException):
@@ -100,8 +103,27 @@ def one_line_errors() -> Iterator[None]:
             click.echo(str(stopped), err=True)
         sys.exit(130)
     except KeyboardInterrupt:
-        click.echo("Stopped before anything could be saved.", err=True)
+        click.echo("Stopped; what was written by then is whole.", err=True)
         sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has left; the interpreter must not complain at its exit.
+        sys.stdout = None
+        sys.exit(1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        try:
+            sys.stdout.flush()
+        except OSError:
+            # What it still holds would fail once more when the interpreter ends.
+            sys.stdout = None
+        text = f"{where}{error.strerror or error}; see to it and run the command again"
+        raise click.ClickException(text) from error
+    except MemoryError as error:
+        text = "out of memory; use a smaller --batch or --res, or fewer --threads"
+        raise click.ClickException(text) from error
+    except UnicodeEncodeError as error:
+        text = f"{error.object!a}: not text that can be written; use names that are valid UTF-8"
+        raise click.ClickException(text) from error
 
 
 def _option(setting: Setting) -> Callable[[F], F]:

@@ -101,7 +101,7 @@ def write_report(
         RunError: There are no records, or the page cannot be written.
         CheckpointError: There are no weights.
     """
-    records = JsonLines(run / "metrics.jsonl").read()
+    records = JsonLines(run / "metrics.jsonl").figures()
     if not records:
         raise RunError(f"{run}: no metrics.jsonl, or an empty one; train first")
     trained = load_trained(run, make_model=make_model)
@@ -116,10 +116,16 @@ def write_report(
         loader.close()
     picture = ""
     if rows is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "worst.png"
-            draw(path, rows, mean=trained.mean, std=trained.std)
-            picture = _image(path)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "worst.png"
+                draw(path, rows, mean=trained.mean, std=trained.std)
+                picture = _image(path)
+        except OSError as error:
+            raise RunError(
+                f"{run}: no room to draw its worst samples ({error}); let TMPDIR name a folder "
+                "with some"
+            ) from error
     path = out or run / "report.html"
     body = [
         f"<h1>{escape(run.resolve().name)}</h1>",
@@ -237,10 +243,13 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _image(path: Path) -> str:
     """A picture inside the page; JPEG, since panels are mostly photographs."""
-    with Image.open(path) as image, io.BytesIO() as buffer:
-        image.convert("RGB").save(buffer, "JPEG", quality=85)
-        data = base64.b64encode(buffer.getvalue()).decode()
     name = escape(path.stem)
+    try:
+        with Image.open(path) as image, io.BytesIO() as buffer:
+            image.convert("RGB").save(buffer, "JPEG", quality=85)
+            data = base64.b64encode(buffer.getvalue()).decode()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # Pillow's, all four.
+        return f"<p>{name} cannot be read: it is damaged, or no picture.</p>"
     return f'<figure><img alt="{name}" src="data:image/jpeg;base64,{data}"></figure>'
 
 
@@ -255,4 +264,8 @@ def _number(value: float | None) -> str:
 
 
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    """What can be read of a text: it is shown, not used."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        return f"{path.name}: {error.strerror}"

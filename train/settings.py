@@ -135,7 +135,8 @@ def from_text(text: str, base: Config | None = None, *, where: str = "") -> Conf
     """As `from_toml`, from the text itself; ``where`` begins an error's message."""
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    # More than TOML's own error: of numbers too long, and of brackets too deep.
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not TOML ({error}); `train config` prints one") from error
     keys = {setting.key: setting for setting in settings()}
     values: dict[str, object] = {}

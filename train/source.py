@@ -211,4 +211,6 @@ def _fingerprint(manifest: Manifest) -> str:
     """Of where the samples came from and how they were split; not of how they are stored."""
     parts = [f"{source.digest} {source.entries}" for source in manifest.source]
     parts += [f"{name} {split.samples}" for name, split in sorted(manifest.splits.items())]
+    # As many samples drawn another way would be other samples: those of val were trained on.
+    parts += [f"{name} {manifest.options.get(name)}" for name in ("val", "group_by", "seed")]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

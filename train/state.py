@@ -159,8 +159,9 @@ class State:
         roles = set(about.get("roles", ROLES))
         if about["data"] != self._source.fingerprint or roles != self._source.roles:
             raise DataError(
-                f"{where}: was trained on other data than {self._config.data.shards} holds "
-                "now; go on with the data it was started on, or start a new run with another --out"
+                f"{where}: was trained on other data than {self._config.data.shards} holds now, or "
+                "split otherwise; go on with the data it was started on, or start a new run with "
+                "another --out"
             )
         self.at = Position(**state["position"])
         self.networks.load_state_dict(state)

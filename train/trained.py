@@ -161,17 +161,21 @@ def load_trained(path: str | Path, *, make_model: MakeModel = create) -> Trained
         CheckpointError: Nothing there, damaged, or weights of another network.
     """
     path = Path(path)
-    if path.is_dir():
-        file = weights_in(path)
-        if file is None:
-            raise CheckpointError(f"{path}: no best.safetensors or last.safetensors; train first")
-        path = file
+    try:
+        file = weights_in(path) if path.is_dir() else path
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}); expected a run's folder or weights"
+        ) from error
+    if file is None:
+        raise CheckpointError(f"{path}: no best.safetensors or last.safetensors; train first")
+    path = file
     tensors, metadata = checkpoint.load(path)
     if "state" in metadata:
         state = checkpoint.read(path).state
         about, tensors = state["about"], state.get("average", state["model"])
     elif "shardline" in metadata:
-        about = json.loads(metadata["shardline"])
+        about = _about(metadata["shardline"], path)
     else:
         raise CheckpointError(f"{path}: not written by `train run`; expected weights that were")
     config = from_text(about["config"], where=str(path))
@@ -192,6 +196,42 @@ def load_trained(path: str | Path, *, make_model: MakeModel = create) -> Trained
         std=about["std"],
         config=config,
         step=about["step"],
+    )
+
+
+def _about(text: str, path: Path) -> dict[str, Any]:
+    """What `weights_metadata` wrote.
+
+    Raises:
+        CheckpointError: Somebody else wrote it.
+    """
+    try:
+        about = json.loads(text)
+    except (ValueError, RecursionError):
+        about = None
+    kinds = {"config": str, "res": int, "step": int, "mean": dict, "std": dict}
+    wrong = ["JSON object"] if not isinstance(about, dict) else []
+    if not wrong:
+        wrong += [name for name, kind in kinds.items() if type(about.get(name)) is not kind]
+        wrong += [
+            name
+            for name in ("mean", "std")
+            if name not in wrong and not all(_is_rgb(about[name].get(of)) for of in ("bg", "fg_bg"))
+        ]
+        roles = about.get("roles", list(ROLES))
+        if not isinstance(roles, list) or not set(TARGETS) & {str(role) for role in roles}:
+            wrong.append("roles")
+    if wrong:
+        raise CheckpointError(
+            f"{path}: its metadata has no {wrong[0]} as `train run` writes it; expected weights "
+            "that it left, unchanged; take another file"
+        )
+    return dict(about)
+
+
+def _is_rgb(value: object) -> bool:
+    return (
+        isinstance(value, list) and len(value) == 3 and all(type(v) in (int, float) for v in value)
     )
 
 

@@ -9,6 +9,7 @@ Every rank runs the same code and decides the same: what one rank alone knows (a
 no figure.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -130,8 +131,12 @@ class Trainer:
         self._stages.resume(self.state.load(state, self._out.out))
         self._keeper.saved = True
 
-    def run(self) -> Summary:
+    def run(self, begin: Callable[[], None] | None = None) -> Summary:
         """Train to the end of the last stage, or of ``max_steps``.
+
+        Args:
+            begin: Called before the first step and before anything is written, when the first
+                stage's loaders are open: what is wrong with the settings has shown by then.
 
         Raises:
             Interrupted: A signal asked for the end; the state is saved.
@@ -140,12 +145,16 @@ class Trainer:
         """
         try:
             with self._keeper.listening():
+                for line in (*missing(self.source.roles), *alone(self.config, self.world)):
+                    self.screen.say(line)
+                if (stage := self._stages.now) and not self._enough():
+                    self._stages.enter(stage)
+                if begin is not None:
+                    begin()
                 if self.config.run.profile and self.world.first:
                     self._tracer = Tracer(self._out.out / TRACE, self.device)
                 if self.config.run.tensorboard and self.world.first:
                     self._out.board(self.config, self.at.step)
-                for line in (*missing(self.source.roles), *alone(self.config, self.world)):
-                    self.screen.say(line)
                 while (stage := self._stages.now) and not self._enough():
                     loaders = self._stages.enter(stage)
                     if not self.at.trained:

@@ -1,0 +1,66 @@
+"""How whatever ends a command is told: one line, no traceback."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from train.cli import main
+
+FULL = Path("/dev/full")
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (PermissionError(13, "Permission denied", "runs/a"), "runs/a: Permission denied; see to"),
+        (OSError(36, "File name too long", "x" * 300), "File name too long"),
+        (MemoryError(), "out of memory; use a smaller --batch"),
+        (UnicodeEncodeError("utf-8", "r\udcffun", 1, 2, "surrogates not allowed"), "valid UTF-8"),
+    ],
+)
+def test_what_no_command_foresaw_is_one_line(monkeypatch, error, says) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("train.evaluate.judge_shards", fail)
+    done = CliRunner().invoke(main, ["eval", "run", "--shards", "data"])
+    assert done.exit_code == 1
+    assert done.output.startswith("Error: ") and says in done.output
+    assert done.output.count("\n") == 1
+
+
+def test_ctrl_c_promises_nothing_that_may_be_false(monkeypatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train.predict.predict", stop)
+    done = CliRunner().invoke(main, ["predict", "run", "--fg-bg", "a.png", "--out", "maps"])
+    assert done.exit_code == 130
+    assert done.output == "Stopped; what was written by then is whole.\n"
+
+
+def test_figures_that_are_no_numbers_are_null_in_json(monkeypatch) -> None:
+    monkeypatch.setattr(
+        "train.evaluate.judge_shards",
+        lambda *_, **__: {"mask_precision": float("nan"), "samples": 3},
+    )
+    done = CliRunner().invoke(main, ["eval", "run", "--shards", "data", "--json"])
+    assert json.loads(done.output) == {"mask_precision": None, "samples": 3}
+    assert "NaN" not in done.output
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
+def test_a_full_disk_behind_standard_output_is_one_line() -> None:
+    with FULL.open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "train", "config"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "Error: No space left on device; see to it and run the command again\n"
