@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from train.config import Config
-from train.drafts import TEMPORARY, write_text
+from train.drafts import TEMPORARY, writable, write_text
 from train.errors import RunError
 from train.logs import JsonLines
 from train.settings import to_toml
@@ -42,10 +42,8 @@ def held(out: Path) -> Iterator[None]:
                     f"{out}: is a file; expected a folder for the run; choose another --out"
                 )
             made = [folder for folder in (out, *out.parents) if not folder.exists()]
-        try:
+        with writable(out):
             out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"{out}: cannot be written ({error}); choose another --out") from error
         with readable(out):
             lock = os.open(out, os.O_RDONLY)
         try:
@@ -118,15 +116,13 @@ def prepare(out: Path, config: Config, epoch: int) -> None:
     """
     metrics = JsonLines(out / "metrics.jsonl")
     metrics.read()
-    try:
+    with writable(out):
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / CONFIG, to_toml(config))
         for half in _halves(out):
             half.unlink()
         if metrics.path.exists():
             metrics.keep_before(epoch)
-    except OSError as error:
-        raise RunError(f"{out}: cannot be written ({error}); choose another --out") from error
 
 
 def _refuse_lost(out: Path, checkpoints: Path) -> None:

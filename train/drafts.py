@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["TEMPORARY", "draft", "write_text"]
+from train.errors import RunError
+
+__all__ = ["TEMPORARY", "draft", "writable", "write_text"]
 
 TEMPORARY = ".tmp"
 """End of the name of a file that is being written; whoever finds one after a kill may delete it."""
@@ -39,6 +41,19 @@ def draft(path: Path, *, durable: bool = False) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+@contextmanager
+def writable(out: Path) -> Iterator[None]:
+    """What the block fails to write there becomes one line.
+
+    Raises:
+        RunError: No room, no permission, or it is no folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{out}: cannot be written ({error}); choose another --out") from error
 
 
 def write_text(path: Path, text: str) -> None:

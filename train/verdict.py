@@ -14,8 +14,7 @@ from PIL import Image, ImageDraw
 from rich.table import Table
 
 from train.contenders import PEERS
-from train.drafts import draft, write_text
-from train.errors import RunError
+from train.drafts import draft, writable, write_text
 
 __all__ = ["EPOCH", "Report", "Result"]
 
@@ -153,13 +152,11 @@ class Report:
         Raises:
             RunError: They cannot be written.
         """
-        try:
+        with writable(out):
             out.mkdir(parents=True, exist_ok=True)
             write_text(out / "bench.json", self.to_json())
             with draft(out / "bench.png") as path:
                 _chart(self).save(path, "PNG")
-        except OSError as error:
-            raise RunError(f"{out}: cannot be written ({error}); choose another --out") from error
 
     def _over(self, own: Result) -> tuple[str, float] | None:
         peers = [one for one in self.results if one.name in PEERS]
