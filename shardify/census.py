@@ -19,6 +19,8 @@ from shardify.outlines import ALONE, Outlines
 __all__ = ["Census", "Folder", "Group", "indexes_of", "study_folder", "take_census"]
 
 IntArray = npt.NDArray[np.int32]
+Words = tuple[str, ...]
+"""As ``naming.words`` gives them."""
 
 _NONE = -1
 _DIGITS = re.compile(r"\d+")
@@ -28,8 +30,8 @@ _DIGITS = re.compile(r"\d+")
 class Folder:
     """What a folder's path says of the files in it."""
 
-    said: tuple[str | None, ...]
-    """Evidence of each part, the outermost first, without those that all names share."""
+    words: tuple[Words, ...]
+    """Words for a role in each part, the outermost first, without those that all names share."""
 
     outline: str
     """The path with every number as ``#``."""
@@ -43,10 +45,17 @@ class Folder:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """Files whose names speak alike: the same kind of folder, evidence and extension."""
+    """Files whose names speak alike: the same kind of folder, words for a role and extension."""
 
     outline: str
-    said: tuple[str | None, ...]
+    """The folders without those that all images share, with every number as ``#``."""
+
+    folders: tuple[Words, ...]
+    """Words for a role in each of these folders, the outermost first."""
+
+    stem: Words
+    """Words for a role in the stem."""
+
     extension: str
 
 
@@ -96,9 +105,9 @@ def take_census(names: Sequence[str]) -> Census:
     return _merge(census, list(kinds), bounds)
 
 
-_Kind = tuple[str, str | None, str]
-"""A folder, what a stem says, an extension; folder and stem of one name stand for all alike."""
-_JUNK: _Kind = ("", None, "/")
+_Kind = tuple[str, Words, str]
+"""A folder, words of a stem, an extension; folder and stem of one name stand for all alike."""
+_JUNK: _Kind = ("", (), "/")
 
 
 def _kind_of(name: str, shapes: naming.Shapes) -> _Kind:
@@ -107,8 +116,8 @@ def _kind_of(name: str, shapes: naming.Shapes) -> _Kind:
         return _JUNK
     extension = _extension(name)
     if extension not in naming.IMAGES:
-        return "", None, extension
-    return folder, shapes.said(base.rpartition(".")[0].lower()), extension
+        return "", (), extension
+    return folder, shapes.words(base.rpartition(".")[0].lower()), extension
 
 
 def _extension(name: str) -> str:
@@ -151,7 +160,7 @@ def study_folder(path: str, shared: int) -> Folder:
     parts = path.split("/")[shared:] if path else []
     stripped = [text for text in map(naming.strip_words, parts) if text]
     return Folder(
-        said=tuple(map(naming.evidence, parts)),
+        words=tuple(map(naming.words, parts)),
         outline=_DIGITS.sub("#", "/".join(parts)),
         stripped="/".join(stripped),
         last=stripped[-1] if stripped else "",
@@ -164,11 +173,11 @@ def _merge(census: Census, kinds: list[_Kind], bounds: list[str]) -> Census:
     census.shared = common_folders([name.rpartition("/")[0] for name in bounds])
     groups: dict[Group, int] = {}
     place = []
-    for path, said, extension in kinds:
+    for path, stem, extension in kinds:
         folder = study_folder(path, census.shared)
-        group = Group(outline=folder.outline, said=(*folder.said, said), extension=extension)
+        group = Group(outline=folder.outline, folders=folder.words, stem=stem, extension=extension)
         place.append(groups.setdefault(group, len(groups)))
-    order = sorted(groups, key=lambda group: (group.outline, str(group.said), group.extension))
+    order = sorted(groups, key=lambda group: (group.outline, group.stem, group.extension))
     rank = {groups[group]: new for new, group in enumerate(order)}
     table = np.array([rank[old] for old in place] + [_NONE], np.int32)
     census.group = table[census.group]

@@ -12,7 +12,7 @@ import numpy as np
 from shardify import roles, rules
 from shardify.census import Census, indexes_of, take_census
 from shardify.errors import ShardifyError
-from shardify.joining import Table, join
+from shardify.joining import Table
 from shardify.maps import Row, rows_of
 from shardify.names import common_folders
 from shardify.outlines import Outlines
@@ -37,7 +37,7 @@ class Companions:
     shared: int
     maps: Callable[[], list[Row]]
     unknown: list[str]
-    """Images that have no role for want of a word; see ``roles.unknown``."""
+    """Images that have no role for want of a word; see ``roles.Assignment``."""
     map: str | None
     """Name of the map, if there is one to use."""
     outlines: Outlines | None = None
@@ -57,8 +57,8 @@ def by_names(names: Sequence[str], where: str, read: Read | None) -> Companions:
             itself.
     """
     census = take_census(names)
-    role_of_group = roles.assign(census, where, read)
-    table = join(census, role_of_group)
+    assigned = roles.assign_roles(census, where, read)
+    role_of_group, table = assigned.roles, assigned.table
 
     def maps() -> list[Row]:
         return _maps(census, read)
@@ -72,11 +72,11 @@ def by_names(names: Sequence[str], where: str, read: Read | None) -> Companions:
     return Companions(
         table=table,
         backgrounds=sorted(backgrounds, key=names.__getitem__),
-        told=roles.describe(census, role_of_group),
+        told=assigned.evidence,
         ignored=roles.ignored(census, role_of_group),
         shared=census.shared,
         maps=maps,
-        unknown=roles.unknown(census, role_of_group),
+        unknown=assigned.unknown,
         map=min((names[index] for index in census.texts), default=None),
         outlines=census.outlines,
     )

@@ -6,7 +6,6 @@ names, counts nothing and reads no file. ``layout`` does the comparing.
 
 import hashlib
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 __all__ = [
@@ -15,16 +14,15 @@ __all__ = [
     "Shape",
     "Shapes",
     "background_number",
-    "evidence",
     "folder_number",
     "is_junk",
     "is_junk_folder",
     "numbers",
-    "role_of",
     "safe_key",
     "shape_of",
     "split_of",
     "strip_words",
+    "words",
 ]
 
 ROLES = ("bg", "fg_bg", "mask", "depth")
@@ -43,39 +41,54 @@ _JUNK_FILES = re.compile(
     re.IGNORECASE,
 )
 
-_MASK = re.compile(r"mask|trimap|matte|silhouette")
-_DEPTH = re.compile(r"depth|disparity|(?<![a-z])(?:disp|dmap)(?![a-z])")
-_VALIDITY = re.compile(
-    r"depths?(?:[-_ ]?maps?)?[-_ ]?(?:masks?|valid(?:ity)?)(?![a-z])|(?<![a-z])validity(?![a-z])"
+_LABELS = re.compile(
+    # What only says where a depth was measured, and masks of what was not pasted yet.
+    r"(?P<validity>depths?(?:[-_ .]?maps?)?[-_ .]?(?:masks?|valid(?:ity)?)(?![a-z])"
+    r"|(?<![a-z])validity(?![a-z]))"
+    r"|(?P<cutout>(?<![a-z])(?<!bg[-_ .])(?:fg|foreground)s?[-_ .]?masks?(?![a-z]))"
+    r"|(?P<trimap>trimap)"
+    r"|(?P<mask>mask|matte|silhouette)"
+    r"|(?P<depth>depth|disparity|(?<![a-z])(?:disp|dmap)(?![a-z]))"
+    r"|(?P<label>segmentation|ground[-_ .]?truth|matting|annotation|annot(?![a-z])"
+    r"|(?<![a-z])(?:labels?|gts?|segs?|alphas?|phas?)(?![a-z]))"
 )
 _OTHER = re.compile(
     r"gtfine|gtcoarse|labelids|labeltrainids|instanceids|rightimg|(?<![a-z])normals?(?![a-z])"
+)
+_FOR_THE_EYE = re.compile(
+    r"(?<![a-z])(?:vis|viz|visuali[sz]ations?|previews?|thumbs?|thumbnails?|colou?red|edges?"
+    r"|contours?|boundar(?:y|ies)|skeletons?)(?![a-z])"
 )
 _SPLIT = re.compile(
     r"(?<![a-z])(?:(train(?:ing)?)|(val(?:id(?:ation)?)?|dev)|(test(?:ing)?))(?![a-z])"
 )
 _BOTH = re.compile(
-    r"fgs?[-_ ]?bg|bgs?[-_ ]?fg|overla(?:y|id)|composite"
-    r"|(?<![a-z])fg[-_ ]?\d.*(?<![a-z])bg[-_ ]?\d|(?<![a-z])bg[-_ ]?\d.*(?<![a-z])fg[-_ ]?\d"
+    r"fgs?[-_ .]?bg|bgs?[-_ .]?fg|overla(?:y|id)|composite|(?<![a-z])merged(?![a-z])"
+    r"|(?<![a-z])fg[-_ .]?\d.*(?<![a-z])bg[-_ .]?\d"
+    r"|(?<![a-z])bg[-_ .]?\d.*(?<![a-z])fg[-_ .]?\d"
     # Single letters only with separators around: hexadecimal names are full of b1 and f0.
-    r"|(?:^|[-_ ])(?:f\d+[-_ ]b|b\d+[-_ ]f)\d+(?![a-z\d])"
+    r"|(?:^|[-_ .])(?:f\d+[-_ .]b|b\d+[-_ .]f)\d+(?![a-z\d])"
 )
 _BACKGROUND = re.compile(
     r"(?<![a-z])(?:bgs?|backs?|backgrounds?)(?:(?![a-z])|(?=images?(?![a-z])|imgs?(?![a-z])))"
 )
-_BACKGROUND_NUMBERED = re.compile(r"(?<![a-z])(?:bg|back|background)[-_ ]?\d")
-_FOREGROUND = re.compile(r"^(?:fgs?|foregrounds?|cut[-_ ]?outs?)(?:[-_ ](?:images?|png|rgba))?$")
+_BACKGROUND_NUMBERED = re.compile(r"(?<![a-z])(?:bg|back|background)[-_ .]?\d")
+_FOREGROUND = re.compile(
+    r"^(?:fgs?|foregrounds?|cut[-_ ]?outs?)(?:[-_ ](?:images?|png|jpe?g|rgba))?$"
+)
 _PICTURE = re.compile(
     r"(?<![a-z])(?:images?|imgs?|pictures?|photos?|rgb|colou?rs?)(?![a-z])|leftimg"
 )
 
 _ROLE_WORDS = re.compile(
     r"(?:dense[-_ ]?)?depths?(?:[-_ ]?maps?)?|disparity|masks?|trimaps?|mattes?|silhouettes?"
-    r"|fgs?[-_ ]?bgs?(?![a-z])|bgs?[-_ ]?fgs?(?![a-z])|overla(?:y(?:ed|s)?|id)|composites?"
-    r"|leftimg8bit|(?<![a-z])(?:colou?rs?|rgb|images?|imgs?|annotations?)(?![a-z])|images?$"
+    r"|fgs?[-_ .]?bgs?(?![a-z])|bgs?[-_ .]?fgs?(?![a-z])|overla(?:y(?:ed|s)?|id)|composites?"
+    r"|segmentations?|ground[-_ ]?truths?"
+    r"|leftimg8bit|(?<![a-z])(?:colou?rs?|rgb|images?|imgs?|annotations?|labels?|gts?|segs?|alphas?"
+    r"|phas?)(?![a-z])|images?$"
 )
-_BACKGROUND_NUMBER = re.compile(r"(?<![a-z])(?:bg|b|back|background)[-_ ]?(\d{1,9})(?!\d)")
-_FOREGROUND_NUMBER = re.compile(r"(?<![a-z])(?:fg|f|fore|foreground)[-_ ]?(\d{1,9})(?!\d)")
+_BACKGROUND_NUMBER = re.compile(r"(?<![a-z])(?:bg|b|back|background)[-_ .]?(\d{1,9})(?!\d)")
+_FOREGROUND_NUMBER = re.compile(r"(?<![a-z])(?:fg|f|fore|foreground)[-_ .]?(\d{1,9})(?!\d)")
 _DIGITS = re.compile(r"\d+")
 _ANY_DIGIT = bytes.maketrans(b"123456789", b"000000000")
 _REMEMBERED = 50_000
@@ -95,51 +108,35 @@ def is_junk_folder(path: str) -> bool:
     return _JUNK_FOLDERS.search(path) is not None
 
 
-def evidence(part: str) -> str | None:
-    """The role that one folder's name, or one file's stem, speaks for.
+def words(part: str) -> tuple[str, ...]:
+    """The words for a role in one folder's name, or in one file's stem, from left to right.
 
     Returns:
-        ``mask``, ``depth``, ``fg_bg``, ``bg``; ``validity`` for ``depth_mask``, which says where
-        a depth was measured, not where an object is; ``numbered`` for ``bg_007``, which may be a
-        background or the folder of what was pasted on it; ``fg`` for cut-outs; ``picture`` for
-        words such as ``images``; ``other`` for what is no role here, such as class labels; None
-        where it says nothing.
+        ``mask``, ``depth``, ``fg_bg``, ``bg``, each as often as it stands there; ``label`` for
+        words such as ``annotation``, which may be any target; ``validity`` for ``depth_mask``,
+        which says where a depth was measured; ``trimap``, a mask where there is no other;
+        ``cutout`` for masks of foregrounds alone; ``eye`` for what was made to be looked at;
+        ``other`` for what is no role here. Only where there is none of these: ``numbered`` for
+        ``bg_007``, which may be a background or the folder of what was pasted on it; ``fg`` for
+        foregrounds; ``picture`` for words such as ``images``.
     """
     part = part.lower()
     if _OTHER.search(part):
-        return "other"
-    if _VALIDITY.search(part):
-        return "validity"
-    mask, depth = (_last(pattern, part) for pattern in (_MASK, _DEPTH))
-    if mask >= 0 or depth >= 0:
-        return "mask" if mask > depth else "depth"
-    if _BOTH.search(part):
-        return "fg_bg"
-    if _BACKGROUND_NUMBERED.search(part):
-        return "numbered"
-    if _BACKGROUND.search(part):
-        return "bg"
+        return ("other",)
+    found = [(each.start(), str(each.lastgroup)) for each in _LABELS.finditer(part)]
+    found += [(each.start(), "eye") for each in _FOR_THE_EYE.finditer(part)]
+    both = [(each.start(), "fg_bg") for each in _BOTH.finditer(part)]
+    numbered = _BACKGROUND_NUMBERED.search(part)
+    if not both and not numbered and (back := _BACKGROUND.search(part)):
+        found.append((back.start(), "bg"))
+    found += both
+    if found:
+        return tuple(word for _, word in sorted(found))
+    if numbered:
+        return ("numbered",)
     if _FOREGROUND.match(part):
-        return "fg"
-    return "picture" if _PICTURE.search(part) else None
-
-
-def role_of(said: Sequence[str | None]) -> str | None:
-    """One role from the evidence of a path's parts, the outermost folder first, the stem last.
-
-    The innermost word for mask or depth wins; then the innermost that tells a composite, a
-    background or a cut-out; then words such as ``images``; then a stem like ``bg_007``.
-    """
-    inward = list(reversed(said))
-    if "other" in inward:
-        return "other"
-    for accepted in (("mask", "depth", "validity"), ("fg_bg", "bg", "fg")):
-        for word in inward:
-            if word in accepted:
-                return word
-    if "picture" in inward:
-        return "fg_bg"
-    return "bg" if inward and inward[0] == "numbered" else None
+        return ("fg",)
+    return ("picture",) if _PICTURE.search(part) else ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,18 +171,19 @@ class Shapes:
     """
 
     def __init__(self) -> None:
-        self._said: dict[bytes, str | None] = {}
+        self._words: dict[bytes, tuple[str, ...]] = {}
         self._pieces: dict[bytes, tuple[slice, ...]] = {}
         self._shapes: dict[bytes, Shape] = {}
 
-    def said(self, stem: str) -> str | None:
-        """``evidence`` of a stem in lower case."""
+    def words(self, stem: str) -> tuple[str, ...]:
+        """``words`` of a stem in lower case."""
         outline = _outline(stem)
-        if outline not in self._said:
-            if len(self._said) >= _REMEMBERED:
-                return evidence(stem)
-            self._said[outline] = evidence(stem)
-        return self._said[outline]
+        found = self._words.get(outline)
+        if found is None:
+            found = words(stem)
+            if len(self._words) < _REMEMBERED:
+                self._words[outline] = found
+        return found
 
     def of(self, stem: str) -> Shape:
         """The shape of a stem in lower case."""
@@ -288,8 +286,3 @@ def _number_span(pattern: re.Pattern[str], text: str) -> slice | None:
     """Where the first match of ``pattern`` has its digits."""
     found = pattern.search(text)
     return slice(*found.span(1)) if found else None
-
-
-def _last(pattern: re.Pattern[str], text: str) -> int:
-    """Where the last match of ``pattern`` starts; -1 without one."""
-    return max((found.start() for found in pattern.finditer(text)), default=-1)

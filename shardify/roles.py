@@ -1,42 +1,92 @@
-"""Which role each group of alike files has, from what their names say and from each other.
+"""Which role each group of alike files has: one assignment of all groups, not word by word.
 
-Sees groups, not samples. Reads a handful of payloads at most, and only where two files differ in
-their extension alone, so that no word tells a mask from a depth map.
+Candidates come from ``role_candidates``; each is tried by joining the files, and the one is taken
+under which nearly every sample is complete at the least cost. Reads a handful of payloads a class,
+to hold words against pixels. Where two candidates remain, the source is refused with both.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from shardify import naming
 from shardify.census import Census
-from shardify.errors import LayoutError, ShardifyError
-from shardify.thumbs import looks_binary
+from shardify.errors import LayoutError
+from shardify.joining import Table, join
+from shardify.pixel_kinds import KINDS, kind_of_files
+from shardify.role_candidates import Candidate, FileClass, candidates, file_classes
 
-__all__ = ["VALIDITY", "assign", "describe", "ignored", "unknown", "validity"]
+__all__ = ["VALIDITY", "Assignment", "assign_roles", "ignored", "validity"]
 
 VALIDITY = "validity masks of depth"
 """How they are counted among what is ignored."""
 
-_CUTOUT_MASK = re.compile(r"(?<![a-z])(?:fg|foreground)s?[-_ ]?masks?(?![a-z])")
-_PHOTOGRAPHS = frozenset({"jpg", "jpeg", "jpe", "jfif"})
+_LOOKS, _MORE_LOOKS = 3, 12
+"""Files of a class that are opened; and where that leaves a doubt."""
+
+_INCOMPLETE = 6.0
+"""Cost of an assignment under which no sample is complete."""
+
+_MARGIN = 0.45
+"""An assignment whose cost is within this of the best is another way to read the source."""
+
+_STRAY = 0.1
+"""Two assignments that differ in fewer files than this share of the samples mean the same."""
+
+_JOINED = 12
+"""Most assignments that are tried by joining."""
+
+_SHOWN = 3
 
 
-def assign(
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Assignment:
+    """The roles of all groups, and what speaks for them."""
+
+    roles: tuple[str | None, ...]
+    """Of each group; None for groups that are left aside."""
+
+    table: Table
+    """The files joined under these roles."""
+
+    evidence: dict[str, object]
+    """For people: what decided, and what words and pixels say of each role."""
+
+    unknown: list[str]
+    """Folders and extensions of files left aside of which no word tells anything; fullest first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Tried:
+    """A candidate whose files were joined."""
+
+    candidate: Candidate
+    roles: tuple[str | None, ...]
+    table: Table
+    cost: float
+
+    @property
+    def complete(self) -> float:
+        """Whole samples, as a share of the fullest role's files."""
+        most = max(int((column >= 0).sum()) for column in self.table.members.values())
+        return self.table.complete / max(1, most, self.table.rows)
+
+
+def assign_roles(
     census: Census, where: str, read: Callable[[int], bytes] | None = None
-) -> list[str | None]:
-    """Role of each group; None for groups that are left out.
+) -> Assignment:
+    """Find the role of each group.
 
     Args:
         census: The names, in groups.
         where: What to call the source in an error.
-        read: Gives a file's bytes.
+        read: Gives a file's bytes; without it words alone decide.
 
     Raises:
         LayoutError: There is no image at all, a role is missing without which nothing can be
-            made of the source, or nothing tells masks from depth maps.
+            made of the source, or two assignments suit it alike.
     """
     if not census.groups:
         kinds = census.other.most_common(3)
@@ -45,56 +95,138 @@ def assign(
             f"{where}: no image among the files ({found or 'nothing but litter'}); expected "
             f"composites, masks and depth maps; is it the right source?"
         )
-    roles = [naming.role_of(group.said) for group in census.groups]
-    pairs = zip(roles, census.groups, strict=True)
-    if not any(role == "fg_bg" and "fg_bg" in group.said for role, group in pairs):
-        _give_the_rest(census, roles, where, read)
-    _without_cutouts(census, roles)
-    roles = [role if role in naming.ROLES else None for role in roles]
-    told = _told(census, roles)
-    if "fg_bg" not in roles:
+    partitions = file_classes(census)
+    by_words = candidates(partitions)
+    if read is not None:
+        _look(census, partitions, read, _LOOKS)
+    joined: dict[tuple[str | None, ...], Table] = {}
+    best, rivals = _best(census, candidates(partitions), joined)
+    if rivals and read is not None:
+        _look(census, partitions, read, _MORE_LOOKS)
+        best, rivals = _best(census, candidates(partitions), joined)
+    if best is None:
+        raise LayoutError(f"{where}: {_nothing(partitions[0])}")
+    if "mask" not in best.roles and _may_be_masks(best.candidate):
+        raise LayoutError(f"{where}: {_no_masks(best.candidate.classes)}")
+    if twins := best.candidate.twins():
+        role, *both = twins
+        shown = " and ".join(f"{each.name} ({_looks_of(each)})" for each in both)
         raise LayoutError(
-            f"{where}: no composite images (folder or name with fg_bg, overlay, images) among "
-            f"{told}; add them, or pass --layout"
+            f"{where}: 2 files claim to be the {role} of a sample: {shown}; expected one; leave "
+            f"one of them out, or pass --layout"
         )
-    # Masks may be absent; but images of which no word tells anything may be the masks.
-    if "mask" not in roles and ("depth" not in roles or ("bg" in roles and None in roles)):
+    if rivals:
+        shown = " or ".join(_shown(each) for each in (best, rivals[0]))
         raise LayoutError(
-            f"{where}: no masks (folder or name with mask) among {told}; add the masks, or pass "
-            f"--layout"
+            f"{where}: the names can be read in more than one way, and pixels do not decide: "
+            f"{shown}; expected one; name the folders or files for their roles, or pass --layout"
         )
-    return roles
+    count = len(census.groups)
+    # Words alone would do where no other way to read them is nearly as good.
+    by_words = [each for each in by_words if each.cost - by_words[0].cost < _MARGIN]
+    alone = {each.of_groups(count) for each in by_words} == {best.roles}
+    decided = "names" if alone else "names and pixels"
+    return Assignment(
+        roles=best.roles,
+        table=best.table,
+        evidence=_evidence(census, best, decided),
+        unknown=_unknown(best.candidate),
+    )
 
 
-def unknown(census: Census, role_of_group: Sequence[str | None]) -> list[str]:
-    """Folders and extensions of images of which no word tells anything, the fullest first."""
-    files: Counter[str] = Counter()
-    for group, count, role in zip(census.groups, census.counts(), role_of_group, strict=True):
-        if role is None and naming.role_of(group.said) is None:
-            files[f"{group.outline}/*.{group.extension}".lstrip("/")] += count
-    return sorted(files, key=lambda outline: (-files[outline], outline))
+def _look(
+    census: Census, partitions: Sequence[Sequence[FileClass]], read: Callable[[int], bytes],
+    looks: int,
+) -> None:  # fmt: skip
+    """Find out what the pixels of each class look like. Files that cannot be decoded count not."""
+    known: dict[tuple[int, ...], tuple[str | None, Counter[str]]] = {}
+    for classes in partitions:
+        for each in classes:
+            if each.words["other"]:
+                continue
+            key = tuple(sorted(each.groups))
+            if key not in known:
+                wanted = np.zeros(len(census.groups) + 1, np.bool_)
+                wanted[each.groups] = True
+                indexes = np.flatnonzero(wanted[census.group])
+                # By name, so that the order in the source is of no account.
+                spread = np.linspace(0, len(indexes) - 1, min(looks, len(indexes))).astype(int)
+                known[key] = kind_of_files(indexes[spread].tolist(), read)
+            each.kind, each.kinds = known[key]
 
 
-def describe(census: Census, role_of_group: Sequence[str | None]) -> dict[str, object]:
-    """Role -> how many files it has, and in which folders, the fullest first."""
-    found: dict[str, object] = {}
+def _best(
+    census: Census,
+    ranked: Sequence[Candidate],
+    joined: dict[tuple[str | None, ...], Table],
+) -> tuple[_Tried | None, list[_Tried]]:
+    """The best candidate once its files are joined, and others that are as good but differ."""
+    tried: dict[tuple[str | None, ...], _Tried] = {}
+    for candidate in ranked:
+        least = min((each.cost for each in tried.values()), default=np.inf)
+        if candidate.cost > least + _MARGIN or len(tried) == _JOINED:
+            break
+        roles = candidate.of_groups(len(census.groups))
+        if roles in tried:
+            continue
+        if roles not in joined:
+            joined[roles] = join(census, roles)
+        found = _Tried(candidate=candidate, roles=roles, table=joined[roles], cost=0.0)
+        cost = candidate.cost + _INCOMPLETE * (1 - found.complete)
+        tried[roles] = _Tried(candidate=candidate, roles=roles, table=joined[roles], cost=cost)
+    if not tried:
+        return None, []
+    order = sorted(tried.values(), key=lambda each: each.cost)
+    best = order[0]
+    near = [each for each in order[1:] if each.cost - best.cost <= _MARGIN]
+    return best, [each for each in near if _differs(census, best, each)]
+
+
+def _differs(census: Census, best: _Tried, other: _Tried) -> bool:
+    """Whether two assignments mean other things, and not only a few stray files."""
+    apart = 0
+    for count, one, two in zip(census.counts(), best.roles, other.roles, strict=True):
+        if one != two:
+            if one is not None and two is not None:
+                return True
+            apart += count
+    return apart > max(1, _STRAY * best.table.rows)
+
+
+def _evidence(census: Census, best: _Tried, decided: str) -> dict[str, object]:
+    """Role -> its files, where they lie, and what words and pixels say of them."""
+    found: dict[str, object] = {"decided by": decided}
+    counts = census.counts()
+    pairs = list(zip(best.candidate.classes, best.candidate.roles, strict=True))
     for role in naming.ROLES:
         files: Counter[str] = Counter()
-        for group, count, its in zip(census.groups, census.counts(), role_of_group, strict=True):
+        for number, its in enumerate(best.roles):
             if its == role:
-                files[f"{group.outline}/*.{group.extension}".lstrip("/")] += count
-        if files:
-            found[role] = {
-                "files": files.total(),
-                "where": sorted(files, key=lambda outline: (-files[outline], outline))[:5],
-            }
+                group = census.groups[number]
+                files[f"{group.outline}/*.{group.extension}".lstrip("/")] += counts[number]
+        if not files:
+            continue
+        classes = [each for each, its in pairs if its == role]
+        words = sorted(set().union(*(each.words for each in classes)))
+        looks = sum((each.kinds for each in classes), Counter[str]())
+        found[role] = {
+            "files": files.total(),
+            "where": sorted(files, key=lambda outline: (-files[outline], outline))[:5],
+            "words": words,
+            "pixels": {KINDS[kind]: count for kind, count in looks.most_common()},
+        }
     return found
+
+
+def _unknown(candidate: Candidate) -> list[str]:
+    pairs = zip(candidate.classes, candidate.roles, strict=True)
+    return [each.name for each, role in pairs if role is None and not each.words]
 
 
 def ignored(census: Census, role_of_group: Sequence[str | None]) -> dict[str, int]:
     """What was left aside and is no part of any sample, counted."""
     pairs = zip(role_of_group, census.counts(), strict=True)
-    valid = validity(census)
+    valid = validity(census, role_of_group)
     left = {
         "junk": census.junk,
         "images without a role": sum(count for role, count in pairs if role is None) - valid,
@@ -105,69 +237,70 @@ def ignored(census: Census, role_of_group: Sequence[str | None]) -> dict[str, in
     return {what: count for what, count in left.items() if count}
 
 
-def validity(census: Census) -> int:
-    """How many files only say where a depth was measured. They are no mask of an object."""
-    pairs = zip(census.groups, census.counts(), strict=True)
-    return sum(count for group, count in pairs if naming.role_of(group.said) == "validity")
+def validity(census: Census, role_of_group: Sequence[str | None]) -> int:
+    """How many files left aside only say where a depth was measured: no mask of an object."""
+    return sum(
+        count
+        for group, count, role in zip(census.groups, census.counts(), role_of_group, strict=True)
+        if role is None and "validity" in {*group.stem, *(w for f in group.folders for w in f)}
+    )
 
 
-def _without_cutouts(census: Census, roles: list[str | None]) -> None:
-    """Leave masks of cut-outs aside, where there are masks of composites too."""
-    masks = [number for number, role in enumerate(roles) if role == "mask"]
-    cut = {number for number in masks if _CUTOUT_MASK.search(census.groups[number].outline.lower())}
-    if len(cut) < len(masks):
-        for number in cut:
-            roles[number] = "fg"
+def _shown(tried: _Tried) -> str:
+    """``fg_bg a/*.jpg (9 files, colour pictures), mask b/*.png (...)`` and how well it joins."""
+    parts: list[str] = []
+    pairs = list(zip(tried.candidate.classes, tried.candidate.roles, strict=True))
+    for role in naming.ROLES:
+        parts += [f"{role} {each.name} ({_looks_of(each)})" for each, its in pairs if its == role]
+    return f"{', '.join(parts)} [{tried.complete:.0%} of samples complete]"
 
 
-def _give_the_rest(
-    census: Census, roles: list[str | None], where: str, read: Callable[[int], bytes] | None
-) -> None:
-    """Take files that no word tells for the images; of two extensions one is a label."""
-    extensions: dict[str, set[str]] = {}
-    for group, role in zip(census.groups, roles, strict=True):
-        if role is None:
-            extensions.setdefault(group.outline, set()).add(group.extension)
-    for number, group in enumerate(census.groups):
-        if roles[number] is None:
-            beside = extensions[group.outline] - {group.extension}
-            is_label = group.extension not in _PHOTOGRAPHS and beside & _PHOTOGRAPHS
-            roles[number] = _label(census, number, roles, where, read) if is_label else "fg_bg"
+def _looks_of(each: FileClass) -> str:
+    kinds = ", ".join(KINDS[kind] for kind, _ in each.kinds.most_common(2))
+    return f"{each.files} files" + (f", {kinds}" if kinds else "")
 
 
-def _label(
-    census: Census,
-    number: int,
-    roles: Sequence[str | None],
-    where: str,
-    read: Callable[[int], bytes] | None,
-) -> str:
-    """``mask`` or ``depth``: what the rest of the source has, or what the pixels look like."""
-    elsewhere = {role for role in roles if role in ("mask", "depth")}
-    if len(elsewhere) == 1:
-        return elsewhere.pop()
-    group = census.groups[number]
-    indexes = np.flatnonzero(census.group == number)
-    indexes = indexes[np.linspace(0, len(indexes) - 1, min(9, len(indexes))).astype(int)]
-    votes: Counter[bool] = Counter()
-    for index in indexes.tolist() if read else ():
-        try:
-            binary = looks_binary(read(index)) if read else None
-        except ShardifyError:
-            continue
-        if binary is not None:
-            votes[binary] += 1
-    if not votes:
-        raise LayoutError(
-            f"{where}: {group.outline}/*.{group.extension} may be masks or depth maps; expected a "
-            f"name that says so; pass --layout"
+def _may_be_masks(candidate: Candidate) -> bool:
+    """Whether files are left aside that no word tells, as many as composites, perhaps masks."""
+    pairs = list(zip(candidate.classes, candidate.roles, strict=True))
+    composites = sum(each.files for each, role in pairs if role == "fg_bg")
+    return any(
+        role is None and each.kind in (None, "few") and 2 * each.files >= composites
+        for each, role in pairs
+        if not +each.words or each.words["label"]
+    )
+
+
+def _nothing(classes: Sequence[FileClass]) -> str:
+    """Why no assignment is possible at all."""
+    if not any(_likeliest(each) in ("fg_bg", None) for each in classes):
+        return (
+            f"no composite images (folder or name with fg_bg, overlay, images) among "
+            f"{_listed(classes)}; add them, or pass --layout"
         )
-    return "mask" if votes[True] > votes[False] else "depth"
+    return _no_masks(classes)
 
 
-def _told(census: Census, roles: Sequence[str | None]) -> str:
-    """``400 bg, 20 fg_bg``: how many files each role has, for an error's line."""
+def _no_masks(classes: Sequence[FileClass]) -> str:
+    return (
+        f"no masks (folder or name with mask) among {_listed(classes)}; add the masks, or pass "
+        f"--layout"
+    )
+
+
+def _likeliest(each: FileClass) -> str | None:
+    return min((*naming.ROLES, None), key=lambda role: (each.word_cost(role), role is None))
+
+
+def _listed(classes: Sequence[FileClass]) -> str:
+    """``400 bg, 20 fg_bg, 20 others (labels/*.png: 20 files, a few values)``."""
     files: Counter[str] = Counter()
-    for role, count in zip(roles, census.counts(), strict=True):
-        files[role or "others"] += count
-    return ", ".join(f"{files[role]} {role}" for role in (*naming.ROLES, "others") if files[role])
+    others = []
+    for each in classes:
+        role = _likeliest(each)
+        files[role or "others"] += each.files
+        if role is None or (each.kind and each.role_cost(role) > 2):
+            others.append(f"{each.name}: {_looks_of(each)}")
+    told = [f"{files[role]} {role}" for role in (*naming.ROLES, "others") if files[role]]
+    more = "; …" if len(others) > _SHOWN else ""
+    return ", ".join(told) + (f" ({'; '.join(others[:_SHOWN])}{more})" if others else "")

@@ -17,31 +17,17 @@ from shardify.pixels import alpha_of
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["GRID", "looks_binary", "open_mask", "open_small", "shrink"]
+__all__ = ["BROKEN", "GRID", "open_mask", "open_small", "shrink"]
 
 GRID = 48
 """Pictures are compared at this height and width: JPEG's loss averages out, places do not."""
 
 _PIXELS = 1 << 26
-_BROKEN = (
+BROKEN = (
     ShardifyError, OSError, ValueError, SyntaxError, EOFError, struct.error, IndexError, KeyError,
     TypeError, OverflowError, ZeroDivisionError,
 )  # fmt: skip
-
-
-def looks_binary(data: bytes) -> bool | None:
-    """Whether a picture has next to nothing between its darkest and brightest value.
-
-    Returns:
-        None where it cannot be decoded.
-    """
-    gray = open_small(data, "L", None)
-    if gray is None:
-        return None
-    pixels = np.asarray(gray).astype(np.int16)
-    low, high = int(pixels.min()), int(pixels.max())
-    edge = max(1, (high - low) // 8)
-    return bool(((pixels - low < edge) | (high - pixels < edge)).mean() > 0.9)
+"""What Pillow and NumPy raise of files that are damaged."""
 
 
 def shrink(picture: "Image.Image") -> npt.NDArray[np.int16]:
@@ -90,7 +76,7 @@ def open_small(data: bytes, mode: str, about: int | None) -> "Image.Image | None
             # As readers see it, and as a turned JPEG is stored.
             turned = ImageOps.exif_transpose(picture) if "exif" in picture.info else picture
             return turned.convert(mode)
-    except (*_BROKEN, *bombs):
+    except (*BROKEN, *bombs):
         return None
 
 

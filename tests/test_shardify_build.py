@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import shardline_sources
 from PIL import Image
-from shardline_scenes import background, encoded, flat_mask, noise
+from shardline_scenes import SIDE, background, encoded, flat_mask, noise
 
 from shardify import output, readahead
 from shardify.build import BuildReport, build
@@ -232,17 +232,24 @@ def test_a_zip_without_masks_is_built_without_and_says_that_nothing_was_proven(
     assert sum(split.samples for split in manifest.splits.values()) == 24
 
 
-def test_a_zip_that_may_hold_masks_under_another_name_is_refused(tmp_path: Path) -> None:
+def test_masks_under_another_name_are_known_by_their_pixels_or_asked_for(tmp_path: Path) -> None:
     files = {
         f"data_all/stuff/{name[-10:]}" if "mask" in name else name: data
         for name, data in files_of().items()
     }
-    with pytest.raises(LayoutError, match=r"no masks .* among 4 bg, 24 fg_bg, 24 depth"):
-        run(pack(tmp_path / "x.zip", files), tmp_path / "out")
     bare = {name: data for name, data in files.items() if "/bg/" in name or "/fg_bg/" in name}
     with pytest.raises(LayoutError, match=r"no masks .* among 4 bg, 24 fg_bg"):
         run(pack(tmp_path / "x.zip", bare), tmp_path / "out")
+    one = encoded(np.zeros((SIDE, SIDE), np.uint8), "PNG")
+    flat = {name: one if "stuff" in name else data for name, data in files.items()}
+    with pytest.raises(LayoutError, match=r"no masks .* among 4 bg, 24 fg_bg, 24 depth, 24 others"):
+        run(pack(tmp_path / "x.zip", flat), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    files = {
+        name: flat_mask(255, "JPEG") if "stuff" in name else data for name, data in files.items()
+    }
+    manifest = run(pack(tmp_path / "x.zip", files), tmp_path / "out").manifest
+    assert list(manifest.roles) == ["bg", "fg_bg", "mask", "depth"]
 
 
 def test_out_that_is_a_file_or_holds_something_else_is_refused(tmp_path: Path) -> None:

@@ -462,7 +462,7 @@ def test_an_extension_alone_is_told_by_what_the_pixels_look_like(pool: Pool) -> 
             label = s.mask if role == "mask" else s.depth
             files |= {f"set/{s.number}.jpg": s.fg_bg, f"set/{s.number}.png": label}
         assert detect(files).roles == ("fg_bg", role)
-        with pytest.raises(LayoutError, match=r"may be masks or depth maps"):
+        with pytest.raises(LayoutError, match=r"can be read in more than one way"):
             detect(files, blind=True)
 
 

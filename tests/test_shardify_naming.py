@@ -8,34 +8,42 @@ from shardify import naming
 
 
 @pytest.mark.parametrize(
-    ("path", "role"),
+    ("part", "words"),
     [
-        ("fg_bg/fg_015_bg_085_340600", "fg_bg"),
-        ("mask_fg_bg/fg_bg/fg_015_bg_085_340600", "mask"),
-        ("Depth/depth1", "depth"),
-        ("Background/bg1", "bg"),
-        ("bg/park1", "bg"),
-        ("fg_bg_1/bg_001/17", "fg_bg"),
-        ("fg_bg_mask_1/bg_001/17", "mask"),
-        ("bgfg_b000_f000_0", "fg_bg"),
-        ("densedepthbgfg_b000_f000_0", "depth"),
-        ("OverlayedImages/12", "fg_bg"),
-        ("OverlayedMasks/12", "mask"),
-        ("DepthImage/12", "depth"),
-        ("bg_fg/bg001_fg001_01_depth_map", "depth"),
-        ("val/indoors/00001_depth_mask", "validity"),
-        ("valid_masks/7", "mask"),
-        ("leftImg8bit/train/aachen/aachen_000001_000019_leftImg8bit", "fg_bg"),
-        ("disparity/train/aachen/aachen_000001_000019_disparity", "depth"),
-        ("gtFine/train/aachen/aachen_000001_000019_gtFine_color", "other"),
-        ("fg/fg_001", "fg"),
-        ("train/0cdf5b5d0ce1_01", None),
-        ("test/f0b1c2d30b11_01", None),
-        ("bg_7", "bg"),
+        ("fg_015_bg_085_340600", ["fg_bg"]),
+        ("fg.015.bg.085.340600", ["fg_bg"]),
+        ("mask_fg_bg", ["mask", "fg_bg"]),
+        ("dataset_fg_bg_Mask_final", ["fg_bg", "mask"]),
+        ("depth_1", ["depth"]),
+        ("Depth", ["depth"]),
+        ("Background", ["bg"]),
+        ("park1", []),
+        ("bgfg_b000_f000_0", ["fg_bg", "fg_bg"]),
+        ("densedepthbgfg", ["depth", "fg_bg"]),
+        ("OverlayedImages", ["fg_bg"]),
+        ("OverlayedMasks", ["fg_bg", "mask"]),
+        ("bg001_fg001_01_depth_map", ["fg_bg", "depth"]),
+        ("00001_depth_mask", ["validity"]),
+        ("valid_masks", ["mask"]),
+        ("bg_fg_mask", ["fg_bg", "mask"]),
+        ("fg_mask", ["cutout"]),
+        ("trimaps", ["trimap"]),
+        ("leftImg8bit", ["picture"]),
+        ("disparity", ["depth"]),
+        ("aachen_000001_000019_gtFine_color", ["other"]),
+        ("fg", ["fg"]),
+        ("train", []),
+        ("f0b1c2d30b11_01", []),
+        ("bg_7", ["numbered"]),
+        ("SegmentationClass", ["label"]),
+        ("alpha", ["label"]),
+        ("alphabet", []),
+        ("depth_colored", ["depth", "eye"]),
+        ("mask_of_zorro_depth_bg_003", ["mask", "depth"]),
     ],
 )
-def test_role_is_read_from_folders_and_stem(path: str, role: str | None) -> None:
-    assert naming.role_of([naming.evidence(part) for part in path.split("/")]) == role
+def test_words_for_a_role_are_found_in_a_name(part: str, words: list[str]) -> None:
+    assert list(naming.words(part)) == words
 
 
 @pytest.mark.parametrize(

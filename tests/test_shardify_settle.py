@@ -125,11 +125,3 @@ def test_trimaps_and_arrays_say_where_the_ground_is() -> None:
         world.data[50 + row] = png(plane) if row % 2 else file.getvalue()
     scores = world.score(world.truth, ((world.truth + 1) % 6).astype(np.int32))
     assert (scores.winner, scores.samples, scores.covered) == (0, 30, 0)
-
-
-def test_masks_are_told_from_depth_by_their_values() -> None:
-    ramp = np.repeat(np.arange(0, 250, 5, dtype=np.uint8)[:, None], 50, axis=1)
-    assert thumbs.looks_binary(png((ramp > 100).astype(np.uint8))) is True
-    assert thumbs.looks_binary(png((ramp > 100).astype(np.uint8) * 255)) is True
-    assert thumbs.looks_binary(png(ramp)) is False
-    assert thumbs.looks_binary(b"no picture") is None
