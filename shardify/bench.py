@@ -59,17 +59,17 @@ def _samples(source: zipfile.ZipFile) -> Iterator[tuple[str, list[tuple[str, zip
     """The stand-in's samples by name: key, and (extension, entry) of each member."""
     entries = {info.filename: info for info in source.infolist()}
     for name, info in entries.items():
-        if "/fg_bg/" not in name:
+        if not name.startswith("data_all/fg_bg/"):
             continue
-        head, _, tail = name.partition("/fg_bg/")
-        folder, _, file = tail.rpartition("/")
-        key = file.partition(".")[0]
+        key = name.rpartition("/")[2].partition(".")[0]
+        stem, _, number = key.rpartition("_")
+        depth = f"data_all/fg_bg_depth/mask_fg_bg/fg_bg/mask_{key}.png"
         yield (
             key,
             [
                 ("fg_bg.jpg", info),
-                ("mask.jpg", entries[f"{head}/fg_bg_mask/{folder}/mask_{key}.jpg"]),
-                ("depth.png", entries[f"{head}/fg_bg_depth/{folder}/depth_{key}.png"]),
+                ("mask.jpg", entries[f"data_all/fg_bg_mask/{stem}_mask_{number}.jpg"]),
+                ("depth.png", entries[depth]),
             ],
         )
 
@@ -211,7 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(table_of(phases(chosen.source)))
         return
     with zipfile.ZipFile(chosen.source) as file:
-        samples = sum("/fg_bg/" in name for name in file.namelist())
+        samples = sum(1 for _ in _samples(file))
     with chosen.source.open("rb") as file_:
         while file_.read(1 << 24):
             pass

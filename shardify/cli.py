@@ -248,18 +248,23 @@ def report(out: Place, output: Path) -> None:
     help="Side of the square composites. Pixels.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True)
-def synth(out: Path, samples: int, backgrounds: int, size: int, seed: int) -> None:
-    """Make OUT.zip, a stand-in for the real data set: the same layout and statistics.
+@click.option(
+    "--released",
+    is_flag=True,
+    help="Write the zips as the data set's authors published them, eight in the new folder OUT, "
+    "instead of one zip.",
+)
+def synth(out: Path, **options: Any) -> None:
+    """Make OUT.zip, a stand-in for the real data set: the same names, sizes and statistics.
 
     \b
     shardify synth demo.zip --samples 600 --backgrounds 40
+    shardify synth downloads --released --samples 600
     """
     from shardify.synth import make
 
     with progress("samples") as advance:
-        report = make(
-            out, samples=samples, backgrounds=backgrounds, size=size, seed=seed, progress=advance
-        )
+        report = make(out, **options, progress=advance)
     click.echo(report)
 
 

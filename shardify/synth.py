@@ -1,7 +1,9 @@
-"""A stand-in for the real data set: a zip of made-up parks with made-up objects pasted on.
+"""A stand-in for the real data set: made-up parks with made-up objects pasted on, in zips.
 
-Same names, sizes and statistics as the data set that this project starts from; the same arguments
-give the same bytes. Nothing is downloaded, and no file is ever overwritten.
+Same names, sizes and statistics as the data set that this project starts from, either as one zip
+of what its authors trained from or as the zips that they published, where the depth maps are
+called masks; the same arguments give the same bytes. Nothing is downloaded, and no file is ever
+overwritten.
 
 Sample ``n`` of N stands on background ``n * B // N + 1``; within a background, foregrounds,
 mirrored copies and places take turns. Outside its mask a composite is its background, squashed to
@@ -9,8 +11,10 @@ a square, but for JPEG's loss.
 """
 
 import os
+import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -19,7 +23,7 @@ from typing import BinaryIO, cast
 
 from shardify.composites import compose, make_actor, make_stage
 from shardify.errors import BuildError, OutputError
-from shardify.files import TEMPORARY, publish
+from shardify.files import TEMPORARY, publish, sync_folder
 from shardify.textures import random_numbers
 from shardify.workers import Workers
 from shardify.zipwriter import MANY, WIDE, Packed, Section, finish, pack
@@ -30,7 +34,10 @@ FOREGROUNDS = 100
 """How many different objects there are; each also mirrored."""
 
 _PLACES = 3
-_ROLES = ("fg_bg", "fg_bg_mask", "fg_bg_depth")
+_RELEASED = ("bg.zip", "fg_bg_correct", "dataset_fg_bg_Mask_final")
+"""The published zips but for those of the depth maps. Two have no extension."""
+_DEPTH_ZIPS = 5
+"""Published zips of depth maps, with a fifth of the samples each."""
 _CHUNK = 200
 """Most samples in one piece of work: all of one background."""
 
@@ -42,15 +49,17 @@ class SynthReport:
     path: Path
     samples: int
     backgrounds: int
+    zips: int
     entries: int
     bytes: int
-    """Of the zip."""
+    """Of all zips."""
     seconds: float
 
     def __str__(self) -> str:
+        zips = f" in {self.zips} zips" if self.zips > 1 else ""
         return (
             f"{self.path}: {self.samples:,} samples on {self.backgrounds} backgrounds, "
-            f"{self.entries:,} entries, {self.bytes / 1e6:.1f} MB in {self.seconds:.1f} s "
+            f"{self.entries:,} entries{zips}, {self.bytes / 1e6:.1f} MB in {self.seconds:.1f} s "
             f"({self.samples / self.seconds:,.0f} samples/s)"
         )
 
@@ -83,20 +92,23 @@ def make(
     backgrounds: int,
     size: int,
     seed: int,
+    released: bool = False,
     workers: int | None = None,
     progress: Callable[[int, int], object] | None = None,
     wide: int = WIDE,
     many: int = MANY,
 ) -> SynthReport:
-    """Write a zip of ``samples`` composites with masks and depth maps, and their backgrounds.
+    """Write ``samples`` composites with masks and depth maps, and their backgrounds.
 
     Args:
-        path: The zip to write. It appears whole or not at all.
+        path: The zip to write, or the folder of zips. It appears whole or not at all.
         samples: At least 1.
         backgrounds: From 1 to 999; each is used as often as any other, give or take one.
         size: Height and width of composites and masks. Pixels, from 32 to 1024; depth maps have
             224/250 of it.
         seed: In [0, 2**64).
+        released: Write the zips as the authors published them, with the depth maps in five (in
+            fewer if there are fewer samples), instead of one zip.
         workers: Processes; by default as many as this process may use cores.
         progress: Called with the samples done and ``samples``.
         wide: From which offset on zip64 is used. Bytes.
@@ -115,30 +127,33 @@ def make(
         if not low <= value <= high:
             raise ValueError(f"{name} is {value}; expected {low} to {high}")
     if os.path.lexists(path):
-        raise OutputError(f"{path}: exists already; expected a new file; remove it or name another")
+        new = "a new folder" if released else "a new file"
+        raise OutputError(f"{path}: exists already; expected {new}; remove it or name another")
     if not path.parent.is_dir():
         raise OutputError(f"{path}: no folder {path.parent}; expected one to write in; create it")
     start = time.perf_counter()
-    temporary = path.with_name(path.name + TEMPORARY)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
     try:
         with ExitStack() as stack:
-            out = stack.enter_context(temporary.open("wb"))
-            spools = [
-                stack.enter_context(tempfile.TemporaryFile(dir=path.parent)) for _ in range(4)
-            ]
-            sections = [Section(cast(BinaryIO, spool)) for spool in spools]
+            if released:
+                temporary.mkdir()
+            zips = _open_zips(temporary, samples, released, stack)
+            sections = [section for each in zips for section in each]
             tasks = list(_tasks(samples, backgrounds, size, seed))
             # Closed whatever happens, so that no worker is left behind.
             parts = stack.enter_context(closing(_run(tasks, workers)))
             done = 0
             for task, part in zip(tasks, parts, strict=True):
-                _add(sections, task, part)
+                _add(sections, task, part, samples, released)
                 done += len(task.samples)
                 if progress:
                     progress(done, samples)
-            total = finish(out, sections, wide=wide, many=many)
-            out.flush()
-            os.fsync(out.fileno())
+            total = sum(finish(each, wide=wide, many=many) for each in zips)
+            for file in [each[0].file for each in zips]:
+                file.flush()
+                os.fsync(file.fileno())
+        if released:
+            sync_folder(temporary)
         publish(temporary, path)
     except BuildError as error:
         raise OutputError(f"{path}: a worker died; expected room in memory; try again") from error
@@ -148,15 +163,39 @@ def make(
             f"{path}: cannot be written ({what}); free the disk or name another"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if released:
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
     return SynthReport(
         path=path,
         samples=samples,
         backgrounds=backgrounds,
+        zips=len(zips),
         entries=backgrounds + 3 * samples,
         bytes=total,
         seconds=time.perf_counter() - start,
     )
+
+
+def _open_zips(
+    where: Path, samples: int, released: bool, stack: ExitStack
+) -> list[tuple[Section, ...]]:
+    """Each zip's sections: in all, those of backgrounds, composites, masks, and then depth maps.
+
+    Args:
+        where: The zip's path, or the folder of zips.
+        samples: In all.
+        released: Whether it is a folder.
+        stack: Closes the files.
+    """
+    if released:
+        depths = [f"depth_{number + 1}.zip" for number in range(min(_DEPTH_ZIPS, samples))]
+        paths = [where / name for name in (*_RELEASED, *depths)]
+        return [(Section(stack.enter_context(each.open("wb"))),) for each in paths]
+    spools = [stack.enter_context(tempfile.TemporaryFile(dir=where.parent)) for _ in range(3)]
+    files = [stack.enter_context(where.open("wb")), *(cast(BinaryIO, each) for each in spools)]
+    return [tuple(map(Section, files))]
 
 
 def _tasks(samples: int, backgrounds: int, size: int, seed: int) -> Iterator[_Task]:
@@ -198,17 +237,21 @@ def _run(tasks: list[_Task], workers: int | None) -> Generator[_Part, None, None
                 following += 1
 
 
-def _add(sections: list[Section], task: _Task, part: _Part) -> None:
+def _add(sections: list[Section], task: _Task, part: _Part, samples: int, released: bool) -> None:
+    """Append a task's pictures under the authors' names."""
+    root, depth_root = ("", "") if released else ("data_all/", "data_all/fg_bg_depth/")
+    backgrounds, composites, masks, *depths = sections
     if part.picture:
-        sections[0].add(f"data_all/bg/park{task.background}.jpg", part.picture)
-    folder = f"bg_{task.background:03d}"
-    for (number, foreground, _), entries in zip(task.samples, part.entries, strict=True):
-        stem = f"fg_{foreground:03d}_{folder}_{number:06d}"
-        for section, role, prefix, extension, entry in zip(
-            sections[1:], _ROLES, ("", "mask_", "depth_"), ("jpg", "jpg", "png"), entries,
-            strict=True,
-        ):  # fmt: skip
-            section.add(f"data_all/{role}/{folder}/{prefix}{stem}.{extension}", entry)
+        backgrounds.add(f"{root}bg/park{task.background}.jpg", part.picture)
+    for (number, foreground, _), (composite, mask, depth) in zip(
+        task.samples, part.entries, strict=True
+    ):
+        stem, tail = f"fg_{foreground:03d}_bg_{task.background:03d}", f"{number:06d}"
+        composites.add(f"{root}fg_bg/{stem}_{tail}.jpg", composite)
+        masks.add(f"{root}fg_bg_mask/{stem}_mask_{tail}.jpg", mask)
+        depths[number * len(depths) // samples].add(
+            f"{depth_root}mask_fg_bg/fg_bg/mask_{stem}_{tail}.png", depth
+        )
 
 
 def _work(task: _Task) -> _Part:

@@ -51,8 +51,10 @@ def pack(content: bytes) -> Packed:
 class Section:
     """A run of entries in a file of its own, so that several can grow side by side."""
 
+    file: BinaryIO
+
     def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+        self.file = file
         self._names: list[bytes] = []
         self._crc, self._packed, self._size = array("I"), array("I"), array("I")
 
@@ -60,11 +62,11 @@ class Section:
         """Append one entry. Names must be new to the zip; that is the caller's duty."""
         raw = name.encode()
         crc, packed, size = entry.crc, len(entry.data), entry.size
-        self._file.write(
+        self.file.write(
             _LOCAL.pack(0x04034B50, 20, _UTF8, _DEFLATED, 0, _DATE, crc, packed, size, len(raw), 0)
         )
-        self._file.write(raw)
-        self._file.write(entry.data)
+        self.file.write(raw)
+        self.file.write(entry.data)
         self._names.append(raw)
         self._crc.append(crc)
         self._packed.append(packed)
@@ -75,8 +77,8 @@ class Section:
 
     def copy_to(self, out: BinaryIO) -> None:
         """Append all entries to ``out``."""
-        self._file.seek(0)
-        shutil.copyfileobj(self._file, out, 1 << 20)
+        self.file.seek(0)
+        shutil.copyfileobj(self.file, out, 1 << 20)
 
     def write_directory(self, out: BinaryIO, offset: int, wide: int) -> int:
         """Append this section's part of the central directory.
@@ -106,21 +108,20 @@ class Section:
         return offset
 
 
-def finish(
-    out: BinaryIO, sections: Sequence[Section], *, wide: int = WIDE, many: int = MANY
-) -> int:
-    """Write the sections one after the other, the central directory and the end records.
+def finish(sections: Sequence[Section], *, wide: int = WIDE, many: int = MANY) -> int:
+    """Make the first section's file the zip: append the others, the directory, the end records.
 
     Args:
-        out: An empty file.
-        sections: In the order in which their entries shall stand.
+        sections: In the order in which their entries shall stand. The first one's file holds
+            nothing but its entries.
         wide: From which size or offset on zip64 is used. Bytes.
         many: From how many entries on zip64 is used.
 
     Returns:
         The zip's size. Bytes.
     """
-    for section in sections:
+    out = sections[0].file
+    for section in sections[1:]:
         section.copy_to(out)
     start, offset = out.tell(), 0
     for section in sections:

@@ -114,7 +114,7 @@ def serve() -> Iterator[Store]:
 
 
 def small_zip(path: Path, samples: int = 24, backgrounds: int = 4, lead: bytes = b"") -> Path:
-    """A zip in the layout of the data set, with ``lead`` bytes before its first entry."""
+    """A zip with a folder for each background, and ``lead`` bytes before its first entry."""
 
     path.write_bytes(lead)
     with zipfile.ZipFile(path, "a" if lead else "w", zipfile.ZIP_DEFLATED) as file:

@@ -18,7 +18,7 @@ STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 
 
 def files_of(samples: int = 12, backgrounds: int = 4, first: int = 0) -> dict[str, bytes]:
-    """The data set's own layout, without a folder around it."""
+    """A folder for each background, and one a role around those."""
     files = {f"bg/park{number}.jpg": background(number) for number in range(1, backgrounds + 1)}
     for number in range(first, first + samples):
         back = number % backgrounds + 1

@@ -285,13 +285,9 @@ def test_over_a_million_entries_stay_under_400_mb(tmp_path: Path) -> None:
         file.seek(body)  # Sparse: nothing but the directory is ever read.
         place = entries = length = 0
         names = [b"data_all/bg/park%d.jpg" % (n + 1) for n in range(100)]
-        for role, lead, kind in ((b"fg_bg", b"", b"jpg"), (b"fg_bg_mask", b"mask_", b"jpg"),
-                                 (b"fg_bg_depth", b"depth_", b"png")):  # fmt: skip
-            names += [
-                b"data_all/%s/bg_%03d/%sfg_%03d_bg_%03d_%06d.%s"
-                % (role, n // 4000 + 1, lead, n % 100, n // 4000 + 1, n, kind)
-                for n in range(count)
-            ]
+        for form in (b"fg_bg/fg_%03d_bg_%03d_%06d.jpg", b"fg_bg_mask/fg_%03d_bg_%03d_mask_%06d.jpg",
+                     b"fg_bg_depth/mask_fg_bg/fg_bg/mask_fg_%03d_bg_%03d_%06d.png"):  # fmt: skip
+            names += [b"data_all/" + form % (n % 100 + 1, n // 4000 + 1, n) for n in range(count)]
         for name in names:
             length += file.write(central(name, place, 20, 21))
             place, entries = place + 200, entries + 1

@@ -166,6 +166,22 @@ def test_a_command_keeps_no_threads_for_algebra() -> None:
     assert done.stdout.splitlines()[-1] == "1"
 
 
+def test_synth_writes_the_published_zips_into_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new"
+    words = ["synth", out, "--released", "--samples", 3, "--backgrounds", 2, "--size", 32]
+    code, said, err = run(*words, capsys=capsys)
+    assert (code, err) == (0, "")
+    assert said.startswith(f"{out}: 3 samples on 2 backgrounds, 11 entries in 6 zips, ")
+    assert sorted(file.name for file in out.iterdir()) == [
+        "bg.zip", "dataset_fg_bg_Mask_final", "depth_1.zip", "depth_2.zip", "depth_3.zip",
+        "fg_bg_correct",
+    ]  # fmt: skip
+    code, _, err = run(*words, capsys=capsys)
+    assert (code, "exists already; expected a new folder" in err) == (1, True)
+
+
 def test_synth_takes_every_number_that_its_help_names_and_refuses_the_next(
     source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,9 +71,12 @@ def test_a_build_is_stopped_at_any_time(source: Path, tmp_path: Path, wait: floa
     assert code or (tmp_path / "out" / "manifest.json").exists()
 
 
+@pytest.mark.parametrize("form", [[], ["--released"]])
 @pytest.mark.parametrize("wait", [0.05, 0.4])
-def test_synth_is_stopped_while_its_workers_start(tmp_path: Path, wait: float) -> None:
-    words = ["shardify", "synth", str(tmp_path / "x.zip"), "--samples", "400"]
+def test_synth_is_stopped_while_its_workers_start(
+    tmp_path: Path, wait: float, form: list[str]
+) -> None:
+    words = ["shardify", "synth", str(tmp_path / "x.zip"), "--samples", "400", *form]
     code, said = interrupt(words, 190, wait=wait)
     assert code == 130
     assert not any("Traceback" in line or "ignored" in line for line in said)

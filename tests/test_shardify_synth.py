@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import os
+import signal
 import time
 import zipfile
 from pathlib import Path
@@ -10,9 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
+from shardline_sources import content, shards
 
 from shardify import composites, layout, synth
+from shardify.build import build
 from shardify.errors import OutputError
+from shardify.survey import Options
+from shardify.workers import Workers
 
 Pixels = npt.NDArray[np.int32]
 
@@ -46,6 +52,24 @@ def samples(source: zipfile.ZipFile) -> list[tuple[Pixels, Pixels, Pixels, Pixel
     ]
 
 
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The samples of ``made`` in the published zips."""
+    path = tmp_path_factory.mktemp("released") / "new"
+    report = synth.make(
+        path, samples=60, backgrounds=8, size=250, seed=5, released=True, workers=1
+    )  # fmt: skip
+    assert (report.zips, report.entries) == (8, 8 + 3 * 60)
+    assert report.bytes == sum(file.stat().st_size for file in path.iterdir())
+    return path
+
+
+def entries(path: Path) -> list[zipfile.ZipInfo]:
+    with zipfile.ZipFile(path) as source:
+        assert source.testzip() is None
+        return source.infolist()
+
+
 def test_same_arguments_give_the_same_bytes_whatever_the_workers(
     made: Path, tmp_path: Path
 ) -> None:
@@ -55,6 +79,14 @@ def test_same_arguments_give_the_same_bytes_whatever_the_workers(
     other = tmp_path / "other.zip"
     synth.make(other, samples=60, backgrounds=8, size=250, seed=6, workers=1)
     assert other.read_bytes() != made.read_bytes()
+
+
+def test_published_zips_have_the_same_bytes_whatever_the_workers(
+    released: Path, tmp_path: Path
+) -> None:
+    again = tmp_path / "again"
+    synth.make(again, samples=60, backgrounds=8, size=250, seed=5, released=True, workers=2)
+    assert content(again) == content(released)
 
 
 def test_pictures_are_those_of_every_machine_with_the_locked_libraries() -> None:
@@ -70,13 +102,78 @@ def test_pictures_are_those_of_every_machine_with_the_locked_libraries() -> None
 def test_names_pair_every_sample_with_the_park_of_its_number(made: Path) -> None:
     names = zipfile.ZipFile(made).namelist()
     assert names[:8] == [f"data_all/bg/park{number}.jpg" for number in range(1, 9)]
-    assert names[8] == "data_all/fg_bg/bg_001/fg_001_bg_001_000000.jpg"
+    assert names[8] == "data_all/fg_bg/fg_001_bg_001_000000.jpg"
+    assert names[8 + 60] == "data_all/fg_bg_mask/fg_001_bg_001_mask_000000.jpg"
+    depth = "data_all/fg_bg_depth/mask_fg_bg/fg_bg/mask_fg_001_bg_001_000000.png"
+    assert names[8 + 120] == depth
     found = layout.detect(names, where="synth")
     assert len(found.keys) == 60
     assert not found.rejected
     assert sorted(np.bincount(found.background)) == [7] * 4 + [8] * 4
     for row, key in enumerate(found.keys):
         assert found.background_ids[found.background[row]] == f"park{int(key.split('_')[3])}"
+
+
+def test_published_zips_hold_the_same_pictures_under_the_authors_names(
+    made: Path, released: Path
+) -> None:
+    names = (
+        "bg.zip", "fg_bg_correct", "dataset_fg_bg_Mask_final",
+        "depth_1.zip", "depth_2.zip", "depth_3.zip", "depth_4.zip", "depth_5.zip",
+    )  # fmt: skip
+    assert {file.name for file in released.iterdir()} == set(names)
+    zips = [entries(released / name) for name in names]
+    assert [each[0].filename for each in zips[:4]] == [
+        "bg/park1.jpg",
+        "fg_bg/fg_001_bg_001_000000.jpg",
+        "fg_bg_mask/fg_001_bg_001_mask_000000.jpg",
+        "mask_fg_bg/fg_bg/mask_fg_001_bg_001_000000.png",
+    ]
+    numbers = [
+        [int(entry.filename.rpartition("_")[2].removesuffix(".png")) for entry in each]
+        for each in zips[3:]
+    ]
+    assert numbers == [list(range(first, first + 12)) for first in range(0, 60, 12)]
+    expected = [
+        (entry.filename.removeprefix("data_all/").removeprefix("fg_bg_depth/"), entry.CRC)
+        for entry in entries(made)
+    ]
+    assert [(entry.filename, entry.CRC) for each in zips for entry in each] == expected
+
+
+def test_published_zips_become_the_same_shards_as_the_one_zip(
+    made: Path, released: Path, tmp_path: Path
+) -> None:
+    for source, out in ((made, "one"), (released, "eight")):
+        report = build([source], tmp_path / out, Options(val=0.2, workers=1))
+        assert sum(split.samples for split in report.manifest.splits.values()) == 60
+    assert shards(tmp_path / "one") == shards(tmp_path / "eight")
+
+
+@pytest.mark.parametrize("samples", [1, 4, 7])
+def test_no_published_zip_is_empty(tmp_path: Path, samples: int) -> None:
+    out = tmp_path / "out"
+    synth.make(out, samples=samples, backgrounds=2, size=32, seed=0, released=True, workers=1)
+    counts = [len(entries(file)) for file in sorted(out.glob("depth_*.zip"))]
+    assert counts == {1: [1], 4: [1, 1, 1, 1], 7: [2, 1, 2, 1, 1]}[samples]
+    assert len(list(out.iterdir())) == 3 + len(counts)
+    assert len(entries(out / "fg_bg_correct")) == samples
+    assert len(entries(out / "bg.zip")) == 2
+
+
+def test_one_sample_on_one_background_is_a_set(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    synth.make(path, samples=1, backgrounds=1, size=64, seed=0)
+    assert [entry.filename for entry in entries(path)] == [
+        "data_all/bg/park1.jpg",
+        "data_all/fg_bg/fg_001_bg_001_000000.jpg",
+        "data_all/fg_bg_mask/fg_001_bg_001_mask_000000.jpg",
+        "data_all/fg_bg_depth/mask_fg_bg/fg_bg/mask_fg_001_bg_001_000000.png",
+    ]
+    with zipfile.ZipFile(path) as source:
+        ((back, front, mask, depth),) = samples(source)
+    assert (back.shape, front.shape, mask.shape) == ((250, 250, 3), (64, 64, 3), (64, 64))
+    assert depth.shape == (57, 57)
 
 
 def test_sizes_and_formats_are_those_of_the_real_data_set(made: Path) -> None:
@@ -148,28 +245,63 @@ def test_a_threshold_on_the_difference_does_not_find_all_objects(made: Path) -> 
     assert np.min(found) < 0.7
 
 
-def test_an_existing_file_is_not_touched(tmp_path: Path) -> None:
+@pytest.mark.parametrize("released", [False, True])
+def test_an_existing_file_is_not_touched(tmp_path: Path, released: bool) -> None:
     path = tmp_path / "precious.zip"
     path.write_bytes(b"precious")
     with pytest.raises(OutputError, match=r"precious.zip: exists already; .*; remove it or name"):
-        synth.make(path, samples=1, backgrounds=1, size=32, seed=0)
+        synth.make(path, samples=1, backgrounds=1, size=32, seed=0, released=released)
     assert path.read_bytes() == b"precious"
 
 
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("released", [False, True])
+def test_an_existing_folder_is_not_touched(tmp_path: Path, released: bool) -> None:
+    path = tmp_path / "precious"
+    path.mkdir()
+    with pytest.raises(OutputError, match=r"precious: exists already; expected a new"):
+        synth.make(path, samples=1, backgrounds=1, size=32, seed=0, released=released)
+    assert list(tmp_path.rglob("*")) == [path]
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_a_missing_folder_is_named(tmp_path: Path, released: bool) -> None:
+    path = tmp_path / "absent" / "a.zip"
     with pytest.raises(OutputError, match=r"no folder .*absent; expected one to write in"):
-        synth.make(tmp_path / "absent" / "a.zip", samples=1, backgrounds=1, size=32, seed=0)
+        synth.make(path, samples=1, backgrounds=1, size=32, seed=0, released=released)
+    assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("released", [False, True])
+def test_a_dead_worker_is_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, released: bool
+) -> None:
+    class Dying(Workers):
+        def __enter__(self) -> Workers:
+            os.kill(self.pids[0], signal.SIGKILL)
+            return super().__enter__()
+
+    monkeypatch.setattr(synth, "Workers", Dying)
+    with pytest.raises(OutputError, match=r"out: a worker died; expected room in memory"):
+        synth.make(
+            tmp_path / "out", samples=40, backgrounds=4, size=250, seed=0, released=released,
+            workers=2,
+        )  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("released", [False, True])
 def test_nothing_is_left_behind_by_a_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, released: bool
 ) -> None:
     def full(*_: object, **__: object) -> int:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(synth, "finish", full)
     with pytest.raises(OutputError, match=r"a.zip: cannot be written \(No space left on device\)"):
-        synth.make(tmp_path / "a.zip", samples=1, backgrounds=1, size=32, seed=0, workers=1)
+        synth.make(
+            tmp_path / "a.zip", samples=1, backgrounds=1, size=32, seed=0, released=released,
+            workers=1,
+        )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
 

@@ -10,10 +10,11 @@ from shardify import zipwriter
 
 def write(contents: dict[str, bytes], **limits: int) -> bytes:
     """Two sections, the entries by turns in the one and the other."""
-    out, sections = io.BytesIO(), [zipwriter.Section(io.BytesIO()) for _ in range(2)]
+    out = io.BytesIO()
+    sections = [zipwriter.Section(out), zipwriter.Section(io.BytesIO())]
     for number, (name, content) in enumerate(contents.items()):
         sections[number % 2].add(name, zipwriter.pack(content))
-    assert zipwriter.finish(out, sections, **limits) == len(out.getvalue())
+    assert zipwriter.finish(sections, **limits) == len(out.getvalue())
     return out.getvalue()
 
 
