@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,8 @@ from shardline_samples import write_data_set
 
 from train.baselines import warp, webdataset_batches
 from train.draws import matrices
+from train.pillow import PillowRenderer
+from train.pipeline import Loader
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -22,6 +25,18 @@ def test_webdataset_reads_the_shards_as_the_loader_does(tmp_path) -> None:
         (16, 3, 32, 32), (16, 3, 32, 32), (16, 1, 32, 32), (16, 1, 32, 32)
     ]  # fmt: skip
     assert len(train) == 2
+
+
+def test_the_reference_draws_what_the_loader_draws_by_default(tmp_path) -> None:
+    folder = write_data_set(tmp_path / "data", train=40, val=13)
+    reference = PillowRenderer(folder, res=32)
+    with Loader(folder, split="train", res=32, batch_size=16, seed=3) as loader:
+        indexes = loader.samples_of(0, 0)
+        drawn = loader._feed._draws(indexes, 0)
+    for n, index in enumerate(indexes.tolist()):
+        alone = reference.draws(index, seed=3, epoch=0)
+        for field in dataclasses.fields(alone):
+            assert np.array_equal(getattr(alone, field.name)[0], getattr(drawn, field.name)[n])
 
 
 def test_an_unturned_warp_to_the_same_size_is_the_image_itself() -> None:

@@ -74,6 +74,13 @@ def test_draws_fill_their_bounds_and_stay_inside() -> None:
     assert np.array_equal(drawn.colour[moved][:, :, :3], np.tile(np.eye(3), (moved.sum(), 1, 1)))
 
 
+def test_default_rotation_fills_the_authors_ten_degrees_and_never_exceeds_them() -> None:
+    angle = draw(np.arange(20_000), seed=0, epoch=0).angle
+    assert angle.min() == pytest.approx(-10, rel=0.01)
+    assert angle.max() == pytest.approx(10, rel=0.01)
+    assert np.abs(angle).max() <= 10
+
+
 def test_hue_and_saturation_leave_gray_gray_and_value_scales_it() -> None:
     limits = Augmentation(value=0.2, noise=0)
     drawn = draw(np.arange(200), seed=0, epoch=0, augmentation=limits)

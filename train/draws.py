@@ -47,7 +47,7 @@ _FROM_YIQ = np.linalg.inv(_TO_YIQ)
 class Augmentation:
     """How far the draws may go. All uniform between the bounds."""
 
-    angle: float = 20.0
+    angle: float = 10.0
     """Rotation about the centre, up to this either way. Degrees, counter-clockwise positive."""
 
     shift: float = 20.0
