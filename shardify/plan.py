@@ -4,14 +4,13 @@ Pure functions of numbers and a seed: the same answer on every machine, for any 
 and any order of the source's entries. No I/O, no clock, no global random state.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardify.errors import PlanError
-
-__all__ = ["ShardPlan", "hold_back", "plan_shards", "shuffled"]
+__all__ = ["ShardPlan", "hold_back", "plan_shards", "shuffled", "why_unheld"]
 
 IntArray = NDArray[np.int32]
 
@@ -49,29 +48,20 @@ def hold_back(groups: IntArray | None, count: int, *, val: float, seed: int) -> 
         count: Samples.
         val: Share to hold back, in [0, 1). Groups are taken in a drawn order as long as each
             brings the share nearer to this; at least one is taken, and one is left.
+            Where that cannot be, because there is one alone, none is taken.
         seed: Of the draw.
 
     Returns:
         (count,) bool: True for validation. No group has samples on both sides.
-
-    Raises:
-        PlanError: A share is asked for, but there are fewer than two groups.
     """
     chosen = np.zeros(count, bool)
-    if val == 0:
+    if val == 0 or count < 2:
         return chosen
     if groups is None:
         order = shuffled(count, seed=seed, stream=_SPLITTING)
-        if count < 2:
-            raise PlanError(f"{count} sample: none can be held back; pass --val 0")
         chosen[order[: min(count - 1, max(1, round(count * val)))]] = True
         return chosen
     kinds, of_sample, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    if len(kinds) < 2:
-        raise PlanError(
-            "all samples belong to one group, so none can be held back without a leak; pass "
-            "--group-by none, or --val 0"
-        )
     target = count * val
     held = 0
     take = np.zeros(len(kinds), bool)
@@ -111,3 +101,28 @@ def plan_shards(
             for number, piece in enumerate(pieces)
         ]
     return plans
+
+
+def why_unheld(
+    shards: Mapping[str, Sequence[ShardPlan]], *, by: str | None, written: int | None
+) -> str:
+    """The warning that nothing is held back for validation; empty where something is.
+
+    Args:
+        shards: As planned, of a positive share.
+        by: ``bg``, ``fg`` or ``none``: what was not to stand in both splits.
+        written: Samples of validation that stand in shards; None before they are written.
+    """
+    train, val = (sum(len(each.samples) for each in shards[name]) for name in ("train", "val"))
+    if val and written != 0:
+        return ""
+    if val:
+        why = f"all {val} samples chosen for it are left out; pass another --seed or a larger --val"
+    elif train == 1:
+        why = "there is only 1 sample; add others to have some held back"
+    elif train:
+        on = "stand on one background" if by == "bg" else "show one foreground"
+        why = f"all {train} samples {on}; pass --group-by none to hold back samples of it"
+    else:
+        return ""
+    return f"nothing is held back for validation: {why}"

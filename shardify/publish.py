@@ -59,7 +59,8 @@ def publish(settled: Settled, out: Place, results: Sequence[ShardRecord | Moment
     rejected = found.rejected + [each for record in records for each in rejections_of(record)]
     stats = stats_of(records, measured)
     uses = uses_of(plans, records, found.layout, banks[0].ids)
-    layout = dict(found.layout.description)
+    held = [each.samples for plan, each in zip(plans, records, strict=True) if plan.split == "val"]
+    layout = found.description(sum(held))
     rules = banks[0].rules.copy()
     for record in records:
         rules.update(record.rules)

@@ -124,6 +124,7 @@ def _overview(data: DataSet) -> str:
     rows.append(("options", ", ".join(f"{k} {v}" for k, v in manifest.options.items())))
     if data.top.resolutions:
         rows.append(("resolutions", ", ".join(str(each.res) for each in data.top.resolutions)))
+    rows += [("warning", str(each)) for each in manifest.layout.get("warnings", ())]
     for role, cost in manifest.costs.items():
         rows.append((f"cost, {role}", ", ".join(f"{k} {v:g}" for k, v in cost.items())))
     return _table(rows)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from shardify.gather import gather
 from shardify.layout import Layout, Rejection, detect
 from shardify.layoutfile import to_toml
 from shardify.manifest import Source
-from shardify.plan import ShardPlan, hold_back, plan_shards
+from shardify.plan import ShardPlan, hold_back, plan_shards, why_unheld
 from shardify.reading import reader_of
 from shardify.rejects import drop_background, refuse_many, tally
 from shardify.remote import Place
@@ -105,6 +105,19 @@ class Survey:
         total = int(self.usable.sum()) + len(self.rejected)
         return len(self.rejected) / total if total else 1.0
 
+    def description(self, written: int | None = None) -> dict[str, object]:
+        """The layout's, with a warning where nothing is held back for validation.
+
+        Args:
+            written: Samples of validation that stand in shards; None before they are written.
+        """
+        found = dict(self.layout.description)
+        if self.options.val and self.layout.split is None:
+            unheld = why_unheld(self.shards, by=self.options.group_by, written=written)
+            if unheld:
+                found["warnings"] = [*cast("list[str]", found.pop("warnings", [])), unheld]
+        return found
+
     def digest(self) -> str:
         """Of which samples there are, and on which background each stands."""
         layout = self.layout
@@ -132,7 +145,7 @@ class Survey:
         }
         return {
             "source": [dataclasses.asdict(each) for each in sources_of(self.catalog)],
-            "layout": layout.description,
+            "layout": self.description(),
             "roles": list(layout.roles),
             "samples": int(self.usable.sum()),
             "backgrounds": len(layout.background_ids),

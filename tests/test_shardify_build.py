@@ -21,7 +21,7 @@ from shardline_scenes import SIDE, background, encoded, flat_mask, noise
 
 from shardify import output, readahead
 from shardify.build import BuildReport, build
-from shardify.errors import BuildError, LayoutError, OutputError, PlanError, ShardifyError
+from shardify.errors import BuildError, LayoutError, OutputError, ShardifyError
 from shardify.hire import hire
 from shardify.manifest import Manifest
 from shardify.pagecache import Reader
@@ -156,11 +156,8 @@ def test_foregrounds_can_be_held_back_instead(tmp_path: Path) -> None:
     assert sides[1]
 
 
-def test_a_split_without_groups_is_refused(tmp_path: Path) -> None:
+def test_samples_on_one_background_can_be_held_back_each_for_itself(tmp_path: Path) -> None:
     source = pack(tmp_path / "x.zip", files_of(backgrounds=1))
-    with pytest.raises(PlanError, match=r"^x\.zip: .*--group-by none"):
-        run(source, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
     assert run(source, tmp_path / "out", group_by="none").manifest.splits["val"].samples == 6
 
 

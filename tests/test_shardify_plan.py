@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardify.errors import PlanError
 from shardify.plan import hold_back, plan_shards, shuffled
 
 SEEDS = st.integers(0, 2**63 - 1)
@@ -55,11 +54,11 @@ def test_nothing_is_held_back_when_nothing_is_asked_for() -> None:
     assert not hold_back(None, 9, val=0, seed=0).any()
 
 
-def test_one_group_cannot_be_split() -> None:
-    with pytest.raises(PlanError, match="--group-by none"):
-        hold_back(np.zeros(9, np.int32), 9, val=0.1, seed=0)
-    with pytest.raises(PlanError, match="--val 0"):
-        hold_back(None, 1, val=0.1, seed=0)
+def test_nothing_is_held_back_of_one_group() -> None:
+    assert not hold_back(np.zeros(9, np.int32), 9, val=0.9, seed=0).any()
+    assert not hold_back(np.zeros(1, np.int32), 1, val=0.9, seed=0).any()
+    assert not hold_back(None, 1, val=0.9, seed=0).any()
+    assert not hold_back(None, 0, val=0.9, seed=0).any()
 
 
 @given(

@@ -91,6 +91,25 @@ def test_without_backgrounds_the_network_sees_fg_bg_only(
     assert torch.equal(one.mask, other.mask)
 
 
+@pytest.mark.parametrize("samples", [40, 1])
+def test_without_validation_a_run_is_judged_by_its_training_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], samples: int
+) -> None:
+    out, data = tmp_path / "run", TinySource(samples, 0)
+    settings = config(out, batch=min(8, samples))
+    prepare(out, settings, 0)
+    Trainer(settings, data, make_model=TinyNet, screen=Screen()).run()
+    says = "this data set has no validation samples: the training loss judges the run\n"
+    assert capsys.readouterr().out.count(says) == 1
+    records = JsonLines(out / "metrics.jsonl").read()
+    assert len(records) == 2 and all(record["val"] is None for record in records)
+    trained = load_trained(out, make_model=TinyNet)
+    page = write_report(out, data, out=tmp_path / "r.html", device=CPU, make_model=TinyNet)
+    assert "Worst samples (train)" in page.read_text() and "tiny0" in page.read_text()
+    with pytest.raises(DataError, match=r"^split 'val': has no samples here; .* --split$"):
+        judge(trained, data, split="val", res=16, batch=8, device=CPU)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("lacking", ["depth", "mask", "bg"])
 def test_eval_report_and_export_know_what_is_missing(

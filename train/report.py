@@ -107,7 +107,8 @@ def write_report(
     trained = load_trained(run, make_model=make_model)
     targets = common_targets(trained, source)
     split = "val" if source.samples("val") else "train"
-    loader = source.open(split, res=trained.res, batch=16, augment=False, seed=0)
+    batch = min(16, source.samples(split))  # A full one, also of a small training split.
+    loader = source.open(split, res=trained.res, batch=batch, augment=False, seed=0)
     try:
         fares, rows, worst = fare(
             trained, loader, device=device, precision="auto", worst=WORST, roles=source.roles

@@ -123,8 +123,8 @@ def targets_of(roles: frozenset[str]) -> tuple[str, ...]:
     return tuple(target for target in TARGETS if target in roles)
 
 
-def missing(roles: frozenset[str]) -> list[str]:
-    """A line for whoever trains on a data set that lacks a role."""
+def missing(roles: frozenset[str], val: int) -> list[str]:
+    """A line for whoever trains on a data set that lacks a role, or has no sample in ``val``."""
     lines = []
     targets = targets_of(roles)
     if len(targets) == 1:
@@ -132,6 +132,8 @@ def missing(roles: frozenset[str]) -> list[str]:
         lines.append(f"this data set has no {other}: training the {targets[0]} only")
     if "bg" not in roles:
         lines.append("this data set has no bg: the network sees fg_bg only")
+    if not val:
+        lines.append("this data set has no validation samples: the training loss judges the run")
     return lines
 
 

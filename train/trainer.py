@@ -145,7 +145,8 @@ class Trainer:
         """
         try:
             with self._keeper.listening():
-                for line in (*missing(self.source.roles), *alone(self.config, self.world)):
+                lacks = missing(self.source.roles, self.source.samples("val"))
+                for line in (*lacks, *alone(self.config, self.world)):
                     self.screen.say(line)
                 if (stage := self._stages.now) and not self._enough():
                     self._stages.enter(stage)
