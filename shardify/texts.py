@@ -25,6 +25,7 @@ def survey_text(found: dict[str, Any]) -> str:
     lines += _rejected_lines(found["rejected"])
     layout = dict(found["layout"])
     lines += _warnings(layout.pop("warnings", []))
+    lines += _role_lines(layout.pop("roles", {}))
     lines += [f"layout       {key}: {_plain(value)}" for key, value in layout.items()]
     # All of it can be saved as a layout file, and edited.
     return "\n".join([*(f"# {line}" for line in lines), found["layout_file"]]).rstrip()
@@ -73,6 +74,24 @@ def stats_text(found: dict[str, Any]) -> str:
 
 def _cost(found: dict[str, float]) -> str:
     return f"IoU {found['iou']:.4f}" if "iou" in found else f"RMSE {found['rmse']:.4f}"
+
+
+def _role_lines(roles: dict[str, Any]) -> list[str]:
+    """A line a role: its files, and what decided that they have it."""
+    lines = []
+    for role, each in roles.items():
+        if not isinstance(each, dict):
+            lines.append(f"roles        {role} {each}")
+        elif "patterns" in each:
+            lines.append(f"{role:12} patterns of the layout file: {', '.join(each['patterns'])}")
+        else:
+            words = f"words: {', '.join(each['words'])}" if each["words"] else "no word"
+            seen = ", ".join(f"{kind} ({count})" for kind, count in each["pixels"].items())
+            pixels = f"; pixels of some: {seen}" if seen else ""
+            lines.append(
+                f"{role:12} {each['files']} files, {', '.join(each['where'])}; {words}{pixels}"
+            )
+    return lines
 
 
 def _rejected_lines(rejected: dict[str, Any]) -> list[str]:

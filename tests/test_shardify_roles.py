@@ -15,6 +15,7 @@ from shardify.build import build
 from shardify.errors import LayoutError
 from shardify.remote import place
 from shardify.survey import Options, survey
+from shardify.texts import survey_text
 
 BACKS, SAMPLES = 4, 24
 Files = dict[str, bytes]
@@ -406,3 +407,13 @@ def test_flat_masks_of_any_level_are_two_values() -> None:
     names = sorted(files)
     found = layout.detect(names, where="x.zip", read=lambda index: files[names[index]])
     assert found.roles == ("fg_bg", "mask")
+
+
+def test_inspect_prints_a_line_a_role_with_what_decided(tmp_path: Path) -> None:
+    source = pack(tmp_path / "x.zip", folders("a", "masks", "depth/mask"))
+    found = survey([place(source)], Options(val=0.25))
+    lines = survey_text(found.to_json() | {"layout_file": ""}).splitlines()
+    assert "# roles        decided by names" in lines
+    assert "# fg_bg        24 files, a/*.png; no word; pixels of some: colour pictures (3)" in lines
+    told = "24 files, depth/mask/*.png; words: depth, mask; pixels of some: many gray values (3)"
+    assert f"# depth        {told}" in lines
