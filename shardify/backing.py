@@ -7,16 +7,24 @@ the others are guesses that only pixels can settle (``settle``). Reads no payloa
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from shardify import naming
+from shardify.candidates import SINGLE, Candidate, nearly
 from shardify.outlines import ALONE, Outlines, numbers_at
 from shardify.recipes import Numbers, numbers_of
 
-__all__ = ["ORDERS", "Candidate", "Files", "by_rule", "guesses", "runs_of", "slots_of", "stated"]
+__all__ = [
+    "ORDERS",
+    "Files",
+    "by_rule",
+    "guesses",
+    "runs_of",
+    "slots_of",
+    "stated",
+]
 
 IntArray = npt.NDArray[np.int32]
 
@@ -24,23 +32,6 @@ _BLOCKS = (200, 400, 800, 1000, 2000, 4000, 8000)
 """Sizes of blocks that are tried besides those that follow from the counts."""
 
 _RUNS = re.compile(r"(\d+)")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Candidate:
-    """One way to find every sample's background."""
-
-    rule: str
-    """In words, for people."""
-
-    settings: Mapping[str, str | int]
-    """The same as a layout file's ``[background]`` would say it."""
-
-    of_sample: IntArray
-    """(N,) int32, index into the background files."""
-
-    warnings: tuple[str, ...] = ()
-    """What a user should know of where it comes from."""
 
 
 class Files:
@@ -131,7 +122,7 @@ def runs_of(names: Sequence[str], members: IntArray) -> dict[str, IntArray]:
 def stated(
     files: Files, slots: Mapping[str, IntArray], texts: Iterable[Sequence[str]], count: int
 ) -> list[Candidate]:
-    """The candidates that names state in so many words.
+    """The candidates that names state in so many words, those first that do so more clearly.
 
     Args:
         files: The backgrounds.
@@ -142,7 +133,7 @@ def stated(
     found = [by_rule(files, slots, {"rule": "number", "number": "bg"})]
     if "bg" not in slots:
         found.append(_by_text(files, texts, count))
-    if len(files) == 1:
+    if len(files) == 1 and not any(found):
         only = np.zeros(count, np.int32)
         found.append(Candidate(rule="the only one", settings={"rule": "only"}, of_sample=only))
     return [each for each in found if each]
@@ -151,7 +142,7 @@ def stated(
 def guesses(
     files: Files, slots: Mapping[str, IntArray], before: Sequence[Candidate] = ()
 ) -> list[Candidate]:
-    """Every rule that names allow and that gives each sample one of the files.
+    """Every rule that names allow and that gives each sample one of the files, or nearly each.
 
     Args:
         files: The backgrounds.
@@ -166,7 +157,9 @@ def guesses(
     for slot, values in slots.items():
         for settings in _guesses(files, values) if slot != "fg" else ():
             candidate = by_rule(files, slots, {"number": slot, **settings})
-            if candidate and (digest := _digest(candidate)) not in seen:
+            if candidate is None or not (candidate.whole or settings["rule"] in SINGLE):
+                continue
+            if (digest := _digest(candidate)) not in seen:
                 seen.add(digest)
                 found.append(candidate)
     return found
@@ -181,7 +174,7 @@ def by_rule(
     slots: Mapping[str, IntArray],
     settings: Mapping[str, str | int],
 ) -> Candidate | None:
-    """The candidate of one rule; None where it does not give every sample a file.
+    """The candidate of one rule; None where it does not give nearly every sample a file.
 
     Args:
         files: The backgrounds.
@@ -196,13 +189,17 @@ def by_rule(
     where = "the number after bg" if slot == "bg" else f"number {slot}" if slot.isdigit() else slot
     if rule == "number":
         offset = int(settings.get("offset", 0))
-        wanted, row = np.unique(values + offset, return_inverse=True)
-        if files.unnumbered or any(each not in files.of_number for each in wanted.tolist()):
+        if files.unnumbered:
             return None
-        table = np.array([files.of_number[each] for each in wanted.tolist()], np.int32)
-        words = f"{where}" + (f" {offset:+d}" if offset else "")
-        return Candidate(
-            rule=f"background numbered as {words}", settings=settings, of_sample=table[row]
+        wanted, row = np.unique(values + offset, return_inverse=True)
+        table = np.array([files.of_number.get(each, -1) for each in wanted.tolist()], np.int32)
+        by = f" {offset:+d}" if offset else ""
+        there = f"{len(files)} backgrounds ({min(files.of_number)} to {max(files.of_number)})"
+        return nearly(
+            f"background numbered as {where}{by}",
+            settings,
+            table[row],
+            lambda row: f"names state number {values[row]}{by}, which none of {there} has",
         )
     order, first = str(settings.get("order", "natural")), int(settings.get("first", 0))
     place = values - first
@@ -212,10 +209,13 @@ def by_rule(
         place, words = place // size, f"blocks of {size} by {words}"
     elif rule == "modulo":
         place, words = place % len(files), f"{words}, modulo {len(files)}"
-    if place.min(initial=0) < 0 or place.max(initial=0) >= len(files):
-        return None
-    ranked = np.array(files.order[order], np.int32)
-    return Candidate(rule=f"{words}, in {order} order", settings=settings, of_sample=ranked[place])
+    ranked = np.array([*files.order[order], -1], np.int32)
+    return nearly(
+        f"{words}, in {order} order",
+        settings,
+        ranked[np.where((place < 0) | (place >= len(files)), len(files), place)],
+        lambda row: f"number {values[row]} stands for background {place[row] + 1} of {len(files)}",
+    )
 
 
 def _guesses(files: Files, values: IntArray) -> list[dict[str, str | int]]:
@@ -256,10 +256,12 @@ def _by_text(files: Files, texts: Iterable[Sequence[str]], count: int) -> Candid
     of_sample = np.full(count, -1, np.int32)
     for row, words in enumerate(texts):
         of_sample[row] = next((place[word] for word in words if word in place), -1)
-    if (of_sample < 0).any():
-        return None
-    rule = "background's name in the sample's"
-    return Candidate(rule=rule, settings={"rule": "name"}, of_sample=of_sample)
+    return nearly(
+        "background's name in the sample's",
+        {"rule": "name"},
+        of_sample,
+        lambda _: f"no part of its path is the name of one of {len(files)} backgrounds",
+    )
 
 
 def _innermost(path: str, shared: int) -> int:

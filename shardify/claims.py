@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from shardify import naming
-from shardify.backing import Candidate, Files, by_rule, stated
+from shardify.backing import ORDERS, Files, by_rule, stated
+from shardify.candidates import Candidate, nearly
 from shardify.errors import LayoutError
 from shardify.maps import Row
 from shardify.pairs import backgrounds_by_map
 from shardify.rules import Rules, text_of
 
-__all__ = ["Question", "all_stated", "as_told", "by_map", "files_of"]
+__all__ = ["Question", "all_stated", "as_told", "by_map", "files_of", "is_shifted"]
 
 IntArray = npt.NDArray[np.int32]
 
@@ -51,9 +52,9 @@ def all_stated(question: Question) -> list[Candidate]:
     """
     count = len(question.members["fg_bg"])
     tried = stated(files_of(question), question.slots, _texts(question), count)
-    if not tried:
+    if not any(each.whole for each in tried):
         mapped, _ = by_map(question)
-        tried = [mapped] if mapped else []
+        tried = [mapped, *tried] if mapped else tried
     return tried
 
 
@@ -61,7 +62,7 @@ def as_told(question: Question, layout: Rules) -> Candidate:
     """The candidate of a layout file's rule.
 
     Raises:
-        LayoutError: The rule does not give every sample a background.
+        LayoutError: The rule does not give nearly every sample a background.
     """
     settings, rule = layout.background, str(layout.background["rule"])
     names = question.names
@@ -77,10 +78,16 @@ def as_told(question: Question, layout: Rules) -> Candidate:
         place = {stem.lower(): number for number, stem in enumerate(stems)}
         texts = [text_of(layout, names[i], "bg") for i in question.members["fg_bg"].tolist()]
         found = [place.get((text or "").lower(), -1) for text in texts]
-        told = None if min(found) < 0 else _candidate("the group bg", settings, found)
+        told = nearly(
+            "the group bg",
+            settings,
+            np.array(found, np.int32),
+            lambda row: f"its name states {texts[row]}, which is none of {len(stems)} backgrounds",
+        )
     elif rule == "only":
-        count = len(question.members["fg_bg"])
-        told = _candidate("the only one", settings, [0] * count) if len(stems) == 1 else None
+        only = np.zeros(len(question.members["fg_bg"]), np.int32)
+        told = Candidate(rule="the only one", settings=settings, of_sample=only)
+        told = told if len(stems) == 1 else None
     else:
         told = by_rule(Files(stems), question.slots, settings)
     if told is None:
@@ -92,8 +99,29 @@ def as_told(question: Question, layout: Rules) -> Candidate:
     return told
 
 
-def _candidate(rule: str, settings: Mapping[str, str | int], found: list[int]) -> Candidate:
-    return Candidate(rule=rule, settings=settings, of_sample=np.array(found, np.int32))
+def is_shifted(question: Question, candidate: Candidate) -> bool:
+    """Whether the numbers of a candidate that lacks some samples can be counted otherwise.
+
+    They can where, taken as one more or less or as places in a sorted list, they give a background
+    to all samples that it covers, and to others.
+    """
+    files, covered = files_of(question), candidate.of_sample >= 0
+    slots = {**question.slots, **question.runs()}
+    moved: list[dict[str, str | int]] = [{"rule": "number", "offset": by} for by in (1, -1)]
+    moved += [
+        {"rule": "order", "order": order, "first": first} for order in ORDERS for first in (0, 1)
+    ]
+    for slot in slots:
+        plain = by_rule(files, slots, {"rule": "number", "number": slot})
+        if plain is None or not plain.extends(candidate):
+            continue
+        for settings in moved:
+            other = by_rule(files, slots, {"number": slot, **settings})
+            if other is not None:
+                more = other.of_sample >= 0
+                if more[covered].all() and more.sum() > covered.sum():
+                    return True
+    return False
 
 
 def by_map(question: Question) -> tuple[Candidate | None, str]:

@@ -70,7 +70,7 @@ class Layout:
     """(N,) int32, 0 train and 1 val, where the source itself says so for all; else None."""
 
     rejected: list[Rejection]
-    """Samples that are not whole, sorted by key."""
+    """Samples that are not whole, or whose background does not exist; sorted by key."""
 
     description: dict[str, object]
     """What was detected and why; can be written as JSON."""
@@ -147,6 +147,7 @@ def detect(
     used = np.zeros(0, np.int32)
     pending: Iterator[None] | None = None
     warnings = [*found.table.warnings]
+    absent: list[Rejection] = []
     if layout is None and not found.backgrounds and "bg" in slots and found.unknown:
         raise LayoutError(
             f"{where}: samples name a background (such as {int(slots['bg'][0])}), but no folder is "
@@ -171,7 +172,18 @@ def detect(
             defer=defer,
             check=check,
         )
-        numbers, row = np.unique(decided.of_sample, return_inverse=True)
+        there = decided.of_sample >= 0
+        if lacking := decided.lacking:
+            at = {row: names[int(members["fg_bg"][row])] for row in lacking}
+            absent = [
+                Rejection(key=keys[row], member=at[row], role="bg", reason=reason)
+                for row, reason in lacking.items()
+            ]
+            keys = [key for row, key in enumerate(keys) if row not in lacking]
+            members = {role: column[there] for role, column in members.items()}
+            slots = {slot: values[there] for slot, values in slots.items()}
+            split = split[there] if split is not None else None
+        numbers, row = np.unique(decided.of_sample[there], return_inverse=True)
         used = np.array(found.backgrounds, np.int32)[numbers]
         ids = unique_keys(names, used, found.shared)
         by_id = sorted(range(len(ids)), key=ids.__getitem__)
@@ -201,7 +213,10 @@ def detect(
         background_members=used,
         foreground=slots.get("fg"),
         split=split,
-        rejected=_rejections(names, found.table, found.ignored),
+        rejected=sorted(
+            _rejections(names, found.table, found.ignored) + absent,
+            key=lambda rejection: (rejection.key, rejection.member),
+        ),
         description=description,
         pending=pending,
     )
@@ -257,4 +272,4 @@ def _rejections(names: Sequence[str], table: Table, ignored: dict[str, int]) -> 
         rejected.append(Rejection(key=key, member=member, role=role, reason=reason))
     if unlabelled:
         ignored["images of a test split without labels"] = len(unlabelled)
-    return sorted(rejected, key=lambda rejection: (rejection.key, rejection.member))
+    return rejected

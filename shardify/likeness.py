@@ -116,22 +116,30 @@ class Likeness:
         ]
 
     def agreement(self, table: Sequence[IntArray], rows: Sequence[int]) -> list[float]:
-        """Share of the telling rows on which each candidate's background fits best, or nearly."""
+        """Share of the telling rows on which each candidate's background fits best, or nearly.
+
+        Of those rows, for each, to which it gives a background.
+        """
         way, wanted = self._way(), set(rows)
         telling = [row for row in self.telling() if row in wanted]
-        hits = np.zeros(len(table))
+        hits, said = np.zeros(len(table)), np.zeros(len(table))
         for row in telling:
             found = self.errors[row]
             limit = 1.4 * min(each[way] for each in found.values()) + 1.0
             for number, each in enumerate(table):
                 claimed = found.get(int(each[row]))
                 hits[number] += claimed is not None and claimed[way] <= limit
-        return [float(each) / max(1, len(telling)) for each in hits]
+                said[number] += each[row] >= 0
+        return [float(each) for each in hits / np.maximum(1, said)]
 
     def error(self, candidate: IntArray, rows: Sequence[int]) -> float:
-        """Median error of one candidate; 255 where it was never measured."""
+        """Median error of one candidate; 255 where what it says was never measured."""
         way = self._way()
-        found = [self.errors[row].get(int(candidate[row]), (255.0, 255.0))[way] for row in rows]
+        found = [
+            self.errors[row].get(int(candidate[row]), (255.0, 255.0))[way]
+            for row in rows
+            if candidate[row] >= 0
+        ]
         return float(np.median(found)) if found else 255.0
 
     def _way(self) -> int:

@@ -7,14 +7,14 @@ the names out, the source is refused with the scores of what was tried.
 
 import dataclasses
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from shardify import backing
-from shardify.backing import Candidate
-from shardify.claims import Question, all_stated, as_told, by_map, files_of
+from shardify.candidates import Candidate
+from shardify.claims import Question, all_stated, as_told, by_map, files_of, is_shifted
 from shardify.errors import LayoutError
 from shardify.rules import Rules
 from shardify.settle import Scores, drained, scoring
@@ -39,8 +39,10 @@ class Decision:
     """The answer."""
 
     of_sample: IntArray
-    """(N,) int32, index into the question's files."""
+    """(N,) int32, index into the question's files; -1 where ``lacking`` tells why there is none."""
     description: dict[str, object]
+    lacking: dict[int, str] = field(default_factory=dict)
+    """Rows of samples whose background does not exist -> what is wrong with it."""
     warnings: tuple[str, ...] = ()
     proof: Generator[None, None, "Decision"] | None = None
     """The steps that are left, where the proof was deferred; at their end the same answer, proven,
@@ -78,14 +80,14 @@ def decide(
     elif "mask" not in question.members:
         why = "without masks, nothing tells where a background shows"
     blind = bool(why)
-    if tried and blind:
-        found = _answer(tried[0], {"proof": f"none: {why}"})
-        if not check:
-            settings = {**tried[0].settings, "check": False}
-            found.description["settings"] = settings
-        return found
+    for each in tried if blind else ():
+        if layout is not None or each.whole or not is_shifted(question, each):
+            found = _answer(each, {"proof": f"none: {why}"})
+            if not check:
+                found.description["settings"] = {**each.settings, "check": False}
+            return found
     steps = _decide(question, layout, tried, None if blind else read)
-    if defer and len(tried) == 1:
+    if defer and len(tried) == 1 and (layout is not None or tried[0].whole):
         # Whatever the pixels say, it is this one or none.
         decided = _answer(tried[0], {})
         return dataclasses.replace(decided, proof=steps)
@@ -96,16 +98,26 @@ def _decide(
     question: Question, layout: Rules | None, tried: list[Candidate], read: Read | None
 ) -> Generator[None, None, Decision]:
     """What the pixels say, in small steps."""
-    if tried and read:
+    # Numbers that no background has may all be counted otherwise: what they state is a guess.
+    doubtful = next((each for each in tried if layout is None and not each.whole), None)
+    if tried and read and not doubtful:
         scores = yield from _compare(question, tried, read)
         if len(tried) == 1 and _holds(scores):
             return _answer(tried[0], _proof(scores, 0))
         if len(tried) > 1 and scores.winner is not None:
             return _answer(tried[scores.winner], _proof(scores, scores.winner))
-    known = len(tried)
-    tried = tried + backing.guesses(
-        files_of(question), {**question.slots, **question.runs()}, tried
-    )
+    known = 0 if doubtful else len(tried)
+    guesses = backing.guesses(files_of(question), {**question.slots, **question.runs()}, tried)
+    if doubtful:
+        # Where a name states what is not there, no other number of it is asked instead.
+        slot = "bg" if "bg" in question.slots else "folder"
+        counts = [each for each in guesses if each.counts(slot)]
+        others = [each for each in guesses if not each.counts(slot)]
+        partial = [doubtful, *(each for each in counts if not each.whole)]
+        guesses = counts + [
+            each for each in others if not any(each.extends(other) for other in partial)
+        ]
+    tried = tried + guesses
     if not tried or read is None:
         raise LayoutError(_no_rule(question, tried))
     scores = yield from _compare(question, tried, read)
@@ -132,6 +144,9 @@ def _decide(
     if scores.winner is None:
         _, lacking = by_map(question)
         told = f", {lacking}," if lacking else ","
+        if doubtful:
+            row = int(np.flatnonzero(doubtful.of_sample < 0)[0])
+            told = f" ({doubtful.lacks(row)}),"
         raise LayoutError(
             f"{question.where}: names do not tell the background{told} and the pixels of "
             f"{scores.samples} samples single out no rule: {_ranking(tried, scores)}; expected one "
@@ -146,7 +161,13 @@ _REMEDY = "; pass --layout with a rule for backgrounds"
 def _answer(candidate: Candidate, proof: dict[str, object]) -> Decision:
     description = {"rule": candidate.rule, "settings": dict(candidate.settings), **proof}
     return Decision(
-        of_sample=candidate.of_sample, description=description, warnings=candidate.warnings
+        of_sample=candidate.of_sample,
+        description=description,
+        lacking={
+            row: f"its background does not exist: {candidate.lacks(row)}"
+            for row in np.flatnonzero(candidate.of_sample < 0).tolist()
+        },
+        warnings=candidate.warnings,
     )
 
 
@@ -218,5 +239,6 @@ def _no_rule(question: Question, tried: Sequence[Candidate]) -> str:
             f"samples name background {absent}, but backgrounds are numbered "
             f"{min(files.of_number)} to {max(files.of_number)}"
         )
-    rules = f"{len(tried)} rules are possible, such as {tried[0].rule}" if tried else "no rule fits"
+    whole = [each for each in tried if each.whole]
+    rules = f"{len(whole)} rules are possible, such as {whole[0].rule}" if whole else "no rule fits"
     return f"{question.where}: {what}; expected names or pixels that decide: {rules}{_REMEDY}"

@@ -77,7 +77,7 @@ def score(
     """Compare samples with the backgrounds that each candidate gives them.
 
     Args:
-        candidates: (N,) int32 each, index into ``files``.
+        candidates: (N,) int32 each, index into ``files``; -1 for a sample of which it says nothing.
         composites: (N,) index that ``read`` takes, of each sample's composite.
         masks: (N,) likewise.
         files: Indexes that ``read`` takes, of the backgrounds.
@@ -129,14 +129,16 @@ def scoring(
         rows = _spread(np.setdiff1d(np.flatnonzero(differ), looked), 48)
         if not rows.size:
             break
-    left = _weed(table, left, view)
+    left = _supported(table, _weed(table, left, view), view)
     telling = view.telling()
     errors = [view.error(each, telling or list(view.errors)) for each in table]
     winner = left[0] if len(left) == 1 and len(telling) >= min(_ENOUGH, len(composites)) else None
     margin = 0.0
     if winner is not None:
         for number, other in enumerate(table):
-            apart = [row for row in telling if other[row] != table[winner][row]]
+            mine = table[winner]
+            both = (mine >= 0) & (other >= 0)
+            apart = [row for row in telling if both[row] and other[row] != mine[row]]
             if number != winner and apart:
                 ratio = view.error(other, apart) / max(view.error(table[winner], apart), 0.5)
                 margin = min(margin, ratio) if margin else ratio
@@ -159,9 +161,37 @@ def _weed(table: Sequence[IntArray], left: list[int], view: Likeness) -> list[in
     telling = view.telling()
     for number in list(left):
         others = [table[each] for each in left if each != number]
-        apart = [row for row in telling if any(each[row] != table[number][row] for each in others)]
+        mine = table[number]
+        apart = [
+            row
+            for row in telling
+            if mine[row] >= 0 and any(each[row] != mine[row] for each in others)
+        ]
         if apart and view.agreement([table[number]], apart)[0] < _AGREES:
             left = [each for each in left if each != number]
+    return left
+
+
+def _supported(table: Sequence[IntArray], left: list[int], view: Likeness) -> list[int]:
+    """Of two that differ in that one says more, keep that one if pixels bear the rest out.
+
+    They do where as many of those samples are telling, or half as many, as of all.
+    """
+    telling = view.telling()
+    for number in list(left):
+        for other in list(left):
+            said, more = table[number] >= 0, table[other] >= 0
+            extra = more & ~said
+            if not extra.any() or (table[number] != table[other])[said].any():
+                continue
+            opened = [row for row in view.errors if extra[row]]
+            told = [row for row in telling if extra[row]]
+            borne = (
+                told
+                and 2 * len(told) * len(view.errors) >= len(opened) * len(telling)
+                and view.agreement([table[other]], told)[0] >= _AGREES
+            )
+            left = [each for each in left if each != (number if borne else other)]
     return left
 
 
@@ -172,6 +202,7 @@ def _pool(table: Sequence[IntArray], rows: npt.NDArray[np.int64], files: int) ->
     claimed: set[int] = set()
     for each in table:
         claimed.update(each[rows].tolist())
+    claimed.discard(-1)
     return sorted(claimed)[:_MOST_BACKGROUNDS]
 
 

@@ -74,6 +74,25 @@ def test_candidates_that_differ_seldom_are_compared_where_they_differ() -> None:
     assert 16 in world.reads
 
 
+def test_a_candidate_is_scored_by_the_samples_of_which_it_says_something() -> None:
+    world = World()
+    part = np.where(world.truth == 5, -1, world.truth).astype(np.int32)
+    wrong = ((world.truth + 1) % 6).astype(np.int32)
+    scores = world.score(wrong, part)
+    assert (scores.winner, scores.scores[1].agrees) == (1, 1.0)
+    assert scores.margin > 5
+    # One that says more wins where pixels bear out what it adds, and loses where they do not.
+    assert world.score(part, world.truth).winner == 1
+    assert world.score(world.truth, part).winner == 0
+    more = np.where(part < 0, 0, part).astype(np.int32)
+    assert world.score(more, part).winner == 1
+    assert world.score(part, more).winner == 0
+    # Where none of these samples can be opened, nothing does.
+    for row in np.flatnonzero(part < 0).tolist():
+        world.data[row] = b"no picture"
+    assert world.score(world.truth, part).winner == 1
+
+
 def test_no_candidate_wins_where_none_is_right() -> None:
     world = World()
     wrong = [((world.truth + step) % 6).astype(np.int32) for step in (1, 2)]
