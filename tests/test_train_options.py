@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from train.cli import main
+from train.settings import settings
 
 FULL = Path("/dev/full")
 
@@ -64,3 +65,13 @@ def test_a_full_disk_behind_standard_output_is_one_line() -> None:
         )
     assert done.returncode == 1
     assert done.stderr == "Error: No space left on device; see to it and run the command again\n"
+
+
+def test_help_lists_every_setting_under_a_heading() -> None:
+    text = CliRunner().invoke(main, ["run", "--help"]).output
+    headings = "Data Augmentation Network Loss Optimiser Schedule Device Output Options".split()
+    places = [text.index(f"\n{each}:") for each in headings]
+    assert places == sorted(places)
+    before = text[: places[-1]]
+    for setting in settings():
+        assert f"--{setting.name.replace('_', '-')}" in before

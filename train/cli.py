@@ -12,7 +12,16 @@ import click
 
 from shardify.version import version
 from train.errors import ConfigError
-from train.options import COUNT, FILE, THREADS, Commands, all_settings, one_line_errors, said
+from train.options import (
+    COUNT,
+    FILE,
+    THREADS,
+    Commands,
+    SettingsCommand,
+    all_settings,
+    one_line_errors,
+    said,
+)
 
 __all__ = ["main"]
 
@@ -29,7 +38,7 @@ def main() -> None:
     """
 
 
-@main.command(name="run")
+@main.command(name="run", cls=SettingsCommand)
 @all_settings
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print what came out as one JSON object.")
@@ -57,7 +66,7 @@ def run_command(file: Path | None, resume: bool, as_json: bool, **flags: Any) ->
             depart()
 
 
-@main.command(name="config")
+@main.command(name="config", cls=SettingsCommand)
 @all_settings
 @click.option("--resume", is_flag=True, help="Begin with the settings of the run in --out.")
 def config_command(file: Path | None, resume: bool, **flags: Any) -> None:

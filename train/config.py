@@ -1,8 +1,7 @@
-"""The settings of a run: frozen dataclasses that refuse what is out of range or contradictory.
+"""The settings of a run: frozen dataclasses that check ranges and contradictions.
 
-Each field is one setting: its name is the key in the TOML file and the flag on the command line,
-its docstring the flag's help (``train.settings`` reads them from here). This module reads no file,
-imports no torch and decides nothing.
+Each field is one setting. Its name is the key in the TOML file and the flag on the command line;
+its docstring is the help of the flag (``train.settings`` reads both).
 """
 
 from dataclasses import dataclass, field
@@ -22,32 +21,33 @@ THREADS = 1024
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Data:
-    """Which samples the network sees, at which size, how often."""
+    """Samples, resolutions and epochs."""
 
     shards: str = ""
-    """Folder that `shardify build` made."""
+    """Data set: a folder that `shardify build` wrote."""
 
     res: tuple[int, ...] = (64,)
-    """Resolutions, one a stage, comma-separated; each divisible by 16. Pixels."""
+    """Height and width of the images in each stage, comma-separated, divisible by 16. Pixels."""
 
     epochs: tuple[int, ...] = (10,)
-    """Epochs of each stage, comma-separated; one number serves for all."""
+    """Number of epochs of each stage, comma-separated; one number applies to all stages."""
 
     batch: int = 16
-    """Samples a step on each rank."""
+    """Batch size per rank. Samples."""
 
     augment: bool = True
-    """Rotate, shift colours and add noise while training."""
+    """Random rotation, colour shift and noise on training samples."""
 
     order: Literal["permuted", "block", "sequential"] = "permuted"
-    """Of training samples: any order; blocks of neighbours, mixed, for data far larger than memory;
-    or as they lie in the shards."""
+    """Order of training samples. permuted: a random permutation of all samples each epoch; block: a
+    random permutation of blocks of neighbouring samples, for data sets much larger than memory;
+    sequential: as stored."""
 
     cache: Literal["disk", "ram"] = "disk"
-    """Where the shards' bytes are kept: mapped from disk, or read once and held in memory."""
+    """disk: memory-map the shards; ram: read them into memory once."""
 
     exclude: str = ""
-    """Keys of training samples to go on without, comma-separated; validation keeps all of its."""
+    """Keys of training samples to leave out, comma-separated. Validation is not affected."""
 
     def __post_init__(self) -> None:
         _check(bool(self.res), "res", self.res, "one resolution at least")
@@ -66,7 +66,7 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Network:
-    """Which network."""
+    """The network."""
 
     model: Literal["resunet", "unet"] = "resunet"
     """Architecture."""
@@ -74,28 +74,28 @@ class Network:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loss:
-    """What the network is asked to make small."""
+    """Loss functions and their weights."""
 
     loss: Literal["dice+l1", "dice", "l1", "bce", "ssim"] = "dice+l1"
-    """Loss of the mask, and of the depth."""
+    """Loss function of mask and depth."""
 
     activation: Literal["sigmoid", "none"] = "sigmoid"
-    """What is applied to the raw outputs before the loss."""
+    """Activation of the outputs before the loss."""
 
     dice_weight: float = 1.0
-    """Weight of Dice in dice+l1."""
+    """Weight of the Dice loss in dice+l1."""
 
     l1_weight: float = 1.0
-    """Weight of L1 in dice+l1."""
+    """Weight of the L1 loss in dice+l1."""
 
     mask_weight: float = 2.0
-    """Weight of the mask's loss in the total."""
+    """Weight of the mask loss in the total loss."""
 
     depth_weight: float = 1.0
-    """Weight of the depth's loss in the total."""
+    """Weight of the depth loss in the total loss."""
 
     deep_supervision: float = 0.0
-    """Weight of the losses at the decoders' coarser scales, while training; 0: none."""
+    """Weight of auxiliary losses at the coarser scales of the decoders, in training; 0: off."""
 
     def __post_init__(self) -> None:
         for name in ("dice_weight", "l1_weight", "mask_weight", "depth_weight"):
@@ -110,45 +110,47 @@ class Loss:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Optim:
-    """How the weights move."""
+    """Optimiser and learning rate."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """Optimiser."""
 
     lr: float = 0.1
-    """Learning rate at the start."""
+    """Initial learning rate."""
 
     momentum: float = 0.9
-    """Momentum (sgd)."""
+    """Momentum of SGD."""
 
     weight_decay: float = 1e-3
     """Weight decay."""
 
     grad_accum: int = 1
-    """Batches whose gradients make one optimiser step."""
+    """Number of batches whose gradients are accumulated for one optimiser step."""
 
     clip: float = 1.0
-    """Largest gradient, measured as --clip-by says; 0 clips nothing."""
+    """Gradient clipping threshold; 0: no clipping."""
 
     clip_by: Literal["norm", "value"] = "norm"
-    """Clip the norm of all gradients together, or every value by itself."""
+    """Clip the global gradient norm, or each gradient value."""
 
     schedule: Literal["plateau", "constant", "cosine", "onecycle"] = "plateau"
-    """Learning rate: lower it when the validation loss stalls; leave it; or move it every step:
-    down along half a cosine, or up to --lr and then down. The last two know the run's length."""
+    """Learning rate schedule. plateau: reduce when the validation loss stops improving; cosine and
+    onecycle: change it every step over the length of the run."""
 
     warmup: int = 0
-    """Steps in which the learning rate rises to --lr; 0: none, but a third of a onecycle run."""
+    """Number of warm-up steps in which the learning rate rises linearly to --lr; 0: none (onecycle:
+    30 % of the run)."""
 
     patience: int = 2
-    """Epochs without a better loss that are let pass; after the next the rate falls (plateau)."""
+    """Number of allowed epochs without improvement after which the learning rate is reduced
+    (plateau)."""
 
     factor: float = 0.1
-    """What the learning rate is multiplied by when it falls (plateau)."""
+    """Factor by which the learning rate is reduced (plateau)."""
 
     ema: float = 0.98
-    """Judge and keep a running average of the weights, of which each step leaves this share;
-    0 averages nothing."""
+    """Decay of the exponential moving average (EMA) of the weights, which is evaluated and saved;
+    0: no EMA."""
 
     def __post_init__(self) -> None:
         _check(0 < self.lr < inf, "lr", self.lr, "a positive number")
@@ -164,31 +166,32 @@ class Optim:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Compute:
-    """Where and how the arithmetic is done."""
+    """Device and precision."""
 
     device: str = "auto"
-    """cpu, cuda, cuda:N, or auto: a GPU where there is one."""
+    """cpu, cuda, cuda:N, or auto (a GPU if there is one)."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the network; auto: bf16 on a GPU that has it, otherwise fp32."""
+    """Precision of the network; auto: bf16 on a GPU that supports it, else fp32."""
 
     threads: int = 2
-    """Threads that prepare batches."""
+    """Number of threads that prepare batches."""
 
     torch_threads: int = 0
-    """Threads of the network's arithmetic on a CPU; 0: as torch chooses."""
+    """Number of torch threads on a CPU; 0: the default of torch."""
 
     channels_last: bool = True
-    """Keep a pixel's channels side by side in memory: faster on CPU and GPU."""
+    """Use the channels_last memory format: faster on CPU and GPU."""
 
     compile: Literal["no", "yes", "graphs"] = "no"
-    """Compile the network once a resolution; graphs: CUDA graphs (one GPU, one batch a step)."""
+    """Use torch.compile, once per resolution; graphs: with CUDA graphs (one GPU, no gradient
+    accumulation)."""
 
     sync_bn: bool = False
-    """With several GPUs, norm each batch by the statistics of all ranks."""
+    """Synchronise batch norm statistics over all ranks."""
 
     deterministic: bool = False
-    """On a GPU, take only algorithms that repeat bit for bit (a CPU's always do)."""
+    """Use deterministic GPU algorithms only (on a CPU all are)."""
 
     def __post_init__(self) -> None:
         kind = self.device.partition(":")[0]
@@ -204,40 +207,40 @@ class Compute:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """How long the run lasts and what it leaves behind."""
+    """Length and outputs of the run."""
 
     out: str = "run"
-    """Folder of the run: settings, metrics, weights, checkpoints, panels."""
+    """Output folder: settings, metrics, weights, checkpoints, image panels."""
 
     seed: int = 0
-    """Decides the first weights, the order of samples and every augmentation."""
+    """Random seed of the initial weights, the sample order and the augmentation."""
 
     max_steps: int = 0
-    """End after so many optimiser steps in all; 0: when the epochs are done."""
+    """Stop after N optimiser steps in total; 0: when all epochs are done."""
 
     checkpoint_steps: int = 0
-    """Save the whole state every so many steps, as well as each epoch; 0: each epoch only."""
+    """Save a checkpoint every N steps, in addition to every epoch; 0: every epoch only."""
 
     checkpoint_minutes: float = 10.0
-    """Save the whole state when so many minutes have passed since the last time; 0: never."""
+    """Save a checkpoint when N minutes have passed since the last; 0: off."""
 
     keep: int = 3
-    """How many of the newest checkpoints to keep."""
+    """Number of newest checkpoints to keep."""
 
     log_steps: int = 10
-    """Read the loss back every so many steps; between them nothing waits for the device."""
+    """Log the loss every N steps (each log synchronises with the GPU)."""
 
     profile: bool = False
-    """Write a trace of a few steps to trace.json, for chrome://tracing or Perfetto."""
+    """Write a profiler trace of a few steps to trace.json (chrome://tracing, Perfetto)."""
 
     tensorboard: bool = True
-    """Write figures, panels and settings for TensorBoard."""
+    """Write TensorBoard logs."""
 
     report: bool = True
-    """Write report.html when the run ends."""
+    """Write report.html at the end of the run."""
 
     panel_rows: int = 6
-    """Validation samples shown in each epoch's panel; 0 draws none."""
+    """Number of validation samples in the image panel of each epoch; 0: no panel."""
 
     def __post_init__(self) -> None:
         _check(0 <= self.seed < 2**63, "seed", self.seed, "0 or more, below 2^63")
@@ -252,7 +255,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
-    """Everything that a run was asked for; each field is a section of the TOML file."""
+    """All settings of a run; each field is a section of the TOML file."""
 
     data: Data = field(default_factory=Data)
     network: Network = field(default_factory=Network)
@@ -269,6 +272,6 @@ class Config:
 
 
 def _check(good: bool, name: str, found: object, expected: str) -> None:
-    """Refuse a value with one line that names its flag."""
+    """Raise ConfigError with the flag, the value and what was expected."""
     if not good:
         raise ConfigError(f"--{name.replace('_', '-')} {found}: expected {expected}")

@@ -18,7 +18,16 @@ from train import config
 from train.errors import ConfigError, Interrupted, TrainError
 from train.settings import SYNONYMS, Setting, settings
 
-__all__ = ["COUNT", "FILE", "THREADS", "Commands", "all_settings", "one_line_errors", "said"]
+__all__ = [
+    "COUNT",
+    "FILE",
+    "THREADS",
+    "Commands",
+    "SettingsCommand",
+    "all_settings",
+    "one_line_errors",
+    "said",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -124,6 +133,39 @@ def one_line_errors() -> Iterator[None]:
     except UnicodeEncodeError as error:
         text = f"{error.object!a}: not text that can be written; use names that are valid UTF-8"
         raise click.ClickException(text) from error
+
+
+_GROUPS = {
+    "data": "Data", "network": "Network", "loss": "Loss", "optim": "Optimiser",
+    "compute": "Device", "run": "Output",
+}  # fmt: skip
+"""Section of a setting -> heading in the help, unless the setting stands in ``_MOVED``."""
+
+_MOVED = {
+    "augment": "Augmentation", "schedule": "Schedule", "warmup": "Schedule",
+    "patience": "Schedule", "factor": "Schedule", "max_steps": "Schedule", "seed": "Data",
+}  # fmt: skip
+_HEADINGS = (
+    "Data", "Augmentation", "Network", "Loss", "Optimiser", "Schedule", "Device", "Output",
+)  # fmt: skip
+
+
+class SettingsCommand(click.Command):
+    """A command with a flag for every setting; its help lists them under headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, settings by group, then the others."""
+        heading = {
+            setting.name: _MOVED.get(setting.name, _GROUPS[setting.section])
+            for setting in settings()
+        }
+        records: dict[str, list[tuple[str, str]]] = {each: [] for each in (*_HEADINGS, "Options")}
+        for param in self.get_params(ctx):
+            if record := param.get_help_record(ctx):
+                records[heading.get(param.name or "", "Options")].append(record)
+        for title, rows in records.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
 
 
 def _option(setting: Setting) -> Callable[[F], F]:
