@@ -124,7 +124,7 @@ class FileClass:
         if role == "bg":
             if words["bg"] and not target:
                 return 0.0
-            return 0.4 if words["numbered"] and not spoken else _NEVER
+            return 0.1 if words["numbered"] and not spoken else _NEVER
         if target or words["label"]:
             against = self._against_words(role)
             return min(0.6, against) if words["fg_bg"] and against < _NEVER else against
@@ -145,7 +145,7 @@ class FileClass:
             return 0.0
         if words["eye"] or words["cutout"] or words["trimap"]:
             return 0.5
-        if words["mask"] or words["depth"] or words["fg_bg"] or words["bg"]:
+        if any(words[each] for each in ("mask", "depth", "fg_bg", "bg", "numbered")):
             return _DROPPED
         return 1.5 if words["picture"] or words["label"] or self.kind in ("two", "gray") else 0.9
 

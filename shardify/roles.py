@@ -282,13 +282,20 @@ def _nothing(classes: Sequence[FileClass]) -> str:
 
 
 def _no_masks(classes: Sequence[FileClass]) -> str:
+    told = f"no masks (folder or name with mask) among {_listed(classes)}"
+    unread = [each for each in classes if not each.words["mask"] and each.kind in ("few", "cutout")]
+    if not unread:
+        return f"{told}; add the masks, or pass --layout"
+    names = ", ".join(f"{each.name} ({_looks_of(each)})" for each in unread[:_SHOWN])
     return (
-        f"no masks (folder or name with mask) among {_listed(classes)}; add the masks, or pass "
-        f"--layout"
+        f"{told}; {names} may be label maps or mattes, which are not read as masks: convert them "
+        f"to two values, leave them out, or pass --layout"
     )
 
 
 def _likeliest(each: FileClass) -> str | None:
+    if each.words["label"] and not each.words["mask"]:
+        return None
     return min((*naming.ROLES, None), key=lambda role: (each.word_cost(role), role is None))
 
 
@@ -299,7 +306,7 @@ def _listed(classes: Sequence[FileClass]) -> str:
     for each in classes:
         role = _likeliest(each)
         files[role or "others"] += each.files
-        if role is None or (each.kind and each.role_cost(role) > 2):
+        if role is None:
             others.append(f"{each.name}: {_looks_of(each)}")
     told = [f"{files[role]} {role}" for role in (*naming.ROLES, "others") if files[role]]
     more = "; …" if len(others) > _SHOWN else ""

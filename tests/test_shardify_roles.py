@@ -417,3 +417,9 @@ def test_inspect_prints_a_line_a_role_with_what_decided(tmp_path: Path) -> None:
     assert "# fg_bg        24 files, a/*.png; no word; pixels of some: colour pictures (3)" in lines
     told = "24 files, depth/mask/*.png; words: depth, mask; pixels of some: many gray values (3)"
     assert f"# depth        {told}" in lines
+
+
+def test_numbered_backgrounds_beside_many_samples_are_never_left_aside() -> None:
+    files = {f"bg_{b}.jpg": background(b) for b in range(1, BACKS + 1)}
+    files |= by_stem(lambda n: f"pic_{n}_bg_{back_of(n)}", "", "_mask", "_depth")
+    assert check(files).roles == ("bg", "fg_bg", "mask", "depth")
