@@ -37,7 +37,7 @@ ORDER = {
         "checkpoint", "writer", "board", "folder", "stop", "source", "memory", "tracing",
         "trained", "evaluate", "average", "networks", "state", "notes", "keeper", "stages",
         "samples", "charts", "report", "trainer", "claim", "launch", "compare", "pairing",
-        "predict", "shelf", "contenders", "nvml", "machine", "window", "verdict", "bench",
+        "predict", "shelf", "contenders", "machine", "window", "verdict", "bench",
         "sweep", "convoy", "dissect", "page", "agenda", "suite", "export", "options", "cli",
         "__main__",
     ),
