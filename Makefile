@@ -75,6 +75,7 @@ gpu: $(if $(filter no,$(SETUP)),,setup)
 
 docs: setup
 	$(BIN)/python docs/make_commands.py
+	$(BIN)/python docs/make_schema.py
 
 clean:
 	rm -rf build $(DEMO)

@@ -5,18 +5,19 @@ mask areas and depths, sizes, what was left out and why. No script, no link, no 
 reads the data set and changes nothing.
 """
 
-import base64
-import html
-import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from html import escape
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from shardify import html
 from shardify.errors import OutputError
 from shardify.files import write_atomic
 from shardify.images import MASK_THRESHOLD
@@ -32,13 +33,10 @@ _LINES = 50
 _COLOURS = {"train": "#4477aa", "val": "#cc6677"}
 
 _STYLE = """
-body{font:15px/1.45 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}
-h1{font-size:1.5em}h2{font-size:1.15em;margin:2em 0 .4em;border-bottom:1px solid #ddd}
-table{border-collapse:collapse}td,th{padding:.15em .8em .15em 0;text-align:left;vertical-align:top}
-td.n{text-align:right;font-variant-numeric:tabular-nums}
-.sheet{display:grid;grid-template-columns:repeat(auto-fill,minmax(330px,1fr));gap:12px}
-figure{margin:0}figcaption{font-size:11px;color:#666;overflow-wrap:anywhere}
-img{width:32%;vertical-align:top;background:#eee}small{color:#666}svg{max-width:100%;height:auto}
+.sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 12px }
+figcaption { font-size: 11px; overflow-wrap: anywhere }
+img { width: 32%; vertical-align: top; background: #eee }
+svg { width: 100%; height: 120px; border-bottom: 1px solid #888 }
 """
 
 
@@ -70,7 +68,6 @@ def page(out: Place, *, most: int = 200) -> str:
     backs = dict(zip(on, data.backgrounds(on), strict=True)) if on else {}
     title = f"{', '.join(each.name for each in manifest.source)}: {len(data):,} samples"
     parts = [
-        f"<h1>{html.escape(title)}</h1>",
         _overview(data),
         "<h2>Samples</h2>",
         "<p><small>Background, composite with its mask's outline, depth.</small></p>",
@@ -86,12 +83,7 @@ def page(out: Place, *, most: int = 200) -> str:
         "<h2>Left out</h2>",
         _rejected(manifest, data.folder / REJECTED),
     ]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>"
-        + "\n".join(parts)
-        + "</body></html>\n"
-    )
+    return html.page(title, parts, style=_STYLE)
 
 
 def outlined(picture: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.uint8]:
@@ -127,7 +119,7 @@ def _overview(data: DataSet) -> str:
     rows += [("warning", str(each)) for each in manifest.layout.get("warnings", ())]
     for role, cost in manifest.costs.items():
         rows.append((f"cost, {role}", ", ".join(f"{k} {v:g}" for k, v in cost.items())))
-    return _table(rows)
+    return html.table(rows)
 
 
 def _figure(sample: Sample, background: NDArray[Any] | None) -> str:
@@ -148,9 +140,9 @@ def _figure(sample: Sample, background: NDArray[Any] | None) -> str:
         low, high = float(depth.min()), float(depth.max())
         stretched = ((depth - low) * (255 / (high - low) if high > low else 0)).astype(np.uint8)
         shown.append(_resize(stretched, size))
-    images = "".join(f'<img alt="" src="{_uri(each)}">' for each in shown)
+    images = "".join(html.picture(Image.fromarray(each)) for each in shown)
     name = f"{sample.key} ({sample.split})"
-    return f"<figure>{images}<figcaption>{html.escape(name)}</figcaption></figure>"
+    return f"<figure>{images}<figcaption>{escape(name)}</figcaption></figure>"
 
 
 def _backgrounds(data: DataSet, uses: dict[str, Counter[int]]) -> str:
@@ -160,28 +152,24 @@ def _backgrounds(data: DataSet, uses: dict[str, Counter[int]]) -> str:
     rule = manifest.layout.get("background", {})
     rows: list[tuple[str, str]] = []
     if isinstance(rule, dict):
-        rows = [(str(key), _plain(value)) for key, value in rule.items()]
+        rows = [(k, v if isinstance(v, str) else json.dumps(v)) for k, v in rule.items()]
     both = set.intersection(*(set(each) for each in uses.values())) if len(uses) > 1 else set()
     rows.append(("in both splits", str(len(both)) if both else "none"))
     stored = [data.stored(index) for index in range(len(manifest.backgrounds))]
-    mean = sum(stored) / len(stored)
-    copies = mean * sum(sum(each.values()) for each in uses.values())
-    once = mean * len(manifest.backgrounds)
-    rows.append(
-        ("stored once each", f"{once / 1e6:,.1f} MB instead of {copies / 1e6:,.1f} MB of copies")
-    )
-    order = range(len(manifest.backgrounds))
+    once = sum(stored) / 1e6
+    copies = once / len(stored) * sum(sum(each.values()) for each in uses.values())
+    rows.append(("stored once each", f"{once:,.1f} MB instead of {copies:,.1f} MB of copies"))
     bars = [
-        (manifest.backgrounds[index].id, {name: each[index] for name, each in uses.items()})
-        for index in order
+        (background.id, {split: counts[index] for split, counts in uses.items()})
+        for index, background in enumerate(manifest.backgrounds)
     ]
     legend = ", ".join(
         f'<span style="color:{colour}">{name}</span>' for name, colour in _COLOURS.items()
     )
     return (
-        _table(rows)
+        html.table(rows)
         + f"<p><small>Samples on each background ({legend}).</small></p>"
-        + _bars([each for _, each in bars], [name for name, _ in bars])
+        + _bars(bars)
     )
 
 
@@ -190,86 +178,64 @@ def _distributions(found: Findings) -> str:
     for name, counts in (("Share of the picture that is object", found.mask_area),
                          ("Depth, of its full range", found.depth)):  # fmt: skip
         if any(counts):
-            marks = [f"{step / BINS:.2f} to {(step + 1) / BINS:.2f}" for step in range(BINS)]
-            chart = _bars([{"train": count} for count in counts], marks)
-            charts.append(f"<p><small>{name}, 0 to 1; {found.samples} samples</small></p>{chart}")
+            bars = [
+                (f"{step / BINS:.2f} to {(step + 1) / BINS:.2f}", {"train": count})
+                for step, count in enumerate(counts)
+            ]
+            charts.append(f"<p><small>{name}, 0 to 1; {found.samples} samples</small></p>")
+            charts.append(_bars(bars))
     return "".join(charts)
 
 
 def _roles(manifest: Manifest) -> str:
-    rows = ["<tr><th>role<th>files<th>sizes<th>mean<th>deviation</tr>"]
+    rows = []
     for role, each in manifest.roles.items():
         stats = manifest.stats.get(role)
+        files = f"{', '.join(each.extensions)}, {each.bits} bit"
         sizes = ", ".join(f"{w}x{h} ({count:,})" for w, h, count in each.sizes[:4])
         more = " ..." if len(each.sizes) > 4 else ""
         mean = ", ".join(f"{value:.4f}" for value in stats.mean) if stats else ""
         std = ", ".join(f"{value:.4f}" for value in stats.std) if stats else ""
-        rows.append(
-            f"<tr><td>{role}<td>{', '.join(each.extensions)}, {each.bits} bit"
-            f"<td>{sizes}{more}<td>{mean}<td>{std}</tr>"
-        )
+        rows.append((role, files, sizes + more, mean, std))
     converted = manifest.layout.get("converted") or {}
-    told = "".join(f"<li>{html.escape(k)}: {v:,}" for k, v in converted.items())
-    return f"<table>{''.join(rows)}</table>" + (f"<p>Converted:</p><ul>{told}</ul>" if told else "")
+    told = "".join(f"<li>{escape(k)}: {v:,}" for k, v in converted.items())
+    return html.table(rows, ("role", "files", "sizes", "mean", "deviation")) + (
+        f"<p>Converted:</p><ul>{told}</ul>" if told else ""
+    )
 
 
 def _rejected(manifest: Manifest, path: Place) -> str:
     if not manifest.rejected.count:
         return "<p>Nothing: every sample is in the shards.</p>"
-    reasons = _table([(f"{count:,}", why) for why, count in manifest.rejected.by_reason.items()])
+    reasons = html.table((f"{count:,}", why) for why, count in manifest.rejected.by_reason.items())
     lines = []
     try:
         with path.open("rb") as file:
-            for _, line in zip(range(_LINES), file, strict=False):
-                each = json.loads(line)
+            for each in map(json.loads, islice(file, _LINES)):
                 lines.append((each["key"] or each["member"], f"{each['role']} {each['reason']}"))
     except (OSError, ValueError, KeyError):
         return reasons + f"<p>{REJECTED} cannot be read.</p>"
-    return reasons + f"<h3>The first {len(lines)}</h3>" + _table(lines)
+    return reasons + f"<h3>The first {len(lines)}</h3>" + html.table(lines)
 
 
-def _bars(columns: Sequence[dict[str, int]], names: Sequence[str]) -> str:
-    """A bar chart as SVG, parts of a bar on top of each other; names as tooltips."""
-    width, height = 1000, 120
-    step = width / max(1, len(columns))
-    top = max((sum(each.values()) for each in columns), default=0) or 1
+def _bars(columns: Sequence[tuple[str, dict[str, int]]]) -> str:
+    """A bar chart as SVG: bars with their names as tooltips, made of the counts of each split."""
+    top = max((sum(counts.values()) for _, counts in columns), default=0) or 1
     shapes = []
-    for place, (each, name) in enumerate(zip(columns, names, strict=True)):
-        base = float(height)
-        for split, count in each.items():
-            tall = count / top * (height - 4)
-            base -= tall
+    for x, (name, counts) in enumerate(columns):
+        y = top
+        for split, count in counts.items():
+            y -= count
+            colour = _COLOURS.get(split, "#888")
             shapes.append(
-                f'<rect x="{place * step:.1f}" y="{base:.1f}" width="{max(0.5, step * 0.9):.1f}" '
-                f'height="{tall:.1f}" fill="{_COLOURS.get(split, "#888")}">'
-                f"<title>{html.escape(name)}: {count:,}</title></rect>"
+                f'<rect x="{x}" y="{y}" width=".9" height="{count}" fill="{colour}">'
+                f"<title>{escape(name)}: {count:,}</title></rect>"
             )
     return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" width="{width}" height="{height}">'
-        f'{"".join(shapes)}<line x2="{width}" y1="{height}" y2="{height}" stroke="#888"/></svg>'
+        f'<svg viewBox="0 0 {len(columns)} {top}" preserveAspectRatio="none" role="img">'
+        f"{''.join(shapes)}</svg>"
     )
-
-
-def _table(rows: Iterable[tuple[str, str]]) -> str:
-    cells = "".join(
-        f"<tr><th>{html.escape(name)}<td>{html.escape(value)}</tr>" for name, value in rows
-    )
-    return f"<table>{cells}</table>"
-
-
-def _plain(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _resize(plane: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    from PIL import Image
-
     return np.asarray(Image.fromarray(plane).resize(size))
-
-
-def _uri(plane: NDArray[Any]) -> str:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(plane).save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -105,7 +105,7 @@ def decoders(data: Path, device: str, loads: Sequence[float]) -> list[tuple[dict
     """
     code = (
         "import json, sys, time\n"
-        "from train.nvml import Watch\n"
+        "from train.machine import GpuMonitor\n"
         "from train.pipeline import Loader\n"
         "data, loads, options = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])\n"
         "for load in loads:\n"
@@ -114,10 +114,10 @@ def decoders(data: Path, device: str, loads: Sequence[float]) -> list[tuple[dict
         "        for batch in loader: pass\n"
         "        print('END', flush=True)\n"
         "        began = time.monotonic()\n"
-        "        with Watch(every=0.02) as watch:\n"
+        "        with GpuMonitor(every=0.02) as monitor:\n"
         "            while options['device'] == 'cuda' and time.monotonic() - began < 2:\n"
         "                for batch in loader: del batch\n"
-        "        print('\\nPEAK', json.dumps(watch.peaks().get('jpeg')), flush=True)\n"
+        "        print('\\nPEAK', json.dumps(monitor.peaks().get('jpeg')), flush=True)\n"
     )
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     options = {**SIZES, "device": device, "threads": 1}

@@ -1,5 +1,6 @@
 """The documentation says what the commands do today."""
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from shardify.manifest import DIGEST, Manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,6 +26,7 @@ def script(name: str) -> Any:
 
 
 make_commands = script("make_commands")
+make_schema = script("make_schema")
 make_training = script("make_training")
 
 COMMANDS = list(make_commands.commands())
@@ -32,6 +36,16 @@ PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglo
 def test_commands_page_is_what_the_commands_print() -> None:
     page = (ROOT / "docs" / "commands.md").read_text()
     assert page == make_commands.render(), "docs/commands.md is out of date: run `make docs`"
+
+
+def test_the_manifests_schema_is_that_of_its_dataclasses() -> None:
+    text = make_schema.FILE.read_text()
+    assert text == make_schema.render(), "docs/manifest.schema.json is out of date: run `make docs`"
+    manifest = json.loads(text)["$defs"]["Manifest"]
+    known = {spec.name for spec in dataclasses.fields(Manifest)} | {DIGEST}
+    assert set(manifest["properties"]) == known
+    needed = {"version", "created_by", "source", "options", "layout", "roles", "backgrounds"}
+    assert set(manifest["required"]) == needed | {"splits"}
 
 
 @pytest.mark.parametrize(("name", "context"), COMMANDS, ids=[name for name, _ in COMMANDS])

@@ -13,8 +13,8 @@ from shardify.survey import Options
 
 ROOT = Path(__file__).resolve().parent.parent
 ELSEWHERE = (
-    "isal deflate fsspec s3fs distributed dask moto tensorboard onnx hypothesis xdist".split()
-)
+    "isal deflate fsspec s3fs distributed dask moto tensorboard pynvml onnx hypothesis xdist"
+).split()
 
 
 @pytest.fixture(scope="module")

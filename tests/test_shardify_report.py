@@ -61,7 +61,7 @@ def test_the_page_tells_samples_backgrounds_and_sizes(built: Path) -> None:
         assert f"<title>{background.id}: 10</title>" in text
     assert "30 samples in" in text
     assert "32x32 (40)" in text
-    assert "in both splits<td>none" in text
+    assert "in both splits</th><td>none</td>" in text
     assert "Nothing: every sample is in the shards." in text
 
 

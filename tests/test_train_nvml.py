@@ -1,64 +1,61 @@
+import sys
 import time
 from types import SimpleNamespace
 
 import pytest
 
-from train import machine, nvml
+from train import machine
 
 GPUS = ["GPU-aaaa-0", "GPU-bbbb-1", "GPU-bccc-2"]
 
 
-class Library:
-    """A driver's library with three GPUs; a handle is 1 + the GPU's place."""
+class Pynvml:
+    """A stand-in for nvidia-ml-py with three GPUs; a handle is 1 + the GPU's place."""
 
-    def nvmlDeviceGetHandleByIndex_v2(self, index, handle) -> int:
-        if index.value >= len(GPUS):
-            return 2
-        handle._obj.value = 1 + index.value
-        return 0
+    class NVMLError(Exception):
+        pass
 
-    def nvmlDeviceGetHandleByUUID(self, unique, handle) -> int:
-        if unique.decode() not in GPUS:
-            return 6
-        handle._obj.value = 1 + GPUS.index(unique.decode())
-        return 0
+    def nvmlInit(self) -> None:
+        pass
 
-    def nvmlDeviceGetCount_v2(self, count) -> int:
-        count._obj.value = len(GPUS)
-        return 0
+    def nvmlDeviceGetHandleByIndex(self, index) -> int:
+        if index >= len(GPUS):
+            raise self.NVMLError
+        return 1 + index
 
-    def nvmlDeviceGetUUID(self, handle, text, _size) -> int:
-        text.value = GPUS[handle.value - 1].encode()
-        return 0
+    def nvmlDeviceGetHandleByUUID(self, unique) -> int:
+        if unique not in GPUS:
+            raise self.NVMLError
+        return 1 + GPUS.index(unique)
 
-    def nvmlDeviceGetName(self, handle, text, _size) -> int:
-        text.value = f"GPU number {handle.value - 1}".encode()
-        return 0
+    def nvmlDeviceGetCount(self) -> int:
+        return len(GPUS)
 
-    def nvmlSystemGetDriverVersion(self, text, _size) -> int:
-        text.value = b"580.1"
-        return 0
+    def nvmlDeviceGetUUID(self, handle) -> str:
+        return GPUS[handle - 1]
 
-    def nvmlSystemGetCudaDriverVersion(self, number) -> int:
-        number._obj.value = 13020
-        return 0
+    def nvmlSystemGetDriverVersion(self) -> str:
+        return "580.1"
 
-    def nvmlDeviceGetUtilizationRates(self, handle, rates) -> int:
-        rates._obj.gpu, rates._obj.memory = 10 * handle.value, handle.value
-        return 0
+    def nvmlSystemGetCudaDriverVersion(self) -> int:
+        return 13020
 
-    def nvmlDeviceGetJpgUtilization(self, handle, share, _period) -> int:
-        share._obj.value = 50 + handle.value
-        return 0
+    def nvmlDeviceGetUtilizationRates(self, handle) -> SimpleNamespace:
+        return SimpleNamespace(gpu=10 * handle, memory=handle)
 
-    def nvmlDeviceGetMemoryInfo(self, handle, memory) -> int:
-        memory._obj.used = handle.value * 10**9
-        return 0
+    def nvmlDeviceGetJpgUtilization(self, handle) -> list[int]:
+        return [50 + handle, 1000]
+
+    def nvmlDeviceGetDecoderUtilization(self, _handle) -> list[int]:
+        raise self.NVMLError
+
+    def nvmlDeviceGetMemoryInfo(self, handle) -> SimpleNamespace:
+        return SimpleNamespace(used=handle * 10**9)
 
 
 @pytest.fixture
 def three(monkeypatch) -> None:
-    monkeypatch.setattr(nvml, "_LIBRARY", Library())
+    monkeypatch.setattr(machine, "_NVML", Pynvml())
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
@@ -78,21 +75,19 @@ def three(monkeypatch) -> None:
 def test_the_gpu_in_use_is_the_one_that_cuda_may_see(monkeypatch, seen, place, number) -> None:
     if seen is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
-    gpu = nvml.visible(place)
-    assert nvml.name(gpu) == f"GPU number {number}"
-    assert nvml.parts(gpu) == {
+    found = machine.gpu_utilisation(machine.visible_gpu(place))
+    assert found == {
         "compute": 10.0 * (number + 1), "memory_bus": number + 1.0, "jpeg": 51.0 + number,
         "memory_gb": number + 1.0,
     }  # fmt: skip
     if place == 0:
-        assert nvml.name() == nvml.name(gpu)
+        assert machine.gpu_utilisation() == found
 
 
 @pytest.mark.usefixtures("three")
-def test_a_gpu_that_does_not_exist_has_no_name_and_no_parts() -> None:
+def test_a_gpu_that_does_not_exist_has_no_utilisation() -> None:
     for gpu in (3, "GPU-dddd-9", "MIG-1"):
-        assert nvml.name(gpu) is None
-        assert nvml.parts(gpu) == {}
+        assert machine.gpu_utilisation(gpu) == {}
 
 
 @pytest.mark.usefixtures("three")
@@ -116,36 +111,55 @@ def test_a_gpu_without_a_unique_number_is_found_by_its_place(monkeypatch) -> Non
 
 
 @pytest.mark.usefixtures("three")
-def test_a_watch_looks_at_the_gpu_it_was_given() -> None:
-    with nvml.Watch(every=0.01, gpu="GPU-bbbb-1") as watch:
+def test_a_monitor_samples_the_gpu_it_was_given() -> None:
+    with machine.GpuMonitor("GPU-bbbb-1", every=0.01) as monitor:
         time.sleep(0.05)
-    assert watch.means()["compute"] == 20.0
-    assert watch.peaks()["jpeg"] == 52.0
+    assert monitor.means()["compute"] == 20.0
+    assert monitor.peaks()["jpeg"] == 52.0
 
 
-def test_a_watch_tells_means_and_peaks_of_all_that_was_seen() -> None:
-    values = iter([{"jpeg": 0.0}, {"jpeg": 30.0, "compute": 50.0}] + [{}] * 1000)
-    with nvml.Watch(every=0.01, look=lambda: next(values)) as watch:
+def test_a_monitor_tells_means_and_peaks_of_all_samples(monkeypatch) -> None:
+    values = iter([{"jpeg": 0.0}, {"jpeg": 30.0, "compute": 50.0}])
+    monkeypatch.setattr(machine, "gpu_utilisation", lambda _: next(values, {}))
+    with machine.GpuMonitor(every=0.01) as monitor:
         time.sleep(0.1)
-    assert watch.means() == {"jpeg": 15.0, "compute": 50.0}
-    assert watch.peaks() == {"jpeg": 30.0, "compute": 50.0}
+    assert monitor.means() == {"jpeg": 15.0, "compute": 50.0}
+    assert monitor.peaks() == {"jpeg": 30.0, "compute": 50.0}
 
 
 @pytest.mark.usefixtures("three")
 def test_the_driver_says_its_version_and_its_cuda() -> None:
-    assert nvml.driver() == "580.1"
-    assert nvml.cuda_version() == "13.2"
+    assert machine.driver_version() == "580.1"
+    assert machine.driver_cuda_version() == "13.2"
 
 
-def test_without_a_driver_every_answer_is_none(monkeypatch) -> None:
-    monkeypatch.setattr(nvml, "_LIBRARY", None)
-    assert nvml.driver() is None
-    assert nvml.name() is None
-    assert nvml.cuda_version() is None
-    assert nvml.parts() == {}
+@pytest.mark.parametrize("lacking", ["driver", "package"])
+def test_without_a_driver_or_the_package_every_answer_is_none(monkeypatch, lacking) -> None:
+    pynvml = Pynvml() if lacking == "driver" else None
+    monkeypatch.setattr(Pynvml, "nvmlInit", lambda self: self.nvmlDeviceGetHandleByIndex(3))
+    monkeypatch.setitem(sys.modules, "pynvml", pynvml)
+    monkeypatch.setattr(machine, "_NVML", machine._open_nvml())
+    assert machine.driver_version() is None
+    assert machine.driver_cuda_version() is None
+    assert machine.gpu_utilisation() == {}
+    with machine.GpuMonitor(every=0.01) as monitor:
+        pass
+    assert monitor.means() == monitor.peaks() == {}
+
+
+def test_with_a_driver_the_package_is_used(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Pynvml())
+    monkeypatch.setattr(machine, "_NVML", machine._open_nvml())
+    assert machine.driver_version() == "580.1"
 
 
 @pytest.mark.usefixtures("three")
-def test_a_library_that_lacks_a_question_leaves_it_out(monkeypatch) -> None:
-    monkeypatch.delattr(Library, "nvmlDeviceGetJpgUtilization")
-    assert "jpeg" not in nvml.parts(0)
+def test_what_the_package_does_not_know_is_left_out(monkeypatch) -> None:
+    monkeypatch.delattr(Pynvml, "nvmlDeviceGetJpgUtilization")
+    assert "jpeg" not in machine.gpu_utilisation(0)
+
+
+def test_the_functions_asked_for_are_those_of_the_package() -> None:
+    pynvml = pytest.importorskip("pynvml")
+    for name in vars(Pynvml):
+        assert name.startswith("_") or hasattr(pynvml, name), name

@@ -106,7 +106,7 @@ def test_a_report_stands_alone_and_shows_everything(run: Path, tmp_path: Path) -
     for name, what in FIGURES.items():
         assert what.replace("&", "&amp;").replace("<", "&lt;").replace("|", "|") in page
         assert f"{last['val'][name]:.4f}" in page
-    assert len(re.findall(r"<td>tiny1000\d\d</td>", page)) == 8
+    assert len(re.findall(r"<th>tiny1000\d\d</th>", page)) == 8
     assert "[data]" in page and "res = [16, 32]" in page
     assert page.count(">32 px</text>") == 8  # Every chart tells where the resolution changes.
 

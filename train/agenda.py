@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from train import nvml
+from train.machine import visible_gpu
 
 __all__ = ["FULL", "ROOT", "TENTH", "Size", "Step", "steps"]
 
@@ -185,7 +185,7 @@ class _Agenda:
         found = sorted(map(str, (ROOT / "tests").glob("test_gpu_*.py")))
         index = self.device.partition(":")[2]
         # Tests know one GPU, the first that they may see.
-        seen = ["env", f"CUDA_VISIBLE_DEVICES={nvml.visible(int(index))}"] if index else []
+        seen = ["env", f"CUDA_VISIBLE_DEVICES={visible_gpu(int(index))}"] if index else []
         command = seen + self._python(
             "pytest", "-c", str(ROOT / "tests" / "gpu.ini"), "-m", "gpu",
             f"--junitxml={self.out / 'tests.xml'}", *(found or [str(ROOT / "tests")]),

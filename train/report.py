@@ -4,8 +4,6 @@ Reads what a run left and judges its network once more, sample by sample; it tra
 pictures lie inside the page, so it can be sent by mail.
 """
 
-import base64
-import io
 import tempfile
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -17,6 +15,7 @@ import torch
 from PIL import Image
 
 from model.registry import create
+from shardify import html
 from train.charts import chart
 from train.distributed import World
 from train.drafts import write_text
@@ -46,11 +45,9 @@ CHARTS = {
 SPEEDS = {"Learning rate": "lr", "Samples/s": "samples_per_s", "Data-wait, share": "data_wait"}
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em;
-  color: #222 }
-table { border-collapse: collapse } td, th { padding: 2px 12px 2px 0; text-align: right }
-td:first-child, th:first-child { text-align: left } th { border-bottom: 1px solid #999 }
-figure { margin: 0 } img { max-width: 100%; display: block; margin: .3em 0 1.2em }
+td, th + th { text-align: right } th { font-weight: normal }
+tr:first-child th { font-weight: 600; border-bottom: 1px solid #999 }
+img { max-width: 100%; display: block; margin: .3em 0 1.2em }
 svg { margin: 0 12px 12px 0 } svg text { font: 12px system-ui, sans-serif; fill: #444 }
 svg .title { font-weight: 600 } svg .end { text-anchor: end } svg line { stroke: #e2e2e2 }
 svg line.mark { stroke: #999; stroke-dasharray: 3 3 }
@@ -129,7 +126,6 @@ def write_report(
             ) from error
     path = out or run / "report.html"
     body = [
-        f"<h1>{escape(run.resolve().name)}</h1>",
         _summary(records, trained.path.name, trained.step),
         "<h2>Curves</h2>",
         _curves(records),
@@ -141,12 +137,8 @@ def write_report(
         _sizes(bands(fares), targets) if "mask" in targets else "",
         f"<h2>Settings</h2><pre>{escape(_text(run / 'config.toml'))}</pre>",
     ]
-    page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(run.name)}</title>'
-        f"<style>{STYLE}</style>" + "\n".join(body) + "</html>\n"
-    )
     try:
-        write_text(path, page)
+        write_text(path, html.page(run.resolve().name, body, style=STYLE))
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error})") from error
     return path
@@ -168,7 +160,7 @@ def _summary(records: Sequence[Mapping[str, Any]], weights: str, step: int) -> s
         f"<p>{epochs}, {last['step']} steps, last at {last['res']} px; "
         f"{last['samples_per_s']:.1f} samples/s, data-wait {100 * last['data_wait']:.1f} % of the "
         f"step time, {last['peak_memory_mb']:.0f} MB at the peak. Samples below are judged by "
-        f"{escape(weights)} (step {step}).</p>" + _table(("last epoch", "train", "val"), rows)
+        f"{escape(weights)} (step {step}).</p>" + html.table(rows, ("last epoch", "train", "val"))
     )
 
 
@@ -211,7 +203,7 @@ def _worst(worst: Sequence[Fare], targets: tuple[str, ...]) -> str:
         heads.append("depth RMSE")
         for row, one in zip(rows, worst, strict=True):
             row.append(f"{one.rmse:.4f}")
-    return _table(heads, rows)
+    return html.table(rows, heads)
 
 
 def _sizes(groups: Sequence[Band], targets: tuple[str, ...]) -> str:
@@ -231,27 +223,16 @@ def _sizes(groups: Sequence[Band], targets: tuple[str, ...]) -> str:
     heads = ("object, share of the picture", "samples", "IoU", "precision", "recall")
     more = ("object taken for ground", "ground in what was taken for object")
     last = ["depth RMSE"] if deep else []
-    return "<h2>Small and large objects</h2>" + _table((*heads, *more, *last), rows)
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows
-    )
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return "<h2>Small and large objects</h2>" + html.table(rows, (*heads, *more, *last))
 
 
 def _image(path: Path) -> str:
     """A picture inside the page; JPEG, since panels are mostly photographs."""
-    name = escape(path.stem)
     try:
-        with Image.open(path) as image, io.BytesIO() as buffer:
-            image.convert("RGB").save(buffer, "JPEG", quality=85)
-            data = base64.b64encode(buffer.getvalue()).decode()
+        with Image.open(path) as image:
+            return f"<figure>{html.picture(image.convert('RGB'), path.stem)}</figure>"
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # Pillow's, all four.
-        return f"<p>{name} cannot be read: it is damaged, or no picture.</p>"
-    return f'<figure><img alt="{name}" src="data:image/jpeg;base64,{data}"></figure>'
+        return f"<p>{escape(path.stem)} cannot be read: it is damaged, or no picture.</p>"
 
 
 def _named(name: str, what: str) -> str:

@@ -25,13 +25,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from train import nvml
 from train.agenda import FULL, ROOT, TENTH, Size, Step, steps
 from train.distributed import World
 from train.drafts import TEMPORARY, write_text
 from train.errors import ConfigError, DataError, Interrupted, RunError
 from train.evaluate import pick_device
-from train.machine import gpu_of, hardware, versions
+from train.machine import driver_cuda_version, driver_version, hardware, versions
 from train.page import page
 
 __all__ = ["Outcome", "run", "suite"]
@@ -105,13 +104,14 @@ def suite(
     with _writable(out):
         _refuse_other(out)
     began = time.monotonic()
+    machine = hardware(device)
     about: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "device": nvml.name(gpu_of(device)) if device != "cpu" else "cpu",
-        "driver": nvml.driver(),
-        "driver_cuda": nvml.cuda_version(),
-        "hardware": hardware(device),
+        "device": machine["gpu"] or device,
+        "driver": driver_version(),
+        "driver_cuda": driver_cuda_version(),
+        "hardware": machine,
         "versions": versions(),
         "size": asdict(size),
         "seconds": 0.0,

@@ -22,10 +22,9 @@ from typing import Any
 
 import torch
 
-from train import nvml
 from train.contenders import Work, begin
 from train.drafts import write_text
-from train.machine import gpu_of, hardware, versions
+from train.machine import GpuMonitor, driver_version, gpu_of, hardware, versions
 from train.memory import release
 from train.shelf import Job, Shelf
 from train.window import window
@@ -123,7 +122,7 @@ def _measure(work: Work, wanted: Sweep) -> dict[str, Any]:
         next(work.samples)
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
-        with nvml.Watch(gpu=gpu_of(wanted.device)) as watch:
+        with GpuMonitor(gpu_of(wanted.device)) as monitor:
             found = [window(work, wanted.seconds, idle=not k) for k in range(wanted.windows)]
     rates = [one["samples"] / one["wall"] for one in found]
     samples, wall = sum(one["samples"] for one in found), sum(one["wall"] for one in found)
@@ -132,8 +131,8 @@ def _measure(work: Work, wanted: Sweep) -> dict[str, Any]:
         "windows": rates,
         "cpu_ms_a_sample": sum(one["cpu"] for one in found) / samples * 1e3,
         "data_wait": sum(one["waited"] for one in found) / wall if "waited" in found[0] else None,
-        "gpu_mean": watch.means(),
-        "gpu_peak": watch.peaks(),
+        "gpu_mean": monitor.means(),
+        "gpu_peak": monitor.peaks(),
         "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None,
     }
     return figure
@@ -141,12 +140,13 @@ def _measure(work: Work, wanted: Sweep) -> dict[str, Any]:
 
 def about(device: str, module: str) -> dict[str, Any]:
     """When, where and by which command of this package something was measured."""
+    machine = hardware(device)
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join([f"python -m train.{module}", *(repr(word) for word in sys.argv[1:])]),
-        "device": nvml.name(gpu_of(device)) if device.startswith("cuda") else device,
-        "driver": nvml.driver(),
-        "hardware": hardware(device),
+        "device": machine["gpu"] or device,
+        "driver": driver_version(),
+        "hardware": machine,
         "versions": versions(),
     }
 
