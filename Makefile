@@ -36,7 +36,7 @@ $(READY): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-cache-dir -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-cache-dir --no-deps --no-build-isolation --editable .
-	$(BIN)/python -m shardify.swift
+	$(BIN)/python -m shardify.precompile
 	@touch $(READY)
 
 # Safe to run again: the zip and the shards are kept, the run goes on or is reported as it ended.

@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from shardify.copier import BY_NAME, Copier
+from shardify.copier import BY_NAME, FastCopier
 from shardify.errors import EntryError
 from shardify.extract import payload
 from shardify.images import Picture, parse
@@ -113,7 +113,9 @@ def check_picture(
     return data, picture, rule
 
 
-def gauged(task: ShardTask, handles: Sequence[Handle], copier: Copier) -> dict[int, list[Figure]]:
+def gauged(
+    task: ShardTask, handles: Sequence[Handle], copier: FastCopier
+) -> dict[int, list[Figure]]:
     """Number -> figures of each role, of the measured samples that are plain and can be decoded.
 
     Of those that will be copied alone: one after another, while the processor still knows its way
@@ -125,7 +127,7 @@ def gauged(task: ShardTask, handles: Sequence[Handle], copier: Copier) -> dict[i
         sample = sample_of(task, handles, number, [])
         if isinstance(sample, Sample) and not sample.rules:
             found[number] = sample.figures
-            copier.learn(sample.found)
+            copier.learn_header(sample.found)
     return found
 
 

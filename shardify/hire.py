@@ -22,8 +22,9 @@ __all__ = ["hire", "pool_of"]
 
 _CAREFUL, _SWIFT = "shardify.writer:run_task", "shardify.swift:run_task"
 _WORTH = 30_000
-"""From so many entries on, the compiled part is worth its start: a quarter of a second, and once
-for an installation, when it is compiled, several."""
+"""From so many entries on, the compiled copy is used. Loading it takes half a second of CPU time:
+measured, a build of 12,000 entries takes as long with it as without, one of 24,000 a fifth less.
+It is not lower because an installation's first use compiles, which takes 13 seconds."""
 
 
 def hire(

@@ -1,235 +1,407 @@
-"""Plain samples from zip to tar, compiled: read, unpacked, checked and laid out in one pass.
+"""Copy unmodified samples from zip to tar, compiled by numba: the inner loop of ``copier``.
 
-It takes the samples of a task one after another, each through every check that ``extract`` and
-``images`` make, into one block of a tar with its headers, and writes the index's lines beside it.
-It stops before the first sample that is not plain in every respect, and refuses nothing: that
-sample is left to the careful way, which says what is wrong with it, if anything is.
+One pass reads, inflates, checks (local header, sizes, CRC-32, image structure), and writes tar
+headers and index lines. ``copy`` stops before the first sample that is not plain in every respect
+and reports no error: that sample takes the checked path, which says what is wrong with it.
 
 Raw deflate and CRC-32 are libdeflate's; files are read by the C library's ``pread``. (libdeflate
-takes some crafted streams that zlib refuses, such as those with codes that their tables have no
-room for. By size and checksum their payload is what the zip promises.) ``handover`` says what the
-arrays hold; their types and shapes are trusted here, and nothing that was read: every length is
-compared with the room that there is before it is used.
+accepts some crafted streams that zlib refuses, such as those with oversubscribed codes. By size
+and checksum their payload is what the zip promises.) Types and shapes of the arrays are numba's to
+check. Nothing that was read is trusted: every length is compared with the room before it is used.
 
-This module is imported to compile, and by tests; a build loads what was compiled by ``machine``.
+Numba caches the machine code beside this file's bytecode, or in the user's cache folder, and takes
+it as current while this file's size and time are the same. So everything that is compiled, and the
+records that it takes, stand in this file; it imports nothing of this package.
+
+Raises ImportError without libdeflate, RuntimeError where numba finds no folder for its cache.
 
 Sources: libdeflate.h; APPNOTE.TXT 4.3.7 (local headers); POSIX.1-1988 (USTAR).
 """
 
-from typing import Any
+import ctypes
+import importlib.util
+from typing import Any, NamedTuple
 
-from shardify.bytework import (
-    at,
-    big,
-    crc32,
-    decimal,
-    inflate,
-    int64,
-    jit,
-    join,
-    little,
-    memchr,
-    memcmp,
-    memcpy,
-    octal,
-    pread,
-)
+import llvmlite.binding as llvm
+import numpy as np
+from numba import njit, types
+from numba.core.types import ExternalFunction
+from numpy.typing import NDArray
 
-__all__ = ["copy", "recognised"]
+__all__ = [
+    "CHECKED",
+    "DECOMPRESSOR",
+    "EXCLUDED",
+    "TRUSTED",
+    "Buffers",
+    "CopyPlan",
+    "KnownHeaders",
+    "copy",
+    "is_whole",
+    "match_header",
+]
 
-_HEAD = 30
+TRUSTED, CHECKED, EXCLUDED = 0, 1, 2
+"""How a sample is handled: kinds taken from names, images checked, or left to the checked path."""
+
+Bytes = NDArray[np.uint8]
+Ints = NDArray[np.int64]
+
+
+class CopyPlan(NamedTuple):
+    """A task's N samples in R roles."""
+
+    files: Ints
+    """Descriptors of the sources."""
+    rows: Ints
+    """(N, R, 7): source, offset, bytes to read, packed size, size, CRC-32, method."""
+    names: Bytes
+    """Names of the entries, concatenated."""
+    name_ends: Ints
+    """(N * R + 1,): where each ends, after a 0."""
+    keys: Bytes
+    """Keys of the samples, concatenated."""
+    key_ends: Ints
+    """(N + 1,)"""
+    extensions: Bytes
+    """``.fg_bg.jpg``, ``.fg_bg.png`` and so on, two a role, and ``.bg.cls``, concatenated."""
+    extension_ends: Ints
+    """(2 * R + 2,)"""
+    kinds: Ints
+    """(N, R): 0 JPEG, 1 PNG, by the entry's name; -1 another."""
+    background: Ints
+    """(N,): its number, or -1."""
+    handling: Ints
+    """(N,): TRUSTED, CHECKED or EXCLUDED."""
+    tar_header: Bytes
+    """(512,): ``tarwriter.NAMELESS``, a header without name, size and checksum."""
+
+
+class KnownHeaders(NamedTuple):
+    """Headers of images that were found whole and need no conversion."""
+
+    data: Bytes
+    """The headers, concatenated."""
+    spans: Ints
+    """(K, 4): role, kind, first byte in ``data``, end."""
+    header_sets: Ints
+    """(C, R): headers that may stand together in a sample, one a role."""
+
+
+class Buffers(NamedTuple):
+    """Scratch and output arrays."""
+
+    scratch: Bytes
+    """One entry as it is read."""
+    block: Bytes
+    """Output: a piece of the tar."""
+    text: Bytes
+    """Output: the lines of that piece in the index."""
+    matches: Ints
+    """(N,), output: each sample's row of ``header_sets``; of a TRUSTED one, -1 less the sum of
+    kind << role."""
+    headers: Ints
+    """(R,), scratch: the header of each image of a sample."""
+    sizes: Ints
+    """(2,), scratch: bytes that libdeflate consumed and produced."""
+    decompressor: int
+    """``DECOMPRESSOR``"""
+
+
+def _load_libdeflate() -> int:
+    """Make libdeflate's functions known to LLVM by name. Returns a decompressor's address.
+
+    They are exported by the compiled module of the ``deflate`` package.
+    """
+    try:
+        spec = importlib.util.find_spec("deflate._deflate")
+        library = ctypes.PyDLL(spec.origin if spec else None)
+        for name in (_INFLATE, _CRC32):
+            llvm.add_symbol(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
+        allocate = library.libdeflate_alloc_decompressor
+    except (ModuleNotFoundError, OSError, AttributeError) as error:
+        raise ImportError(f"no libdeflate in the deflate package: {error}") from None
+    allocate.restype = ctypes.c_void_p
+    decompressor: int | None = allocate()
+    if decompressor is None:
+        raise MemoryError
+    return decompressor
+
+
+_INFLATE, _CRC32 = "libdeflate_deflate_decompress_ex", "libdeflate_crc32"
+DECOMPRESSOR = _load_libdeflate()
+"""Address of libdeflate's state in this process. An argument, as machine code outlives it."""
+
+_word = types.intp
+_inflate: Any = ExternalFunction(_INFLATE, types.int32(*[_word] * 7))
+_crc32: Any = ExternalFunction(_CRC32, types.uint32(types.uint32, _word, _word))
+_pread: Any = ExternalFunction("pread", _word(types.int32, _word, _word, types.int64))
+_memcpy: Any = ExternalFunction("memcpy", _word(_word, _word, _word))
+_memcmp: Any = ExternalFunction("memcmp", types.int32(_word, _word, _word))
+_memchr: Any = ExternalFunction("memchr", _word(_word, types.int32, _word))
+
+_jit = njit(error_model="numpy")
+_cached_jit = njit(error_model="numpy", cache=True)
+# Any: what numba makes of it is not what NumPy's stubs say.
+_int64: Any = np.int64
+
+_LOCAL_HEADER = 30
 _TAR = 512
-_NAME = 100
-_LINE = 300
+_MAX_NAME = 100
+_MAX_LINE = 300
 """More than a member takes in the index: its extension and its name, each under 100 bytes, and two
 numbers."""
-_BACKGROUNDS = 100_000
-"""So many can be told by five digits."""
+_MAX_BACKGROUNDS = 100_000
+"""The number has five digits."""
 _SPACE, _NEWLINE, _ZERO = 32, 10, 48
 
 
-@jit
+@_jit
+def _address(data: Any, offset: int) -> Any:
+    return _int64(data.ctypes.data) + offset
+
+
+@_jit
+def _little_endian(data: Any, offset: int, width: int) -> Any:
+    value = 0
+    for each in range(width):
+        value |= _int64(data[offset + each]) << (8 * each)
+    return value
+
+
+@_jit
+def _big_endian(data: Any, offset: int) -> Any:
+    """Read four bytes."""
+    value = 0
+    for each in range(4):
+        value = value << 8 | _int64(data[offset + each])
+    return value
+
+
+@_jit
+def _append(target: Any, offset: int, source: Any, begin: int, end: int) -> Any:
+    """Copy bytes. Returns where they end."""
+    _memcpy(_address(target, offset), _address(source, begin), end - begin)
+    return offset + end - begin
+
+
+@_jit
+def _append_decimal(target: Any, offset: int, value: int) -> Any:
+    """Write a number in decimal digits. Returns where it ends."""
+    digits = 1
+    rest = value // 10
+    while rest:
+        digits += 1
+        rest //= 10
+    for each in range(digits):
+        target[offset + digits - 1 - each] = _ZERO + value % 10
+        value //= 10
+    return offset + digits
+
+
+@_jit
+def _write_octal(target: Any, offset: int, value: int, width: int) -> None:
+    for each in range(width):
+        target[offset + each] = _ZERO + (value >> 3 * (width - 1 - each) & 7)
+
+
+@_jit
 def _is_whole_jpeg(data: Any, scan: int, end: int) -> Any:
-    """As in ``beginnings``: one scan, in which 0xFF stands before 0 only, and the end marker."""
+    """Check for one scan, in which 0xFF stands before 0 only, and the end marker."""
     if end - 2 <= scan or data[end - 2] != 0xFF or data[end - 1] != 0xD9:
         return False
-    place = scan
+    offset = scan
     while True:
         # The last but one is found, if no other is.
-        place += memchr(at(data, place), 0xFF, end - 1 - place) - at(data, place)
-        if data[place + 1] != 0:
-            return place == end - 2
-        place += 1
+        start = _address(data, offset)
+        offset += _memchr(start, 0xFF, end - 1 - offset) - start
+        if data[offset + 1] != 0:
+            return offset == end - 2
+        offset += 1
 
 
-@jit
+@_jit
 def _is_whole_png(data: Any, chunk: int, end: int) -> Any:
-    """As in ``beginnings``: one chunk of pixels, with its checksum, and the end chunk."""
+    """Check for one chunk of pixels, with its checksum, and the end chunk."""
     size = end - chunk - 24
     return (
         size > 0
-        and big(data, chunk) == size
-        and big(data, chunk + 4) == 0x49444154  # IDAT
-        and big(data, end - 12) == 0
-        and big(data, end - 8) == 0x49454E44  # IEND
-        and big(data, end - 4) == 0xAE426082
-        and crc32(0, at(data, chunk + 4), size + 4) == big(data, end - 16)
+        and _big_endian(data, chunk) == size
+        and _big_endian(data, chunk + 4) == 0x49444154  # IDAT
+        and _big_endian(data, end - 12) == 0
+        and _big_endian(data, end - 8) == 0x49454E44  # IEND
+        and _big_endian(data, end - 4) == 0xAE426082
+        and _crc32(0, _address(data, chunk + 4), size + 4) == _big_endian(data, end - 16)
     )
 
 
-@jit
-def recognised(known: Any, data: Any, begin: int, end: int, role: int, kind: int) -> Any:
-    """Which known beginning a whole picture has; -1 if none, or if it is not whole."""
-    for number in range(known.places.shape[0]):
-        if known.places[number, 0] != role or known.places[number, 1] != kind:
+@_cached_jit
+def is_whole(data: Any, offset: int, end: int, kind: int) -> Any:
+    """Check that an image's payload, and nothing else, follows its header up to its end marker.
+
+    Args:
+        data: uint8, with the image in it.
+        offset: End of its header.
+        end: End of the image.
+        kind: 0 JPEG, 1 PNG.
+    """
+    if kind == 0:
+        return _is_whole_jpeg(data, offset, end)
+    return _is_whole_png(data, offset, end)
+
+
+@_jit
+def match_header(known: Any, data: Any, begin: int, end: int, role: int, kind: int) -> Any:
+    """Return the known header that a whole image begins with; -1 if none, or if it is not whole."""
+    for number in range(known.spans.shape[0]):
+        if known.spans[number, 0] != role or known.spans[number, 1] != kind:
             continue
-        head = known.places[number, 2]
-        length = known.places[number, 3] - head
-        if length <= end - begin and not memcmp(at(data, begin), at(known.heads, head), length):
-            if kind == 0:
-                whole = _is_whole_jpeg(data, begin + length, end)
-            else:
-                whole = _is_whole_png(data, begin + length, end)
-            return number if whole else -1
+        first = known.spans[number, 2]
+        length = known.spans[number, 3] - first
+        if length <= end - begin and not _memcmp(
+            _address(data, begin), _address(known.data, first), length
+        ):
+            return number if is_whole(data, begin + length, end, kind) else -1
     return -1
 
 
-@jit
-def _unpacked(plan: Any, room: Any, number: int, role: int, place: int) -> Any:
-    """Read an entry and unpack it to its place in the block, if all is as the directory says."""
+@_jit
+def _extract(plan: Any, buffers: Any, number: int, role: int, offset: int) -> Any:
+    """Read an entry and inflate it into the block, if all is as the directory says."""
     row = plan.rows[number, role]
     read, packed, size, method = row[2], row[3], row[4], row[6]
     entry = number * plan.rows.shape[1] + role
     name = plan.name_ends[entry]
     length = plan.name_ends[entry + 1] - name
-    scratch = room.scratch
-    if not _HEAD + length <= read <= scratch.size or not 0 <= packed <= read:
+    scratch = buffers.scratch
+    if not _LOCAL_HEADER + length <= read <= scratch.size or not 0 <= packed <= read:
         return False
-    got = pread(plan.files[row[0]], at(scratch, 0), read, row[1])
-    if got < _HEAD + length:
+    got = _pread(plan.files[row[0]], _address(scratch, 0), read, row[1])
+    if got < _LOCAL_HEADER + length:
         return False
-    start = _HEAD + length + little(scratch, 28, 2)
+    start = _LOCAL_HEADER + length + _little_endian(scratch, 28, 2)
     if (
         start + packed > got
-        or big(scratch, 0) != 0x504B0304
+        or _big_endian(scratch, 0) != 0x504B0304
         or scratch[6] & 1  # Encrypted.
-        or little(scratch, 8, 2) != method
-        or little(scratch, 18, 4) != packed
-        or little(scratch, 22, 4) != size
-        or little(scratch, 26, 2) != length
-        or memcmp(at(scratch, _HEAD), at(plan.names, name), length)
+        or _little_endian(scratch, 8, 2) != method
+        or _little_endian(scratch, 18, 4) != packed
+        or _little_endian(scratch, 22, 4) != size
+        or _little_endian(scratch, 26, 2) != length
+        or _memcmp(_address(scratch, _LOCAL_HEADER), _address(plan.names, name), length)
     ):
         return False
-    source, target, told = at(scratch, start), at(room.block, place), room.told
+    source, target = _address(scratch, start), _address(buffers.block, offset)
     if method == 8:
-        # There is room for what was stated alone, and both ends must be where they were stated.
+        # There is room for the stated size alone, and both ends must be where they were stated.
+        consumed = _address(buffers.sizes, 0)
         if (
-            inflate(told[2], source, packed, target, size, at(told, 0), at(told, 0) + 8)
-            or told[0] != packed
-            or told[1] != size
+            _inflate(buffers.decompressor, source, packed, target, size, consumed, consumed + 8)
+            or buffers.sizes[0] != packed
+            or buffers.sizes[1] != size
         ):
             return False
     elif method == 0 and packed == size:
-        memcpy(target, source, size)
+        _memcpy(target, source, size)
     else:
         return False
-    return crc32(0, target, size) == row[5]
+    return _crc32(0, target, size) == row[5]
 
 
-@jit
-def _header(plan: Any, room: Any, number: int, extension: int, place: int, size: int) -> None:
-    """Write a member's header, as ``TarWriter.add`` does."""
-    block = room.block
+@_jit
+def _write_header(
+    plan: Any, block: Any, number: int, extension: int, offset: int, size: int
+) -> None:
+    """Write a member's tar header, as ``TarWriter.add`` does."""
     begin, end = plan.extension_ends[extension], plan.extension_ends[extension + 1]
-    join(block, place, plan.nameless, 0, _TAR)
-    stop = join(block, place, plan.keys, plan.key_ends[number], plan.key_ends[number + 1])
-    join(block, stop, plan.extensions, begin, end)
-    octal(block, place + 124, size, 11)
-    # The sum counts its own place as eight blanks; all but one of them stand there already.
+    _append(block, offset, plan.tar_header, 0, _TAR)
+    stop = _append(block, offset, plan.keys, plan.key_ends[number], plan.key_ends[number + 1])
+    _append(block, stop, plan.extensions, begin, end)
+    _write_octal(block, offset + 124, size, 11)
+    # The checksum counts its own field as eight blanks; all but one of them stand there already.
     total = _SPACE
     for each in range(_TAR):
-        total += int64(block[place + each])
-    octal(block, place + 148, total, 6)
+        total += _int64(block[offset + each])
+    _write_octal(block, offset + 148, total, 6)
 
 
-@jit
-def _line(
-    plan: Any, room: Any, number: int, extension: int, place: int, offset: int, size: int
+@_jit
+def _write_index(
+    plan: Any, text: Any, number: int, extension: int, written: int, offset: int, size: int
 ) -> Any:
-    """Write what the index tells of a member. Returns where that ends."""
-    text = room.text
+    """Write a member's part of an index line. Returns where it ends."""
     begin, end = plan.extension_ends[extension], plan.extension_ends[extension + 1]
-    place = join(text, place, plan.extensions, begin + 1, end)
-    text[place] = _SPACE
-    place = decimal(text, place + 1, offset)
-    text[place] = _SPACE
-    place = decimal(text, place + 1, size)
-    text[place] = _SPACE
+    written = _append(text, written, plan.extensions, begin + 1, end)
+    text[written] = _SPACE
+    written = _append_decimal(text, written + 1, offset)
+    text[written] = _SPACE
+    written = _append_decimal(text, written + 1, size)
+    text[written] = _SPACE
     first, last = plan.key_ends[number], plan.key_ends[number + 1]
-    place = join(text, place + 1, plan.keys, first, last)
-    return join(text, place, plan.extensions, begin, end)
+    written = _append(text, written + 1, plan.keys, first, last)
+    return _append(text, written, plan.extensions, begin, end)
 
 
-@jit
-def _need(plan: Any, number: int, most: int) -> Any:
+@_jit
+def _max_bytes(plan: Any, number: int, most: int) -> Any:
     """Bytes that a sample may take in the block; -1 if it is not plain."""
     roles = plan.rows.shape[1]
     key = plan.key_ends[number + 1] - plan.key_ends[number]
-    if plan.handling[number] == 2 or plan.background[number] >= _BACKGROUNDS:
+    if plan.handling[number] == EXCLUDED or plan.background[number] >= _MAX_BACKGROUNDS:
         return -1
     need = 2 * _TAR
     for role in range(roles):
         kind, size = plan.kinds[number, role], plan.rows[number, role, 4]
-        # A larger one does not fit, and a few of them could make a sum that seems small.
+        # A larger one does not fit, and a few of them could overflow to a small sum.
         if kind < 0 or not 0 <= size <= most:
             return -1
         need += 2 * _TAR + size
     for each in range(2 * roles + 1):
-        if key + plan.extension_ends[each + 1] - plan.extension_ends[each] > _NAME:
+        if key + plan.extension_ends[each + 1] - plan.extension_ends[each] > _MAX_NAME:
             return -1
     return need
 
 
-@jit
-def _sample(
-    plan: Any, known: Any, room: Any, number: int, filled: int, written: int, offset: int
+@_jit
+def _copy_sample(
+    plan: Any, known: Any, buffers: Any, number: int, filled: int, written: int, offset: int
 ) -> Any:
-    """Lay one sample out. Returns where block and text end; (-1, -1) if it is not plain."""
-    block, text, roles = room.block, room.text, plan.rows.shape[1]
-    trusted = plan.handling[number] == 0
-    sort = -1
+    """Copy one sample. Returns the new ends of block and text; (-1, -1) if it is not plain."""
+    block, text, roles = buffers.block, buffers.text, plan.rows.shape[1]
+    trusted = plan.handling[number] == TRUSTED
+    match = -1
     for role in range(roles):
         begin = filled + _TAR
-        if not _unpacked(plan, room, number, role, begin):
+        if not _extract(plan, buffers, number, role, begin):
             return -1, -1
         size, kind = plan.rows[number, role, 4], plan.kinds[number, role]
         end = begin + size
         if trusted:
-            sort -= kind << role
+            match -= kind << role
         else:
-            room.found[role] = recognised(known, block, begin, end, role, kind)
+            buffers.headers[role] = match_header(known, block, begin, end, role, kind)
         extension = 2 * role + kind
-        _header(plan, room, number, extension, filled, size)
+        _write_header(plan, block, number, extension, filled, size)
         if role:
             text[written] = _SPACE
             written += 1
-        written = _line(plan, room, number, extension, written, offset + begin, size)
+        written = _write_index(plan, text, number, extension, written, offset + begin, size)
         filled = end + -end % _TAR
         block[end:filled] = 0
     if not trusted:
-        for each in range(known.sorts.shape[0]):
-            alike = True
+        for each in range(known.header_sets.shape[0]):
+            equal = True
             for role in range(roles):
-                alike = alike and known.sorts[each, role] == room.found[role]
-            if alike:
-                sort = each
+                equal = equal and known.header_sets[each, role] == buffers.headers[role]
+            if equal:
+                match = each
                 break
-        if sort < 0:
+        if match < 0:
             return -1, -1
-    room.sorts[number] = sort
+    buffers.matches[number] = match
     background = plan.background[number]
     if background >= 0:
-        _header(plan, room, number, 2 * roles, filled, 5)
+        _write_header(plan, block, number, 2 * roles, filled, 5)
         begin = filled + _TAR
         filled = begin + _TAR
         block[begin:filled] = 0
@@ -237,28 +409,38 @@ def _sample(
             block[begin + 4 - each] = _ZERO + background % 10
             background //= 10
         text[written] = _SPACE
-        written = _line(plan, room, number, 2 * roles, written + 1, offset + begin, 5)
+        written = _write_index(plan, text, number, 2 * roles, written + 1, offset + begin, 5)
     text[written] = _NEWLINE
     return filled, written + 1
 
 
-@jit
-def copy(plan: Any, known: Any, room: Any) -> Any:
-    """Lay plain samples out, as ``Machine.copy`` says."""
-    told = room.told
-    lines = _LINE * (plan.rows.shape[1] + 1)
-    number, offset, filled, written, full = told[0], told[1], 0, 0, False
+@_cached_jit
+def copy(plan: Any, known: Any, buffers: Any, first: int, offset: int) -> Any:
+    """Copy plain samples into the block and the text, until one is not plain or they are full.
+
+    Args:
+        plan: The task.
+        known: Image headers to recognise.
+        buffers: Where to work.
+        first: The sample to begin with.
+        offset: Of the block in its tar, a multiple of 512. Bytes.
+
+    Returns:
+        The sample stopped before; bytes written to the block and to the text; whether it only
+        stopped because they are full.
+    """
+    number, filled, written = first, 0, 0
+    line = _MAX_LINE * (plan.rows.shape[1] + 1)
     while number < plan.rows.shape[0]:
-        need = _need(plan, number, room.block.size)
-        if need < 0 or need > room.block.size or lines > room.text.size:
+        need = _max_bytes(plan, number, buffers.block.size)
+        if need < 0 or need > buffers.block.size or line > buffers.text.size:
             break
         # Never so of the first.
-        full = filled + need > room.block.size or written + lines > room.text.size
-        if full:
-            break
-        end, stop = _sample(plan, known, room, number, filled, written, offset)
+        if filled + need > buffers.block.size or written + line > buffers.text.size:
+            return number, filled, written, True
+        end, stop = _copy_sample(plan, known, buffers, number, filled, written, offset)
         if end < 0:
             break
         filled, written = end, stop
         number += 1
-    told[0], told[1], told[2], told[3] = number, filled, written, full
+    return number, filled, written, False

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from shardify.bank import write_backgrounds
 from shardify.careful import gauged
-from shardify.copier import Copier
+from shardify.copier import FastCopier
 from shardify.gather import gather
 from shardify.handout import background_tasks, shard_tasks
 from shardify.layout import detect
@@ -97,7 +97,7 @@ def phases(source: Path) -> list[Phase]:
             read = share * _best(lambda: _read(tasks, handles))
             # By itself: a small difference of large times would tell little.
             measured = share * _best(
-                lambda: [gauged(each, handles, Copier(each, handles)) for each in tasks]
+                lambda: [gauged(each, handles, FastCopier(each, handles)) for each in tasks]
             )
         bare = [dataclasses.replace(each, measured=[False] * len(each.keys)) for each in tasks]
         trusted = [dataclasses.replace(each, verify="none") for each in bare]

@@ -10,7 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from shardify.codecs import Variant, cost, resized, store
-from shardify.copier import Copied
+from shardify.copier import CopyResult
 from shardify.images import Picture
 from shardify.index import head_of, line_of
 from shardify.tarwriter import TarWriter
@@ -77,7 +77,7 @@ class Sink:
         self._text += f"{line_of(line)}\n".encode()
         self._samples += 1
 
-    def copy(self, copied: Copied, samples: int) -> None:
+    def copy(self, copied: CopyResult, samples: int) -> None:
         """Count samples that a copier has appended to the tar; the same bytes as by ``add``."""
         self._counts.update(copied.counts)
         self._text += copied.text

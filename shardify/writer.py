@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from itertools import compress, count
 
 from shardify.careful import Figure, gauged, sample_of
-from shardify.copier import Copier
+from shardify.copier import FastCopier
 from shardify.drafts import Draft
 from shardify.errors import BuildError, EntryError
 from shardify.extract import payload
@@ -120,9 +120,9 @@ def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRec
     samples, number = 0, 0
     with Sources(task.sources) as handles:
         expect(handles, task.rows, map(task.names_of, range(len(task.keys))))
-        copier = Copier(task, handles)
+        copier = FastCopier(task, handles)
         known = gauged(task, handles, copier)
-        copier.leave(each for each in compress(count(), task.measured) if each not in known)
+        copier.exclude(each for each in compress(count(), task.measured) if each not in known)
         while number < len(task.keys):
             first = number
             copied = copier.copy(first, tars[0])
@@ -148,7 +148,7 @@ def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRec
                         task.measured[first],
                     )
                 if not sample.rules:
-                    copier.learn(sample.found)
+                    copier.learn_header(sample.found)
             samples += number - first
             for each in figures:
                 for role, figure in zip(task.roles, each, strict=False):

@@ -12,15 +12,15 @@ ORDER = {
     "shardify": (
         "errors", "version", "inflate", "remote", "tree", "ranges", "files", "drafts", "names",
         "local", "spare", "pagecache", "readahead", "zipend", "sifting", "directory", "archive",
-        "extract", "images", "beginnings", "png", "pixels", "moments", "codecs", "naming",
+        "extract", "images", "png", "pixels", "moments", "codecs", "naming",
         "outlines", "recipes", "keys", "maps", "folders", "html",
         "workshop", "nested", "gather", "repeats", "census", "joining", "pairs", "candidates",
         "backing", "thumbs", "likeness", "settle", "pixel_kinds", "role_candidates", "roles",
         "rules", "splits", "claims", "prove",
         "companions", "layout", "layoutfile", "plan", "index", "fields", "manifest", "serving",
         "workers", "pool", "cluster",
-        "hire", "sources", "tasks", "tarwriter", "handover", "machine", "bytework", "kernel",
-        "compiling", "copier", "careful", "sinks", "writer", "swift", "reading", "rejects",
+        "hire", "sources", "tasks", "tarwriter", "kernel", "copier", "careful", "sinks", "writer",
+        "swift", "precompile", "reading", "rejects",
         "survey", "meanings", "handout", "output", "summary", "bank", "publish", "build", "verify",
         "stats", "report", "textures", "canvas", "scenes",
         "cutouts", "composites", "zipwriter", "synth", "benchpage", "phases", "bench", "texts",
@@ -116,3 +116,9 @@ def test_libraries_stay_in_their_modules(module: str) -> None:
             assert not (library in tops and module.startswith("shardify.")), module
         else:
             assert library not in tops or module in modules, f"{module} imports {library}"
+
+
+def test_the_compiled_copy_and_all_that_it_calls_stand_in_one_file() -> None:
+    """Numba's cache is current while that file is: it would not see a change in another."""
+    tops = {name.split(".")[0] for name in imported("shardify.kernel")}
+    assert not tops & set(ORDER)

@@ -4,12 +4,14 @@ import dataclasses
 import io
 import itertools
 import os
+import shutil
 import struct
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from typing import TYPE_CHECKING
 from zlib import crc32
 
 import numpy as np
@@ -17,17 +19,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from shardline_sources import files_of, pack
 
-from shardify import copier, swift
+from shardify import copier
 from shardify.archive import open_catalog
-from shardify.beginnings import beginning
 from shardify.codecs import Variant
-from shardify.copier import Copier
-from shardify.errors import BuildError, ImageError
-from shardify.handover import Known, Plan, Room
+from shardify.copier import FastCopier, header_length
+from shardify.errors import ImageError
 from shardify.images import parse
 from shardify.index import parse_index
-from shardify.machine import Machine, keep, kept_at, load
 from shardify.moments import glance, measure
 from shardify.names import Names, decode, is_hostile, some_hostile
 from shardify.outlines import ALONE, Outlines, numbers_at
@@ -38,7 +38,13 @@ from shardify.tarwriter import TarWriter
 from shardify.tasks import ROW, STATE, ShardRecord, ShardTask
 from shardify.writer import write_shard
 
+if TYPE_CHECKING:
+    from shardify.kernel import Buffers, CopyPlan, KnownHeaders
+
+ROOT = Path(__file__).resolve().parent.parent
 ROLES = ("fg_bg", "mask", "depth")
+
+Copy = Callable[..., tuple[int, int, int, bool]]
 
 
 def picture(seed: int, kind: str, mode: str, *, side: int = 20, **how: object) -> bytes:
@@ -107,17 +113,20 @@ def task_of(source: Path, out: Path, **other: object) -> ShardTask:
     return dataclasses.replace(task, **other)  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="module")
-def machine() -> Machine:
-    """The compiled part; compiled once for an installation."""
-    return swift.get_ready()
+@pytest.fixture
+def copy(monkeypatch: pytest.MonkeyPatch) -> Copy:
+    """The compiled function; compiled once for an installation."""
+    monkeypatch.setattr(copier, "_copy", None)
+    copier.load()
+    assert copier._copy is not None
+    return copier._copy
 
 
 class Ways:
-    """Tasks done the swift way and the careful one."""
+    """Tasks done with the fast copy and on the checked path."""
 
-    def __init__(self, machine: Machine, patch: pytest.MonkeyPatch) -> None:
-        self._machine = machine
+    def __init__(self, copy: Copy, patch: pytest.MonkeyPatch) -> None:
+        self._copy = copy
         self._patch = patch
         self.copied: list[int] = []
         """How many samples each call copied."""
@@ -125,8 +134,8 @@ class Ways:
     def same(self, task: ShardTask) -> ShardRecord:
         """Do a task both ways, and see that it makes no difference."""
         records, files = [], []
-        for way in (SimpleNamespace(copy=self._counted), None):
-            self._patch.setattr(copier, "_machine", way)
+        for way in (self._counted, None):
+            self._patch.setattr(copier, "_copy", way)
             records.append(write_shard(task))
             files.append({path.name: path.read_bytes() for path in written(task)})
             for path in written(task):
@@ -136,22 +145,24 @@ class Ways:
         return records[0]
 
     def left_alone(self, task: ShardTask) -> None:
-        """See that the swift way alone takes nothing of a task."""
-        self._patch.setattr(copier, "_machine", self._machine)
+        """See that the fast copy alone takes nothing of a task."""
+        self._patch.setattr(copier, "_copy", self._copy)
         tar = TarWriter(io.BytesIO())
         with Sources(task.sources) as handles:
-            assert Copier(task, handles).copy(0, tar) is None
+            assert FastCopier(task, handles).copy(0, tar) is None
         assert not tar.offset
 
-    def _counted(self, plan: Plan, known: Known, room: Room, first: int, offset: int) -> object:
-        found = self._machine.copy(plan, known, room, first, offset)
+    def _counted(
+        self, plan: "CopyPlan", known: "KnownHeaders", buffers: "Buffers", first: int, offset: int
+    ) -> tuple[int, int, int, bool]:
+        found = self._copy(plan, known, buffers, first, offset)
         self.copied.append(found[0] - first)
         return found
 
 
 @pytest.fixture
-def ways(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Ways:
-    return Ways(machine, monkeypatch)
+def ways(copy: Copy, monkeypatch: pytest.MonkeyPatch) -> Ways:
+    return Ways(copy, monkeypatch)
 
 
 def written(task: ShardTask) -> list[Path]:
@@ -159,7 +170,7 @@ def written(task: ShardTask) -> list[Path]:
 
 
 @pytest.mark.parametrize("verify", ["headers", "none"])
-def test_a_shard_is_the_same_whether_samples_go_the_swift_way_or_not(
+def test_a_shard_is_the_same_with_the_fast_copy_and_without(
     tmp_path: Path, ways: Ways, verify: str
 ) -> None:
     source = packed(tmp_path / "x.zip", [kinds_of(number) for number in range(60)])
@@ -190,7 +201,7 @@ def test_many_large_samples_fill_block_after_block(tmp_path: Path, ways: Ways, v
     assert sum(ways.copied) >= 43 and len([each for each in ways.copied if each]) >= 3
 
 
-def test_pictures_of_unknown_beginnings_are_soon_left_alone(tmp_path: Path, ways: Ways) -> None:
+def test_images_of_unknown_headers_are_soon_left_alone(tmp_path: Path, ways: Ways) -> None:
     each = [
         {
             "fg_bg": picture(number, "JPEG", "RGB", side=16 + number),
@@ -226,87 +237,118 @@ def test_a_name_too_long_for_a_header_goes_the_careful_way(tmp_path: Path, ways:
     assert sum(ways.copied) == len([key for key in keys if len(key) + 10 <= 100])
 
 
-def test_an_array_of_another_kind_is_refused(machine: Machine) -> None:
-    none, bytes_ = np.zeros(1, np.int64), np.zeros(1, np.uint8)
-    known = Known(bytes_, np.zeros((0, 4), np.int64), np.zeros((0, 1), np.int64))
-    room = Room(bytes_, bytes_, bytes_, none, none, np.zeros(4, np.int64))
-    given = dict.fromkeys(Plan._fields, none) | {
-        "rows": np.zeros((0, 1, 7), np.int64),
-        "kinds": np.zeros((0, 1), np.int64),
-        **dict.fromkeys(("names", "keys", "extensions", "nameless"), bytes_),
-    }
-    assert machine.copy(Plan(**given), known, room, 0, 0) == (0, 0, 0, False)
+def test_an_array_of_another_type_is_refused(tmp_path: Path, copy: Copy) -> None:
+    task = task_of(packed(tmp_path / "x.zip", [kinds_of(0)]), tmp_path / "out")
+    plan = copier._make_plan(task, [0], [0])
+    known, buffers = copier._make_known({}, [], 3), copier._make_buffers(1, 3)
+    assert copy(plan, known, buffers, 0, 0) == (0, 0, 0, False)
     for name, other in [
-        ("keys", none),
+        ("keys", np.zeros(1, np.int64)),
         ("files", np.zeros(1, np.int32)),
-        ("rows", none),
+        ("rows", np.zeros(1, np.int64)),
         ("background", np.zeros(4, np.int64)[::2]),
     ]:
-        with pytest.raises(ValueError, match=rf"^{name}: .*; expected "):
-            machine.copy(Plan(**given | {name: other}), known, room, 0, 0)
+        with pytest.raises(TypeError, match="No matching definition"):
+            copy(plan._replace(**{name: other}), known, buffers, 0, 0)
 
 
-@pytest.mark.parametrize("absent", ["deflate", "compiler", "place"])
-def test_without_the_compiled_part_everything_goes_the_careful_way(
-    absent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(copier, "_machine", None)
-    if absent == "deflate":
-        monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    else:
-        monkeypatch.setattr(swift, "kept_at", lambda: tmp_path / "x" / "kernel.code")
-        monkeypatch.setattr(swift, "load", lambda: None)
-        monkeypatch.setitem(sys.modules, "shardify.compiling", None)
-        monkeypatch.setattr("os.access", lambda *_: absent != "place")
-    swift.prepare()
-    assert copier._machine is None
-    with pytest.raises(BuildError if absent == "place" else ImportError):
-        swift.get_ready()
-
-
-def test_what_was_kept_and_is_damaged_is_not_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept = tmp_path / "kernel.code"
-    monkeypatch.setattr("shardify.machine.kept_at", lambda: kept)
-    assert load() is None
-    good = kept_at().read_bytes()
-    kept.write_bytes(good)
-    assert load() is not None
-    for damaged in (b"", b"x", good[:-1], good[:3000] + b"?" + good[3001:]):
-        kept.write_bytes(damaged)
-        assert load() is None
-
-
-@pytest.mark.usefixtures("machine")
-def test_what_many_keep_at_once_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = kept_at().read_bytes().partition(b"\n")[2]
-    monkeypatch.setattr("shardify.machine.kept_at", lambda: tmp_path / "x" / "kernel.code")
-    children = []
-    for _ in range(4):
-        child = os.fork()
-        if not child:
-            try:
-                for _ in range(40):
-                    keep(code)
-                    assert load() is not None
-            except BaseException:
-                os._exit(1)
-            os._exit(0)
-        children.append(child)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
-    assert [path.name for path in (tmp_path / "x").iterdir()] == ["kernel.code"]
-
-
-@pytest.mark.usefixtures("machine")
-def test_what_is_compiled_is_kept_and_does_not_need_its_compiler() -> None:
-    assert kept_at().is_file()
+@pytest.mark.usefixtures("copy")
+def test_what_is_compiled_is_cached_and_not_compiled_again() -> None:
     code = (
-        "import sys; sys.modules['numba'] = None\n"
-        "from shardify import copier, swift\n"
-        "swift.prepare(); assert copier._machine is not None"
+        "from shardify import copier, kernel; copier.load()\n"
+        "for each in (kernel.copy, kernel.is_whole):\n"
+        "    assert each.stats.cache_hits and not each.stats.cache_misses, each.stats"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("absent", ["deflate._deflate", "numba"])
+def test_without_the_compiled_function_everything_takes_the_checked_path(absent: str) -> None:
+    code = (
+        f"import sys; sys.modules[{absent!r}] = None\n"
+        "from shardify import copier, swift; swift.prepare(); assert copier._copy is None"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    code = (
+        f"import runpy, sys; sys.modules[{absent!r}] = None\n"
+        "runpy.run_module('shardify.precompile', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.usefixtures("copy")
+def test_a_damaged_cache_is_not_used_and_can_be_replaced(tmp_path: Path) -> None:
+    from shardify import kernel
+
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+
+    def run(*words: str) -> str:
+        command = [sys.executable, *words]
+        return subprocess.check_output(command, env=environment, text=True).strip()
+
+    folder = Path(run("-c", "from shardify.kernel import copy; print(copy.stats.cache_path)"))
+    assert folder.parent == tmp_path
+    good = {each.name: each.read_bytes() for each in Path(kernel.copy.stats.cache_path).iterdir()}
+    good = {name: data for name, data in good.items() if ".nb" in name}
+    loaded = "from shardify import copier, swift; swift.prepare(); print(copier._copy is not None)"
+    for kind in ("nbi", "nbc"):
+        for damage in (b"", b"x", None):
+            for name, data in good.items():
+                damaged = data[: len(data) // 2] if damage is None else damage
+                (folder / name).write_bytes(damaged if name.endswith(kind) else data)
+            assert run("-c", loaded) == "False"
+    run("-m", "shardify.precompile")
+    assert run("-c", loaded) == "True"
+
+
+@pytest.fixture(scope="module")
+def unwritable(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """An installation with files in the place of folders: root, too, can write nothing below."""
+    folder = tmp_path_factory.mktemp("unwritable")
+    shutil.copytree(
+        ROOT / "shardify", folder / "shardify", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    (folder / "shardify" / "__pycache__").touch()
+    (folder / "home").touch()
+    dropped = ("XDG_CACHE_HOME", "NUMBA_CACHE_DIR", "PYTHONPATH")
+    kept = {name: value for name, value in os.environ.items() if name not in dropped}
+    return folder, {**kept, "HOME": str(folder / "home")}
+
+
+def test_where_no_folder_can_be_written_a_build_takes_the_checked_path(
+    tmp_path: Path, unwritable: tuple[Path, dict[str, str]]
+) -> None:
+    folder, environment = unwritable
+    source = pack(tmp_path / "x.zip", files_of())
+    code = (
+        "import sys, shardify.hire\n"
+        f"assert shardify.hire.__file__.startswith({str(folder)!r})\n"
+        "shardify.hire._WORTH = 0\n"
+        "from shardify.cli import main; main(sys.argv[1:])"
+    )
+    python, words = [sys.executable, "-c"], ["build", str(source), str(tmp_path / "out")]
+    subprocess.run([*python, code, *words], check=True, cwd=folder, env=environment)
+    code = "from shardify import copier, swift; swift.prepare(); assert copier._copy is None"
+    subprocess.run([*python, code], check=True, cwd=folder, env=environment)
+    assert (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_place_that_cannot_be_written_is_named_with_a_remedy(
+    unwritable: tuple[Path, dict[str, str]],
+) -> None:
+    folder, environment = unwritable
+    done = subprocess.run(
+        [sys.executable, "-m", "shardify.precompile"],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environment,
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"Error: {folder / 'shardify'}: ")
+    assert "NUMBA_CACHE_DIR" in done.stderr
 
 
 @pytest.mark.parametrize("verify", ["headers", "none"])
@@ -382,14 +424,14 @@ def test_sizes_whose_sum_seems_small_are_left_alone(tmp_path: Path, ways: Ways) 
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "L")])
-def test_a_known_beginning_tells_what_a_whole_parse_does(kind: str, mode: str) -> None:
-    from shardify import kernel  # Its compiler is slow to import.
+def test_a_known_header_tells_what_a_whole_parse_does(kind: str, mode: str) -> None:
+    from shardify import kernel  # Numba is slow to import.
 
     first = picture(0, kind, mode)
     found, number = parse(first), int(kind == "PNG")
-    length = beginning(first, found)
+    length = header_length(first, found)
     assert 0 < length < len(first)
-    known = Known(
+    known = kernel.KnownHeaders(
         np.frombuffer(bytearray(first[:length]), np.uint8),
         np.array([[0, number, 0, length]]),
         np.zeros((1, 1), np.int64),
@@ -397,7 +439,7 @@ def test_a_known_beginning_tells_what_a_whole_parse_does(kind: str, mode: str) -
 
     def recognised(data: bytes) -> bool:
         block = np.frombuffer(bytearray(data + b"\xff"), np.uint8)
-        return kernel.recognised(known, block, 0, len(data), 0, number) == 0
+        return bool(kernel.match_header(known, block, 0, len(data), 0, number) == 0)
 
     data = picture(9, kind, mode)
     assert recognised(first) and recognised(data)
@@ -423,8 +465,8 @@ def test_a_known_beginning_tells_what_a_whole_parse_does(kind: str, mode: str) -
     ],
     ids=["progressive", "behind", "palette"],
 )
-def test_a_picture_with_more_in_it_says_nothing_of_its_likes(data: bytes) -> None:
-    assert beginning(data, parse(data)) == 0
+def test_the_header_of_an_image_with_more_in_it_is_not_learned(data: bytes) -> None:
+    assert header_length(data, parse(data)) == 0
 
 
 DIGITS = st.text("0123456789", min_size=1, max_size=3)
