@@ -205,8 +205,8 @@ def main(arguments: list[str] | None = None) -> None:
         chosen.page.write_text(page(json.loads(chosen.json.read_text())))
         return
     if chosen.phases:
-        from shardify.phases import phases
-        from shardify.phases import table as table_of
+        from shardify.bench_phases import phases
+        from shardify.bench_phases import table as table_of
 
         print(table_of(phases(chosen.source)))
         return
@@ -238,7 +238,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"{row['memory_max'] / 1e6:6.0f}{times:>20}"
         )
     # Only now: what this process has in memory counts as its children's until they have begun.
-    from shardify.phases import phases
+    from shardify.bench_phases import phases
 
     parts = phases(chosen.source) if chosen.page or chosen.json else []
     words = [word.rpartition("/")[2] for word in arguments or sys.argv[1:]]

@@ -7,9 +7,9 @@ local header's. Memory is bounded by the size that the directory states (checked
 import struct
 
 from shardify.errors import EntryError
-from shardify.inflate import ERRORS, crc32, decompressobj
 from shardify.ranges import Handle, pread
 from shardify.tree import Tree, UrlTree
+from shardify.zlib_backend import ERRORS, crc32, decompressobj
 
 __all__ = ["payload"]
 

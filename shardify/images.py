@@ -13,7 +13,7 @@ import warnings
 from typing import NamedTuple
 
 from shardify.errors import ImageError
-from shardify.inflate import crc32
+from shardify.zlib_backend import crc32
 
 __all__ = ["MASK_THRESHOLD", "MAX_PIXELS", "Picture", "bounded", "parse"]
 

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from shardify.archive import FAULTS, Part, Refused, ZipSource, read_zip
 from shardify.errors import ArchiveError
 from shardify.folders import looks_zipped
-from shardify.inflate import ERRORS, decompressobj
 from shardify.names import decode
 from shardify.naming import is_junk, is_junk_folder
 from shardify.ranges import Handle, Window, close_source, open_source, pread
 from shardify.remote import place
 from shardify.workshop import Workshop
+from shardify.zlib_backend import ERRORS, decompressobj
 
 __all__ = ["Inner", "open_inner"]
 

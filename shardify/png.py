@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardify.inflate import ERRORS, decompressobj
+from shardify.zlib_backend import ERRORS, decompressobj
 
 __all__ = ["encode_png", "ends_early"]
 

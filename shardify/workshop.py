@@ -19,9 +19,9 @@ from zlib import crc32 as _crc
 
 from shardify.errors import ArchiveError, OutputError, StoreError
 from shardify.files import TEMPORARY
-from shardify.inflate import ERRORS, decompressobj
 from shardify.ranges import Handle, pread
 from shardify.remote import Place
+from shardify.zlib_backend import ERRORS, decompressobj
 
 __all__ = ["Workshop"]
 

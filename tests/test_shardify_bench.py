@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from shardify.bench import CONTENDERS, Run, main, measure, summarise
+from shardify.bench_phases import phases
 from shardify.benchpage import page
-from shardify.phases import phases
 from shardify.synth import make
 
 
