@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from shardify.directory import FAULTS, MAX_ENTRY, Part, Refused, read_zip
 from shardify.errors import ArchiveError
 from shardify.names import Names
-from shardify.ranges import Handle, Ranges, close_source, open_source
-from shardify.remote import Place
+from shardify.storage.paths import Place
+from shardify.storage.readers import Handle, Ranges, close_source, open_source
 
 __all__ = [
     "FAULTS",

@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 
 from shardify.careful import check_picture
 from shardify.codecs import Variant, resized, store
-from shardify.drafts import Draft
 from shardify.errors import EntryError
 from shardify.manifest import BACKGROUNDS, Background
 from shardify.pixels import PLAIN, Meaning, pixels
-from shardify.ranges import expect
 from shardify.reading import reader_of, rows_of
 from shardify.rejects import drop_background
-from shardify.remote import Place
 from shardify.sources import Sources
+from shardify.storage.drafts import Draft
+from shardify.storage.paths import Place
+from shardify.storage.readers import expect
 from shardify.survey import Survey, check_bad, replan
 from shardify.tarwriter import TarWriter
 

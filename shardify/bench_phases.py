@@ -24,8 +24,8 @@ from shardify.gather import gather
 from shardify.handout import background_tasks, shard_tasks
 from shardify.layout import detect
 from shardify.pixels import PLAIN
-from shardify.ranges import Handle, pread
 from shardify.sources import Sources
+from shardify.storage.readers import Handle, pread
 from shardify.survey import Options, survey
 from shardify.swift import prepare
 from shardify.tasks import STATE, ShardTask

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from shardify.bank import write_backgrounds
 from shardify.errors import BuildError, LayoutError
-from shardify.files import Flushing
 from shardify.handout import background_tasks, rows_read, shard_tasks
 from shardify.hire import hire
 from shardify.layout import Rejection
@@ -28,8 +27,9 @@ from shardify.meanings import meaning_of
 from shardify.output import check_out, claimed, finished, forget, withdraw
 from shardify.pool import Pool
 from shardify.publish import Settled, publish, rejections_of
-from shardify.readahead import ReadAhead, reading_ahead
-from shardify.remote import Place, place
+from shardify.storage.atomic_write import Flushing
+from shardify.storage.paths import Place, place
+from shardify.storage.readahead import ReadAhead, reading_ahead
 from shardify.survey import Options, Survey, check_bad, sources_of, survey
 from shardify.tasks import STATE, ShardRecord, ShardTask
 from shardify.version import version

@@ -17,7 +17,7 @@ from shardify.extract import payload
 from shardify.images import Picture, parse
 from shardify.moments import gauge, measure
 from shardify.pixels import PLAIN, Meaning, pixels, refuse_faint, same_aspect, settle
-from shardify.ranges import Handle
+from shardify.storage.readers import Handle
 from shardify.tasks import ShardTask
 
 __all__ = ["Figure", "Sample", "check_picture", "gauged", "sample_of"]

@@ -15,7 +15,7 @@ from shardify.errors import ShardifyError
 from shardify.hire import hire
 from shardify.options import planning
 from shardify.progress import progress
-from shardify.remote import Place, place
+from shardify.storage.paths import Place, place
 from shardify.texts import build_text, stats_text, survey_text
 from shardify.version import version
 

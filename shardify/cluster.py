@@ -16,7 +16,7 @@ from typing import Any
 
 from shardify.errors import BuildError, ShardifyError
 from shardify.pool import awaited, function_of
-from shardify.remote import Place, Url, place
+from shardify.storage.paths import Place, Url, place
 from shardify.version import version as _version
 
 __all__ = ["Cluster"]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from shardify.images import Picture
 from shardify.pixels import PLAIN, is_plain, same_aspect
-from shardify.ranges import Handle
+from shardify.storage.readers import Handle
 from shardify.tarwriter import NAMELESS, TarWriter
 from shardify.tasks import ROW, ShardTask
 

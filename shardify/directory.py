@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardify.errors import ArchiveError
-from shardify.ranges import Handle
 from shardify.sifting import Refused, sift, sliced
+from shardify.storage.readers import Handle
 from shardify.zipend import ALL_ONES, RECORD, find_directory, read_at
 
 __all__ = ["FAULTS", "MAX_ENTRY", "Part", "Refused", "read_zip"]

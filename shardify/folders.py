@@ -18,7 +18,7 @@ from shardify.errors import SourceError
 from shardify.maps import EXTENSIONS
 from shardify.names import decode, is_hostile
 from shardify.naming import IMAGES, is_junk, is_junk_folder
-from shardify.remote import Place, Url
+from shardify.storage.paths import Place, Url
 
 __all__ = ["Listing", "list_folder", "looks_zipped"]
 

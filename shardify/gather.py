@@ -13,7 +13,7 @@ from shardify.archive import Catalog, Part, ZipSource, join_parts, open_zip
 from shardify.errors import SourceError
 from shardify.folders import Listing, list_folder
 from shardify.nested import open_inner
-from shardify.remote import Place
+from shardify.storage.paths import Place
 from shardify.workshop import Workshop
 
 __all__ = ["MAX_SOURCES", "gather"]

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from shardify.cluster import Cluster
 from shardify.errors import ShardifyError, StoreError
-from shardify.local import files_at
 from shardify.pool import Inline, Pool
-from shardify.remote import Place, Url
+from shardify.storage.local import files_at
+from shardify.storage.paths import Place, Url
 from shardify.workers import Workers
 from shardify.zipend import find_directory
 

@@ -19,8 +19,8 @@ from typing import Any
 
 from shardify.errors import ManifestError
 from shardify.fields import record, unfit
-from shardify.files import write_atomic
-from shardify.remote import Place, place
+from shardify.storage.atomic_write import write_atomic
+from shardify.storage.paths import Place, place
 
 __all__ = [
     "BACKGROUNDS",

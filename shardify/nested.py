@@ -17,8 +17,8 @@ from shardify.errors import ArchiveError
 from shardify.folders import looks_zipped
 from shardify.names import decode
 from shardify.naming import is_junk, is_junk_folder
-from shardify.ranges import Handle, Window, close_source, open_source, pread
-from shardify.remote import place
+from shardify.storage.paths import place
+from shardify.storage.readers import Handle, Window, close_source, open_source, pread
 from shardify.workshop import Workshop
 from shardify.zlib_backend import ERRORS, decompressobj
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from shardify.errors import OutputError
-from shardify.files import TEMPORARY, write_atomic
 from shardify.manifest import BACKGROUNDS, NAME, REJECTED, Manifest
-from shardify.remote import Place, Url
+from shardify.storage.atomic_write import TEMPORARY, write_atomic
+from shardify.storage.paths import Place, Url
 from shardify.tasks import STATE
 
 __all__ = ["check_out", "claimed", "finished", "forget", "sweep", "withdraw"]

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shardify.bank import Bank
-from shardify.files import sync_folder
 from shardify.layout import Rejection
 from shardify.manifest import BACKGROUNDS, REJECTED, Manifest, Resolution
 from shardify.output import sweep
 from shardify.pixels import Meaning
 from shardify.plan import ShardPlan
 from shardify.rejects import tally, write_rejected
-from shardify.remote import Place
+from shardify.storage.atomic_write import sync_folder
+from shardify.storage.paths import Place
 from shardify.summary import costs_of, roles_of, splits_of, stats_of, uses_of
 from shardify.survey import Survey, sources_of
 from shardify.tasks import Moments, ShardRecord

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from shardify.archive import FAULTS, Catalog
 from shardify.errors import EntryError
 from shardify.extract import payload
-from shardify.ranges import Handle
+from shardify.storage.readers import Handle
 from shardify.tasks import ROW
 
 __all__ = ["reader_of", "rows_of"]

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from shardify.archive import Catalog
 from shardify.errors import BuildError
-from shardify.files import write_atomic
 from shardify.layout import Layout, Rejection
 from shardify.manifest import REJECTED, Rejected
-from shardify.remote import Place
+from shardify.storage.atomic_write import write_atomic
+from shardify.storage.paths import Place
 
 __all__ = ["drop_background", "reasons", "refuse_many", "tally", "write_rejected"]
 

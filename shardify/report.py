@@ -19,11 +19,11 @@ from PIL import Image
 
 from shardify import html
 from shardify.errors import OutputError
-from shardify.files import write_atomic
 from shardify.images import MASK_THRESHOLD
 from shardify.manifest import REJECTED, Manifest
-from shardify.remote import Place
 from shardify.stats import BINS, DataSet, Findings, Sample, findings
+from shardify.storage.atomic_write import write_atomic
+from shardify.storage.paths import Place
 
 __all__ = ["outlined", "page", "write_report"]
 

@@ -4,7 +4,7 @@ Knows nothing of what lies in them.
 """
 
 from shardify.errors import BuildError, ShardifyError
-from shardify.ranges import Handle, close_source, open_source
+from shardify.storage.readers import Handle, close_source, open_source
 
 __all__ = ["Sources"]
 

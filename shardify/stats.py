@@ -22,8 +22,8 @@ from shardify.images import MASK_THRESHOLD, Picture, parse
 from shardify.index import Member, parse_index
 from shardify.manifest import BACKGROUNDS, Manifest, Role
 from shardify.pixels import PLAIN, pixels
-from shardify.ranges import Handle, Ranges, close_source, open_source, pread
-from shardify.remote import Place, Url, place, read_all
+from shardify.storage.paths import Place, Url, place, read_all
+from shardify.storage.readers import Handle, Ranges, close_source, open_source, pread
 
 __all__ = ["BINS", "DataSet", "Findings", "Sample", "figures", "findings"]
 

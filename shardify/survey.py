@@ -26,9 +26,9 @@ from shardify.manifest import Source
 from shardify.plan import ShardPlan, hold_back, plan_shards, why_unheld
 from shardify.reading import reader_of
 from shardify.rejects import drop_background, refuse_many, tally
-from shardify.remote import Place
 from shardify.repeats import without_repeats
 from shardify.sources import Sources
+from shardify.storage.paths import Place
 from shardify.workshop import Workshop
 
 __all__ = [

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardify.errors import EntryError, ManifestError, VerifyError
-from shardify.files import TEMPORARY
 from shardify.hire import pool_of
 from shardify.images import parse
 from shardify.index import parse_index
@@ -26,7 +25,8 @@ from shardify.manifest import (
     read_document,
 )
 from shardify.pixels import PLAIN, pixels
-from shardify.remote import Place, place
+from shardify.storage.atomic_write import TEMPORARY
+from shardify.storage.paths import Place, place
 
 __all__ = ["DecodeTask", "VerifyReport", "decode_shard", "verify"]
 

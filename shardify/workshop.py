@@ -18,9 +18,9 @@ from typing import BinaryIO, cast
 from zlib import crc32 as _crc
 
 from shardify.errors import ArchiveError, OutputError, StoreError
-from shardify.files import TEMPORARY
-from shardify.ranges import Handle, pread
-from shardify.remote import Place
+from shardify.storage.atomic_write import TEMPORARY
+from shardify.storage.paths import Place
+from shardify.storage.readers import Handle, pread
 from shardify.zlib_backend import ERRORS, decompressobj
 
 __all__ = ["Workshop"]

@@ -12,17 +12,17 @@ from itertools import compress, count
 
 from shardify.careful import Figure, gauged, sample_of
 from shardify.copier import FastCopier
-from shardify.drafts import Draft
 from shardify.errors import BuildError, EntryError
 from shardify.extract import payload
-from shardify.files import write_quick
 from shardify.images import parse
 from shardify.moments import glance
 from shardify.pixels import PLAIN
-from shardify.ranges import expect
-from shardify.remote import Url, place
 from shardify.sinks import Sink
 from shardify.sources import Sources
+from shardify.storage.atomic_write import write_quick
+from shardify.storage.drafts import Draft
+from shardify.storage.paths import Url, place
+from shardify.storage.readers import expect
 from shardify.tarwriter import TarWriter
 from shardify.tasks import (
     ROW,

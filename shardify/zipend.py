@@ -9,7 +9,7 @@ Source: PKWARE APPNOTE 6.3.10, sections 4.3.14 to 4.3.16.
 import struct
 
 from shardify.errors import ArchiveError
-from shardify.ranges import Handle, pread
+from shardify.storage.readers import Handle, pread
 
 __all__ = ["ALL_ONES", "RECORD", "find_directory", "read_at"]
 

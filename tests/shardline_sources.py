@@ -11,7 +11,7 @@ from shardline_scenes import background, composite, depth, mask
 
 from shardify.build import BuildReport, build
 from shardify.pool import Inline
-from shardify.remote import place
+from shardify.storage.paths import place
 from shardify.survey import Options
 
 STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED

@@ -19,13 +19,14 @@ import shardline_sources
 from PIL import Image
 from shardline_scenes import SIDE, background, encoded, flat_mask, noise
 
-from shardify import output, readahead
+from shardify import output
 from shardify.build import BuildReport, build
 from shardify.errors import BuildError, LayoutError, OutputError, ShardifyError
 from shardify.hire import hire
 from shardify.manifest import Manifest
-from shardify.pagecache import Reader
-from shardify.readahead import ReadAhead
+from shardify.storage import readahead
+from shardify.storage.page_cache import Reader
+from shardify.storage.readahead import ReadAhead
 from shardify.survey import Options, survey
 from shardify.verify import verify
 

@@ -22,7 +22,7 @@ from shardify.cluster import Cluster
 from shardify.errors import BuildError, StoreError
 from shardify.hire import pool_of
 from shardify.pool import Inline
-from shardify.remote import Url, place
+from shardify.storage.paths import Url, place
 from shardify.survey import Options
 from shardify.workers import Workers
 
@@ -131,7 +131,7 @@ def test_what_a_task_raises_is_raised_here(running: Started) -> None:
     ):
         list(pool.map([1]))
     with (
-        pool_of("shardify.ranges:open_source", scheduler=running.address) as pool,
+        pool_of("shardify.storage.readers:open_source", scheduler=running.address) as pool,
         pytest.raises(StoreError, match="nosuch://x: Protocol not known"),
     ):
         list(pool.map(["nosuch://x"]))

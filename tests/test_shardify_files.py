@@ -7,8 +7,8 @@ import pytest
 
 from shardify.build import build
 from shardify.errors import BuildError
-from shardify.files import TEMPORARY, Flushing
-from shardify.remote import Url, place
+from shardify.storage.atomic_write import TEMPORARY, Flushing
+from shardify.storage.paths import Url, place
 from shardify.survey import Options
 from shardify.synth import make
 

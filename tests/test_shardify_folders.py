@@ -23,8 +23,8 @@ from shardify.cli import main
 from shardify.errors import OutputError, SourceError
 from shardify.folders import list_folder
 from shardify.manifest import Manifest
+from shardify.storage.tree import Tree, open_tree
 from shardify.survey import Options, survey
-from shardify.tree import Tree, open_tree
 
 __all__ = ["inline"]
 

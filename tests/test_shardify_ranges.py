@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardify.drafts import Draft
-from shardify.ranges import Ranges, close_source, expect, open_source, pread
-from shardify.remote import Url
+from shardify.storage.drafts import Draft
+from shardify.storage.paths import Url
+from shardify.storage.readers import Ranges, close_source, expect, open_source, pread
 from shardify.writer import ROW
 
 DATA = np.random.Generator(np.random.Philox(key=1)).bytes(50_000)
@@ -78,7 +78,7 @@ def test_announced_entries_are_fetched_in_one_request_and_neighbours_as_one_span
 def test_a_window_is_bounded(
     asked: list[list[tuple[int, int]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shardify.ranges._WINDOW_BYTES", 10_000)
+    monkeypatch.setattr("shardify.storage.readers._WINDOW_BYTES", 10_000)
     spans = [(start, start + 1_000) for start in range(0, 50_000, 1_000)]
     ranges = Ranges(Url(URL))
     ranges.expect(spans)

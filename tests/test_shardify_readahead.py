@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from shardify import pagecache, readahead, spare
-from shardify.pagecache import Meter, Reader, joined
 from shardify.progress import Bar
-from shardify.readahead import ReadAhead, _windows, reading_ahead
-from shardify.remote import place
-from shardify.spare import spare_memory
+from shardify.storage import free_memory, page_cache, readahead
+from shardify.storage.free_memory import spare_memory
+from shardify.storage.page_cache import Meter, Reader, joined
+from shardify.storage.paths import place
+from shardify.storage.readahead import ReadAhead, _windows, reading_ahead
 from shardify.tasks import ROW
 
 PAGE = 4096
@@ -102,7 +102,7 @@ def rows(*places: tuple[int, int], source: int = 0) -> NDArray[np.void]:
 def test_every_byte_of_every_zip_is_read_in_order_before_a_task_is_given_out(
     tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pagecache, "_STEP", 1000)
+    monkeypatch.setattr(page_cache, "_STEP", 1000)
     one, two = tmp_path / "one", tmp_path / "folder" / "two.zip"
     two.parent.mkdir()
     one.write_bytes(bytes(2500))
@@ -210,7 +210,7 @@ def test_what_is_nearly_all_in_memory_is_not_read_in_passes(
     tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readahead, "spare_memory", lambda: 2 * PAGE)
-    monkeypatch.setattr(pagecache, "_STEP", PAGE)
+    monkeypatch.setattr(page_cache, "_STEP", PAGE)
     monkeypatch.setattr(Reader, "_there", lambda _, begin, __: begin != 3 * PAGE)
     path = tmp_path / "one"
     path.write_bytes(bytes(32 * PAGE))
@@ -233,8 +233,8 @@ def test_a_window_is_of_whole_pages_up_to_the_next_entry() -> None:
 @pytest.mark.usefixtures("disk")
 def test_shares_of_several_files_only_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readahead, "spare_memory", lambda: 2 * 40 * PAGE)
-    monkeypatch.setattr(pagecache, "_TELL", -1)
-    monkeypatch.setattr(pagecache, "_STEP", PAGE)
+    monkeypatch.setattr(page_cache, "_TELL", -1)
+    monkeypatch.setattr(page_cache, "_STEP", PAGE)
     paths = [tmp_path / "one", tmp_path / "two"]
     for path in paths:
         path.write_bytes(bytes(30 * PAGE))
@@ -250,7 +250,7 @@ def test_reading_ends_with_its_block(
     tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch, memory: int
 ) -> None:
     monkeypatch.setattr(readahead, "spare_memory", lambda: memory)
-    monkeypatch.setattr(pagecache, "_STEP", 1)
+    monkeypatch.setattr(page_cache, "_STEP", 1)
     path = tmp_path / "one"
     path.write_bytes(bytes(100_000))
     before = threading.active_count()
@@ -364,7 +364,7 @@ def test_reading_that_was_stopped_reads_nothing(reader: Reader) -> None:
 def test_where_the_system_cannot_say_what_is_in_memory_all_is_read(
     reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pagecache, "_NOWAIT", None)
+    monkeypatch.setattr(page_cache, "_NOWAIT", None)
     reader.read_all()
     assert reader.missing() == reader.size and resident(reader) == set(range(1024))
 
@@ -410,8 +410,8 @@ def test_a_container_or_a_job_may_have_less_memory_than_its_machine(
     assert spare_memory() > 1 << 20
     (tmp_path / "self").mkdir()
     (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    8000 kB\n")
-    monkeypatch.setattr(spare, "_PROC", tmp_path)
-    monkeypatch.setattr(spare, "_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(free_memory, "_PROC", tmp_path)
+    monkeypatch.setattr(free_memory, "_GROUPS", tmp_path / "groups")
     assert spare_memory() == 8000 << 10
     (tmp_path / "self" / "cgroup").write_text(f"3:pids:/other\n{line}\n")
     assert spare_memory() == 8000 << 10

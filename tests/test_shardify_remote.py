@@ -18,7 +18,7 @@ from shardify.build import BuildReport, build
 from shardify.cli import main
 from shardify.errors import OutputError, StoreError
 from shardify.pool import Inline
-from shardify.remote import Url, place
+from shardify.storage.paths import Url, place
 from shardify.survey import Options, survey
 from shardify.verify import verify
 

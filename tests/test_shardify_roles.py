@@ -13,7 +13,7 @@ from shardline_sources import pack, spread, zipped
 from shardify import layout, layoutfile, rules
 from shardify.build import build
 from shardify.errors import LayoutError
-from shardify.remote import place
+from shardify.storage.paths import place
 from shardify.survey import Options, survey
 from shardify.texts import survey_text
 

@@ -20,7 +20,7 @@ from PIL import Image
 from shardline_samples import Images, scene, write_data_set
 
 from shardify.manifest import Manifest
-from shardify.readahead import ReadAhead
+from shardify.storage.readahead import ReadAhead
 from train import backgrounds
 from train.baselines import PillowRenderer
 from train.batch import Batch

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from train.drafts import draft
+from shardify.storage.train_drafts import draft
 from train.errors import CheckpointError, DamagedError
 
 __all__ = [

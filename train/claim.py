@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from shardify.storage.train_drafts import TEMPORARY, writable, write_text
 from train.config import Config
-from train.drafts import TEMPORARY, writable, write_text
 from train.errors import RunError
 from train.logs import JsonLines
 from train.settings import to_toml

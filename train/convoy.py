@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from shardify.spare import spare_memory
+from shardify.storage.free_memory import spare_memory
 from train.sweep import Sweep, ready
 
 __all__ = ["convoy"]

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from model.registry import create
+from shardify.storage.train_drafts import draft
 from train.checkpoint import save
-from train.drafts import draft
 from train.errors import ConfigError, RunError
 from train.settings import to_toml
 from train.trained import MakeModel, Trained, load_trained, weights_metadata

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from shardify.readahead import ReadAhead
+from shardify.storage.readahead import ReadAhead
 from train.batch import Batch
 from train.draws import Augmentation
 from train.engine import Engine

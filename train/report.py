@@ -16,9 +16,9 @@ from PIL import Image
 
 from model.registry import create
 from shardify import html
+from shardify.storage.train_drafts import write_text
 from train.charts import chart
 from train.distributed import World
-from train.drafts import write_text
 from train.errors import RunError
 from train.evaluate import common_targets
 from train.logs import JsonLines

@@ -25,9 +25,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from shardify.storage.train_drafts import TEMPORARY, write_text
 from train.agenda import FULL, ROOT, TENTH, Size, Step, steps
 from train.distributed import World
-from train.drafts import TEMPORARY, write_text
 from train.errors import ConfigError, DataError, Interrupted, RunError
 from train.evaluate import pick_device
 from train.machine import driver_cuda_version, driver_version, hardware, versions

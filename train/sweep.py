@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
+from shardify.storage.train_drafts import write_text
 from train.contenders import Work, begin
-from train.drafts import write_text
 from train.machine import GpuMonitor, driver_version, gpu_of, hardware, versions
 from train.memory import release
 from train.shelf import Job, Shelf

@@ -13,8 +13,8 @@ from typing import Any
 from PIL import Image, ImageDraw
 from rich.table import Table
 
+from shardify.storage.train_drafts import draft, writable, write_text
 from train.contenders import PEERS
-from train.drafts import draft, writable, write_text
 
 __all__ = ["EPOCH", "Report", "Result"]
 

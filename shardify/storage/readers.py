@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from shardify.errors import StoreError
-from shardify.remote import Url, place
-from shardify.tree import Tree, UrlTree, open_tree
+from shardify.storage.paths import Url, place
+from shardify.storage.tree import Tree, UrlTree, open_tree
 
 __all__ = ["Handle", "Ranges", "Window", "close_source", "expect", "open_source", "pread"]
 

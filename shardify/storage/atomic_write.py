@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
-from shardify.remote import Place, Url
+from shardify.storage.paths import Place, Url
 
 __all__ = [
     "TEMPORARY",

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from shardify.errors import SourceError
-from shardify.remote import Place, Url, place
+from shardify.storage.paths import Place, Url, place
 
 __all__ = ["Tree", "UrlTree", "open_tree"]
 

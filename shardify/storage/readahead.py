@@ -19,10 +19,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from shardify.local import files_at, size_of
-from shardify.pagecache import Meter, Reader
-from shardify.remote import Place
-from shardify.spare import spare_memory
+from shardify.storage.free_memory import spare_memory
+from shardify.storage.local import files_at, size_of
+from shardify.storage.page_cache import Meter, Reader
+from shardify.storage.paths import Place
 
 __all__ = ["ReadAhead", "reading_ahead"]
 

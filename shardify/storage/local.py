@@ -5,7 +5,7 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
-from shardify.remote import Place
+from shardify.storage.paths import Place
 
 __all__ = ["files_at", "size_of"]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, cast
 
-from shardify.files import TEMPORARY
-from shardify.remote import Place, Url
+from shardify.storage.atomic_write import TEMPORARY
+from shardify.storage.paths import Place, Url
 
 __all__ = ["Draft"]
 
