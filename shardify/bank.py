@@ -19,9 +19,9 @@ from shardify.codecs import Variant, resized, store
 from shardify.errors import EntryError
 from shardify.manifest import BACKGROUNDS, Background
 from shardify.pixels import PLAIN, Meaning, pixels
-from shardify.reading import reader_of, rows_of
 from shardify.rejects import drop_background
-from shardify.sources import Sources
+from shardify.sources.reading import reader_of, rows_of
+from shardify.sources.sources import Sources
 from shardify.storage.drafts import Draft
 from shardify.storage.paths import Place
 from shardify.storage.readers import expect

@@ -20,16 +20,16 @@ from pathlib import Path
 from shardify.bank import write_backgrounds
 from shardify.careful import gauged
 from shardify.copier import FastCopier
-from shardify.gather import gather
 from shardify.handout import background_tasks, shard_tasks
 from shardify.layout import detect
 from shardify.pixels import PLAIN
-from shardify.sources import Sources
+from shardify.sources.open_sources import gather
+from shardify.sources.sources import Sources
+from shardify.sources.workshop import Workshop
 from shardify.storage.readers import Handle, pread
 from shardify.survey import Options, survey
 from shardify.swift import prepare
 from shardify.tasks import STATE, ShardTask
-from shardify.workshop import Workshop
 from shardify.writer import run_task
 
 __all__ = ["Phase", "phases", "table"]

@@ -27,6 +27,7 @@ from shardify.meanings import meaning_of
 from shardify.output import check_out, claimed, finished, forget, withdraw
 from shardify.pool import Pool
 from shardify.publish import Settled, publish, rejections_of
+from shardify.sources.workshop import Workshop
 from shardify.storage.atomic_write import Flushing
 from shardify.storage.paths import Place, place
 from shardify.storage.readahead import ReadAhead, reading_ahead
@@ -34,7 +35,6 @@ from shardify.survey import Options, Survey, check_bad, sources_of, survey
 from shardify.tasks import STATE, ShardRecord, ShardTask
 from shardify.version import version
 from shardify.workers import Workers
-from shardify.workshop import Workshop
 
 __all__ = ["BuildReport", "build"]
 

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from shardify import naming
 from shardify.maps import EXTENSIONS
-from shardify.names import common_folders
 from shardify.outlines import ALONE, Outlines
+from shardify.sources.entry_names import common_folders
 
 __all__ = ["Census", "Folder", "Group", "indexes_of", "study_folder", "take_census"]
 

@@ -14,9 +14,9 @@ from shardify.census import Census, indexes_of, take_census
 from shardify.errors import ShardifyError
 from shardify.joining import Table
 from shardify.maps import Row, rows_of
-from shardify.names import common_folders
 from shardify.outlines import Outlines
 from shardify.pairs import join_by_map
+from shardify.sources.entry_names import common_folders
 
 __all__ = ["Companions", "by_names", "by_rules"]
 

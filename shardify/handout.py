@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from shardify.pixels import Meaning
 from shardify.plan import ShardPlan
-from shardify.reading import rows_of
+from shardify.sources.reading import rows_of
 from shardify.storage.paths import Place
 from shardify.survey import MEMBERS, Survey
 from shardify.tasks import BackgroundTask, ShardTask

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shardify import naming
-from shardify.names import take
+from shardify.sources.entry_names import take
 
 __all__ = ["unique_keys"]
 

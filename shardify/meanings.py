@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from shardify.errors import BuildError, EntryError, ImageError
 from shardify.images import MASK_THRESHOLD, parse
 from shardify.pixels import PLAIN, Meaning, levels_of, peak_of
-from shardify.reading import reader_of
-from shardify.sources import Sources
+from shardify.sources.reading import reader_of
+from shardify.sources.sources import Sources
 from shardify.survey import Survey
 
 __all__ = ["meaning_of", "settle_meaning"]

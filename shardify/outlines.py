@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shardify.names import take
+from shardify.sources.entry_names import take
 
 __all__ = ["ALONE", "Outlines", "numbers_at"]
 

@@ -16,20 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardify import rules
-from shardify.archive import FAULTS, Catalog
 from shardify.codecs import Variant
 from shardify.errors import PlanError
-from shardify.gather import gather
 from shardify.layout import Layout, Rejection, detect
 from shardify.layoutfile import to_toml
 from shardify.manifest import Source
 from shardify.plan import ShardPlan, hold_back, plan_shards, why_unheld
-from shardify.reading import reader_of
 from shardify.rejects import drop_background, refuse_many, tally
-from shardify.repeats import without_repeats
-from shardify.sources import Sources
+from shardify.sources.catalog import FAULTS, Catalog
+from shardify.sources.duplicates import without_repeats
+from shardify.sources.open_sources import gather
+from shardify.sources.reading import reader_of
+from shardify.sources.sources import Sources
+from shardify.sources.workshop import Workshop
 from shardify.storage.paths import Place
-from shardify.workshop import Workshop
 
 __all__ = [
     "MEMBERS",

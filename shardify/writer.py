@@ -13,12 +13,12 @@ from itertools import compress, count
 from shardify.careful import Figure, gauged, sample_of
 from shardify.copier import FastCopier
 from shardify.errors import BuildError, EntryError
-from shardify.extract import payload
 from shardify.images import parse
 from shardify.moments import glance
 from shardify.pixels import PLAIN
 from shardify.sinks import Sink
-from shardify.sources import Sources
+from shardify.sources.sources import Sources
+from shardify.sources.zip_extract import payload
 from shardify.storage.atomic_write import write_quick
 from shardify.storage.drafts import Draft
 from shardify.storage.paths import Url, place

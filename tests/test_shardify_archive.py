@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from shardify.archive import FAULTS, Catalog, open_catalog
 from shardify.errors import ArchiveError
+from shardify.sources.catalog import FAULTS, Catalog, open_catalog
 
 END = b"PK\x05\x06"
 
@@ -266,7 +266,7 @@ def test_seventy_thousand_entries_are_read_in_a_second(tmp_path: Path) -> None:
 _MEASURE = r"""
 import re, sys
 from pathlib import Path
-from shardify.archive import open_catalog
+from shardify.sources.catalog import open_catalog
 from shardify.layout import detect
 catalog = open_catalog([Path(sys.argv[1])])
 layout = detect(catalog.names, where="x")

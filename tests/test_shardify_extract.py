@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from shardify.errors import EntryError
-from shardify.extract import payload
+from shardify.sources.zip_extract import payload
 
 DATA = b"some bytes that deflate can pack, pack, pack, pack, pack " * 20
 

@@ -25,10 +25,10 @@ from shardline_sources import (
 
 from shardify.build import build
 from shardify.errors import ArchiveError, EntryError, OutputError, ShardifyError, StoreError
-from shardify.gather import gather
-from shardify.sources import Sources
+from shardify.sources.open_sources import gather
+from shardify.sources.sources import Sources
+from shardify.sources.workshop import Workshop
 from shardify.survey import Options, reader_of, survey
-from shardify.workshop import Workshop
 
 __all__ = ["inline"]
 

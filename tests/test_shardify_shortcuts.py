@@ -22,18 +22,18 @@ from PIL import Image
 from shardline_sources import files_of, pack
 
 from shardify import copier
-from shardify.archive import open_catalog
 from shardify.codecs import Variant
 from shardify.copier import FastCopier, header_length
 from shardify.errors import ImageError
 from shardify.images import parse
 from shardify.index import parse_index
 from shardify.moments import glance, measure
-from shardify.names import Names, decode, is_hostile, some_hostile
 from shardify.outlines import ALONE, Outlines, numbers_at
 from shardify.pixels import PLAIN, pixels
 from shardify.recipes import ALL_FOLDERS, LAST_FOLDER, NO_FOLDER, numbers_of, recipe_of
-from shardify.sources import Sources
+from shardify.sources.catalog import open_catalog
+from shardify.sources.entry_names import Names, decode, is_hostile, some_hostile
+from shardify.sources.sources import Sources
 from shardify.tarwriter import TarWriter
 from shardify.tasks import ROW, STATE, ShardRecord, ShardTask
 from shardify.writer import write_shard

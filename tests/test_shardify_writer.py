@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shardify.archive import open_catalog
 from shardify.codecs import Variant
 from shardify.errors import BuildError
 from shardify.pixels import PLAIN
+from shardify.sources.catalog import open_catalog
 from shardify.writer import (
     ROW,
     STATE,

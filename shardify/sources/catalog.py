@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shardify.directory import FAULTS, MAX_ENTRY, Part, Refused, read_zip
 from shardify.errors import ArchiveError
-from shardify.names import Names
+from shardify.sources.entry_names import Names
+from shardify.sources.zip_directory import FAULTS, MAX_ENTRY, Part, Refused, read_zip
 from shardify.storage.paths import Place
 from shardify.storage.readers import Handle, Ranges, close_source, open_source
 

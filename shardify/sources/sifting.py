@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardify.names import decode, is_hostile, some_hostile
+from shardify.sources.entry_names import decode, is_hostile, some_hostile
 
 __all__ = ["Refused", "sift", "sliced"]
 

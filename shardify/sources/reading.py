@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardify.archive import FAULTS, Catalog
 from shardify.errors import EntryError
-from shardify.extract import payload
+from shardify.sources.catalog import FAULTS, Catalog
+from shardify.sources.zip_extract import payload
 from shardify.storage.readers import Handle
 from shardify.tasks import ROW
 

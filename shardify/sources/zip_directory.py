@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardify.errors import ArchiveError
-from shardify.sifting import Refused, sift, sliced
+from shardify.sources.sifting import Refused, sift, sliced
+from shardify.sources.zip_end_record import ALL_ONES, RECORD, find_directory, read_at
 from shardify.storage.readers import Handle
-from shardify.zipend import ALL_ONES, RECORD, find_directory, read_at
 
 __all__ = ["FAULTS", "MAX_ENTRY", "Part", "Refused", "read_zip"]
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shardify.archive import FAULTS, Part, Refused, ZipSource, read_zip
 from shardify.errors import ArchiveError
-from shardify.folders import looks_zipped
-from shardify.names import decode
 from shardify.naming import is_junk, is_junk_folder
+from shardify.sources.catalog import FAULTS, Part, Refused, ZipSource, read_zip
+from shardify.sources.entry_names import decode
+from shardify.sources.folder_listing import looks_zipped
+from shardify.sources.workshop import Workshop
 from shardify.storage.paths import place
 from shardify.storage.readers import Handle, Window, close_source, open_source, pread
-from shardify.workshop import Workshop
 from shardify.zlib_backend import ERRORS, decompressobj
 
 __all__ = ["Inner", "open_inner"]

@@ -6,9 +6,9 @@ with both places. Files of one zip or folder are never compared with each other.
 
 from collections.abc import Callable, Sequence
 
-from shardify.archive import Catalog
 from shardify.errors import EntryError, LayoutError
-from shardify.names import common_folders, decode
+from shardify.sources.catalog import Catalog
+from shardify.sources.entry_names import common_folders, decode
 
 __all__ = ["without_repeats"]
 

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardify.archive import Catalog, Part, ZipSource, join_parts, open_zip
 from shardify.errors import SourceError
-from shardify.folders import Listing, list_folder
-from shardify.nested import open_inner
+from shardify.sources.catalog import Catalog, Part, ZipSource, join_parts, open_zip
+from shardify.sources.folder_listing import Listing, list_folder
+from shardify.sources.nested_zips import open_inner
+from shardify.sources.workshop import Workshop
 from shardify.storage.paths import Place
-from shardify.workshop import Workshop
 
 __all__ = ["MAX_SOURCES", "gather"]
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from shardify.archive import MAX_ENTRY, Part, Refused, ZipSource
 from shardify.errors import SourceError
 from shardify.maps import EXTENSIONS
-from shardify.names import decode, is_hostile
 from shardify.naming import IMAGES, is_junk, is_junk_folder
+from shardify.sources.catalog import MAX_ENTRY, Part, Refused, ZipSource
+from shardify.sources.entry_names import decode, is_hostile
 from shardify.storage.paths import Place, Url
 
 __all__ = ["Listing", "list_folder", "looks_zipped"]

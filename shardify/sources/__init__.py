@@ -1,0 +1,1 @@
+"""Zips, nested zips and folders as one catalog of entries; extract one payload."""
