@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shardify.images import Picture
-from shardify.pixels import PLAIN, is_plain, same_aspect
+from shardify.images.parser import Picture
+from shardify.images.pixels import PLAIN, is_plain, same_aspect
 from shardify.storage.readers import Handle
 from shardify.tarwriter import NAMELESS, TarWriter
 from shardify.tasks import ROW, ShardTask

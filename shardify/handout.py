@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardify.pixels import Meaning
+from shardify.images.pixels import Meaning
 from shardify.plan import ShardPlan
 from shardify.sources.reading import rows_of
 from shardify.storage.paths import Place

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardify.errors import BuildError, EntryError, ImageError
-from shardify.images import MASK_THRESHOLD, parse
-from shardify.pixels import PLAIN, Meaning, levels_of, peak_of
+from shardify.images.parser import MASK_THRESHOLD, parse
+from shardify.images.pixels import PLAIN, Meaning, levels_of, peak_of
 from shardify.sources.reading import reader_of
 from shardify.sources.sources import Sources
 from shardify.survey import Survey

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shardify.bank import Bank
+from shardify.images.pixels import Meaning
 from shardify.layout import Rejection
 from shardify.manifest import BACKGROUNDS, REJECTED, Manifest, Resolution
 from shardify.output import sweep
-from shardify.pixels import Meaning
 from shardify.plan import ShardPlan
 from shardify.rejects import tally, write_rejected
 from shardify.storage.atomic_write import sync_folder

@@ -19,7 +19,7 @@ from PIL import Image
 
 from shardify import html
 from shardify.errors import OutputError
-from shardify.images import MASK_THRESHOLD
+from shardify.images.parser import MASK_THRESHOLD
 from shardify.manifest import REJECTED, Manifest
 from shardify.stats import BINS, DataSet, Findings, Sample, findings
 from shardify.storage.atomic_write import write_atomic

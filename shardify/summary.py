@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from shardify.codecs import Variant
 from shardify.errors import BuildError
-from shardify.images import MASK_THRESHOLD
+from shardify.images.codecs import Variant
+from shardify.images.parser import MASK_THRESHOLD
 from shardify.layout import Layout
 from shardify.manifest import Background, Role, Shard, Split, Stats
 from shardify.plan import ShardPlan

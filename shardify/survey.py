@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardify import rules
-from shardify.codecs import Variant
 from shardify.errors import PlanError
+from shardify.images.codecs import Variant
 from shardify.layout import Layout, Rejection, detect
 from shardify.layoutfile import to_toml
 from shardify.manifest import Source

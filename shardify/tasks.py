@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardify.codecs import Variant
-from shardify.pixels import Meaning
+from shardify.images.codecs import Variant
+from shardify.images.pixels import Meaning
 
 __all__ = ["ROW", "STATE", "BackgroundTask", "Moments", "Part", "ShardRecord", "ShardTask"]
 

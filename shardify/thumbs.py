@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shardify.errors import ShardifyError
-from shardify.pixels import alpha_of
+from shardify.images.pixels import alpha_of
 
 if TYPE_CHECKING:
     from PIL import Image

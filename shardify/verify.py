@@ -13,7 +13,8 @@ from typing import Any
 
 from shardify.errors import EntryError, ManifestError, VerifyError
 from shardify.hire import pool_of
-from shardify.images import parse
+from shardify.images.parser import parse
+from shardify.images.pixels import PLAIN, pixels
 from shardify.index import parse_index
 from shardify.manifest import (
     BACKGROUNDS,
@@ -24,7 +25,6 @@ from shardify.manifest import (
     is_altered,
     read_document,
 )
-from shardify.pixels import PLAIN, pixels
 from shardify.storage.atomic_write import TEMPORARY
 from shardify.storage.paths import Place, place
 

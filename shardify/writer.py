@@ -13,9 +13,9 @@ from itertools import compress, count
 from shardify.careful import Figure, gauged, sample_of
 from shardify.copier import FastCopier
 from shardify.errors import BuildError, EntryError
-from shardify.images import parse
-from shardify.moments import glance
-from shardify.pixels import PLAIN
+from shardify.images.channel_stats import glance
+from shardify.images.parser import parse
+from shardify.images.pixels import PLAIN
 from shardify.sinks import Sink
 from shardify.sources.sources import Sources
 from shardify.sources.zip_extract import payload

@@ -14,8 +14,8 @@ from shardline_scenes import background, composite, depth, mask
 
 from shardify.build import build
 from shardify.errors import ImageError, ShardifyError
-from shardify.images import parse
-from shardify.pixels import PLAIN, pixels, settle
+from shardify.images.parser import parse
+from shardify.images.pixels import PLAIN, pixels, settle
 from shardify.sources.catalog import open_catalog
 from shardify.survey import Options, reader_of, survey
 from shardify.verify import verify

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from shardify.errors import ImageError
-from shardify.images import MAX_PIXELS, Picture, parse
+from shardify.images.parser import MAX_PIXELS, Picture, parse
 
 
 def picture(mode: str, kind: str, *, size: tuple[int, int] = (23, 17), **options: Any) -> bytes:

@@ -9,18 +9,10 @@ import pytest
 from PIL import Image
 
 from shardify.errors import ImageError
-from shardify.images import MASK_THRESHOLD, Picture, parse
+from shardify.images.channel_stats import gauge, measure
+from shardify.images.parser import MASK_THRESHOLD, Picture, parse
+from shardify.images.pixels import PLAIN, Meaning, levels_of, peak_of, pixels, refuse_faint, settle
 from shardify.meanings import settle_meaning
-from shardify.moments import gauge, measure
-from shardify.pixels import (
-    PLAIN,
-    Meaning,
-    levels_of,
-    peak_of,
-    pixels,
-    refuse_faint,
-    settle,
-)
 
 NOISE = np.random.Generator(np.random.Philox(key=7)).integers(0, 256, (12, 16, 3)).astype(np.uint8)
 

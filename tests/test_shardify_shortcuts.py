@@ -22,14 +22,14 @@ from PIL import Image
 from shardline_sources import files_of, pack
 
 from shardify import copier
-from shardify.codecs import Variant
 from shardify.copier import FastCopier, header_length
 from shardify.errors import ImageError
-from shardify.images import parse
+from shardify.images.channel_stats import glance, measure
+from shardify.images.codecs import Variant
+from shardify.images.parser import parse
+from shardify.images.pixels import PLAIN, pixels
 from shardify.index import parse_index
-from shardify.moments import glance, measure
 from shardify.outlines import ALONE, Outlines, numbers_at
-from shardify.pixels import PLAIN, pixels
 from shardify.recipes import ALL_FOLDERS, LAST_FOLDER, NO_FOLDER, numbers_of, recipe_of
 from shardify.sources.catalog import open_catalog
 from shardify.sources.entry_names import Names, decode, is_hostile, some_hostile

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shardify.codecs import Variant
 from shardify.errors import BuildError
-from shardify.pixels import PLAIN
+from shardify.images.codecs import Variant
+from shardify.images.pixels import PLAIN
 from shardify.sources.catalog import open_catalog
 from shardify.writer import (
     ROW,

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from tiny_run import TinyNet, TinySource
 
-from shardify.images import parse
-from shardify.pixels import PLAIN, pixels
+from shardify.images.parser import parse
+from shardify.images.pixels import PLAIN, pixels
 from train import predict as module
 from train.config import Config
 from train.distributed import World

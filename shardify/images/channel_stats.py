@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardify.errors import ImageError
-from shardify.images import MASK_THRESHOLD, Picture
-from shardify.pixels import PLAIN, Meaning, is_plain, pixels
+from shardify.images.parser import MASK_THRESHOLD, Picture
+from shardify.images.pixels import PLAIN, Meaning, is_plain, pixels
 
 __all__ = ["gauge", "glance", "measure"]
 

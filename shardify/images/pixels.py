@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardify.errors import ImageError
-from shardify.images import MASK_THRESHOLD, Picture
-from shardify.png import encode_png, ends_early
+from shardify.images.parser import MASK_THRESHOLD, Picture
+from shardify.images.png import encode_png, ends_early
 
 if TYPE_CHECKING:
     from PIL import Image

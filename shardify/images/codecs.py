@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shardify.images import MASK_THRESHOLD, Picture, parse
-from shardify.pixels import PLAIN, pixels
-from shardify.png import encode_png
+from shardify.images.parser import MASK_THRESHOLD, Picture, parse
+from shardify.images.pixels import PLAIN, pixels
+from shardify.images.png import encode_png
 
 __all__ = ["Variant", "cost", "resized", "store", "unpack_raw"]
 

@@ -1,0 +1,1 @@
+"""Image bytes and pixels: parse, decode, normalise, encode, measure."""
