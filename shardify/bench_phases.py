@@ -22,7 +22,7 @@ from shardify.careful import gauged
 from shardify.copier import FastCopier
 from shardify.handout import background_tasks, shard_tasks
 from shardify.images.pixels import PLAIN
-from shardify.layout import detect
+from shardify.layout.detect import detect
 from shardify.sources.open_sources import gather
 from shardify.sources.sources import Sources
 from shardify.sources.workshop import Workshop

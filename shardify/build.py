@@ -21,7 +21,7 @@ from shardify.bank import write_backgrounds
 from shardify.errors import BuildError, LayoutError
 from shardify.handout import background_tasks, rows_read, shard_tasks
 from shardify.hire import hire
-from shardify.layout import Rejection
+from shardify.layout.detect import Rejection
 from shardify.manifest import BACKGROUNDS, Manifest
 from shardify.meanings import meaning_of
 from shardify.output import check_out, claimed, finished, forget, withdraw

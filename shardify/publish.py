@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from shardify.bank import Bank
 from shardify.images.pixels import Meaning
-from shardify.layout import Rejection
+from shardify.layout.detect import Rejection
 from shardify.manifest import BACKGROUNDS, REJECTED, Manifest, Resolution
 from shardify.output import sweep
 from shardify.plan import ShardPlan

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardify.errors import BuildError
-from shardify.layout import Layout, Rejection
+from shardify.layout.detect import Layout, Rejection
 from shardify.manifest import REJECTED, Rejected
 from shardify.sources.catalog import Catalog
 from shardify.storage.atomic_write import write_atomic

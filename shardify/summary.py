@@ -12,7 +12,7 @@ import numpy as np
 from shardify.errors import BuildError
 from shardify.images.codecs import Variant
 from shardify.images.parser import MASK_THRESHOLD
-from shardify.layout import Layout
+from shardify.layout.detect import Layout
 from shardify.manifest import Background, Role, Shard, Split, Stats
 from shardify.plan import ShardPlan
 from shardify.survey import MEMBERS

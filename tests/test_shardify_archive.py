@@ -267,7 +267,7 @@ _MEASURE = r"""
 import re, sys
 from pathlib import Path
 from shardify.sources.catalog import open_catalog
-from shardify.layout import detect
+from shardify.layout.detect import detect
 catalog = open_catalog([Path(sys.argv[1])])
 layout = detect(catalog.names, where="x")
 print(len(catalog.names), len(layout.keys))

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shardify import backing, layout
 from shardify.errors import LayoutError
+from shardify.layout import background_rules
+from shardify.layout import detect as layout
 
 
 def composites(samples: int, *, backgrounds: int = 5, first: int = 1) -> list[str]:
@@ -90,7 +91,7 @@ def test_incomplete_and_doubled_samples_are_left_out_by_name() -> None:
 
 
 def test_natural_order_counts_digits_as_numbers() -> None:
-    files = backing.Files(["park10", "park2", "park1", "lake3", "park02"])
+    files = background_rules.Files(["park10", "park2", "park1", "lake3", "park02"])
     assert [files.stems[place] for place in files.order["natural"]] == [
         "lake3", "park1", "park02", "park2", "park10",
     ]  # fmt: skip

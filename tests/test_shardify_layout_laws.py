@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardify import layout, layoutfile, rules
 from shardify.errors import LayoutError
+from shardify.layout import detect, layout_file, layout_file_writer
 
 KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
@@ -26,7 +26,7 @@ def name_of(role: str, number: int, extension: str = "png") -> str:
 BACKS = [f"set/bg/bg{number}.jpg" for number in range(3)]
 
 
-def meaning(found: layout.Layout, names: list[str]) -> object:
+def meaning(found: detect.Layout, names: list[str]) -> object:
     """A layout without its indexes."""
     return (
         found.keys,
@@ -56,7 +56,7 @@ def test_every_sample_is_kept_whole_or_named_with_a_reason(
     doubled = {(n, role) for n, role in twice if role in files.get(n, ())}
     names += [name_of(role, n, "bmp") for n, role in doubled]
     random.Random(seed).shuffle(names)
-    found = layout.detect(names, where="x")
+    found = detect.detect(names, where="x")
 
     kept = {int(key.rpartition("_")[2]) for key in found.keys}
     lost = {int(re.findall(r"\d+", each.member)[-1]) for each in found.rejected}
@@ -89,8 +89,8 @@ def test_the_order_of_the_names_means_nothing(
     names += [f"notes/{text}.md" for text in junk]
     names += [name_of(role, n) for n in (700, 701) for role in ("fg_bg", "mask", "depth")]
     other = random.Random(seed).sample(names, len(names))
-    assert meaning(layout.detect(names, where="x"), names) == meaning(
-        layout.detect(other, where="x"), other
+    assert meaning(detect.detect(names, where="x"), names) == meaning(
+        detect.detect(other, where="x"), other
     )
 
 
@@ -110,13 +110,13 @@ NAME = st.builds(
 @given(names=st.lists(NAME, max_size=30, unique=True))
 def test_any_names_give_a_layout_or_one_clear_line(names: list[str]) -> None:
     try:
-        found = layout.detect(names, where="x")
+        found = detect.detect(names, where="x")
     except LayoutError as error:
         assert str(error).startswith("x: ")
         return
     assert all(KEY.fullmatch(key) for key in (*found.keys, *found.background_ids))
     assert len(set(found.keys)) == len(found.keys)
-    rules.parse(layoutfile.to_toml(found, names), where="layout.toml")
+    layout_file.parse(layout_file_writer.to_toml(found, names), where="layout.toml")
 
 
 @pytest.mark.parametrize("odd", ["9" * 6000, "\u00b2", "\u0663", "a\u00b22", "0" * 300, "\udcff"])
@@ -124,12 +124,12 @@ def test_odd_digits_are_no_trap(odd: str) -> None:
     names = [f"bg/bg{odd}.jpg", "bg/bg1.jpg"]
     names += [f"{role}/x_bg_{odd}_{n}.png" for n in (1, 2) for role in ("fg_bg", "mask")]
     try:
-        found = layout.detect(names, where="x")
+        found = detect.detect(names, where="x")
     except LayoutError:
         return
     assert len(found.keys) == 2
     assert found.background_ids != ["bg1"]
-    rules.parse(layoutfile.to_toml(found, names), where="layout.toml")
+    layout_file.parse(layout_file_writer.to_toml(found, names), where="layout.toml")
 
 
 @settings(deadline=None, max_examples=200)
@@ -140,7 +140,7 @@ def test_keys_are_plain_unique_and_short_whatever_the_names(stems: list[str]) ->
         f"{role}/d{n}/{stem}.png" for n, stem in enumerate(plain) for role in ("fg_bg", "mask")
     ]
     try:
-        found = layout.detect(names, where="x")
+        found = detect.detect(names, where="x")
     except LayoutError:
         return
     assert all(KEY.fullmatch(key) for key in found.keys)
@@ -163,7 +163,7 @@ def test_keys_are_plain_unique_and_short_whatever_the_names(stems: list[str]) ->
 )
 def test_any_layout_file_is_understood_or_refused_in_one_line(text: str) -> None:
     try:
-        told = rules.parse(text, where="layout.toml")
+        told = layout_file.parse(text, where="layout.toml")
     except LayoutError as error:
         assert str(error).startswith("layout.toml: ")
         return

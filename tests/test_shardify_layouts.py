@@ -11,8 +11,9 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from shardify import layout, layoutfile, rules
 from shardify.errors import LayoutError
+from shardify.layout import detect as layout
+from shardify.layout import layout_file, layout_file_writer
 
 BACKGROUNDS = 12
 PER_BACKGROUND = 10
@@ -319,8 +320,8 @@ def test_the_layout_file_that_is_printed_finds_the_same_samples(pool: Pool, make
     found = detect(files)
     names = found.description.pop("names")
     assert isinstance(names, list)
-    text = layoutfile.to_toml(found, names)
-    told = rules.parse(text, where="layout.toml")
+    text = layout_file_writer.to_toml(found, names)
+    told = layout_file.parse(text, where="layout.toml")
     again = layout.detect(
         names, where="data.zip", read=lambda index: files[names[index]], layout=told
     )

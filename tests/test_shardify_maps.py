@@ -2,9 +2,9 @@
 
 import pytest
 
-from shardify import maps
 from shardify.errors import LayoutError
-from shardify.maps import Finder
+from shardify.layout import maps
+from shardify.layout.maps import Finder
 
 
 def rows_of(data: bytes) -> list[list[str]]:

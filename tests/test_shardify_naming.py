@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardify import naming
+from shardify.layout import filenames
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ from shardify import naming
     ],
 )
 def test_words_for_a_role_are_found_in_a_name(part: str, words: list[str]) -> None:
-    assert list(naming.words(part)) == words
+    assert list(filenames.words(part)) == words
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_words_for_a_role_are_found_in_a_name(part: str, words: list[str]) -> No
     ],
 )
 def test_companions_share_what_is_left_without_words_for_roles(companions: tuple[str, ...]) -> None:
-    assert len({naming.strip_words(each) for each in companions}) == 1
+    assert len({filenames.strip_words(each) for each in companions}) == 1
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_companions_share_what_is_left_without_words_for_roles(companions: tuple
     ],
 )
 def test_a_background_number_is_one_that_a_word_announces(stem: str, number: int) -> None:
-    assert naming.background_number(naming.strip_words(stem)) == number
+    assert filenames.background_number(filenames.strip_words(stem)) == number
 
 
 @pytest.mark.parametrize(
@@ -86,30 +86,30 @@ def test_a_background_number_is_one_that_a_word_announces(stem: str, number: int
     ["", ".DS_Store", "._a.jpg", "Thumbs.db", "desktop.ini", "README.md", "LICENSE"],
 )
 def test_litter_is_known_by_its_name(base: str) -> None:
-    assert naming.is_junk(base)
+    assert filenames.is_junk(base)
 
 
 @pytest.mark.parametrize("base", ["a.jpg", "readmes1.jpg", "icons.png", "fg_bg_1.jpg"])
 def test_pictures_are_no_litter(base: str) -> None:
-    assert not naming.is_junk(base)
+    assert not filenames.is_junk(base)
 
 
 @pytest.mark.parametrize("path", ["__MACOSX", "data/__MACOSX/bg", ".git", "a/.ipynb_checkpoints"])
 def test_folders_of_the_system_are_litter(path: str) -> None:
-    assert naming.is_junk_folder(path)
+    assert filenames.is_junk_folder(path)
 
 
 @given(st.text(max_size=40))
 def test_a_remembered_shape_strips_as_a_fresh_look_does(stem: str) -> None:
-    shapes, lower = naming.Shapes(), stem.lower()
+    shapes, lower = filenames.Shapes(), stem.lower()
     shapes.of(lower.translate(str.maketrans("0123456789", "9876543210")))
-    assert shapes.stripped(lower) == naming.strip_words(lower)
+    assert shapes.stripped(lower) == filenames.strip_words(lower)
 
 
 @given(st.text(max_size=200))
 def test_a_safe_key_is_plain_and_short(text: str) -> None:
-    key = naming.safe_key(text)
-    assert 0 < len(key) <= naming.KEY_LIMIT
+    key = filenames.safe_key(text)
+    assert 0 < len(key) <= filenames.KEY_LIMIT
     assert all(c.isascii() and (c.isalnum() or c in "_-") for c in key)
 
 
@@ -127,4 +127,4 @@ def test_a_safe_key_is_plain_and_short(text: str) -> None:
     ],
 )
 def test_split_is_read_from_the_folders(path: str, split: str | None) -> None:
-    assert naming.split_of(path) == split
+    assert filenames.split_of(path) == split

@@ -10,9 +10,9 @@ import pytest
 from shardline_scenes import SIDE, background, depth, encoded, flat_mask, scene
 from shardline_sources import pack, spread, zipped
 
-from shardify import layout, layoutfile, rules
 from shardify.build import build
 from shardify.errors import LayoutError
+from shardify.layout import detect, layout_file, layout_file_writer
 from shardify.storage.paths import place
 from shardify.survey import Options, survey
 from shardify.texts import survey_text
@@ -296,9 +296,9 @@ KINDS: dict[str, Files] = {
 }
 
 
-def check(files: Files) -> layout.Layout:
+def check(files: Files) -> detect.Layout:
     names = sorted(files, key=lambda name: (hash(name), name))
-    found = layout.detect(names, where="x.zip", read=lambda index: files[names[index]])
+    found = detect.detect(names, where="x.zip", read=lambda index: files[names[index]])
     assert len(found.keys) == SAMPLES
     truth = {composite(n, back_of(n)): n for n in range(SAMPLES)}
     columns = [found.members[role].tolist() for role in ("fg_bg", "mask", "depth")]
@@ -307,8 +307,8 @@ def check(files: Files) -> layout.Layout:
         assert files[names[its_mask]] == mask(n)
         assert files[names[its_depth]] == depth(n)
     # What inspect prints finds the same again.
-    told = rules.parse(layoutfile.to_toml(found, names), where="layout.toml")
-    again = layout.detect(names, where="x.zip", read=lambda index: files[names[index]], layout=told)
+    told = layout_file.parse(layout_file_writer.to_toml(found, names), where="layout.toml")
+    again = detect.detect(names, where="x.zip", read=lambda index: files[names[index]], layout=told)
     assert again.keys == found.keys
     return found
 
@@ -347,7 +347,7 @@ def test_what_decided_is_told() -> None:
 def refused(files: Files) -> str:
     names = sorted(files)
     with pytest.raises(LayoutError) as caught:
-        layout.detect(names, where="x.zip", read=lambda index: files[names[index]])
+        detect.detect(names, where="x.zip", read=lambda index: files[names[index]])
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -397,7 +397,7 @@ def test_files_that_cannot_be_decoded_leave_the_decision_to_words() -> None:
     files = folders("images", "masks", "depth")
     broken = {name: data if "images" in name else b"damaged" for name, data in files.items()}
     names = sorted(broken)
-    found = layout.detect(names, where="x.zip", read=lambda index: broken[names[index]])
+    found = detect.detect(names, where="x.zip", read=lambda index: broken[names[index]])
     assert found.roles == ("fg_bg", "mask", "depth")
 
 
@@ -405,7 +405,7 @@ def test_flat_masks_of_any_level_are_two_values() -> None:
     files = composites(lambda n, _: f"p/{n}.png")
     files |= role(lambda n, _: f"q/{n}.png", lambda n: flat_mask(1 + n % 2 * 254))
     names = sorted(files)
-    found = layout.detect(names, where="x.zip", read=lambda index: files[names[index]])
+    found = detect.detect(names, where="x.zip", read=lambda index: files[names[index]])
     assert found.roles == ("fg_bg", "mask")
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from shardify import layout, rules
 from shardify.errors import LayoutError
+from shardify.layout import detect as layout
+from shardify.layout import layout_file
 
 TWO = "[roles]\nfg_bg = ['i/(?P<n>\\d+)\\.jpg']\nmask = ['m/(?P<n>\\d+)\\.png']\n"
 
@@ -15,7 +16,7 @@ def names(count: int = 5) -> list[str]:
 
 
 def detect(text: str, found: list[str]) -> layout.Layout:
-    told = rules.parse(text, where="layout.toml")
+    told = layout_file.parse(text, where="layout.toml")
     return layout.detect(found, where="data.zip", layout=told)
 
 
@@ -70,7 +71,7 @@ def test_a_map_beside_the_layout_file_tells_backgrounds_and_companions(tmp_path:
         "join = 'map'\nmap = 'pairs.csv'\n[roles]\nbg = ['b/.*']\nfg_bg = ['i/.*']\n"
         "mask = ['m/.*']\n[background]\nrule = 'map'\n"
     )
-    told = rules.load(tmp_path / "layout.toml")
+    told = layout_file.load(tmp_path / "layout.toml")
     files = ["m/w.png", "m/z.png", "b/x.jpg", "b/y.jpg", "i/q.jpg", "i/r.jpg"]
     found = layout.detect(files, where="data.zip", layout=told)
     assert found.keys == ["q", "r"]
@@ -98,7 +99,7 @@ def test_a_map_beside_the_layout_file_tells_backgrounds_and_companions(tmp_path:
 )
 def test_what_a_layout_file_says_wrongly_is_named(text: str, message: str) -> None:
     with pytest.raises(LayoutError, match=message) as caught:
-        rules.parse(text, where="layout.toml")
+        layout_file.parse(text, where="layout.toml")
     assert "\n" not in str(caught.value)
 
 
@@ -120,4 +121,4 @@ def test_what_does_not_fit_the_source_is_named(text: str, message: str) -> None:
 
 def test_a_missing_layout_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(LayoutError, match=r"absent.toml: cannot be read \(No such file"):
-        rules.load(tmp_path / "absent.toml")
+        layout_file.load(tmp_path / "absent.toml")

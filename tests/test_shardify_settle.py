@@ -7,8 +7,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from shardify import settle, thumbs
 from shardify.errors import EntryError
+from shardify.layout import background_scores, thumbnails
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -41,9 +41,9 @@ class World:
         self.reads.append(index)
         return self.data[index]
 
-    def score(self, *candidates: npt.NDArray[np.int32]) -> settle.Scores:
+    def score(self, *candidates: npt.NDArray[np.int32]) -> background_scores.Scores:
         rows = np.arange(30, dtype=np.int32)
-        return settle.score(
+        return background_scores.score(
             candidates, composites=rows, masks=rows + 50, files=range(100, 106), read=self.read
         )
 
@@ -65,7 +65,7 @@ def test_candidates_that_differ_seldom_are_compared_where_they_differ() -> None:
     nearly = world.truth.copy()
     nearly[[4, 16]] = (nearly[[4, 16]] + 1) % 6
     rows = np.arange(30, dtype=np.int32)
-    scores = settle.score(
+    scores = background_scores.score(
         [nearly, world.truth], composites=rows, masks=rows + 50, files=range(100, 106),
         read=world.read, samples=6,
     )  # fmt: skip
@@ -128,7 +128,7 @@ def test_a_turned_jpeg_is_compared_as_it_is_stored() -> None:
     exif[0x0112] = 6
     file = io.BytesIO()
     Image.fromarray(ramp).save(file, "JPEG", exif=exif)
-    found = thumbs.open_small(file.getvalue(), "L", 8)
+    found = thumbnails.open_small(file.getvalue(), "L", 8)
     assert found is not None
     assert found.width * 2 == found.height
     assert np.asarray(found)[0].mean() < 60 < 190 < np.asarray(found)[-1].mean()

@@ -29,8 +29,8 @@ from shardify.images.codecs import Variant
 from shardify.images.parser import parse
 from shardify.images.pixels import PLAIN, pixels
 from shardify.index import parse_index
-from shardify.outlines import ALONE, Outlines, numbers_at
-from shardify.recipes import ALL_FOLDERS, LAST_FOLDER, NO_FOLDER, numbers_of, recipe_of
+from shardify.layout.name_patterns import ALL_FOLDERS, LAST_FOLDER, NO_FOLDER, numbers_of, recipe_of
+from shardify.layout.outlines import ALONE, Outlines, numbers_at
 from shardify.sources.catalog import open_catalog
 from shardify.sources.entry_names import Names, decode, is_hostile, some_hostile
 from shardify.sources.sources import Sources

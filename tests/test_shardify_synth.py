@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 from shardline_sources import content, shards
 
-from shardify import composites, layout, synth
+from shardify import composites, synth
 from shardify.build import build
 from shardify.errors import OutputError
+from shardify.layout import detect
 from shardify.survey import Options
 from shardify.workers import Workers
 
@@ -42,7 +43,7 @@ def pixels(source: zipfile.ZipFile, name: str, square: int = 0) -> Pixels:
 def samples(source: zipfile.ZipFile) -> list[tuple[Pixels, Pixels, Pixels, Pixels]]:
     """bg squashed, fg_bg, mask, depth of each sample."""
     names = source.namelist()
-    found = layout.detect(names, where="synth")
+    found = detect.detect(names, where="synth")
     return [
         (
             pixels(source, names[found.background_members[found.background[row]]], 250),
@@ -106,7 +107,7 @@ def test_names_pair_every_sample_with_the_park_of_its_number(made: Path) -> None
     assert names[8 + 60] == "data_all/fg_bg_mask/fg_001_bg_001_mask_000000.jpg"
     depth = "data_all/fg_bg_depth/mask_fg_bg/fg_bg/mask_fg_001_bg_001_000000.png"
     assert names[8 + 120] == depth
-    found = layout.detect(names, where="synth")
+    found = detect.detect(names, where="synth")
     assert len(found.keys) == 60
     assert not found.rejected
     assert sorted(np.bincount(found.background)) == [7] * 4 + [8] * 4

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from shardify.errors import SourceError
-from shardify.maps import EXTENSIONS
-from shardify.naming import IMAGES, is_junk, is_junk_folder
+from shardify.layout.filenames import IMAGES, is_junk, is_junk_folder
+from shardify.layout.maps import EXTENSIONS
 from shardify.sources.catalog import MAX_ENTRY, Part, Refused, ZipSource
 from shardify.sources.entry_names import decode, is_hostile
 from shardify.storage.paths import Place, Url

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardify.errors import ArchiveError
-from shardify.naming import is_junk, is_junk_folder
+from shardify.layout.filenames import is_junk, is_junk_folder
 from shardify.sources.catalog import FAULTS, Part, Refused, ZipSource, read_zip
 from shardify.sources.entry_names import decode
 from shardify.sources.folder_listing import looks_zipped

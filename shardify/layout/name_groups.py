@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from shardify import naming
-from shardify.maps import EXTENSIONS
-from shardify.outlines import ALONE, Outlines
+from shardify.layout import filenames
+from shardify.layout.maps import EXTENSIONS
+from shardify.layout.outlines import ALONE, Outlines
 from shardify.sources.entry_names import common_folders
 
 __all__ = ["Census", "Folder", "Group", "indexes_of", "study_folder", "take_census"]
@@ -90,7 +90,7 @@ def take_census(names: Sequence[str]) -> Census:
     """Sort every name into a group of alike names; count junk and what is no image."""
     outlines = Outlines(names)
     census = Census(names=names, group=np.full(len(names), _NONE, np.int32), outlines=outlines)
-    shapes = naming.Shapes()
+    shapes = filenames.Shapes()
     kinds: dict[_Kind, int] = {}
     bounds: list[str] = []
     for code, indexes, some in outlines.batches(np.ones(len(names), np.bool_)):
@@ -110,12 +110,12 @@ _Kind = tuple[str, Words, str]
 _JUNK: _Kind = ("", (), "/")
 
 
-def _kind_of(name: str, shapes: naming.Shapes) -> _Kind:
+def _kind_of(name: str, shapes: filenames.Shapes) -> _Kind:
     folder, _, base = name.rpartition("/")
-    if naming.is_junk_folder(folder) or naming.is_junk(base):
+    if filenames.is_junk_folder(folder) or filenames.is_junk(base):
         return _JUNK
     extension = _extension(name)
-    if extension not in naming.IMAGES:
+    if extension not in filenames.IMAGES:
         return "", (), extension
     return folder, shapes.words(base.rpartition(".")[0].lower()), extension
 
@@ -136,7 +136,7 @@ def _count(
     """Put names of one kind where they belong; ``bounds`` keeps the least and greatest image."""
     if kind is _JUNK:
         census.junk += len(indexes)
-    elif kind[2] not in naming.IMAGES:
+    elif kind[2] not in filenames.IMAGES:
         if kind[2] in EXTENSIONS:
             census.texts += indexes
         census.other[kind[2]] += len(indexes)
@@ -148,7 +148,7 @@ def _count(
 def indexes_of(census: Census, role_of_group: Sequence[str | None]) -> dict[str, IntArray]:
     """Role -> indexes of its files, for the roles that the source has."""
     found = {}
-    for role in naming.ROLES:
+    for role in filenames.ROLES:
         wanted = np.array([each == role for each in role_of_group] + [False])
         if wanted.any():
             found[role] = np.flatnonzero(wanted[census.group]).astype(np.int32)
@@ -158,9 +158,9 @@ def indexes_of(census: Census, role_of_group: Sequence[str | None]) -> dict[str,
 def study_folder(path: str, shared: int) -> Folder:
     """What a path says without its outermost ``shared`` folders."""
     parts = path.split("/")[shared:] if path else []
-    stripped = [text for text in map(naming.strip_words, parts) if text]
+    stripped = [text for text in map(filenames.strip_words, parts) if text]
     return Folder(
-        words=tuple(map(naming.words, parts)),
+        words=tuple(map(filenames.words, parts)),
         outline=_DIGITS.sub("#", "/".join(parts)),
         stripped="/".join(stripped),
         last=stripped[-1] if stripped else "",

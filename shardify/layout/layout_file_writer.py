@@ -8,8 +8,8 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from shardify import naming
-from shardify.layout import Layout
+from shardify.layout import filenames
+from shardify.layout.detect import Layout
 
 __all__ = ["to_toml"]
 
@@ -45,7 +45,7 @@ def to_toml(layout: Layout, names: Sequence[str]) -> str:
     if not exact:
         lines.append("# The names are irregular: check these patterns.")
     lines += ["", "[roles]"]
-    for role in naming.ROLES:
+    for role in filenames.ROLES:
         if role in patterns:
             body = "".join(f"    {_quote(each)},\n" for each in patterns[role])
             lines.append(f"{role} = [\n{body}]")
@@ -120,8 +120,8 @@ def _backgrounds(names: Sequence[str], indexes: Sequence[int]) -> dict[str, list
 def _numbered(name: str, join: str, slot: str) -> str:
     """A pattern in which every number that joins companions is a group."""
     path, base, extension = _split(name)
-    text = naming.strip_words(base)
-    shape = naming.shape_of(base.lower())
+    text = filenames.strip_words(base)
+    shape = filenames.shape_of(base.lower())
     stated = shape.background if slot == "bg" else None
     kept = [span for piece in shape.pieces for span in _spans(base, piece)]
     inner = [found.span() for found in _DIGITS.finditer(text)]
@@ -147,13 +147,18 @@ def _folders(path: str, join: str, slot: str, stated: bool) -> str:
     written: list[str] = []
     innermost = True
     for place, part in enumerate(reversed(parts)):
-        pieces = naming.shape_of(part.lower()).pieces
+        pieces = filenames.shape_of(part.lower()).pieces
         spans = [span for piece in pieces for span in _spans(part, piece)]
         joins = join == "same path" or (join == "same folder and name" and innermost and pieces)
         groups: dict[tuple[int, int], str] = {}
         for run, span in enumerate(spans):
             last = run == len(spans) - 1
-            if slot == "bg" and not stated and naming.background_number(part.lower()) >= 0 and last:
+            if (
+                slot == "bg"
+                and not stated
+                and filenames.background_number(part.lower()) >= 0
+                and last
+            ):
                 groups[span], stated = "bg", True
             elif slot == "folder" and place == 0 and last:
                 groups[span] = "folder"
@@ -171,17 +176,17 @@ def _general(name: str, join: str, settings: Mapping[str, object]) -> str:
     written = []
     for place, part in enumerate(parts):
         depth = len(parts) - place
-        if not naming.strip_words(part):
+        if not filenames.strip_words(part):
             written.append(re.escape(part) + "/")
         elif join == "same path":
             written.append(f"(?P<d{depth}>[^/]+)/")
         else:
             written.append("[^/]+/")
-    pieces = naming.shape_of(base.lower()).pieces
+    pieces = filenames.shape_of(base.lower()).pieces
     head, tail = (base[: pieces[0].start], base[pieces[-1].stop :]) if pieces else (base, "")
     stated = settings.get("number") == "bg"
     word = "(?P<name>[^/]+)"
-    if stated and naming.shape_of(base.lower()).background:
+    if stated and filenames.shape_of(base.lower()).background:
         word = f"(?P<name>{_BACKGROUND}[^/]*)"
     stem = f"{re.escape(head)}{word}{re.escape(tail)}" if pieces else re.escape(base)
     if settings["rule"] == "name" and pieces:
@@ -196,9 +201,11 @@ def _numbers_suffice(names: Sequence[str], indexes: Sequence[int], join: str) ->
     seen = set()
     for index in indexes:
         path, base, _ = _split(names[index])
-        parts = [text for text in map(naming.strip_words, path.split("/")) if text]
+        parts = [text for text in map(filenames.strip_words, path.split("/")) if text]
         parts = {"same path": parts, "same folder and name": parts[-1:]}.get(join, [])
-        seen.add(tuple(tuple(naming.numbers(part)) for part in (*parts, naming.strip_words(base))))
+        seen.add(
+            tuple(tuple(filenames.numbers(part)) for part in (*parts, filenames.strip_words(base)))
+        )
     return len(seen) == len(indexes)
 
 

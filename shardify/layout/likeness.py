@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shardify.errors import ShardifyError
-from shardify.thumbs import GRID, open_mask, open_small, shrink
+from shardify.layout.thumbnails import GRID, open_mask, open_small, shrink
 
 if TYPE_CHECKING:
     from PIL import Image

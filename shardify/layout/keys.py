@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from shardify import naming
+from shardify.layout import filenames
 from shardify.sources.entry_names import take
 
 __all__ = ["unique_keys"]
@@ -25,16 +25,16 @@ def unique_keys(names: Sequence[str], members: IntArray, shared: int) -> list[st
     Paths that are alike once made safe are told apart by digits of their SHA-256.
     """
     stems = [name.rpartition("/")[2].rpartition(".")[0] for name in take(names, members)]
-    keys = stems if _all_safe(stems) else list(map(naming.safe_key, stems))
+    keys = stems if _all_safe(stems) else list(map(filenames.safe_key, stems))
     if len(set(keys)) == len(keys):
         return keys
     paths = [
         "/".join(names[index].split("/")[shared:]).rpartition(".")[0] for index in members.tolist()
     ]
-    keys = [naming.safe_key(path) for path in paths]
+    keys = [filenames.safe_key(path) for path in paths]
     often = {key for key, count in Counter(keys).items() if count > 1}
     return [
-        naming.safe_key(key, of=names[index]) if key in often else key
+        filenames.safe_key(key, of=names[index]) if key in often else key
         for key, index in zip(keys, members.tolist(), strict=True)
     ]
 
@@ -44,7 +44,7 @@ def _all_safe(stems: list[str]) -> bool:
     lines = "\n" + "\n".join(stems) + "\n"
     return (
         all(stems)
-        and max(map(len, stems)) <= naming.KEY_LIMIT
+        and max(map(len, stems)) <= filenames.KEY_LIMIT
         and lines.isascii()
         and not lines.encode().translate(None, _SAFE)
         and lines.count("\n") == len(stems) + 1

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shardify import naming
-from shardify.census import Census
 from shardify.errors import LayoutError
-from shardify.joining import Table, join
-from shardify.pixel_kinds import KINDS, kind_of_files
-from shardify.role_candidates import Candidate, FileClass, candidates, file_classes
+from shardify.layout import filenames
+from shardify.layout.name_groups import Census
+from shardify.layout.pixel_kinds import KINDS, kind_of_files
+from shardify.layout.role_candidates import Candidate, FileClass, candidates, file_classes
+from shardify.layout.sample_table import Table, join
 
 __all__ = ["VALIDITY", "Assignment", "assign_roles", "ignored", "validity"]
 
@@ -198,7 +198,7 @@ def _evidence(census: Census, best: _Tried, decided: str) -> dict[str, object]:
     found: dict[str, object] = {"decided by": decided}
     counts = census.counts()
     pairs = list(zip(best.candidate.classes, best.candidate.roles, strict=True))
-    for role in naming.ROLES:
+    for role in filenames.ROLES:
         files: Counter[str] = Counter()
         for number, its in enumerate(best.roles):
             if its == role:
@@ -250,7 +250,7 @@ def _shown(tried: _Tried) -> str:
     """``fg_bg a/*.jpg (9 files, colour pictures), mask b/*.png (...)`` and how well it joins."""
     parts: list[str] = []
     pairs = list(zip(tried.candidate.classes, tried.candidate.roles, strict=True))
-    for role in naming.ROLES:
+    for role in filenames.ROLES:
         parts += [f"{role} {each.name} ({_looks_of(each)})" for each, its in pairs if its == role]
     return f"{', '.join(parts)} [{tried.complete:.0%} of samples complete]"
 
@@ -296,7 +296,7 @@ def _no_masks(classes: Sequence[FileClass]) -> str:
 def _likeliest(each: FileClass) -> str | None:
     if each.words["label"] and not each.words["mask"]:
         return None
-    return min((*naming.ROLES, None), key=lambda role: (each.word_cost(role), role is None))
+    return min((*filenames.ROLES, None), key=lambda role: (each.word_cost(role), role is None))
 
 
 def _listed(classes: Sequence[FileClass]) -> str:
@@ -308,6 +308,6 @@ def _listed(classes: Sequence[FileClass]) -> str:
         files[role or "others"] += each.files
         if role is None:
             others.append(f"{each.name}: {_looks_of(each)}")
-    told = [f"{files[role]} {role}" for role in (*naming.ROLES, "others") if files[role]]
+    told = [f"{files[role]} {role}" for role in (*filenames.ROLES, "others") if files[role]]
     more = "; …" if len(others) > _SHOWN else ""
     return ", ".join(told) + (f" ({'; '.join(others[:_SHOWN])}{more})" if others else "")

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shardify.errors import ShardifyError
-from shardify.thumbs import BROKEN
+from shardify.layout.thumbnails import BROKEN
 
 __all__ = ["KINDS", "kind_of_files", "pixel_kind"]
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from shardify import backing
-from shardify.candidates import Candidate
-from shardify.claims import Question, all_stated, as_told, by_map, files_of, is_shifted
 from shardify.errors import LayoutError
-from shardify.rules import Rules
-from shardify.settle import Scores, drained, scoring
+from shardify.layout import background_rules
+from shardify.layout.background_candidates import Candidate
+from shardify.layout.background_scores import Scores, drained, scoring
+from shardify.layout.claims import Question, all_stated, as_told, by_map, files_of, is_shifted
+from shardify.layout.layout_file import Rules
 
 __all__ = ["Decision", "decide"]
 
@@ -107,7 +107,9 @@ def _decide(
         if len(tried) > 1 and scores.winner is not None:
             return _answer(tried[scores.winner], _proof(scores, scores.winner))
     known = 0 if doubtful else len(tried)
-    guesses = backing.guesses(files_of(question), {**question.slots, **question.runs()}, tried)
+    guesses = background_rules.guesses(
+        files_of(question), {**question.slots, **question.runs()}, tried
+    )
     if doubtful:
         # Where a name states what is not there, no other number of it is asked instead.
         slot = "bg" if "bg" in question.slots else "folder"

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shardify import naming
-from shardify.census import Census, Group, Words
+from shardify.layout import filenames
+from shardify.layout.name_groups import Census, Group, Words
 
 __all__ = ["Candidate", "FileClass", "candidates", "file_classes"]
 
@@ -227,14 +227,14 @@ def candidates(partitions: Sequence[Sequence[FileClass]]) -> list[Candidate]:
 def _by_folder_words(group: Group) -> Key:
     spoken = tuple(words for words in _spoken(group) if words)
     # The innermost folder that says more than a split tells where no word does.
-    parts = [part for part in group.outline.lower().split("/") if not naming.split_of(part)]
+    parts = [part for part in group.outline.lower().split("/") if not filenames.split_of(part)]
     return spoken, "" if spoken or not parts else parts[-1]
 
 
 def _by_folder_names(group: Group) -> Key:
     parts = group.outline.lower().split("/")
     spoken = tuple(part for part, words in zip(parts, _spoken(group), strict=False) if words)
-    plain = "/".join(part for part in parts if not naming.split_of(part))
+    plain = "/".join(part for part in parts if not filenames.split_of(part))
     return spoken, "" if spoken else plain
 
 
@@ -292,13 +292,13 @@ class _Assignments:
         self._classes = classes
         self._most = classes[0].files
         self._costs = [
-            {role: each.role_cost(role) for role in (*naming.ROLES, None)} for each in classes
+            {role: each.role_cost(role) for role in (*filenames.ROLES, None)} for each in classes
         ]
         self._dropped = [costs[None] >= _DROPPED for costs in self._costs]
         """Classes that a word tells: to leave some aside costs as much as to leave all."""
         self._spoken = [
             role
-            for role in naming.ROLES
+            for role in filenames.ROLES
             if any(each.words[role] and each.word_cost(role) < 0.5 for each in classes)
         ]
         self._cutouts = any(each.words["cutout"] or each.words["trimap"] for each in classes)
@@ -350,7 +350,7 @@ class _Assignments:
 
     def _total(self, roles: tuple[str | None, ...]) -> float | None:
         """How ill all roles together suit; None without composites, or without any target."""
-        files = dict.fromkeys((*naming.ROLES, None), 0)
+        files = dict.fromkeys((*filenames.ROLES, None), 0)
         for each, role in zip(self._classes, roles, strict=True):
             files[role] += each.files
         composites = files["fg_bg"]

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shardify import roles, rules
-from shardify.census import Census, indexes_of, take_census
 from shardify.errors import ShardifyError
-from shardify.joining import Table
-from shardify.maps import Row, rows_of
-from shardify.outlines import Outlines
-from shardify.pairs import join_by_map
+from shardify.layout import layout_file, roles
+from shardify.layout.csv_map import join_by_map
+from shardify.layout.maps import Row, rows_of
+from shardify.layout.name_groups import Census, indexes_of, take_census
+from shardify.layout.outlines import Outlines
+from shardify.layout.sample_table import Table
 from shardify.sources.entry_names import common_folders
 
 __all__ = ["Companions", "by_names", "by_rules"]
@@ -83,7 +83,7 @@ def by_names(names: Sequence[str], where: str, read: Read | None) -> Companions:
 
 
 def by_rules(
-    names: Sequence[str], where: str, layout: rules.Rules, read: Read | None
+    names: Sequence[str], where: str, layout: layout_file.Rules, read: Read | None
 ) -> Companions:
     """Find them by a layout file. Arguments as for ``by_names``.
 
@@ -92,9 +92,9 @@ def by_rules(
     """
 
     def maps() -> list[Row]:
-        return rules.map_rows(layout, names, read)
+        return layout_file.map_rows(layout, names, read)
 
-    applied = rules.apply(layout, names, maps, where=where)
+    applied = layout_file.apply(layout, names, maps, where=where)
     used = [index for column in applied.table.members.values() for index in column.tolist()]
     paths = [names[index] for index in (*used, *applied.backgrounds) if index >= 0]
     wanted = layout.background["rule"] != "none"

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from shardify import naming, rules
-from shardify.outlines import ALONE, Outlines
+from shardify.layout import filenames, layout_file
+from shardify.layout.outlines import ALONE, Outlines
 
 __all__ = ["given_split"]
 
@@ -19,7 +19,7 @@ IntArray = npt.NDArray[np.int32]
 def given_split(
     names: Sequence[str],
     members: IntArray,
-    layout: rules.Rules | None,
+    layout: layout_file.Rules | None,
     outlines: Outlines | None = None,
 ) -> tuple[IntArray | None, npt.NDArray[np.bool_], int]:
     """The source's own split.
@@ -42,16 +42,16 @@ def given_split(
     if outlines is not None and layout is None:
         for outline, rows, group in outlines.groups(members):
             paths = [name.rpartition("/")[0] for name in group[: 1 if outline != ALONE else None]]
-            said[rows] = [codes[naming.split_of(path)] for path in paths]
+            said[rows] = [codes[filenames.split_of(path)] for path in paths]
         members = members[:0]
     for row, index in enumerate(members.tolist()):
         path = names[index].rpartition("/")[0]
         if layout is not None and any(
             "split" in pattern.groupindex for pattern in layout.patterns["fg_bg"]
         ):
-            path = rules.text_of(layout, names[index], "split") or ""
+            path = layout_file.text_of(layout, names[index], "split") or ""
         if path not in known:
-            known[path] = naming.split_of(path)
+            known[path] = filenames.split_of(path)
         said[row] = codes[known[path]]
     kept = np.ones(len(said), np.bool_)
     has = set(np.flatnonzero(np.bincount(said)).tolist())

@@ -6,7 +6,7 @@ Studies one name and says at which places of any name alike something is to be c
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shardify import naming
+from shardify.layout import filenames
 
 __all__ = [
     "ALL_FOLDERS",
@@ -77,14 +77,14 @@ def recipe_of(name: str, shared: int, folders: int) -> Recipe | None:
     path, _, base = lower.rpartition("/")
     groups = []
     for start, part in _parts(path, shared) if folders else ():
-        found = [_moved(piece, start) for piece in naming.shape_of(part).pieces]
+        found = [_moved(piece, start) for piece in filenames.shape_of(part).pieces]
         if found:
             groups.append(found)
     if folders == LAST_FOLDER:
         groups = groups[-1:]
     stem = base.rpartition(".")[0]
     place = len(path) + 1 if path or name.startswith("/") else 0
-    last = [_moved(piece, place) for piece in naming.shape_of(stem).pieces]
+    last = [_moved(piece, place) for piece in filenames.shape_of(stem).pieces]
     if not last:
         return None
     pieces: list[slice] = []
@@ -106,13 +106,13 @@ def numbers_of(name: str, shared: int) -> Numbers | None:
     path, _, base = lower.rpartition("/")
     place = len(path) + 1 if path or name.startswith("/") else 0
     stem = base.rpartition(".")[0]
-    shape = naming.shape_of(stem)
+    shape = filenames.shape_of(stem)
     background = _found(shape, shape.background, place)
     foreground = _found(shape, shape.foreground, place)
     folder = None
     parts = list(_parts(path, shared))
     for number, (start, part) in enumerate(reversed(parts)):
-        inner = naming.shape_of(part)
+        inner = filenames.shape_of(part)
         if number == 0:
             folder = _last_run(inner, part, start)
         if background is None:
@@ -134,7 +134,7 @@ def _moved(piece: slice, by: int) -> slice:
     return slice(piece.start + by, piece.stop + by)
 
 
-def _found(shape: naming.Shape, inside: slice | None, start: int) -> slice | None:
+def _found(shape: filenames.Shape, inside: slice | None, start: int) -> slice | None:
     """A place in the joined pieces, as a place in the name."""
     if inside is None:
         return None
@@ -148,7 +148,7 @@ def _found(shape: naming.Shape, inside: slice | None, start: int) -> slice | Non
     return None
 
 
-def _last_run(shape: naming.Shape, part: str, start: int) -> slice | None:
+def _last_run(shape: filenames.Shape, part: str, start: int) -> slice | None:
     """The last run of digits in the pieces."""
     for piece in reversed(shape.pieces):
         text = part[piece]

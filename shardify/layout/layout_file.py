@@ -34,11 +34,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from shardify import naming
 from shardify.errors import LayoutError
-from shardify.joining import Table, tabulate
-from shardify.maps import Row, rows_of
-from shardify.pairs import join_by_map
+from shardify.layout import filenames
+from shardify.layout.csv_map import join_by_map
+from shardify.layout.maps import Row, rows_of
+from shardify.layout.sample_table import Table, tabulate
 
 __all__ = [
     "BACKGROUND_RULES",
@@ -166,7 +166,7 @@ def apply(
     Raises:
         LayoutError: A role's patterns match nothing, or nothing tells which files are companions.
     """
-    roles = [role for role in naming.ROLES if role in rules.patterns and role != "bg"]
+    roles = [role for role in filenames.ROLES if role in rules.patterns and role != "bg"]
     shared = _shared_groups(rules, roles, where) if rules.join == "names" else []
     backgrounds: list[int] = []
     unmatched: list[int] = []
@@ -254,10 +254,10 @@ def _patterns(roles: object, where: str) -> dict[str, tuple[re.Pattern[str], ...
         raise LayoutError(f"{where}: no [roles]; expected a list of patterns for each role")
     patterns = {}
     for role, listed in roles.items():
-        if role not in naming.ROLES or not isinstance(listed, list) or not listed:
+        if role not in filenames.ROLES or not isinstance(listed, list) or not listed:
             raise LayoutError(
                 f"{where}: roles.{role} is not understood; expected a list of patterns for any of "
-                f"{', '.join(naming.ROLES)}"
+                f"{', '.join(filenames.ROLES)}"
             )
         try:
             with warnings.catch_warnings():

@@ -12,12 +12,19 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from shardify import backing, companions, naming, prove, roles, rules
-from shardify.claims import Question
 from shardify.errors import LayoutError
-from shardify.joining import Table
-from shardify.keys import unique_keys
-from shardify.splits import given_split
+from shardify.layout import (
+    background_match,
+    background_rules,
+    companions,
+    filenames,
+    layout_file,
+    roles,
+)
+from shardify.layout.claims import Question
+from shardify.layout.keys import unique_keys
+from shardify.layout.sample_table import Table
+from shardify.layout.splits import given_split
 
 __all__ = ["Layout", "Rejection", "detect"]
 
@@ -85,7 +92,7 @@ def detect(
     *,
     where: str,
     read: Read | None = None,
-    layout: rules.Rules | None = None,
+    layout: layout_file.Rules | None = None,
     single: Callable[[list[int]], list[int]] | None = None,
     defer: bool = False,
     check: bool = True,
@@ -135,9 +142,9 @@ def detect(
         members = {role: column[kept] for role, column in members.items()}
         split = split[kept] if split is not None else None
     if found.outlines is not None:
-        slots = backing.slots_of(found.outlines, members["fg_bg"], found.shared)
+        slots = background_rules.slots_of(found.outlines, members["fg_bg"], found.shared)
     elif layout is not None:
-        slots = rules.slots_of(layout, names, members["fg_bg"])
+        slots = layout_file.slots_of(layout, names, members["fg_bg"])
     description: dict[str, object] = {"join": found.table.rule, "roles": found.told}
     if roles.VALIDITY in found.ignored:
         description["validity"] = "ignored: a depth counts where none was measured, too"
@@ -156,13 +163,13 @@ def detect(
         )
     if found.backgrounds:
         has = ["bg", *has]
-        decided = prove.decide(
+        decided = background_match.decide(
             Question(
                 names=names,
                 files=found.backgrounds,
                 members=members,
                 slots=slots,
-                runs=lambda: {} if layout else backing.runs_of(names, members["fg_bg"]),
+                runs=lambda: {} if layout else background_rules.runs_of(names, members["fg_bg"]),
                 shared=found.shared,
                 maps=found.maps,
                 where=where,
@@ -223,7 +230,7 @@ def detect(
 
 
 def _prove(
-    proof: Generator[None, None, prove.Decision],
+    proof: Generator[None, None, background_match.Decision],
     description: dict[str, object],
     counts: dict[str, object],
 ) -> Iterator[None]:
@@ -265,10 +272,10 @@ def _rejections(names: Sequence[str], table: Table, ignored: dict[str, int]) -> 
             role = next(role for role, column in columns if column[row] < 0)
             member = there.get("fg_bg") or next(iter(there.values()))
             reason = "incomplete: no " + ", no ".join(r for r, _ in columns if r not in there)
-            if list(there) == ["fg_bg"] and naming.split_of(member.rpartition("/")[0]) == "test":
+            if list(there) == ["fg_bg"] and filenames.split_of(member.rpartition("/")[0]) == "test":
                 unlabelled.append(member)
                 continue
-        key = naming.safe_key(_stem(member))
+        key = filenames.safe_key(_stem(member))
         rejected.append(Rejection(key=key, member=member, role=role, reason=reason))
     if unlabelled:
         ignored["images of a test split without labels"] = len(unlabelled)

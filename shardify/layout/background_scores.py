@@ -11,7 +11,7 @@ from typing import TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from shardify.likeness import IntArray, Likeness, Read
+from shardify.layout.likeness import IntArray, Likeness, Read
 
 __all__ = ["Score", "Scores", "drained", "score", "scoring"]
 

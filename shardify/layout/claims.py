@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from shardify import naming
-from shardify.backing import ORDERS, Files, by_rule, stated
-from shardify.candidates import Candidate, nearly
 from shardify.errors import LayoutError
-from shardify.maps import Row
-from shardify.pairs import backgrounds_by_map
-from shardify.rules import Rules, text_of
+from shardify.layout import filenames
+from shardify.layout.background_candidates import Candidate, nearly
+from shardify.layout.background_rules import ORDERS, Files, by_rule, stated
+from shardify.layout.csv_map import backgrounds_by_map
+from shardify.layout.layout_file import Rules, text_of
+from shardify.layout.maps import Row
 
 __all__ = ["Question", "all_stated", "as_told", "by_map", "files_of", "is_shifted"]
 
@@ -160,7 +160,7 @@ def _texts(question: Question) -> Iterator[list[str]]:
         path, _, base = question.names[index].lower().rpartition("/")
         if path not in folders:
             parts = path.split("/")[question.shared :]
-            folders[path] = [*reversed(parts), *map(naming.strip_words, reversed(parts))]
+            folders[path] = [*reversed(parts), *map(filenames.strip_words, reversed(parts))]
         stem = base.rpartition(".")[0]
         cuts = [place for place, mark in enumerate(stem) if mark in "-_ ."]
         yield folders[path] + [stem[:place] for place in reversed(cuts)]

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from shardify import naming
-from shardify.candidates import SINGLE, Candidate, nearly
-from shardify.outlines import ALONE, Outlines, numbers_at
-from shardify.recipes import Numbers, numbers_of
+from shardify.layout import filenames
+from shardify.layout.background_candidates import SINGLE, Candidate, nearly
+from shardify.layout.name_patterns import Numbers, numbers_of
+from shardify.layout.outlines import ALONE, Outlines, numbers_at
 
 __all__ = [
     "ORDERS",
@@ -48,7 +48,7 @@ class Files:
         self.unnumbered = ""
         """A stem without a number of its own; empty where every file has one."""
         for place, stem in enumerate(stems):
-            found = naming.numbers(stem)
+            found = filenames.numbers(stem)
             if not found or self.of_number.setdefault(found[-1], place) != place:
                 self.unnumbered = stem
 
@@ -72,7 +72,7 @@ def slots_of(outlines: Outlines, members: IntArray, shared: int) -> dict[str, In
         slot -> (N,) int32, all at least 0. Slots: ``bg`` where a word like ``bg_012`` says what
         the number is, ``fg`` likewise, ``folder`` for the innermost folder's last number.
     """
-    shapes, folders = naming.Shapes(), dict[str, tuple[int, int]]()
+    shapes, folders = filenames.Shapes(), dict[str, tuple[int, int]]()
     places: dict[int, Numbers | None] = {}
     slots = {name: np.full(len(members), -1, np.int32) for name in ("bg", "fg", "folder")}
     bg, fg, folder = slots.values()
@@ -92,7 +92,7 @@ def slots_of(outlines: Outlines, members: IntArray, shared: int) -> dict[str, In
             stem = base.rpartition(".")[0].lower()
             shape, text = shapes.of(stem), shapes.stripped(stem)
             if path not in folders:
-                folders[path] = naming.folder_number(path, shared), _innermost(path, shared)
+                folders[path] = filenames.folder_number(path, shared), _innermost(path, shared)
             stated, folder[row] = folders[path]
             bg[row] = int(text[shape.background]) if shape.background else stated
             if shape.foreground:
@@ -106,11 +106,11 @@ def runs_of(names: Sequence[str], members: IntArray) -> dict[str, IntArray]:
     Returns:
         ``1``, ``2``, … -> (N,) int32, at most 2**31 - 1.
     """
-    shapes = naming.Shapes()
+    shapes = filenames.Shapes()
     runs: list[IntArray] | None = None
     for row, index in enumerate(members.tolist()):
         stem = names[index].rpartition("/")[2].rpartition(".")[0].lower()
-        found = naming.numbers(shapes.stripped(stem))
+        found = filenames.numbers(shapes.stripped(stem))
         if runs is None:
             runs = [np.full(len(members), -1, np.int32) for _ in found]
         for place, value in enumerate(found[: len(runs)]):
@@ -266,7 +266,7 @@ def _by_text(files: Files, texts: Iterable[Sequence[str]], count: int) -> Candid
 
 def _innermost(path: str, shared: int) -> int:
     parts = path.split("/")[shared:]
-    found = naming.numbers(naming.strip_words(parts[-1])) if parts else []
+    found = filenames.numbers(filenames.strip_words(parts[-1])) if parts else []
     return min(found[-1], 2**31 - 1) if found else -1
 
 

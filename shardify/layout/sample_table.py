@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from shardify import naming
-from shardify.census import Census, Folder, study_folder
-from shardify.outlines import ALONE
-from shardify.recipes import ALL_FOLDERS, LAST_FOLDER, NO_FOLDER, Recipe, recipe_of
+from shardify.layout import filenames
+from shardify.layout.name_groups import Census, Folder, study_folder
+from shardify.layout.name_patterns import ALL_FOLDERS, LAST_FOLDER, NO_FOLDER, Recipe, recipe_of
+from shardify.layout.outlines import ALONE
 
 __all__ = ["RULES", "Table", "join", "tabulate"]
 
@@ -73,7 +73,7 @@ def join(census: Census, role_of_group: Sequence[str | None]) -> Table:
     Returns:
         The table of the rule that completes the most samples; rows in no order that counts.
     """
-    roles = [role for role in naming.ROLES if role != "bg" and role in role_of_group]
+    roles = [role for role in filenames.ROLES if role != "bg" and role in role_of_group]
     code = np.array(
         [roles.index(role) if role in roles else _NO_ROLE for role in role_of_group], np.int8
     )
@@ -139,11 +139,11 @@ def _by_name(folder: Folder, stem: str) -> str:  # noqa: ARG001
 
 
 def _by_numbers(folder: Folder, stem: str) -> str:  # noqa: ARG001
-    return "_".join(map(str, naming.numbers(stem))) or stem
+    return "_".join(map(str, filenames.numbers(stem))) or stem
 
 
 def _by_last_number(folder: Folder, stem: str) -> str:  # noqa: ARG001
-    return str(found[-1]) if (found := naming.numbers(stem)) else stem
+    return str(found[-1]) if (found := filenames.numbers(stem)) else stem
 
 
 _RULES: dict[str, Callable[[Folder, str], str]] = {
@@ -162,7 +162,7 @@ def _keyed(
 ) -> Iterator[tuple[IntArray, int, list[str]]]:
     """Indexes, code of the role and joining keys of the names that have a role, many at a time."""
     key, shared = _RULES[rule], census.shared
-    stripped = naming.Shapes().stripped
+    stripped = filenames.Shapes().stripped
     folders: dict[str, Folder] = {}
     recipes: dict[int, Recipe | None] = {}
 

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from shardify.errors import LayoutError
-from shardify.joining import Table, tabulate
-from shardify.maps import Finder, Row
+from shardify.layout.maps import Finder, Row
+from shardify.layout.sample_table import Table, tabulate
 
 __all__ = ["Backgrounds", "backgrounds_by_map", "join_by_map"]
 

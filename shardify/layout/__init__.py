@@ -1,0 +1,1 @@
+"""From file names to samples: roles, joins, backgrounds, layout files."""
