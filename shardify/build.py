@@ -20,12 +20,10 @@ from numpy.typing import NDArray
 from shardify.bank import write_backgrounds
 from shardify.errors import BuildError, LayoutError
 from shardify.handout import background_tasks, rows_read, shard_tasks
-from shardify.hire import hire
 from shardify.layout.detect import Rejection
 from shardify.manifest import BACKGROUNDS, Manifest
 from shardify.meanings import meaning_of
 from shardify.output import check_out, claimed, finished, forget, withdraw
-from shardify.pool import Pool
 from shardify.publish import Settled, publish, rejections_of
 from shardify.sources.workshop import Workshop
 from shardify.storage.atomic_write import Flushing
@@ -34,7 +32,9 @@ from shardify.storage.readahead import ReadAhead, reading_ahead
 from shardify.survey import Options, Survey, check_bad, sources_of, survey
 from shardify.tasks import STATE, ShardRecord, ShardTask
 from shardify.version import version
-from shardify.workers import Workers
+from shardify.workers.factory import hire
+from shardify.workers.pool import Pool
+from shardify.workers.process_pool import Workers
 
 __all__ = ["BuildReport", "build"]
 

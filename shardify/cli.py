@@ -12,12 +12,12 @@ from typing import Any
 import click
 
 from shardify.errors import ShardifyError
-from shardify.hire import hire
 from shardify.options import planning
 from shardify.progress import progress
 from shardify.storage.paths import Place, place
 from shardify.texts import build_text, stats_text, survey_text
 from shardify.version import version
+from shardify.workers.factory import hire
 
 __all__ = ["main"]
 

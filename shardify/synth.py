@@ -25,7 +25,7 @@ from shardify.composites import compose, make_actor, make_stage
 from shardify.errors import BuildError, OutputError
 from shardify.storage.atomic_write import TEMPORARY, publish, sync_folder
 from shardify.textures import random_numbers
-from shardify.workers import Workers
+from shardify.workers.process_pool import Workers
 from shardify.zipwriter import MANY, WIDE, Packed, Section, finish, pack
 
 __all__ = ["FOREGROUNDS", "SynthReport", "make"]

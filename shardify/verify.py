@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardify.errors import EntryError, ManifestError, VerifyError
-from shardify.hire import pool_of
 from shardify.images.parser import parse
 from shardify.images.pixels import PLAIN, pixels
 from shardify.index import parse_index
@@ -27,6 +26,7 @@ from shardify.manifest import (
 )
 from shardify.storage.atomic_write import TEMPORARY
 from shardify.storage.paths import Place, place
+from shardify.workers.factory import pool_of
 
 __all__ = ["DecodeTask", "VerifyReport", "decode_shard", "verify"]
 

@@ -10,9 +10,9 @@ import pytest
 from shardline_scenes import background, composite, depth, mask
 
 from shardify.build import BuildReport, build
-from shardify.pool import Inline
 from shardify.storage.paths import place
 from shardify.survey import Options
+from shardify.workers.pool import Inline
 
 STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 
@@ -79,7 +79,7 @@ def shards(out: Path) -> dict[str, bytes]:
 @pytest.fixture
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
     """The work in this process: quicker than starting workers, and the same otherwise."""
-    monkeypatch.setattr("shardify.hire.pool_of", lambda target, **_: Inline(target))
+    monkeypatch.setattr("shardify.workers.factory.pool_of", lambda target, **_: Inline(target))
 
 
 def run(sources: "list[str | Path]", out: "str | Path", **options: object) -> BuildReport:

@@ -22,13 +22,13 @@ from shardline_scenes import SIDE, background, encoded, flat_mask, noise
 from shardify import output
 from shardify.build import BuildReport, build
 from shardify.errors import BuildError, LayoutError, OutputError, ShardifyError
-from shardify.hire import hire
 from shardify.manifest import Manifest
 from shardify.storage import readahead
 from shardify.storage.page_cache import Reader
 from shardify.storage.readahead import ReadAhead
 from shardify.survey import Options, survey
 from shardify.verify import verify
+from shardify.workers.factory import hire
 
 OPTIONS = Options(val=0.25, workers=1, shard_samples=5)
 
@@ -464,7 +464,7 @@ def test_a_worker_that_dies_costs_nothing_but_a_rerun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object]
 ) -> None:
     source = pack(tmp_path / "x.zip", files_of(48))
-    from shardify.workers import Workers
+    from shardify.workers.process_pool import Workers
 
     ordinary = Workers.map
 

@@ -15,16 +15,16 @@ import pytest
 from shardline_bucket import BUCKET, Store, content, serve, small_zip
 from shardline_sources import files_of, spread
 
-from shardify import cluster
 from shardify.build import build
 from shardify.cli import main
-from shardify.cluster import Cluster
 from shardify.errors import BuildError, StoreError
-from shardify.hire import pool_of
-from shardify.pool import Inline
 from shardify.storage.paths import Url, place
 from shardify.survey import Options
-from shardify.workers import Workers
+from shardify.workers import dask_pool
+from shardify.workers.dask_pool import Cluster
+from shardify.workers.factory import pool_of
+from shardify.workers.pool import Inline
+from shardify.workers.process_pool import Workers
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def local(packed: Path) -> dict[str, bytes]:
     out = packed.parent / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shardify.hire.pool_of", lambda target, **_: Inline(target))
+        patch.setattr("shardify.workers.factory.pool_of", lambda target, **_: Inline(target))
         build([packed], out, Options(val=0.25, shard_samples=1))
     return content(out)
 
@@ -113,7 +113,7 @@ def test_a_folder_and_a_prefix_give_on_a_cluster_what_they_give_here(
     for name, data in files.items():
         store.client.put_object(Bucket=BUCKET, Key=f"set/data/{name}", Body=data)
     build([place(f"s3://{BUCKET}/set/data/")], place(f"s3://{BUCKET}/far"), options)
-    monkeypatch.setattr("shardify.hire.pool_of", lambda target, **_: Inline(target))
+    monkeypatch.setattr("shardify.workers.factory.pool_of", lambda target, **_: Inline(target))
     build([folder], tmp_path / "near", options)
     assert content(tmp_path / "far") == content(tmp_path / "near")
     assert store.content("far") == content(tmp_path / "near")
@@ -152,7 +152,7 @@ def test_a_path_that_workers_do_not_see_is_told_before_any_work(
 def test_workers_of_another_version_are_refused(
     running: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "_version", lambda: "9.9.9")
+    monkeypatch.setattr(dask_pool, "_version", lambda: "9.9.9")
     with pytest.raises(BuildError, match=r"has shardline .*; expected 9\.9\.9, as here"):
         Cluster("x:y", running.address)
 
@@ -200,7 +200,7 @@ def test_a_worker_killed_in_the_middle_changes_nothing(
 def test_a_cluster_without_workers_is_given_up(
     running: Started, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "_PATIENCE", 1)
+    monkeypatch.setattr(dask_pool, "_PATIENCE", 1)
 
     def progress(samples: int, total: int) -> None:
         del samples, total
@@ -224,7 +224,7 @@ def test_no_scheduler_is_one_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cluster, "_CONNECT", 1)
+    monkeypatch.setattr(dask_pool, "_CONNECT", 1)
     words = ["build", str(packed), str(tmp_path / "out"), "--scheduler", "tcp://127.0.0.1:9"]
     with pytest.raises(SystemExit) as stop:
         main(words)
@@ -252,7 +252,7 @@ def test_what_lives_in_one_process_stays_in_it() -> None:
 
 def test_what_is_no_address_is_refused_at_once_and_for_good() -> None:
     code = (
-        "from shardify.cluster import Cluster\n"
+        "from shardify.workers.dask_pool import Cluster\n"
         "try: Cluster('shardify.writer:run_task', 'foo')\n"
         "except Exception as error: print(error)\n"
     )

@@ -17,10 +17,10 @@ from shardline_bucket import BUCKET, Store, content, serve, small_zip
 from shardify.build import BuildReport, build
 from shardify.cli import main
 from shardify.errors import OutputError, StoreError
-from shardify.pool import Inline
 from shardify.storage.paths import Url, place
 from shardify.survey import Options, survey
 from shardify.verify import verify
+from shardify.workers.pool import Inline
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def store() -> Iterator[Store]:
 @pytest.fixture
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
     """The work in this process: quicker than starting workers, and the same otherwise."""
-    for user in ("hire", "verify"):
+    for user in ("workers.factory", "verify"):
         monkeypatch.setattr(f"shardify.{user}.pool_of", lambda target, **_: Inline(target))
 
 
@@ -45,7 +45,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def local(packed: Path) -> dict[str, bytes]:
     out = packed.parent / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shardify.hire.pool_of", lambda target, **_: Inline(target))
+        patch.setattr("shardify.workers.factory.pool_of", lambda target, **_: Inline(target))
         run(packed, out)
     return content(out)
 

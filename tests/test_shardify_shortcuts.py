@@ -323,9 +323,9 @@ def test_where_no_folder_can_be_written_a_build_takes_the_checked_path(
     folder, environment = unwritable
     source = pack(tmp_path / "x.zip", files_of())
     code = (
-        "import sys, shardify.hire\n"
-        f"assert shardify.hire.__file__.startswith({str(folder)!r})\n"
-        "shardify.hire._WORTH = 0\n"
+        "import sys, shardify.workers.factory\n"
+        f"assert shardify.workers.factory.__file__.startswith({str(folder)!r})\n"
+        "shardify.workers.factory._WORTH = 0\n"
         "from shardify.cli import main; main(sys.argv[1:])"
     )
     python, words = [sys.executable, "-c"], ["build", str(source), str(tmp_path / "out")]

@@ -19,7 +19,7 @@ from shardify.build import build
 from shardify.errors import OutputError
 from shardify.layout import detect
 from shardify.survey import Options
-from shardify.workers import Workers
+from shardify.workers.process_pool import Workers
 
 Pixels = npt.NDArray[np.int32]
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from shardify import workers
 from shardify.errors import BuildError
-from shardify.serving import LENGTH
-from shardify.workers import Workers
+from shardify.workers import process_pool
+from shardify.workers.process_pool import Workers
+from shardify.workers.worker_process import LENGTH
 
 
 def alive(pid: int) -> bool:
@@ -75,7 +75,7 @@ def test_an_interpreter_that_cannot_be_run_is_named(monkeypatch: pytest.MonkeyPa
 def test_a_system_without_more_processes_is_no_traceback() -> None:
     program = (
         "import errno, os\n"
-        "from shardify.serving import serve\n"
+        "from shardify.workers.worker_process import serve\n"
         "def fork(): raise BlockingIOError(errno.EAGAIN, 'no more')\n"
         "os.fork = fork\n"
         "serve('math:sqrt', os.getppid(), [os.pipe()])\n"
@@ -87,7 +87,7 @@ def test_a_system_without_more_processes_is_no_traceback() -> None:
 @pytest.mark.parametrize("first", [1, 4088, 4096, 5000, 100_000, 500_001])
 def test_two_tasks_that_are_said_to_fit_into_a_pipe_do(first: int) -> None:
     source, sink = os.pipe()
-    room = workers._widened(sink)
+    room = process_pool._widened(sink)
     os.set_blocking(sink, False)  # So that one that does not fit is an error, not a hang.
     with os.fdopen(source, "rb", 0), os.fdopen(sink, "wb") as tasks:
         for size in (first, room - first) if room > 0 else ():
@@ -165,7 +165,7 @@ def test_nothing_is_left_running() -> None:
 
 def test_workers_die_with_a_parent_that_is_killed() -> None:
     script = """
-        from shardify.workers import Workers
+        from shardify.workers.process_pool import Workers
         with Workers("time:sleep", 2) as pool:
             for _ in pool.map([0, 0, 60, 60]):
                 print(*pool.pids, flush=True)

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from shardify.cluster import Cluster
 from shardify.errors import ShardifyError, StoreError
-from shardify.pool import Inline, Pool
 from shardify.sources.zip_end_record import find_directory
 from shardify.storage.local import files_at
 from shardify.storage.paths import Place, Url
-from shardify.workers import Workers
+from shardify.workers.dask_pool import Cluster
+from shardify.workers.pool import Inline, Pool
+from shardify.workers.process_pool import Workers
 
 __all__ = ["hire", "pool_of"]
 

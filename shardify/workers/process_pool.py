@@ -20,13 +20,13 @@ from types import TracebackType
 from typing import IO, Any
 
 from shardify.errors import BuildError, ShardifyError
-from shardify.serving import LENGTH, REPORT
+from shardify.workers.worker_process import LENGTH, REPORT
 
 __all__ = ["AGAIN", "Workers"]
 
 _START = (
     "import sys; sys.path[:] = {path!r}; "
-    "from shardify.serving import serve; serve({target!r}, {parent}, {ends!r})"
+    "from shardify.workers.worker_process import serve; serve({target!r}, {parent}, {ends!r})"
 )
 _SETTINGS = {
     # One process a core is the plan: no threads for algebra beside.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Protocol
 
-from shardify.workers import AGAIN
+from shardify.workers.process_pool import AGAIN
 
 __all__ = ["Inline", "Pool", "awaited", "function_of"]
 

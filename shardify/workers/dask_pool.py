@@ -15,9 +15,9 @@ from types import TracebackType
 from typing import Any
 
 from shardify.errors import BuildError, ShardifyError
-from shardify.pool import awaited, function_of
 from shardify.storage.paths import Place, Url, place
 from shardify.version import version as _version
+from shardify.workers.pool import awaited, function_of
 
 __all__ = ["Cluster"]
 

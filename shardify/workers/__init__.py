@@ -1,0 +1,1 @@
+"""Run tasks in processes, on a Dask cluster, or here."""
