@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from shardify.manifest import DIGEST, VERSION, Manifest
+from shardify.dataset.manifest import DIGEST, VERSION, Manifest
 
 FILE = Path(__file__).resolve().parent / "manifest.schema.json"
 

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardify.careful import check_picture
+from shardify.dataset.manifest import BACKGROUNDS, Background
 from shardify.errors import EntryError
 from shardify.images.codecs import Variant, resized, store
 from shardify.images.pixels import PLAIN, Meaning, pixels
-from shardify.manifest import BACKGROUNDS, Background
 from shardify.rejects import drop_background
 from shardify.sources.reading import reader_of, rows_of
 from shardify.sources.sources import Sources

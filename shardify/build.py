@@ -18,10 +18,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from shardify.bank import write_backgrounds
+from shardify.dataset.manifest import BACKGROUNDS, Manifest
 from shardify.errors import BuildError, LayoutError
 from shardify.handout import background_tasks, rows_read, shard_tasks
 from shardify.layout.detect import Rejection
-from shardify.manifest import BACKGROUNDS, Manifest
 from shardify.meanings import meaning_of
 from shardify.output import check_out, claimed, finished, forget, withdraw
 from shardify.publish import Settled, publish, rejections_of

@@ -174,8 +174,8 @@ def verify(out: Place, decode: bool, workers: int | None, as_json: bool) -> None
     shardify verify out/
     shardify verify out/ --decode
     """
+    from shardify.dataset.verify import verify as run
     from shardify.errors import VerifyError
-    from shardify.verify import verify as run
 
     with progress("files") as advance:
         report = run(out, deep=decode, workers=workers, progress=advance)
@@ -207,7 +207,7 @@ def stats(out: Place, as_json: bool) -> None:
     shardify stats out/
     shardify stats s3://bucket/out --json
     """
-    from shardify.stats import figures
+    from shardify.dataset.stats import figures
 
     found = figures(out)
     click.echo(json.dumps(found, indent=1) if as_json else stats_text(found))
@@ -230,7 +230,7 @@ def report(out: Place, output: Path) -> None:
     shardify report out/
     shardify report out/ -o out.html
     """
-    from shardify.report import write_report
+    from shardify.dataset.report import write_report
 
     write_report(out, output)
     click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, one file")

@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from shardify.dataset.manifest import BACKGROUNDS, NAME, REJECTED, Manifest
 from shardify.errors import OutputError
-from shardify.manifest import BACKGROUNDS, NAME, REJECTED, Manifest
 from shardify.storage.atomic_write import TEMPORARY, write_atomic
 from shardify.storage.paths import Place, Url
 from shardify.tasks import STATE

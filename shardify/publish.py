@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shardify.bank import Bank
+from shardify.dataset.manifest import BACKGROUNDS, REJECTED, Manifest, Resolution
 from shardify.images.pixels import Meaning
 from shardify.layout.detect import Rejection
-from shardify.manifest import BACKGROUNDS, REJECTED, Manifest, Resolution
 from shardify.output import sweep
 from shardify.plan import ShardPlan
 from shardify.rejects import tally, write_rejected

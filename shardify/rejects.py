@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from shardify.dataset.manifest import REJECTED, Rejected
 from shardify.errors import BuildError
 from shardify.layout.detect import Layout, Rejection
-from shardify.manifest import REJECTED, Rejected
 from shardify.sources.catalog import Catalog
 from shardify.storage.atomic_write import write_atomic
 from shardify.storage.paths import Place

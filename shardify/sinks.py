@@ -10,9 +10,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from shardify.copier import CopyResult
+from shardify.dataset.index import head_of, line_of
 from shardify.images.codecs import Variant, cost, resized, store
 from shardify.images.parser import Picture
-from shardify.index import head_of, line_of
 from shardify.tarwriter import TarWriter
 from shardify.tasks import Part, ShardTask
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from shardify.dataset.manifest import Background, Role, Shard, Split, Stats
 from shardify.errors import BuildError
 from shardify.images.codecs import Variant
 from shardify.images.parser import MASK_THRESHOLD
 from shardify.layout.detect import Layout
-from shardify.manifest import Background, Role, Shard, Split, Stats
 from shardify.plan import ShardPlan
 from shardify.survey import MEMBERS
 from shardify.tasks import Moments, ShardRecord

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 
-from shardify.manifest import Manifest
+from shardify.dataset.manifest import Manifest
 from train.batch import Batch
 from train.pipeline import Loader
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from shardify.manifest import Background, Manifest, Role, Shard, Source, Split, Stats
+from shardify.dataset.manifest import Background, Manifest, Role, Shard, Source, Split, Stats
 
 IMAGES = ("fg_bg", "mask", "depth")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from shardify.manifest import DIGEST, Manifest
+from shardify.dataset.manifest import DIGEST, Manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 

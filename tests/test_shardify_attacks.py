@@ -13,12 +13,12 @@ import pytest
 from shardline_scenes import background, composite, depth, mask
 
 from shardify.build import build
+from shardify.dataset.verify import verify
 from shardify.errors import ImageError, ShardifyError
 from shardify.images.parser import parse
 from shardify.images.pixels import PLAIN, pixels, settle
 from shardify.sources.catalog import open_catalog
 from shardify.survey import Options, reader_of, survey
-from shardify.verify import verify
 from shardify.writer import Sources
 
 

@@ -21,13 +21,13 @@ from shardline_scenes import SIDE, background, encoded, flat_mask, noise
 
 from shardify import output
 from shardify.build import BuildReport, build
+from shardify.dataset.manifest import Manifest
+from shardify.dataset.verify import verify
 from shardify.errors import BuildError, LayoutError, OutputError, ShardifyError
-from shardify.manifest import Manifest
 from shardify.storage import readahead
 from shardify.storage.page_cache import Reader
 from shardify.storage.readahead import ReadAhead
 from shardify.survey import Options, survey
-from shardify.verify import verify
 from shardify.workers.factory import hire
 
 OPTIONS = Options(val=0.25, workers=1, shard_samples=5)

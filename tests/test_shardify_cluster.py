@@ -126,7 +126,7 @@ def test_what_a_task_raises_is_raised_here(running: Started) -> None:
     ):
         list(pool.map([1]))
     with (
-        pool_of("shardify.manifest:Manifest.load", scheduler=running.address) as pool,
+        pool_of("shardify.dataset.manifest:Manifest.load", scheduler=running.address) as pool,
         pytest.raises(BuildError, match="a worker failed: AttributeError"),
     ):
         list(pool.map([1]))
@@ -243,10 +243,10 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_lives_in_one_process_stays_in_it() -> None:
     private = Url("memory://x.zip")
-    assert isinstance(pool_of("shardify.index:parse_index", places=[private]), Inline)
+    assert isinstance(pool_of("shardify.dataset.index:parse_index", places=[private]), Inline)
     with pytest.raises(StoreError, match=r"memory://x\.zip: lives in one process"):
         pool_of("x:y", scheduler="tcp://127.0.0.1:9", places=[private])
-    with pool_of("shardify.index:parse_index", workers=1, places=[Path("x.zip")]) as pool:
+    with pool_of("shardify.dataset.index:parse_index", workers=1, places=[Path("x.zip")]) as pool:
         assert isinstance(pool, Workers)
 
 

@@ -20,8 +20,8 @@ from shardline_sources import (
 )
 
 from shardify.cli import main
+from shardify.dataset.manifest import Manifest
 from shardify.errors import OutputError, SourceError
-from shardify.manifest import Manifest
 from shardify.sources.folder_listing import list_folder
 from shardify.storage.tree import Tree, open_tree
 from shardify.survey import Options, survey

@@ -2,8 +2,8 @@
 
 import pytest
 
+from shardify.dataset.index import Member, format_index, parse_index
 from shardify.errors import VerifyError
-from shardify.index import Member, format_index, parse_index
 
 SAMPLES = [
     [Member("fg_bg.jpg", 512, 5124, "k1.fg_bg.jpg"), Member("bg.cls", 6656, 5, "k1.bg.cls")],

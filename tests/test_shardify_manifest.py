@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from shardify.errors import ManifestError, ShardifyError
-from shardify.manifest import (
+from shardify.dataset.manifest import (
     NAME,
     Background,
     Manifest,
@@ -20,6 +19,7 @@ from shardify.manifest import (
     Split,
     Stats,
 )
+from shardify.errors import ManifestError, ShardifyError
 
 
 def example() -> Manifest:

@@ -16,10 +16,10 @@ from shardline_bucket import BUCKET, Store, content, serve, small_zip
 
 from shardify.build import BuildReport, build
 from shardify.cli import main
+from shardify.dataset.verify import verify
 from shardify.errors import OutputError, StoreError
 from shardify.storage.paths import Url, place
 from shardify.survey import Options, survey
-from shardify.verify import verify
 from shardify.workers.pool import Inline
 
 
@@ -32,7 +32,7 @@ def store() -> Iterator[Store]:
 @pytest.fixture
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
     """The work in this process: quicker than starting workers, and the same otherwise."""
-    for user in ("workers.factory", "verify"):
+    for user in ("workers.factory", "dataset.verify"):
         monkeypatch.setattr(f"shardify.{user}.pool_of", lambda target, **_: Inline(target))
 
 

@@ -10,9 +10,9 @@ import pytest
 from shardline_browser import screenshot
 
 from shardify.build import build
+from shardify.dataset.manifest import Manifest
+from shardify.dataset.report import outlined, page, write_report
 from shardify.errors import OutputError
-from shardify.manifest import Manifest
-from shardify.report import outlined, page, write_report
 from shardify.survey import Options
 from shardify.synth import make
 

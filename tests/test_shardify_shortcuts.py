@@ -23,12 +23,12 @@ from shardline_sources import files_of, pack
 
 from shardify import copier
 from shardify.copier import FastCopier, header_length
+from shardify.dataset.index import parse_index
 from shardify.errors import ImageError
 from shardify.images.channel_stats import glance, measure
 from shardify.images.codecs import Variant
 from shardify.images.parser import parse
 from shardify.images.pixels import PLAIN, pixels
-from shardify.index import parse_index
 from shardify.layout.name_patterns import ALL_FOLDERS, LAST_FOLDER, NO_FOLDER, numbers_of, recipe_of
 from shardify.layout.outlines import ALONE, Outlines, numbers_at
 from shardify.sources.catalog import open_catalog

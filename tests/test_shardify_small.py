@@ -7,10 +7,10 @@ import pytest
 from shardline_sources import files_of, inline, only, pack, run, spread
 
 from shardify.cli import main
+from shardify.dataset.manifest import Manifest
+from shardify.dataset.report import page
+from shardify.dataset.verify import verify
 from shardify.errors import PlanError
-from shardify.manifest import Manifest
-from shardify.report import page
-from shardify.verify import verify
 
 pytestmark = pytest.mark.usefixtures("inline")
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from shardify.build import build
+from shardify.dataset.manifest import Manifest
+from shardify.dataset.stats import BINS, DataSet, figures, findings
 from shardify.errors import ManifestError, VerifyError
-from shardify.manifest import Manifest
-from shardify.stats import BINS, DataSet, figures, findings
 from shardify.survey import Options
 from shardify.synth import make
 

@@ -13,11 +13,11 @@ import pytest
 
 from shardify.build import build
 from shardify.cli import main
+from shardify.dataset.manifest import Manifest, is_altered
+from shardify.dataset.verify import verify
 from shardify.errors import ManifestError
-from shardify.manifest import Manifest, is_altered
 from shardify.survey import Options
 from shardify.synth import make
-from shardify.verify import verify
 
 
 @pytest.fixture(scope="module")

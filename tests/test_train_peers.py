@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from shardline_samples import write_data_set
 
-from shardify.manifest import Manifest
+from shardify.dataset.manifest import Manifest
 from train import contenders
 from train.baselines import PillowRenderer, webdataset_samples
 from train.errors import DataError

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from shardline_samples import Images, scene, write_data_set
 
-from shardify.manifest import Manifest
+from shardify.dataset.manifest import Manifest
 from shardify.storage.readahead import ReadAhead
 from train import backgrounds
 from train.baselines import PillowRenderer

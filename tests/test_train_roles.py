@@ -11,7 +11,7 @@ from PIL import Image
 from shardline_samples import Images, scene, write_data_set
 
 from shardify import cli
-from shardify.manifest import Manifest
+from shardify.dataset.manifest import Manifest
 from train.batch import CHANNELS, ROLES, Batch
 from train.errors import DataError
 from train.pipeline import Loader

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from shardline_samples import write_data_set
 
-from shardify.manifest import Manifest, Resolution
+from shardify.dataset.manifest import Manifest, Resolution
 from train.access import numbers
 from train.errors import DataError
 from train.shards import background_payloads, chosen, load_manifest, open_split

@@ -1,4 +1,4 @@
 """From shards to a trained network.
 
-Meets ``shardify`` in one place only: the manifest's schema (``shardify.manifest``).
+Meets ``shardify`` in one place only: the manifest's schema (``shardify.dataset.manifest``).
 """

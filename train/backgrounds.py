@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shardify.manifest import Manifest
+from shardify.dataset.manifest import Manifest
 from train.decode import decode_faults, reason_of
 from train.errors import DataError
 from train.graph import decoder

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import webdataset
 
-from shardify.manifest import Manifest
+from shardify.dataset.manifest import Manifest
 from train.batch import Batch
 from train.pillow import Array, Floats, PillowRenderer, open_image, warp
 from train.shards import IMAGES

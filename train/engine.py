@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from shardify.manifest import Manifest
+from shardify.dataset.manifest import Manifest
 from train.backgrounds import background_table
 from train.batch import ROLES, Batch, fill
 from train.decode import decode_faults, reason_of

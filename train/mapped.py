@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from shardify.manifest import Shard
+from shardify.dataset.manifest import Shard
 from train.errors import DataError
 
 __all__ = ["Bytes", "allow_open_files", "bytes_of", "digest_of"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from shardify.manifest import Manifest
+from shardify.dataset.manifest import Manifest
 from train.errors import DataError
 
 __all__ = ["normal_of"]

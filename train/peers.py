@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from shardify.manifest import Manifest
+from shardify.dataset.manifest import Manifest
 from train.baselines import (
     Array,
     Floats,

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from shardify.manifest import Manifest
+from shardify.dataset.manifest import Manifest
 from train.draws import NOISE_UNIT, Augmentation, Draws, draw, matrices, noise_table, still
 from train.shards import background_payloads
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shardify.manifest import Manifest
+from shardify.dataset.manifest import Manifest
 from train.errors import DataError
 from train.shards import IMAGES, Bytes, Shards
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from shardify.dataset.manifest import BACKGROUNDS, Manifest, Shard
+from shardify.dataset.train_index import BLOCK, read_index
 from shardify.errors import ShardifyError
-from shardify.manifest import BACKGROUNDS, Manifest, Shard
 from train.access import numbers
 from train.errors import DataError
-from train.index import BLOCK, read_index
 from train.mapped import Bytes, allow_open_files, bytes_of, digest_of
 from train.order import Indexes
 

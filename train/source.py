@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shardify.manifest import Manifest
+from shardify.dataset.manifest import Manifest
 from train.batch import Batch
 from train.distributed import World
 from train.errors import DataError

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from shardify.manifest import Shard
+from shardify.dataset.manifest import Shard
 from train.errors import DataError
 
 __all__ = ["BLOCK", "read_index"]

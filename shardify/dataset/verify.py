@@ -11,11 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from shardify.errors import EntryError, ManifestError, VerifyError
-from shardify.images.parser import parse
-from shardify.images.pixels import PLAIN, pixels
-from shardify.index import parse_index
-from shardify.manifest import (
+from shardify.dataset.index import parse_index
+from shardify.dataset.manifest import (
     BACKGROUNDS,
     NAME,
     REJECTED,
@@ -24,6 +21,9 @@ from shardify.manifest import (
     is_altered,
     read_document,
 )
+from shardify.errors import EntryError, ManifestError, VerifyError
+from shardify.images.parser import parse
+from shardify.images.pixels import PLAIN, pixels
 from shardify.storage.atomic_write import TEMPORARY
 from shardify.storage.paths import Place, place
 from shardify.workers.factory import pool_of
@@ -120,7 +120,7 @@ def verify(
             if not any(problem.startswith((shard.name, shard.index)) for problem in problems)
         ]
         with pool_of(
-            "shardify.verify:decode_shard",
+            "shardify.dataset.verify:decode_shard",
             workers=min(count, max(1, len(tasks))),
             places=[out],
         ) as pool_:

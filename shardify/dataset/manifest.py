@@ -17,8 +17,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from shardify.dataset.fields import record, unfit
 from shardify.errors import ManifestError
-from shardify.fields import record, unfit
 from shardify.storage.atomic_write import write_atomic
 from shardify.storage.paths import Place, place
 

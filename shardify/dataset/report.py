@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shardify import html
+from shardify.dataset.manifest import REJECTED, Manifest
+from shardify.dataset.stats import BINS, DataSet, Findings, Sample, findings
 from shardify.errors import OutputError
 from shardify.images.parser import MASK_THRESHOLD
-from shardify.manifest import REJECTED, Manifest
-from shardify.stats import BINS, DataSet, Findings, Sample, findings
 from shardify.storage.atomic_write import write_atomic
 from shardify.storage.paths import Place
 

@@ -1,0 +1,1 @@
+"""The finished data set: manifest, index, verify, stats, report."""
