@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardify.careful import check_picture
 from shardify.dataset.manifest import BACKGROUNDS, Background
 from shardify.errors import EntryError
 from shardify.images.codecs import Variant, resized, store
@@ -26,7 +25,8 @@ from shardify.storage.drafts import Draft
 from shardify.storage.paths import Place
 from shardify.storage.readers import expect
 from shardify.survey import Survey, check_bad, replan
-from shardify.tarwriter import TarWriter
+from shardify.writer.sample_check import check_picture
+from shardify.writer.tar_writer import TarWriter
 
 __all__ = ["Bank", "write_backgrounds"]
 

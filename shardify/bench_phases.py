@@ -18,8 +18,6 @@ from itertools import islice
 from pathlib import Path
 
 from shardify.bank import write_backgrounds
-from shardify.careful import gauged
-from shardify.copier import FastCopier
 from shardify.handout import background_tasks, shard_tasks
 from shardify.images.pixels import PLAIN
 from shardify.layout.detect import detect
@@ -28,9 +26,11 @@ from shardify.sources.sources import Sources
 from shardify.sources.workshop import Workshop
 from shardify.storage.readers import Handle, pread
 from shardify.survey import Options, survey
-from shardify.swift import prepare
-from shardify.tasks import STATE, ShardTask
-from shardify.writer import run_task
+from shardify.writer.fast_copy import FastCopier
+from shardify.writer.fast_worker import prepare
+from shardify.writer.sample_check import gauged
+from shardify.writer.shard_writer import run_task
+from shardify.writer.tasks import STATE, ShardTask
 
 __all__ = ["Phase", "phases", "table"]
 
@@ -69,7 +69,7 @@ def phases(source: Path) -> list[Phase]:
 
     told("parent", "interpreter and imports", _start("import shardify.cli, shardify.build"))
     prepare()
-    loaded = _start("from shardify.swift import prepare; prepare()")
+    loaded = _start("from shardify.writer.fast_worker import prepare; prepare()")
     told("beside", "interpreter, imports and compiled part of the workers", loaded)
     catalog = found.catalog
     with Workshop() as work:

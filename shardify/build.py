@@ -30,11 +30,11 @@ from shardify.storage.atomic_write import Flushing
 from shardify.storage.paths import Place, place
 from shardify.storage.readahead import ReadAhead, reading_ahead
 from shardify.survey import Options, Survey, check_bad, sources_of, survey
-from shardify.tasks import STATE, ShardRecord, ShardTask
 from shardify.version import version
 from shardify.workers.factory import hire
 from shardify.workers.pool import Pool
 from shardify.workers.process_pool import Workers
+from shardify.writer.tasks import STATE, ShardRecord, ShardTask
 
 __all__ = ["BuildReport", "build"]
 

@@ -14,7 +14,7 @@ from shardify.plan import ShardPlan
 from shardify.sources.reading import rows_of
 from shardify.storage.paths import Place
 from shardify.survey import MEMBERS, Survey
-from shardify.tasks import BackgroundTask, ShardTask
+from shardify.writer.tasks import BackgroundTask, ShardTask
 
 __all__ = ["background_tasks", "rows_read", "shard_tasks"]
 

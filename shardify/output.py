@@ -17,7 +17,7 @@ from shardify.dataset.manifest import BACKGROUNDS, NAME, REJECTED, Manifest
 from shardify.errors import OutputError
 from shardify.storage.atomic_write import TEMPORARY, write_atomic
 from shardify.storage.paths import Place, Url
-from shardify.tasks import STATE
+from shardify.writer.tasks import STATE
 
 __all__ = ["check_out", "claimed", "finished", "forget", "sweep", "withdraw"]
 

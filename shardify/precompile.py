@@ -7,21 +7,21 @@ is damaged.
 import sys
 from pathlib import Path
 
-from shardify import copier
+from shardify.writer import fast_copy
 
 __all__: list[str] = []
 
 if __name__ == "__main__":
     try:
-        from shardify import kernel
+        from shardify.writer import fast_copy_kernel
 
-        for function in (kernel.is_whole, kernel.copy):
+        for function in (fast_copy_kernel.is_whole, fast_copy_kernel.copy):
             function.recompile()  # Empties its cache; nothing is loaded yet that it would compile.
-        copier.load()
+        fast_copy.load()
     except ImportError as error:
         sys.exit(f"Error: {error}; expected numba and deflate; run pip install numba deflate")
     except (OSError, RuntimeError) as error:
         sys.exit(
-            f"Error: {Path(copier.__file__).parent}: {error}; expected a folder that can be "
+            f"Error: {Path(fast_copy.__file__).parent}: {error}; expected a folder that can be "
             "written; set NUMBA_CACHE_DIR to one, here and for builds"
         )

@@ -18,8 +18,8 @@ from shardify.storage.atomic_write import sync_folder
 from shardify.storage.paths import Place
 from shardify.summary import costs_of, roles_of, splits_of, stats_of, uses_of
 from shardify.survey import Survey, sources_of
-from shardify.tasks import Moments, ShardRecord
 from shardify.version import version
+from shardify.writer.tasks import Moments, ShardRecord
 
 __all__ = ["Settled", "publish", "rejections_of"]
 

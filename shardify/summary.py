@@ -16,7 +16,7 @@ from shardify.images.parser import MASK_THRESHOLD
 from shardify.layout.detect import Layout
 from shardify.plan import ShardPlan
 from shardify.survey import MEMBERS
-from shardify.tasks import Moments, ShardRecord
+from shardify.writer.tasks import Moments, ShardRecord
 
 __all__ = ["costs_of", "roles_of", "splits_of", "stats_of", "uses_of"]
 

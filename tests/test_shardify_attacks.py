@@ -19,7 +19,7 @@ from shardify.images.parser import parse
 from shardify.images.pixels import PLAIN, pixels, settle
 from shardify.sources.catalog import open_catalog
 from shardify.survey import Options, reader_of, survey
-from shardify.writer import Sources
+from shardify.writer.shard_writer import Sources
 
 
 def files_of(samples: int = 8) -> dict[str, bytes]:

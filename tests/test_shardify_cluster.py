@@ -253,7 +253,7 @@ def test_what_lives_in_one_process_stays_in_it() -> None:
 def test_what_is_no_address_is_refused_at_once_and_for_good() -> None:
     code = (
         "from shardify.workers.dask_pool import Cluster\n"
-        "try: Cluster('shardify.writer:run_task', 'foo')\n"
+        "try: Cluster('shardify.writer.shard_writer:run_task', 'foo')\n"
         "except Exception as error: print(error)\n"
     )
     done = subprocess.run(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from shardify.storage.drafts import Draft
 from shardify.storage.paths import Url
 from shardify.storage.readers import Ranges, close_source, expect, open_source, pread
-from shardify.writer import ROW
+from shardify.writer.shard_writer import ROW
 
 DATA = np.random.Generator(np.random.Philox(key=1)).bytes(50_000)
 URL = "memory://ranges/x.bin"

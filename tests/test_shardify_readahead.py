@@ -21,7 +21,7 @@ from shardify.storage.free_memory import spare_memory
 from shardify.storage.page_cache import Meter, Reader, joined
 from shardify.storage.paths import place
 from shardify.storage.readahead import ReadAhead, _windows, reading_ahead
-from shardify.tasks import ROW
+from shardify.writer.tasks import ROW
 
 PAGE = 4096
 

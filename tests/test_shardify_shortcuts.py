@@ -21,8 +21,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from shardline_sources import files_of, pack
 
-from shardify import copier
-from shardify.copier import FastCopier, header_length
 from shardify.dataset.index import parse_index
 from shardify.errors import ImageError
 from shardify.images.channel_stats import glance, measure
@@ -34,12 +32,14 @@ from shardify.layout.outlines import ALONE, Outlines, numbers_at
 from shardify.sources.catalog import open_catalog
 from shardify.sources.entry_names import Names, decode, is_hostile, some_hostile
 from shardify.sources.sources import Sources
-from shardify.tarwriter import TarWriter
-from shardify.tasks import ROW, STATE, ShardRecord, ShardTask
-from shardify.writer import write_shard
+from shardify.writer import fast_copy
+from shardify.writer.fast_copy import FastCopier, header_length
+from shardify.writer.shard_writer import write_shard
+from shardify.writer.tar_writer import TarWriter
+from shardify.writer.tasks import ROW, STATE, ShardRecord, ShardTask
 
 if TYPE_CHECKING:
-    from shardify.kernel import Buffers, CopyPlan, KnownHeaders
+    from shardify.writer.fast_copy_kernel import Buffers, CopyPlan, KnownHeaders
 
 ROOT = Path(__file__).resolve().parent.parent
 ROLES = ("fg_bg", "mask", "depth")
@@ -116,10 +116,10 @@ def task_of(source: Path, out: Path, **other: object) -> ShardTask:
 @pytest.fixture
 def copy(monkeypatch: pytest.MonkeyPatch) -> Copy:
     """The compiled function; compiled once for an installation."""
-    monkeypatch.setattr(copier, "_copy", None)
-    copier.load()
-    assert copier._copy is not None
-    return copier._copy
+    monkeypatch.setattr(fast_copy, "_copy", None)
+    fast_copy.load()
+    assert fast_copy._copy is not None
+    return fast_copy._copy
 
 
 class Ways:
@@ -135,7 +135,7 @@ class Ways:
         """Do a task both ways, and see that it makes no difference."""
         records, files = [], []
         for way in (self._counted, None):
-            self._patch.setattr(copier, "_copy", way)
+            self._patch.setattr(fast_copy, "_copy", way)
             records.append(write_shard(task))
             files.append({path.name: path.read_bytes() for path in written(task)})
             for path in written(task):
@@ -146,7 +146,7 @@ class Ways:
 
     def left_alone(self, task: ShardTask) -> None:
         """See that the fast copy alone takes nothing of a task."""
-        self._patch.setattr(copier, "_copy", self._copy)
+        self._patch.setattr(fast_copy, "_copy", self._copy)
         tar = TarWriter(io.BytesIO())
         with Sources(task.sources) as handles:
             assert FastCopier(task, handles).copy(0, tar) is None
@@ -239,8 +239,8 @@ def test_a_name_too_long_for_a_header_goes_the_careful_way(tmp_path: Path, ways:
 
 def test_an_array_of_another_type_is_refused(tmp_path: Path, copy: Copy) -> None:
     task = task_of(packed(tmp_path / "x.zip", [kinds_of(0)]), tmp_path / "out")
-    plan = copier._make_plan(task, [0], [0])
-    known, buffers = copier._make_known({}, [], 3), copier._make_buffers(1, 3)
+    plan = fast_copy._make_plan(task, [0], [0])
+    known, buffers = fast_copy._make_known({}, [], 3), fast_copy._make_buffers(1, 3)
     assert copy(plan, known, buffers, 0, 0) == (0, 0, 0, False)
     for name, other in [
         ("keys", np.zeros(1, np.int64)),
@@ -255,7 +255,8 @@ def test_an_array_of_another_type_is_refused(tmp_path: Path, copy: Copy) -> None
 @pytest.mark.usefixtures("copy")
 def test_what_is_compiled_is_cached_and_not_compiled_again() -> None:
     code = (
-        "from shardify import copier, kernel; copier.load()\n"
+        "from shardify.writer import fast_copy as copier, fast_copy_kernel as kernel; "
+        "copier.load()\n"
         "for each in (kernel.copy, kernel.is_whole):\n"
         "    assert each.stats.cache_hits and not each.stats.cache_misses, each.stats"
     )
@@ -266,7 +267,8 @@ def test_what_is_compiled_is_cached_and_not_compiled_again() -> None:
 def test_without_the_compiled_function_everything_takes_the_checked_path(absent: str) -> None:
     code = (
         f"import sys; sys.modules[{absent!r}] = None\n"
-        "from shardify import copier, swift; swift.prepare(); assert copier._copy is None"
+        "from shardify.writer import fast_copy as copier, fast_worker as swift; "
+        "swift.prepare(); assert copier._copy is None"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     code = (
@@ -280,7 +282,7 @@ def test_without_the_compiled_function_everything_takes_the_checked_path(absent:
 
 @pytest.mark.usefixtures("copy")
 def test_a_damaged_cache_is_not_used_and_can_be_replaced(tmp_path: Path) -> None:
-    from shardify import kernel
+    from shardify.writer import fast_copy_kernel
 
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
 
@@ -288,11 +290,19 @@ def test_a_damaged_cache_is_not_used_and_can_be_replaced(tmp_path: Path) -> None
         command = [sys.executable, *words]
         return subprocess.check_output(command, env=environment, text=True).strip()
 
-    folder = Path(run("-c", "from shardify.kernel import copy; print(copy.stats.cache_path)"))
+    folder = Path(
+        run("-c", "from shardify.writer.fast_copy_kernel import copy; print(copy.stats.cache_path)")
+    )
     assert folder.parent == tmp_path
-    good = {each.name: each.read_bytes() for each in Path(kernel.copy.stats.cache_path).iterdir()}
+    good = {
+        each.name: each.read_bytes()
+        for each in Path(fast_copy_kernel.copy.stats.cache_path).iterdir()
+    }
     good = {name: data for name, data in good.items() if ".nb" in name}
-    loaded = "from shardify import copier, swift; swift.prepare(); print(copier._copy is not None)"
+    loaded = (
+        "from shardify.writer import fast_copy as copier, fast_worker as swift; swift.prepare(); "
+        "print(copier._copy is not None)"
+    )
     for kind in ("nbi", "nbc"):
         for damage in (b"", b"x", None):
             for name, data in good.items():
@@ -330,7 +340,10 @@ def test_where_no_folder_can_be_written_a_build_takes_the_checked_path(
     )
     python, words = [sys.executable, "-c"], ["build", str(source), str(tmp_path / "out")]
     subprocess.run([*python, code, *words], check=True, cwd=folder, env=environment)
-    code = "from shardify import copier, swift; swift.prepare(); assert copier._copy is None"
+    code = (
+        "from shardify.writer import fast_copy as copier, fast_worker as swift; swift.prepare(); "
+        "assert copier._copy is None"
+    )
     subprocess.run([*python, code], check=True, cwd=folder, env=environment)
     assert (tmp_path / "out" / "manifest.json").exists()
 
@@ -425,13 +438,13 @@ def test_sizes_whose_sum_seems_small_are_left_alone(tmp_path: Path, ways: Ways) 
 
 @pytest.mark.parametrize(("kind", "mode"), [("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "L")])
 def test_a_known_header_tells_what_a_whole_parse_does(kind: str, mode: str) -> None:
-    from shardify import kernel  # Numba is slow to import.
+    from shardify.writer import fast_copy_kernel  # Numba is slow to import.
 
     first = picture(0, kind, mode)
     found, number = parse(first), int(kind == "PNG")
     length = header_length(first, found)
     assert 0 < length < len(first)
-    known = kernel.KnownHeaders(
+    known = fast_copy_kernel.KnownHeaders(
         np.frombuffer(bytearray(first[:length]), np.uint8),
         np.array([[0, number, 0, length]]),
         np.zeros((1, 1), np.int64),
@@ -439,7 +452,7 @@ def test_a_known_header_tells_what_a_whole_parse_does(kind: str, mode: str) -> N
 
     def recognised(data: bytes) -> bool:
         block = np.frombuffer(bytearray(data + b"\xff"), np.uint8)
-        return bool(kernel.match_header(known, block, 0, len(data), 0, number) == 0)
+        return bool(fast_copy_kernel.match_header(known, block, 0, len(data), 0, number) == 0)
 
     data = picture(9, kind, mode)
     assert recognised(first) and recognised(data)
@@ -586,11 +599,11 @@ def test_names_joined_are_those_taken_alone(parts: list[list[bytes]], data: st.D
 def test_kinds_told_by_many_names_are_those_told_by_each(names: list[str]) -> None:
     raw = [name.encode() for name in names]
     ends = np.cumsum([0, *map(len, raw)])
-    told = copier._kinds_of(b"".join(raw), ends).tolist()
-    kinds = [copier.BY_NAME.get(name.rpartition(b".")[2].lower(), "") for name in raw]
+    told = fast_copy._kinds_of(b"".join(raw), ends).tolist()
+    kinds = [fast_copy.BY_NAME.get(name.rpartition(b".")[2].lower(), "") for name in raw]
     for name, number, kind in zip(raw, told, kinds, strict=True):
         # So short a name may be left to others.
-        assert (number == -1 and (not kind or len(name) < 5)) or copier._KINDS[number] == kind
+        assert (number == -1 and (not kind or len(name) < 5)) or fast_copy._KINDS[number] == kind
 
 
 @settings(max_examples=60, deadline=None)

@@ -17,7 +17,7 @@ from shardify.errors import BuildError
 from shardify.images.codecs import Variant
 from shardify.images.pixels import PLAIN
 from shardify.sources.catalog import open_catalog
-from shardify.writer import (
+from shardify.writer.shard_writer import (
     ROW,
     STATE,
     BackgroundTask,
@@ -216,7 +216,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     if call == "write":
-        monkeypatch.setattr("shardify.tarwriter.TarWriter._flush", full)
+        monkeypatch.setattr("shardify.writer.tar_writer.TarWriter._flush", full)
     else:
         monkeypatch.setattr("pathlib.Path.replace", full)
     with pytest.raises(BuildError, match=r"No space left on device.*run the same command again"):

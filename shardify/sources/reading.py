@@ -13,7 +13,7 @@ from shardify.errors import EntryError
 from shardify.sources.catalog import FAULTS, Catalog
 from shardify.sources.zip_extract import payload
 from shardify.storage.readers import Handle
-from shardify.tasks import ROW
+from shardify.writer.tasks import ROW
 
 __all__ = ["reader_of", "rows_of"]
 

@@ -20,7 +20,7 @@ from shardify.workers.process_pool import Workers
 
 __all__ = ["hire", "pool_of"]
 
-_CAREFUL, _SWIFT = "shardify.writer:run_task", "shardify.swift:run_task"
+_CAREFUL, _SWIFT = "shardify.writer.shard_writer:run_task", "shardify.writer.fast_worker:run_task"
 _WORTH = 30_000
 """From so many entries on, the compiled copy is used. Loading it takes half a second of CPU time:
 measured, a build of 12,000 entries takes as long with it as without, one of 24,000 a fifth less.

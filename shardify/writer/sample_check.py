@@ -11,14 +11,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from shardify.copier import BY_NAME, FastCopier
 from shardify.errors import EntryError
 from shardify.images.channel_stats import gauge, measure
 from shardify.images.parser import Picture, parse
 from shardify.images.pixels import PLAIN, Meaning, pixels, refuse_faint, same_aspect, settle
 from shardify.sources.zip_extract import payload
 from shardify.storage.readers import Handle
-from shardify.tasks import ShardTask
+from shardify.writer.fast_copy import BY_NAME, FastCopier
+from shardify.writer.tasks import ShardTask
 
 __all__ = ["Figure", "Sample", "check_picture", "gauged", "sample_of"]
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from shardify.copier import CopyResult
 from shardify.dataset.index import head_of, line_of
 from shardify.images.codecs import Variant, cost, resized, store
 from shardify.images.parser import Picture
-from shardify.tarwriter import TarWriter
-from shardify.tasks import Part, ShardTask
+from shardify.writer.fast_copy import CopyResult
+from shardify.writer.tar_writer import TarWriter
+from shardify.writer.tasks import Part, ShardTask
 
 __all__ = ["Sink"]
 

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from shardify.images.parser import Picture
 from shardify.images.pixels import PLAIN, is_plain, same_aspect
 from shardify.storage.readers import Handle
-from shardify.tarwriter import NAMELESS, TarWriter
-from shardify.tasks import ROW, ShardTask
+from shardify.writer.tar_writer import NAMELESS, TarWriter
+from shardify.writer.tasks import ROW, ShardTask
 
 if TYPE_CHECKING:  # Importing it imports numba, which takes a quarter of a second.
-    from shardify.kernel import Buffers, CopyPlan, KnownHeaders
+    from shardify.writer.fast_copy_kernel import Buffers, CopyPlan, KnownHeaders
 
 __all__ = ["BY_NAME", "CopyResult", "FastCopier", "header_length", "load"]
 
@@ -62,7 +62,7 @@ def load() -> None:
         RuntimeError: No folder can be written that would keep what is compiled.
     """
     global _copy
-    from shardify import kernel
+    from shardify.writer import fast_copy_kernel
 
     task = ShardTask(
         out="", name="", sources=[], roles=("",), keys=[], names=b"", name_ends=np.zeros(1, int),
@@ -70,11 +70,13 @@ def load() -> None:
         variants=(),
     )  # fmt: skip
     # The first call with arrays of these types loads or compiles.
-    kernel.copy(_make_plan(task, [], ()), _make_known({}, [], 1), _make_buffers(0, 1), 0, 0)
-    kernel.is_whole(_bytes(b""), 0, 0, 0)
+    fast_copy_kernel.copy(
+        _make_plan(task, [], ()), _make_known({}, [], 1), _make_buffers(0, 1), 0, 0
+    )
+    fast_copy_kernel.is_whole(_bytes(b""), 0, 0, 0)
     # Arrays of other types are a TypeError from now on, not seconds in the compiler.
-    kernel.copy.disable_compile()
-    _copy = kernel.copy
+    fast_copy_kernel.copy.disable_compile()
+    _copy = fast_copy_kernel.copy
 
 
 def header_length(data: bytes, picture: Picture) -> int:
@@ -88,7 +90,7 @@ def header_length(data: bytes, picture: Picture) -> int:
         0 where there is more than one header, payload and end marker, such as another scan, a
         palette, or bytes behind the end: then the header does not tell that others are whole.
     """
-    from shardify.kernel import is_whole
+    from shardify.writer.fast_copy_kernel import is_whole
 
     if picture.kind not in _KINDS:
         return 0
@@ -226,7 +228,7 @@ def _scan_offset(data: bytes) -> int:
 
 
 def _make_plan(task: ShardTask, handles: Sequence[Handle], excluded: Iterable[int]) -> "CopyPlan":
-    from shardify.kernel import CHECKED, EXCLUDED, TRUSTED, CopyPlan
+    from shardify.writer.fast_copy_kernel import CHECKED, EXCLUDED, TRUSTED, CopyPlan
 
     columns = ROW.names or ()
     rows = np.empty((*task.rows.shape, len(columns)), np.int64)
@@ -259,7 +261,7 @@ def _make_plan(task: ShardTask, handles: Sequence[Handle], excluded: Iterable[in
 def _make_known(
     headers: Iterable[tuple[int, int, bytes]], header_sets: Iterable[tuple[int, ...]], roles: int
 ) -> "KnownHeaders":
-    from shardify.kernel import KnownHeaders
+    from shardify.writer.fast_copy_kernel import KnownHeaders
 
     keys = list(headers)
     data, ends = _concatenate([header for _, _, header in keys])
@@ -270,7 +272,7 @@ def _make_known(
 
 
 def _make_buffers(samples: int, roles: int) -> "Buffers":
-    from shardify.kernel import DECOMPRESSOR, Buffers
+    from shardify.writer.fast_copy_kernel import DECOMPRESSOR, Buffers
 
     per_task = np.empty(samples, np.int64), np.empty(roles, np.int64), np.empty(2, np.int64)
     return Buffers(*_scratch(), *per_task, DECOMPRESSOR)

@@ -10,29 +10,21 @@ from collections import Counter
 from contextlib import ExitStack
 from itertools import compress, count
 
-from shardify.careful import Figure, gauged, sample_of
-from shardify.copier import FastCopier
 from shardify.errors import BuildError, EntryError
 from shardify.images.channel_stats import glance
 from shardify.images.parser import parse
 from shardify.images.pixels import PLAIN
-from shardify.sinks import Sink
 from shardify.sources.sources import Sources
 from shardify.sources.zip_extract import payload
 from shardify.storage.atomic_write import write_quick
 from shardify.storage.drafts import Draft
 from shardify.storage.paths import Url, place
 from shardify.storage.readers import expect
-from shardify.tarwriter import TarWriter
-from shardify.tasks import (
-    ROW,
-    STATE,
-    BackgroundTask,
-    Moments,
-    Part,
-    ShardRecord,
-    ShardTask,
-)
+from shardify.writer.fast_copy import FastCopier
+from shardify.writer.sample_check import Figure, gauged, sample_of
+from shardify.writer.sinks import Sink
+from shardify.writer.tar_writer import TarWriter
+from shardify.writer.tasks import ROW, STATE, BackgroundTask, Moments, Part, ShardRecord, ShardTask
 
 __all__ = [
     "ROW",

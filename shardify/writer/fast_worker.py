@@ -2,8 +2,8 @@
 
 from contextlib import suppress
 
-from shardify import copier, writer
-from shardify.writer import run_task
+from shardify.writer import fast_copy, shard_writer
+from shardify.writer.shard_writer import run_task
 
 __all__ = ["prepare", "run_task"]
 
@@ -13,7 +13,7 @@ def prepare() -> None:
 
     Where the compiled function cannot be loaded or cached, all samples take the checked path.
     """
-    writer.prepare()
+    shard_writer.prepare()
     # Whatever a compiler may raise: it would have saved time, and nothing else.
     with suppress(Exception):
-        copier.load()
+        fast_copy.load()

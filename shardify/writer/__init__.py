@@ -1,0 +1,1 @@
+"""What a worker does: check samples, write one shard."""
