@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from shardify.bank import write_backgrounds
-from shardify.handout import background_tasks, shard_tasks
+from shardify.conversion.backgrounds import write_backgrounds
+from shardify.conversion.survey import Options, survey
+from shardify.conversion.task_list import background_tasks, shard_tasks
 from shardify.images.pixels import PLAIN
 from shardify.layout.detect import detect
 from shardify.sources.open_sources import gather
 from shardify.sources.sources import Sources
 from shardify.sources.workshop import Workshop
 from shardify.storage.readers import Handle, pread
-from shardify.survey import Options, survey
 from shardify.writer.fast_copy import FastCopier
 from shardify.writer.fast_worker import prepare
 from shardify.writer.sample_check import gauged
@@ -67,7 +67,11 @@ def phases(source: Path) -> list[Phase]:
         each = seconds / samples * 1e6
         result.append(Phase(who=who, what=what, seconds=seconds, each=each))
 
-    told("parent", "interpreter and imports", _start("import shardify.cli, shardify.build"))
+    told(
+        "parent",
+        "interpreter and imports",
+        _start("import shardify.cli, shardify.conversion.build"),
+    )
     prepare()
     loaded = _start("from shardify.writer.fast_worker import prepare; prepare()")
     told("beside", "interpreter, imports and compiled part of the workers", loaded)

@@ -93,7 +93,7 @@ def inspect(src: tuple[Place, ...], as_json: bool, no_check: bool, **options: An
     shardify inspect data.zip --val 0.1 --json
     shardify inspect data.zip --no-check > layout.toml
     """
-    from shardify.survey import Options, survey
+    from shardify.conversion.survey import Options, survey
 
     surveyed = survey(src, Options(**options), check=not no_check)
     found = {**surveyed.to_json(), "layout_file": surveyed.layout_file()}
@@ -152,8 +152,8 @@ def build(src: tuple[Place, ...], out: Place, as_json: bool, **options: Any) -> 
     chosen = {name: options[name] for name in ("codec", "res", "verify", "workers", "scheduler")}
     with hire(src, out, **chosen) as pool:
         # They have as much to import.
-        from shardify.build import build as run
-        from shardify.survey import Options
+        from shardify.conversion.build import build as run
+        from shardify.conversion.survey import Options
 
         with progress("samples") as bar:
             waiting = bar.waiting if bar else None

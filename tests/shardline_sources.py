@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from shardline_scenes import background, composite, depth, mask
 
-from shardify.build import BuildReport, build
+from shardify.conversion.build import BuildReport, build
+from shardify.conversion.survey import Options
 from shardify.storage.paths import place
-from shardify.survey import Options
 from shardify.workers.pool import Inline
 
 STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED

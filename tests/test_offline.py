@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from shardline_offline import THERE, offline
 
-from shardify.build import build
-from shardify.survey import Options
+from shardify.conversion.build import build
+from shardify.conversion.survey import Options
 
 ROOT = Path(__file__).resolve().parent.parent
 ELSEWHERE = (

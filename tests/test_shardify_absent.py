@@ -15,9 +15,9 @@ import pytest
 from shardline_scenes import background, composite, encoded, flat_mask, noise
 from shardline_sources import inline, pack, run
 
-from shardify.build import BuildReport
+from shardify.conversion.build import BuildReport
+from shardify.conversion.survey import Options, survey
 from shardify.errors import BuildError, LayoutError
-from shardify.survey import Options, survey
 
 pytestmark = pytest.mark.usefixtures("inline")
 

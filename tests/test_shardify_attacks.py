@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from shardline_scenes import background, composite, depth, mask
 
-from shardify.build import build
+from shardify.conversion.build import build
+from shardify.conversion.survey import Options, reader_of, survey
 from shardify.dataset.verify import verify
 from shardify.errors import ImageError, ShardifyError
 from shardify.images.parser import parse
 from shardify.images.pixels import PLAIN, pixels, settle
 from shardify.sources.catalog import open_catalog
-from shardify.survey import Options, reader_of, survey
 from shardify.writer.shard_writer import Sources
 
 

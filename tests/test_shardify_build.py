@@ -19,15 +19,15 @@ import shardline_sources
 from PIL import Image
 from shardline_scenes import SIDE, background, encoded, flat_mask, noise
 
-from shardify import output
-from shardify.build import BuildReport, build
+from shardify.conversion import output_folder
+from shardify.conversion.build import BuildReport, build
+from shardify.conversion.survey import Options, survey
 from shardify.dataset.manifest import Manifest
 from shardify.dataset.verify import verify
 from shardify.errors import BuildError, LayoutError, OutputError, ShardifyError
 from shardify.storage import readahead
 from shardify.storage.page_cache import Reader
 from shardify.storage.readahead import ReadAhead
-from shardify.survey import Options, survey
 from shardify.workers.factory import hire
 
 OPTIONS = Options(val=0.25, workers=1, shard_samples=5)
@@ -521,9 +521,9 @@ def test_what_killed_workers_left_goes_with_a_refused_build(
     def withdraw_(out: Path, *given: Any, **how: Any) -> None:
         for half in halves:
             (out / half).write_bytes(b"half")
-        output.withdraw(out, *given, **how)
+        output_folder.withdraw(out, *given, **how)
 
-    monkeypatch.setattr("shardify.build.withdraw", withdraw_)
+    monkeypatch.setattr("shardify.conversion.build.withdraw", withdraw_)
     with pytest.raises(LayoutError, match="pixels contradict"):
         run(source, tmp_path / "out", workers=2)
     assert not (tmp_path / "out").exists()
@@ -539,9 +539,9 @@ def test_workers_that_were_hired_before_are_gone_when_a_refused_build_is_taken_b
 
     def withdraw_(*given: Any, **how: Any) -> None:
         alive.extend(pid for pid in pids if Path(f"/proc/{pid}").exists())
-        output.withdraw(*given, **how)
+        output_folder.withdraw(*given, **how)
 
-    monkeypatch.setattr("shardify.build.withdraw", withdraw_)
+    monkeypatch.setattr("shardify.conversion.build.withdraw", withdraw_)
     with hire([source], tmp_path / "out", **chosen) as pool:
         pids += pool.pids  # type: ignore[attr-defined]
         with pytest.raises(LayoutError, match="pixels contradict"):

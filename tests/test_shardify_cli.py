@@ -115,7 +115,7 @@ def test_an_interrupt_exits_130(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("shardify.build.build", interrupted)
+    monkeypatch.setattr("shardify.conversion.build.build", interrupted)
     code, _, err = run("build", source, tmp_path / "out", capsys=capsys)
     assert code == 130
     assert "run it again" in err

@@ -15,11 +15,11 @@ import pytest
 from shardline_bucket import BUCKET, Store, content, serve, small_zip
 from shardline_sources import files_of, spread
 
-from shardify.build import build
 from shardify.cli import main
+from shardify.conversion.build import build
+from shardify.conversion.survey import Options
 from shardify.errors import BuildError, StoreError
 from shardify.storage.paths import Url, place
-from shardify.survey import Options
 from shardify.workers import dask_pool
 from shardify.workers.dask_pool import Cluster
 from shardify.workers.factory import pool_of

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from shardify.build import build
+from shardify.conversion.build import build
+from shardify.conversion.survey import Options
 from shardify.errors import BuildError
 from shardify.storage.atomic_write import TEMPORARY, Flushing
 from shardify.storage.paths import Url, place
-from shardify.survey import Options
 from shardify.synth import make
 
 OPTIONS = Options(val=0.25, workers=1, shard_samples=10)

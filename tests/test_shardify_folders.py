@@ -20,11 +20,11 @@ from shardline_sources import (
 )
 
 from shardify.cli import main
+from shardify.conversion.survey import Options, survey
 from shardify.dataset.manifest import Manifest
 from shardify.errors import OutputError, SourceError
 from shardify.sources.folder_listing import list_folder
 from shardify.storage.tree import Tree, open_tree
-from shardify.survey import Options, survey
 
 __all__ = ["inline"]
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardify.handout import _measured
+from shardify.conversion.task_list import _measured
 
 
 @given(st.lists(st.integers(-1, 6), max_size=900))

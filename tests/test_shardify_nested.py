@@ -23,12 +23,12 @@ from shardline_sources import (
     zipped,
 )
 
-from shardify.build import build
+from shardify.conversion.build import build
+from shardify.conversion.survey import Options, reader_of, survey
 from shardify.errors import ArchiveError, EntryError, OutputError, ShardifyError, StoreError
 from shardify.sources.open_sources import gather
 from shardify.sources.sources import Sources
 from shardify.sources.workshop import Workshop
-from shardify.survey import Options, reader_of, survey
 
 __all__ = ["inline"]
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shardify.conversion.label_encoding import settle_meaning
 from shardify.errors import ImageError
 from shardify.images.channel_stats import gauge, measure
 from shardify.images.parser import MASK_THRESHOLD, Picture, parse
 from shardify.images.pixels import PLAIN, Meaning, levels_of, peak_of, pixels, refuse_faint, settle
-from shardify.meanings import settle_meaning
 
 NOISE = np.random.Generator(np.random.Philox(key=7)).integers(0, 256, (12, 16, 3)).astype(np.uint8)
 

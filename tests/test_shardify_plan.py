@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardify.plan import hold_back, plan_shards, shuffled
+from shardify.conversion.splits import hold_back, plan_shards, shuffled
 
 SEEDS = st.integers(0, 2**63 - 1)
 

@@ -14,12 +14,12 @@ import pytest
 import s3fs
 from shardline_bucket import BUCKET, Store, content, serve, small_zip
 
-from shardify.build import BuildReport, build
 from shardify.cli import main
+from shardify.conversion.build import BuildReport, build
+from shardify.conversion.survey import Options, survey
 from shardify.dataset.verify import verify
 from shardify.errors import OutputError, StoreError
 from shardify.storage.paths import Url, place
-from shardify.survey import Options, survey
 from shardify.workers.pool import Inline
 
 

@@ -6,8 +6,8 @@ import pytest
 from shardline_scenes import background, composite
 from shardline_sources import files_of, inline, only, pack, run, shards, spread, zipped
 
+from shardify.conversion.survey import Options, survey
 from shardify.errors import LayoutError
-from shardify.survey import Options, survey
 
 __all__ = ["inline"]
 

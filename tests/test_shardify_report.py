@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from shardline_browser import screenshot
 
-from shardify.build import build
+from shardify.conversion.build import build
+from shardify.conversion.survey import Options
 from shardify.dataset.manifest import Manifest
 from shardify.dataset.report import outlined, page, write_report
 from shardify.errors import OutputError
-from shardify.survey import Options
 from shardify.synth import make
 
 

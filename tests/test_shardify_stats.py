@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shardify.build import build
+from shardify.conversion.build import build
+from shardify.conversion.survey import Options
 from shardify.dataset.manifest import Manifest
 from shardify.dataset.stats import BINS, DataSet, figures, findings
 from shardify.errors import ManifestError, VerifyError
-from shardify.survey import Options
 from shardify.synth import make
 
 

@@ -15,10 +15,10 @@ from PIL import Image
 from shardline_sources import content, shards
 
 from shardify import composites, synth
-from shardify.build import build
+from shardify.conversion.build import build
+from shardify.conversion.survey import Options
 from shardify.errors import OutputError
 from shardify.layout import detect
-from shardify.survey import Options
 from shardify.workers.process_pool import Workers
 
 Pixels = npt.NDArray[np.int32]

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from shardify.build import build
 from shardify.cli import main
+from shardify.conversion.build import build
+from shardify.conversion.survey import Options
 from shardify.dataset.manifest import Manifest, is_altered
 from shardify.dataset.verify import verify
 from shardify.errors import ManifestError
-from shardify.survey import Options
 from shardify.synth import make
 
 

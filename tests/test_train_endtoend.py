@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_run import TinyNet
 
-from shardify.build import build
-from shardify.survey import Options
+from shardify.conversion.build import build
+from shardify.conversion.survey import Options
 from train.checkpoint import Checkpoints
 from train.cli import main
 from train.config import Config

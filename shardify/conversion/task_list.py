@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shardify.conversion.splits import ShardPlan
+from shardify.conversion.survey import MEMBERS, Survey
 from shardify.images.pixels import Meaning
-from shardify.plan import ShardPlan
 from shardify.sources.reading import rows_of
 from shardify.storage.paths import Place
-from shardify.survey import MEMBERS, Survey
 from shardify.writer.tasks import BackgroundTask, ShardTask
 
 __all__ = ["background_tasks", "rows_read", "shard_tasks"]

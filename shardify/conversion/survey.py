@@ -15,14 +15,14 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from shardify.conversion.rejects import drop_background, refuse_many, tally
+from shardify.conversion.splits import ShardPlan, hold_back, plan_shards, why_unheld
 from shardify.dataset.manifest import Source
 from shardify.errors import PlanError
 from shardify.images.codecs import Variant
 from shardify.layout import layout_file as rules
 from shardify.layout.detect import Layout, Rejection, detect
 from shardify.layout.layout_file_writer import to_toml
-from shardify.plan import ShardPlan, hold_back, plan_shards, why_unheld
-from shardify.rejects import drop_background, refuse_many, tally
 from shardify.sources.catalog import FAULTS, Catalog
 from shardify.sources.duplicates import without_repeats
 from shardify.sources.open_sources import gather

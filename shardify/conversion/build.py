@@ -17,19 +17,19 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from shardify.bank import write_backgrounds
+from shardify.conversion.backgrounds import write_backgrounds
+from shardify.conversion.label_encoding import meaning_of
+from shardify.conversion.output_folder import check_out, claimed, finished, forget, withdraw
+from shardify.conversion.publish import Settled, publish, rejections_of
+from shardify.conversion.survey import Options, Survey, check_bad, sources_of, survey
+from shardify.conversion.task_list import background_tasks, rows_read, shard_tasks
 from shardify.dataset.manifest import BACKGROUNDS, Manifest
 from shardify.errors import BuildError, LayoutError
-from shardify.handout import background_tasks, rows_read, shard_tasks
 from shardify.layout.detect import Rejection
-from shardify.meanings import meaning_of
-from shardify.output import check_out, claimed, finished, forget, withdraw
-from shardify.publish import Settled, publish, rejections_of
 from shardify.sources.workshop import Workshop
 from shardify.storage.atomic_write import Flushing
 from shardify.storage.paths import Place, place
 from shardify.storage.readahead import ReadAhead, reading_ahead
-from shardify.survey import Options, Survey, check_bad, sources_of, survey
 from shardify.version import version
 from shardify.workers.factory import hire
 from shardify.workers.pool import Pool

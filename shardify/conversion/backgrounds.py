@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shardify.conversion.rejects import drop_background
+from shardify.conversion.survey import Survey, check_bad, replan
 from shardify.dataset.manifest import BACKGROUNDS, Background
 from shardify.errors import EntryError
 from shardify.images.codecs import Variant, resized, store
 from shardify.images.pixels import PLAIN, Meaning, pixels
-from shardify.rejects import drop_background
 from shardify.sources.reading import reader_of, rows_of
 from shardify.sources.sources import Sources
 from shardify.storage.drafts import Draft
 from shardify.storage.paths import Place
 from shardify.storage.readers import expect
-from shardify.survey import Survey, check_bad, replan
 from shardify.writer.sample_check import check_picture
 from shardify.writer.tar_writer import TarWriter
 

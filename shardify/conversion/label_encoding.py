@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shardify.conversion.survey import Survey
 from shardify.errors import BuildError, EntryError, ImageError
 from shardify.images.parser import MASK_THRESHOLD, parse
 from shardify.images.pixels import PLAIN, Meaning, levels_of, peak_of
 from shardify.sources.reading import reader_of
 from shardify.sources.sources import Sources
-from shardify.survey import Survey
 
 __all__ = ["meaning_of", "settle_meaning"]
 

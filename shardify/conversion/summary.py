@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from shardify.conversion.splits import ShardPlan
+from shardify.conversion.survey import MEMBERS
 from shardify.dataset.manifest import Background, Role, Shard, Split, Stats
 from shardify.errors import BuildError
 from shardify.images.codecs import Variant
 from shardify.images.parser import MASK_THRESHOLD
 from shardify.layout.detect import Layout
-from shardify.plan import ShardPlan
-from shardify.survey import MEMBERS
 from shardify.writer.tasks import Moments, ShardRecord
 
 __all__ = ["costs_of", "roles_of", "splits_of", "stats_of", "uses_of"]

@@ -7,17 +7,17 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shardify.bank import Bank
+from shardify.conversion.backgrounds import Bank
+from shardify.conversion.output_folder import sweep
+from shardify.conversion.rejects import tally, write_rejected
+from shardify.conversion.splits import ShardPlan
+from shardify.conversion.summary import costs_of, roles_of, splits_of, stats_of, uses_of
+from shardify.conversion.survey import Survey, sources_of
 from shardify.dataset.manifest import BACKGROUNDS, REJECTED, Manifest, Resolution
 from shardify.images.pixels import Meaning
 from shardify.layout.detect import Rejection
-from shardify.output import sweep
-from shardify.plan import ShardPlan
-from shardify.rejects import tally, write_rejected
 from shardify.storage.atomic_write import sync_folder
 from shardify.storage.paths import Place
-from shardify.summary import costs_of, roles_of, splits_of, stats_of, uses_of
-from shardify.survey import Survey, sources_of
 from shardify.version import version
 from shardify.writer.tasks import Moments, ShardRecord
 

@@ -1,0 +1,1 @@
+"""What the parent does in a build: survey, split, task list, output folder, publish."""
