@@ -16,12 +16,14 @@ formats, logs or exits; the command line turns a ``ShardifyError`` into exit cod
     ├── StoreError          a URL's store is not reachable, has no such bucket, or denies access
     ├── OutputError         OUT is a file, or holds something else
     ├── ManifestError       manifest.json is missing, unreadable or of another version
-    └── VerifyError         a published file differs from what the manifest says
+    ├── VerifyError         a published file differs from what the manifest says
+    └── DataError           a data set, or a sample of it, is not what a loader needs
 """
 
 __all__ = [
     "ArchiveError",
     "BuildError",
+    "DataError",
     "EntryError",
     "ImageError",
     "LayoutError",
@@ -84,3 +86,7 @@ class ManifestError(ShardifyError):
 
 class VerifyError(ShardifyError):
     """A published file is not what the manifest says."""
+
+
+class DataError(ShardifyError):
+    """The shards, a split, a role or a decoded sample is not what a loader needs."""

@@ -22,8 +22,8 @@ from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 
 from shardify.dataset.manifest import Manifest
-from train.batch import Batch
-from train.pipeline import Loader
+from shardify.loader.batch import Batch
+from shardify.loader.loader import Loader
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -106,7 +106,7 @@ def decoders(data: Path, device: str, loads: Sequence[float]) -> list[tuple[dict
     code = (
         "import json, sys, time\n"
         "from train.machine import GpuMonitor\n"
-        "from train.pipeline import Loader\n"
+        "from shardify.loader.loader import Loader\n"
         "data, loads, options = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])\n"
         "for load in loads:\n"
         "    with Loader(data, hw_decoder_load=load, **options) as loader:\n"

@@ -19,7 +19,7 @@ from gpu_helpers import (
 )
 from shardline_samples import write_data_set
 
-from train.pipeline import Loader
+from shardify.loader.loader import Loader
 
 ON_BOTH = [
     pytest.param("cpu", id="cpu"),

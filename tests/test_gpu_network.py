@@ -9,7 +9,7 @@ from shardline_samples import write_data_set
 
 from model.losses import Criterion
 from model.registry import create
-from train.batch import synthetic
+from shardify.loader.batch import synthetic
 from train.contenders import begin
 from train.shelf import Job, Shelf
 from train.step import TrainStep, choose_algorithms, precision_of

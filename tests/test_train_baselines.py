@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from shardline_samples import write_data_set
 
+from shardify.loader.augmentation import matrices
+from shardify.loader.loader import Loader
 from train.baselines import warp, webdataset_batches
-from train.draws import matrices
 from train.pillow import PillowRenderer
-from train.pipeline import Loader
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

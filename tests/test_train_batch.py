@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from train.batch import synthetic
+from shardify.loader.batch import synthetic
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

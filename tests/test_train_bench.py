@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 from shardline_samples import write_data_set
 
+from shardify.errors import DataError
+from shardify.loader.loader import Loader
 from train.bench import Report, Result, _Racer, bench
 from train.contenders import OWN, PEERS, begin
 from train.convoy import convoy
-from train.errors import ConfigError, DataError, RunError
-from train.pipeline import Loader
+from train.errors import ConfigError, RunError
 from train.shelf import Job
 from train.step import choose_algorithms
 from train.sweep import Sweep, sweep

@@ -15,11 +15,12 @@ from click.testing import CliRunner, Result
 from tiny_run import TinyNet, TinySource, make_source
 
 import train.launch
+from shardify.errors import DataError
 from train.claim import held, prepare
 from train.cli import main
 from train.config import Config
 from train.distributed import World
-from train.errors import ConfigError, DataError, RunError
+from train.errors import ConfigError, RunError
 from train.launch import configure, launch
 from train.logs import JsonLines
 from train.settings import resolve

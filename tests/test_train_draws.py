@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.draws import (
+from shardify.loader.augmentation import (
     NOISE_MARGIN,
     NOISE_UNIT,
     Augmentation,

@@ -14,11 +14,11 @@ from tiny_run import TinyNet
 
 from shardify.conversion.build import build
 from shardify.conversion.survey import Options
+from shardify.errors import DataError
 from train.checkpoint import Checkpoints
 from train.cli import main
 from train.config import Config
 from train.distributed import World
-from train.errors import DataError
 from train.launch import launch
 from train.logs import JsonLines
 from train.pairing import pair
@@ -111,7 +111,7 @@ def test_predict_writes_three_files_a_photograph(
 def test_pictures_reach_the_network_as_the_loader_brings_them(
     zipped: Path, shards: Path, trained: Path, tmp_path: Path
 ) -> None:
-    from train.pipeline import Loader
+    from shardify.loader.loader import Loader
 
     unpacked = unpack(zipped, tmp_path)
     jobs = {job.fg_bg.stem: job for job in pair(unpacked / "bg", unpacked / "fg_bg")}

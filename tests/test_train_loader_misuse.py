@@ -15,9 +15,9 @@ import pytest
 import torch
 from shardline_samples import write_data_set
 
-from train.batch import Batch
-from train.errors import DataError
-from train.pipeline import Loader
+from shardify.errors import DataError
+from shardify.loader.batch import Batch
+from shardify.loader.loader import Loader
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -98,7 +98,7 @@ def test_a_thread_that_waits_for_a_batch_is_told_of_the_end(
 def test_a_forked_child_is_refused_and_does_not_hang(data) -> None:
     code = (
         "import multiprocessing, sys\n"
-        "from train.pipeline import Loader\n"
+        "from shardify.loader.loader import Loader\n"
         f"loader = Loader({str(data)!r}, res=24, batch_size=8)\n"
         "batches = iter(loader)\n"
         "next(batches)\n"
@@ -236,7 +236,8 @@ def test_compiled_code_runs_where_numba_finds_no_place_for_its_cache(tmp_path) -
         shutil.copytree(
             ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__")
         )
-        (tmp_path / package / "__pycache__").touch()
+        for folder in (tmp_path / package, *(tmp_path / package).glob("*/")):
+            (folder / "__pycache__").touch()
     (tmp_path / "home").touch()
     kept = {
         name: value
@@ -244,8 +245,8 @@ def test_compiled_code_runs_where_numba_finds_no_place_for_its_cache(tmp_path) -
         if name not in ("XDG_CACHE_HOME", "NUMBA_CACHE_DIR", "PYTHONPATH")
     }
     code = (
-        "import numpy as np, train.kernel\n"
-        "from train import access\n"
+        "import numpy as np, shardify.loader.cpu_kernels\n"
+        "from shardify.loader import access\n"
         "text, found = np.frombuffer(b'42', np.uint8), np.zeros(1, np.int64)\n"
         "access.numbers(np.array([text.ctypes.data]), np.array([2]), found)\n"
         "print(found[0], access.__file__)\n"
@@ -257,4 +258,4 @@ def test_compiled_code_runs_where_numba_finds_no_place_for_its_cache(tmp_path) -
         cwd=tmp_path,
         env={**kept, "HOME": str(tmp_path / "home")},
     )
-    assert done.stdout == f"42 {tmp_path / 'train' / 'access.py'}\n", done.stderr
+    assert done.stdout == f"42 {tmp_path / 'shardify' / 'loader' / 'access.py'}\n", done.stderr

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from tiny_run import TinyNet
 
 from model.losses import Criterion
+from shardify.loader.batch import Batch, synthetic
 from train import memory
-from train.batch import Batch, synthetic
 from train.errors import FitError
 from train.memory import is_out_of_memory, largest_batch, next_of, peak_mb, refusal
 from train.step import TrainStep, precision_of

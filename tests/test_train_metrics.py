@@ -14,7 +14,7 @@ from torchmetrics.classification import (
 
 from model.blocks import Prediction
 from model.losses import LossParts
-from train.batch import Batch
+from shardify.loader.batch import Batch
 from train.distributed import World
 from train.metrics import FIGURES, AbsoluteRelativeError, DepthAccuracy, Scores, describe
 from train.step import StepResult

@@ -12,12 +12,13 @@ from tiny_run import TinyNet, TinySource
 from model.blocks import Prediction
 from model.losses import Criterion
 from model.registry import create
+from shardify.errors import DataError
 from train.checkpoint import Checkpoints
 from train.claim import prepare
 from train.compare import compare
 from train.config import Config
 from train.distributed import World
-from train.errors import ConfigError, DataError
+from train.errors import ConfigError
 from train.evaluate import judge, load_trained
 from train.export import export
 from train.logs import JsonLines, Screen

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.order import BLOCK, KINDS, epoch_order, mixing, span, steps
+from shardify.loader.sampler import BLOCK, KINDS, epoch_order, mixing, span, steps
 
 
 @given(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.errors import DataError
+from shardify.errors import DataError
 from train.pairing import pair
 
 

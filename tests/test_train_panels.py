@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from train.batch import Batch
+from shardify.loader.batch import Batch
 from train.panels import COLUMNS, GAP, TITLE, Rows, draw
 
 MEAN = {"bg": [0.4, 0.5, 0.6], "fg_bg": [0.5, 0.5, 0.5]}

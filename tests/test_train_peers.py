@@ -7,9 +7,9 @@ import pytest
 from shardline_samples import write_data_set
 
 from shardify.dataset.manifest import Manifest
+from shardify.errors import DataError
 from train import contenders
 from train.baselines import PillowRenderer, webdataset_samples
-from train.errors import DataError
 from train.peers import ffcv_batches, litdata_batches, streaming_batches
 
 # Other people's warnings are not this project's to fix.

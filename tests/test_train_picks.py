@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from train.picks import Picks
+from shardify.loader.device_tables import Picks
 
 CPU = torch.device("cpu")
 

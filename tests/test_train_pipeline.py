@@ -20,13 +20,13 @@ from PIL import Image
 from shardline_samples import Images, scene, write_data_set
 
 from shardify.dataset.manifest import Manifest
+from shardify.errors import DataError
+from shardify.loader import background_table
+from shardify.loader.augmentation import Augmentation, draw, matrices
+from shardify.loader.batch import Batch
+from shardify.loader.loader import Loader
 from shardify.storage.readahead import ReadAhead
-from train import backgrounds
 from train.baselines import PillowRenderer
-from train.batch import Batch
-from train.draws import Augmentation, draw, matrices
-from train.errors import DataError
-from train.pipeline import Loader
 
 PLAIN = Augmentation(shift=0, hue=0, saturation=0, value=0, noise=0)
 """Rotation alone."""
@@ -93,7 +93,7 @@ class Asked(ReadAhead):
 @pytest.fixture
 def asked(monkeypatch) -> list[Asked]:
     monkeypatch.setattr(Asked, "all", [])
-    monkeypatch.setattr("train.pipeline.ReadAhead", Asked)
+    monkeypatch.setattr("shardify.loader.loader.ReadAhead", Asked)
     return Asked.all
 
 
@@ -126,7 +126,7 @@ def test_a_loader_that_does_not_start_reads_nothing_on(data, asked, monkeypatch)
     def fail(*_: object, **__: object) -> None:
         raise DataError("no")
 
-    monkeypatch.setattr("train.pipeline.Engine", fail)
+    monkeypatch.setattr("shardify.loader.loader.Engine", fail)
     with pytest.raises(DataError):
         Loader(str(data), split="train", res=32, batch_size=4)
     assert [each.closed for each in asked] == [True]
@@ -237,7 +237,7 @@ def test_images_of_many_sizes_are_each_resized_from_their_own(tmp_path) -> None:
 def test_loaders_of_one_data_set_share_its_backgrounds_and_let_go_of_them(data, tmp_path) -> None:
     other = write_data_set(tmp_path / "other", background=lambda n: scene(2000 + n, size=60)[0])
     gc.collect()
-    before = len(backgrounds._TABLES)
+    before = len(background_table._TABLES)
     with (
         Loader(data, res=24) as first,
         Loader(data, res=32, split="val") as second,
@@ -245,10 +245,10 @@ def test_loaders_of_one_data_set_share_its_backgrounds_and_let_go_of_them(data, 
     ):
         assert first._engine._backgrounds is second._engine._backgrounds
         assert first._engine._backgrounds is not third._engine._backgrounds
-        assert len(backgrounds._TABLES) == before + 2
+        assert len(background_table._TABLES) == before + 2
     del first, second, third
     gc.collect()
-    assert len(backgrounds._TABLES) == before
+    assert len(background_table._TABLES) == before
 
 
 @pytest.mark.parametrize("kernel", ["fused", "dali"])
@@ -474,7 +474,7 @@ def digest(batch: Batch) -> str:
 def test_a_new_process_goes_on_bit_for_bit(data) -> None:
     code = (
         "import hashlib, itertools, json, sys\n"
-        "from train.pipeline import Loader\n"
+        "from shardify.loader.loader import Loader\n"
         "state, takes = json.loads(sys.argv[1])\n"
         f"loader = Loader({str(data)!r}, res=24, batch_size=8, seed=3)\n"
         "if state: loader.load_state_dict(state)\n"
@@ -709,7 +709,7 @@ def test_ctrl_c_ends_at_once_and_leaves_nothing_running(data) -> None:
     # Batches that take a while: Python itself loses one Ctrl-C of some hundred where threads start.
     code = (
         "import sys\n"
-        "from train.pipeline import Loader\n"
+        "from shardify.loader.loader import Loader\n"
         f"loader = Loader({str(data)!r}, res=512, batch_size=4)\n"
         "print('ready', flush=True)\n"
         "while True:\n"
@@ -735,7 +735,7 @@ def test_ctrl_c_ends_at_once_and_leaves_nothing_running(data) -> None:
 def test_a_script_that_ends_in_mid_epoch_stops_the_thread_before_dali(data) -> None:
     code = (
         "import threading\n"
-        "from train.pipeline import Loader\n"
+        "from shardify.loader.loader import Loader\n"
         "from nvidia.dali.pipeline import Pipeline\n"
         f"loader = Loader({str(data)!r}, res=64, batch_size=1, prefetch=1)\n"
         "batches = iter(loader)\n"

@@ -7,12 +7,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from tiny_run import TinyNet, TinySource
 
+from shardify.errors import DataError
 from shardify.images.parser import parse
 from shardify.images.pixels import PLAIN, pixels
 from train import predict as module
 from train.config import Config
 from train.distributed import World
-from train.errors import CheckpointError, ConfigError, DataError
+from train.errors import CheckpointError, ConfigError
 from train.evaluate import judge
 from train.metrics import FIGURES
 from train.pairing import Job, pair

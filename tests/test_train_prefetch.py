@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from train.prefetch import Ahead
+from shardify.loader.prefetch import Ahead
 
 
 def test_items_arrive_in_order_and_then_stop() -> None:
@@ -95,7 +95,7 @@ def test_the_interpreters_end_waits_for_the_maker(end: str) -> None:
         "kept = Library()\n"
         "weakref.finalize(kept, print, 'a finalizer')\n"
         "atexit.register(print, 'a library cleans up')\n"
-        "from train.prefetch import Ahead\n"
+        "from shardify.loader.prefetch import Ahead\n"
         "def maker():\n"
         "    try:\n"
         "        while True: yield 0\n"

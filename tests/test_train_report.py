@@ -10,12 +10,13 @@ from shardline_browser import screenshot
 from tiny_run import TinyNet, TinySource, make_source
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401 - imported once, not in a test.
 
+from shardify.errors import DataError
 from train.charts import COLOURS, chart
 from train.checkpoint import load, save
 from train.cli import main
 from train.compare import compare
 from train.config import Config
-from train.errors import CheckpointError, DataError, RunError
+from train.errors import CheckpointError, RunError
 from train.evaluate import judge, load_trained
 from train.launch import launch
 from train.logs import JsonLines

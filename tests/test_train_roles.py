@@ -12,9 +12,9 @@ from shardline_samples import Images, scene, write_data_set
 
 from shardify import cli
 from shardify.dataset.manifest import Manifest
-from train.batch import CHANNELS, ROLES, Batch
-from train.errors import DataError
-from train.pipeline import Loader
+from shardify.errors import DataError
+from shardify.loader.batch import CHANNELS, ROLES, Batch
+from shardify.loader.loader import Loader
 
 SIZES = {"res": 32, "batch_size": 8}
 LACKS = [("mask",), ("depth",), ("bg",), ("bg", "mask"), ("bg", "depth"), ("bg", "mask", "depth")]

@@ -6,9 +6,9 @@ import pytest
 from shardline_samples import write_data_set
 
 from shardify.dataset.manifest import Manifest, Resolution
-from train.access import numbers
-from train.errors import DataError
-from train.shards import background_payloads, chosen, load_manifest, open_split
+from shardify.errors import DataError
+from shardify.loader.access import numbers
+from shardify.loader.shards import background_payloads, chosen, load_manifest, open_split
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import torch
 from tiny_run import TinyNet
 
 from model.losses import Criterion
-from train.batch import Batch, synthetic
+from shardify.loader.batch import Batch, synthetic
 from train.step import EvalStep, TrainStep, precision_of
 
 CPU = torch.device("cpu")

@@ -11,9 +11,10 @@ import pytest
 from click.testing import CliRunner
 from shardline_offline import offline
 
+from shardify.errors import DataError
 from train.agenda import FULL, TENTH, Step, steps
 from train.cli import main
-from train.errors import ConfigError, DataError, RunError
+from train.errors import ConfigError, RunError
 from train.page import page
 from train.suite import run, suite
 

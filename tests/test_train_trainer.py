@@ -14,19 +14,13 @@ import torch
 from safetensors.torch import load_file
 from tiny_run import TinyNet, TinySource
 
+from shardify.errors import DataError
+from shardify.loader.batch import Batch
 from train import folder
-from train.batch import Batch
 from train.checkpoint import Checkpoints, Stored
 from train.config import Config
 from train.distributed import World
-from train.errors import (
-    ConfigError,
-    DataError,
-    DivergedError,
-    FitError,
-    Interrupted,
-    PeerError,
-)
+from train.errors import ConfigError, DivergedError, FitError, Interrupted, PeerError
 from train.evaluate import judge, load_trained
 from train.logs import JsonLines, Screen
 from train.networks import Networks, compiling

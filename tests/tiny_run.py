@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from model.blocks import Prediction
-from train.batch import Batch
+from shardify.errors import DataError
+from shardify.loader.batch import Batch
 from train.config import Config
 from train.distributed import World
-from train.errors import DataError
 from train.panels import ROLES
 
 STATS = {"bg": [0.0, 0.0, 0.0], "fg_bg": [0.0, 0.0, 0.0]}
@@ -73,7 +73,7 @@ def sample(index: int, epoch: int, res: int, augment: bool) -> list[np.ndarray]:
 
 
 class TinyLoader:
-    """What ``train.pipeline.Loader`` promises, on made-up samples."""
+    """What ``shardify.loader.loader.Loader`` promises, on made-up samples."""
 
     def __init__(
         self, samples: range, *, res: int, batch: int, augment: bool, seed: int, world: World,

@@ -16,9 +16,9 @@ import torch
 import webdataset
 
 from shardify.dataset.manifest import Manifest
-from train.batch import Batch
+from shardify.loader.batch import Batch
+from shardify.loader.shards import IMAGES
 from train.pillow import Array, Floats, PillowRenderer, open_image, warp
-from train.shards import IMAGES
 
 __all__ = [
     "Array",

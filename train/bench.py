@@ -21,8 +21,9 @@ from pathlib import Path
 
 import torch
 
+from shardify.errors import DataError
 from train.contenders import OWN, PEERS, available, begin, scratch
-from train.errors import ConfigError, DataError, RunError
+from train.errors import ConfigError, RunError
 from train.machine import hardware, versions
 from train.shelf import Job
 from train.verdict import EPOCH, Report, Result

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from train.batch import Batch
+from shardify.loader.batch import Batch
 from train.shelf import Job, Shelf
 
 __all__ = ["OWN", "PEERS", "Work", "available", "begin"]
@@ -40,8 +40,8 @@ class Work:
 
 def _read(job: Job, _work: Work) -> Generator[int, None, None]:
     """Bytes of the three images, in the order of training, copied out of the shards."""
-    from train.feed import Feed
-    from train.shards import load_manifest, open_split
+    from shardify.loader.batch_sampler import Feed
+    from shardify.loader.shards import load_manifest, open_split
 
     folder, manifest = load_manifest(Path(job.shards), res=job.res)
     feed = Feed(

@@ -2,7 +2,6 @@
 
     TrainError            base: exit 1, its message is one line
     ├── ConfigError       a setting is unknown, mistyped, out of range, or contradicts another
-    ├── DataError         the shards, a split, a role or a decoded sample is not what training needs
     ├── RunError          the run's folder holds something else, or nothing to go on from
     │   └── CheckpointError   a checkpoint is missing, foreign, or of another schema version
     │       └── DamagedError  a checkpoint's bytes are not those that were written
@@ -18,7 +17,6 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DamagedError",
-    "DataError",
     "DivergedError",
     "FitError",
     "Interrupted",
@@ -34,10 +32,6 @@ class TrainError(Exception):
 
 class ConfigError(TrainError):
     """A setting is unknown, of the wrong type, out of range, or contradicts another."""
-
-
-class DataError(TrainError):
-    """The shards, a split, a role or a decoded sample is not what training needs."""
 
 
 class RunError(TrainError):

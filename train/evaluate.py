@@ -11,9 +11,10 @@ import torch
 
 from model.blocks import Prediction
 from model.registry import check_resolution
-from train.batch import Batch
+from shardify.errors import DataError
+from shardify.loader.batch import Batch
 from train.distributed import World
-from train.errors import ConfigError, DataError
+from train.errors import ConfigError
 from train.metrics import Scores
 from train.panels import ROLES, Rows
 from train.source import Shards, Source

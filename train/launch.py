@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from model.registry import check_resolution, create
+from shardify.errors import ShardifyError
 from train.checkpoint import Checkpoints, Stored
 from train.claim import CONFIG, held, prepare, readable, refuse_again, refuse_other
 from train.config import Config
@@ -153,7 +154,7 @@ def launch(
                 alone = source if world.size == 1 else make(config, World(), device)
                 page = write_report(out, alone, device=device, make_model=make_model)
                 screen.say(f"{page}: written")
-            except (TrainError, OSError) as error:
+            except (TrainError, ShardifyError, OSError) as error:
                 # The network is trained and saved; a page is no reason to fail.
                 screen.say(f"Warning: {error}; `train report {out}` writes it later")
     return summary

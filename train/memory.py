@@ -10,7 +10,7 @@ from itertools import islice
 
 import torch
 
-from train.batch import Batch, synthetic
+from shardify.loader.batch import Batch, synthetic
 from train.errors import FitError
 from train.step import StepResult, TrainStep
 

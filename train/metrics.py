@@ -18,7 +18,7 @@ from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric
 from torchmetrics.classification import BinaryStatScores
 
 from model.losses import TARGETS
-from train.batch import Batch
+from shardify.loader.batch import Batch
 from train.distributed import World
 from train.step import StepResult
 

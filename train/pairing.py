@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from train.errors import DataError
+from shardify.errors import DataError
 
 __all__ = ["MARK", "Job", "is_prediction", "pair"]
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from shardify.loader.batch import Batch
 from shardify.storage.train_drafts import draft
-from train.batch import Batch
 
 __all__ = ["COLUMNS", "ROLES", "Rows", "draw"]
 

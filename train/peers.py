@@ -14,6 +14,9 @@ import numpy as np
 from PIL import Image
 
 from shardify.dataset.manifest import Manifest
+from shardify.errors import DataError
+from shardify.loader.batch import Batch
+from shardify.loader.shards import IMAGES
 from train.baselines import (
     Array,
     Floats,
@@ -25,9 +28,6 @@ from train.baselines import (
     webdataset_samples,
     write_zip,
 )
-from train.batch import Batch
-from train.errors import DataError
-from train.shards import IMAGES
 
 __all__ = ["ffcv_batches", "litdata_batches", "streaming_batches"]
 

@@ -13,8 +13,16 @@ import numpy.typing as npt
 from PIL import Image
 
 from shardify.dataset.manifest import Manifest
-from train.draws import NOISE_UNIT, Augmentation, Draws, draw, matrices, noise_table, still
-from train.shards import background_payloads
+from shardify.loader.augmentation import (
+    NOISE_UNIT,
+    Augmentation,
+    Draws,
+    draw,
+    matrices,
+    noise_table,
+    still,
+)
+from shardify.loader.shards import background_payloads
 
 __all__ = ["Array", "Floats", "PillowRenderer", "open_image", "warp"]
 

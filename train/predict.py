@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from model.registry import check_resolution
+from shardify.errors import DataError
 from shardify.storage.train_drafts import draft
 from train.distributed import World
-from train.errors import ConfigError, DataError
+from train.errors import ConfigError
 from train.pairing import MARK, Job, is_prediction, pair
 from train.trained import Trained, load_trained, pick_device, place
 

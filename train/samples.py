@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from train.batch import Batch
+from shardify.loader.batch import Batch
 from train.panels import ROLES, Rows
 from train.source import Batches
 from train.step import EvalStep, precision_of

@@ -15,11 +15,11 @@ import torch
 
 from model.losses import Criterion
 from model.registry import create
-from train.batch import Batch, synthetic
+from shardify.loader.batch import Batch, synthetic
 from train.step import TrainStep, choose_algorithms, precision_of
 
 if TYPE_CHECKING:
-    from train.pipeline import Loader
+    from shardify.loader.loader import Loader
 
 __all__ = ["Job", "Shelf"]
 
@@ -66,7 +66,7 @@ class Shelf:
 
     def loader(self, job: Job, options: dict[str, Any]) -> "Loader":
         """The loader of a job; another one, if there is one, is closed."""
-        from train.pipeline import Loader
+        from shardify.loader.loader import Loader
 
         key = (dataclasses.replace(job, compile="no", model=""), *sorted(options.items()))
         if key not in self._loaders:

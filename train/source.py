@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from shardify.dataset.manifest import Manifest
-from train.batch import Batch
+from shardify.errors import DataError
+from shardify.loader.batch import Batch
+from shardify.loader.shards import load_manifest
 from train.distributed import World
-from train.errors import DataError
-from train.shards import load_manifest
 
 __all__ = ["Batches", "Shards", "Source", "StageLoaders"]
 
@@ -187,7 +187,7 @@ class Shards:
             DataError: The split is empty, or has too few samples for one batch on every rank.
         """
         # DALI takes a second to load, which `--help` and errors about the manifest need not wait.
-        from train.pipeline import Loader
+        from shardify.loader.loader import Loader
 
         return Loader(
             self.folder,

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shardify.errors import DataError
 from train.config import Config
 from train.distributed import World
-from train.errors import DataError
 from train.metrics import Scores
 from train.networks import Networks
 from train.panels import ROLES

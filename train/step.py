@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from model.blocks import Prediction
 from model.losses import Criterion, LossParts
 from model.supervision import Scales, coarse_loss
-from train.batch import Batch
+from shardify.loader.batch import Batch
 
 __all__ = ["EvalStep", "Precision", "StepResult", "TrainStep", "choose_algorithms", "precision_of"]
 

@@ -25,10 +25,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from shardify.errors import DataError
 from shardify.storage.train_drafts import TEMPORARY, write_text
 from train.agenda import FULL, ROOT, TENTH, Size, Step, steps
 from train.distributed import World
-from train.errors import ConfigError, DataError, Interrupted, RunError
+from train.errors import ConfigError, Interrupted, RunError
 from train.evaluate import pick_device
 from train.machine import driver_cuda_version, driver_version, hardware, versions
 from train.page import page

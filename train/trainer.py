@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from model.registry import create
+from shardify.errors import DataError
+from shardify.loader.batch import Batch
 from train import panels
-from train.batch import Batch
 from train.config import Config
 from train.distributed import World
-from train.errors import DataError
 from train.evaluate import evaluate
 from train.folder import Folder
 from train.keeper import Keeper

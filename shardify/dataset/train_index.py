@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shardify.dataset.manifest import Shard
-from train.errors import DataError
+from shardify.errors import DataError
 
 __all__ = ["BLOCK", "read_index"]
 

@@ -6,8 +6,8 @@ opens no file.
 
 from collections.abc import Sequence
 
-from train.graph import decoder
-from train.mapped import Bytes
+from shardify.loader.dali_pipeline import decoder
+from shardify.loader.mapped import Bytes
 
 __all__ = ["decode_faults", "reason_of"]
 

@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 
+from shardify.loader.augmentation import Augmentation
+from shardify.loader.batch import Batch
+from shardify.loader.batch_producer import Engine
+from shardify.loader.batch_sampler import Feed
+from shardify.loader.prefetch import Ahead
+from shardify.loader.sampler import EPOCHS, KINDS, SEEDS, Indexes
+from shardify.loader.shards import load_manifest, open_split
 from shardify.storage.readahead import ReadAhead
-from train.batch import Batch
-from train.draws import Augmentation
-from train.engine import Engine
-from train.feed import Feed
-from train.order import EPOCHS, KINDS, SEEDS, Indexes
-from train.prefetch import Ahead
-from train.shards import load_manifest, open_split
 
 __all__ = ["Loader"]
 

@@ -11,15 +11,15 @@ reads both horizontal neighbours of an RGB pixel by one unaligned 64-bit load. W
 the source is its nearest edge pixel. All arithmetic on pixels is float32.
 
 The functions below trust their arguments: addresses must be those of live, contiguous images of
-at least 2 x 2 pixels. ``train.engine`` checks that before it calls.
+at least 2 x 2 pixels. ``shardify.loader.batch_producer`` checks that before it calls.
 """
 
 from typing import Any
 
 import numpy as np
 
-from train.access import jit, load16, load32, load64, stream16
-from train.draws import NOISE_UNIT
+from shardify.loader.access import jit, load16, load32, load64, stream16
+from shardify.loader.augmentation import NOISE_UNIT
 
 __all__ = ["render"]
 

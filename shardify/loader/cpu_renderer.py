@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from train.access import unpack
-from train.batch import CHANNELS, ROLES, Batch, fill
-from train.draws import Draws, looks, noise_table
-from train.kernel import render
+from shardify.loader.access import unpack
+from shardify.loader.augmentation import Draws, looks, noise_table
+from shardify.loader.batch import CHANNELS, ROLES, Batch, fill
+from shardify.loader.cpu_kernels import render
 
 __all__ = ["Buffers", "Renderer"]
 

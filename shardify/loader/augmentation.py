@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from train.order import Indexes
+from shardify.loader.sampler import Indexes
 
 __all__ = [
     "NOISE_MARGIN",

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from shardify.dataset.manifest import Manifest
-from train.decode import decode_faults, reason_of
-from train.errors import DataError
-from train.graph import decoder
-from train.mapped import Bytes
-from train.raw import is_raw, pixels, size_of
-from train.shards import background_payloads
+from shardify.errors import DataError
+from shardify.loader.dali_pipeline import decoder
+from shardify.loader.decode import decode_faults, reason_of
+from shardify.loader.mapped import Bytes
+from shardify.loader.raw_codec import is_raw, pixels, size_of
+from shardify.loader.shards import background_payloads
 
 __all__ = ["background_table"]
 

@@ -18,16 +18,16 @@ import numpy.typing as npt
 import torch
 
 from shardify.dataset.manifest import Manifest
-from train.backgrounds import background_table
-from train.batch import ROLES, Batch, fill
-from train.decode import decode_faults, reason_of
-from train.draws import NOISE_UNIT, looks, noise_table
-from train.errors import DataError
-from train.feed import Feed, Step
-from train.fused import Renderer
-from train.graph import AHEAD, graph, own_tensor
-from train.normal import normal_of
-from train.raw import check_sizes, is_raw, size_of
+from shardify.errors import DataError
+from shardify.loader.augmentation import NOISE_UNIT, looks, noise_table
+from shardify.loader.background_table import background_table
+from shardify.loader.batch import ROLES, Batch, fill
+from shardify.loader.batch_sampler import Feed, Step
+from shardify.loader.cpu_renderer import Renderer
+from shardify.loader.dali_pipeline import AHEAD, graph, own_tensor
+from shardify.loader.decode import decode_faults, reason_of
+from shardify.loader.normal import normal_of
+from shardify.loader.raw_codec import check_sizes, is_raw, size_of
 
 __all__ = ["Engine"]
 

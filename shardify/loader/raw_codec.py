@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from shardify.dataset.manifest import Manifest
-from train.errors import DataError
-from train.shards import IMAGES, Bytes, Shards
+from shardify.errors import DataError
+from shardify.loader.shards import IMAGES, Bytes, Shards
 
 __all__ = ["check_sizes", "is_raw", "pixels", "size_of"]
 

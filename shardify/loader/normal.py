@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shardify.dataset.manifest import Manifest
-from train.errors import DataError
+from shardify.errors import DataError
 
 __all__ = ["normal_of"]
 

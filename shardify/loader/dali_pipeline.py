@@ -15,9 +15,9 @@ import torch
 from nvidia.dali import Pipeline, backend, fn, types
 from nvidia.dali import math as dali_math
 
-from train.batch import ROLES
-from train.mapped import Bytes
-from train.picks import Picks
+from shardify.loader.batch import ROLES
+from shardify.loader.device_tables import Picks
+from shardify.loader.mapped import Bytes
 
 __all__ = ["AHEAD", "decoder", "graph", "own_tensor"]
 
@@ -66,7 +66,7 @@ def graph(
     noise's strength (n,); last, with ``backgrounds`` (N, H, W, 3) the number of the background
     (n,), and with ``noise`` its place (n, 2). ``extensions`` are those of a role's files,
     ``sizes`` the width and height of its images, None where they differ. With ``raw``, a sample's
-    bytes are no files but pixels as ``train.raw`` has them.
+    bytes are no files but pixels as ``shardify.loader.raw_codec`` has them.
 
     Outputs: the decoded images; or bg, fg_bg, mask and depth as a batch has them, without those
     that there are not.

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from train import order
-from train.access import first_lie
-from train.draws import Augmentation, Draws, draw, still
-from train.errors import DataError
-from train.order import EPOCHS, SEEDS, Indexes
-from train.shards import Shards, chosen
+from shardify.errors import DataError
+from shardify.loader import sampler
+from shardify.loader.access import first_lie
+from shardify.loader.augmentation import Augmentation, Draws, draw, still
+from shardify.loader.sampler import EPOCHS, SEEDS, Indexes
+from shardify.loader.shards import Shards, chosen
 
 __all__ = ["Feed", "Step"]
 
@@ -116,7 +116,7 @@ class Feed:
 
     def left(self, consumed: int) -> int:
         """Steps until the epoch's end once ``consumed`` samples of it are used."""
-        return order.steps(
+        return sampler.steps(
             self.samples - consumed,
             batch_size=self._batch_size,
             world_size=self._world_size,
@@ -125,7 +125,7 @@ class Feed:
 
     def samples_of(self, epoch: int, step: int, *, consumed: int = 0) -> Indexes:
         """The samples of this rank's batch ``step``, counted from where ``consumed`` were used."""
-        start, stop = order.span(
+        start, stop = sampler.span(
             self.samples,
             consumed=consumed,
             step=step,
@@ -222,6 +222,6 @@ class Feed:
 
     def _order(self, epoch: int) -> Indexes:
         if self._cached is None or self._cached[:2] != (self.seed, epoch):
-            places = order.epoch_order(self.samples, seed=self.seed, epoch=epoch, kind=self.kind)
+            places = sampler.epoch_order(self.samples, seed=self.seed, epoch=epoch, kind=self.kind)
             self._cached = (self.seed, epoch, self._allowed[places])
         return self._cached[2]

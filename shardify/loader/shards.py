@@ -16,11 +16,10 @@ import numpy.typing as npt
 
 from shardify.dataset.manifest import BACKGROUNDS, Manifest, Shard
 from shardify.dataset.train_index import BLOCK, read_index
-from shardify.errors import ShardifyError
-from train.access import numbers
-from train.errors import DataError
-from train.mapped import Bytes, allow_open_files, bytes_of, digest_of
-from train.order import Indexes
+from shardify.errors import DataError, ShardifyError
+from shardify.loader.access import numbers
+from shardify.loader.mapped import Bytes, allow_open_files, bytes_of, digest_of
+from shardify.loader.sampler import Indexes
 
 __all__ = ["IMAGES", "Bytes", "Shards", "background_payloads", "load_manifest", "open_split"]
 

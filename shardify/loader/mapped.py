@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shardify.dataset.manifest import Shard
-from train.errors import DataError
+from shardify.errors import DataError
 
 __all__ = ["Bytes", "allow_open_files", "bytes_of", "digest_of"]
 

@@ -1,0 +1,1 @@
+"""From shards to augmented batches on the device."""
