@@ -261,7 +261,7 @@ def synth(out: Path, **options: Any) -> None:
     shardify synth demo.zip --samples 600 --backgrounds 40
     shardify synth downloads --released --samples 600
     """
-    from shardify.synth import make
+    from shardify.synth.generate import make
 
     with progress("samples") as advance:
         report = make(out, **options, progress=advance)

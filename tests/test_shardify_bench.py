@@ -9,7 +9,7 @@ import pytest
 from shardify.bench import CONTENDERS, Run, main, measure, summarise
 from shardify.bench_phases import phases
 from shardify.benchpage import page
-from shardify.synth import make
+from shardify.synth.generate import make
 
 
 @pytest.fixture(scope="module")

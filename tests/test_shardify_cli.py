@@ -11,7 +11,7 @@ import click
 import pytest
 
 from shardify.cli import cli, main
-from shardify.synth import make
+from shardify.synth.generate import make
 
 
 def run(*words: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:

@@ -10,7 +10,7 @@ from shardify.conversion.survey import Options
 from shardify.errors import BuildError
 from shardify.storage.atomic_write import TEMPORARY, Flushing
 from shardify.storage.paths import Url, place
-from shardify.synth import make
+from shardify.synth.generate import make
 
 OPTIONS = Options(val=0.25, workers=1, shard_samples=10)
 

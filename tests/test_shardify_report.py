@@ -14,7 +14,7 @@ from shardify.conversion.survey import Options
 from shardify.dataset.manifest import Manifest
 from shardify.dataset.report import outlined, page, write_report
 from shardify.errors import OutputError
-from shardify.synth import make
+from shardify.synth.generate import make
 
 
 @pytest.fixture(scope="module")

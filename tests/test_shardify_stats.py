@@ -10,7 +10,7 @@ from shardify.conversion.survey import Options
 from shardify.dataset.manifest import Manifest
 from shardify.dataset.stats import BINS, DataSet, figures, findings
 from shardify.errors import ManifestError, VerifyError
-from shardify.synth import make
+from shardify.synth.generate import make
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 from shardline_sources import content, shards
 
-from shardify import composites, synth
 from shardify.conversion.build import build
 from shardify.conversion.survey import Options
 from shardify.errors import OutputError
 from shardify.layout import detect
+from shardify.synth import compose, generate
 from shardify.workers.process_pool import Workers
 
 Pixels = npt.NDArray[np.int32]
@@ -27,7 +27,7 @@ Pixels = npt.NDArray[np.int32]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("synth") / "small.zip"
-    report = synth.make(path, samples=60, backgrounds=8, size=250, seed=5, workers=1)
+    report = generate.make(path, samples=60, backgrounds=8, size=250, seed=5, workers=1)
     assert report.entries == 8 + 3 * 60
     assert report.bytes == path.stat().st_size
     return path
@@ -57,7 +57,7 @@ def samples(source: zipfile.ZipFile) -> list[tuple[Pixels, Pixels, Pixels, Pixel
 def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The samples of ``made`` in the published zips."""
     path = tmp_path_factory.mktemp("released") / "new"
-    report = synth.make(
+    report = generate.make(
         path, samples=60, backgrounds=8, size=250, seed=5, released=True, workers=1
     )  # fmt: skip
     assert (report.zips, report.entries) == (8, 8 + 3 * 60)
@@ -75,10 +75,10 @@ def test_same_arguments_give_the_same_bytes_whatever_the_workers(
     made: Path, tmp_path: Path
 ) -> None:
     again = tmp_path / "again.zip"
-    synth.make(again, samples=60, backgrounds=8, size=250, seed=5, workers=2)
+    generate.make(again, samples=60, backgrounds=8, size=250, seed=5, workers=2)
     assert again.read_bytes() == made.read_bytes()
     other = tmp_path / "other.zip"
-    synth.make(other, samples=60, backgrounds=8, size=250, seed=6, workers=1)
+    generate.make(other, samples=60, backgrounds=8, size=250, seed=6, workers=1)
     assert other.read_bytes() != made.read_bytes()
 
 
@@ -86,14 +86,14 @@ def test_published_zips_have_the_same_bytes_whatever_the_workers(
     released: Path, tmp_path: Path
 ) -> None:
     again = tmp_path / "again"
-    synth.make(again, samples=60, backgrounds=8, size=250, seed=5, released=True, workers=2)
+    generate.make(again, samples=60, backgrounds=8, size=250, seed=5, released=True, workers=2)
     assert content(again) == content(released)
 
 
 def test_pictures_are_those_of_every_machine_with_the_locked_libraries() -> None:
     # A digest of pixels, not of files: it holds for any zlib and any JPEG encoder.
-    stage = composites.make_scene(1, 2)
-    cutout = composites.make_cutout(1, 2)
+    stage = compose.make_scene(1, 2)
+    cutout = compose.make_cutout(1, 2)
     digest = hashlib.sha256(stage.picture.tobytes() + stage.nearness.tobytes())
     for plane in (cutout.colour, cutout.alpha, cutout.bulge):
         digest.update(plane.tobytes())
@@ -154,7 +154,7 @@ def test_published_zips_become_the_same_shards_as_the_one_zip(
 @pytest.mark.parametrize("samples", [1, 4, 7])
 def test_no_published_zip_is_empty(tmp_path: Path, samples: int) -> None:
     out = tmp_path / "out"
-    synth.make(out, samples=samples, backgrounds=2, size=32, seed=0, released=True, workers=1)
+    generate.make(out, samples=samples, backgrounds=2, size=32, seed=0, released=True, workers=1)
     counts = [len(entries(file)) for file in sorted(out.glob("depth_*.zip"))]
     assert counts == {1: [1], 4: [1, 1, 1, 1], 7: [2, 1, 2, 1, 1]}[samples]
     assert len(list(out.iterdir())) == 3 + len(counts)
@@ -164,7 +164,7 @@ def test_no_published_zip_is_empty(tmp_path: Path, samples: int) -> None:
 
 def test_one_sample_on_one_background_is_a_set(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
-    synth.make(path, samples=1, backgrounds=1, size=64, seed=0)
+    generate.make(path, samples=1, backgrounds=1, size=64, seed=0)
     assert [entry.filename for entry in entries(path)] == [
         "data_all/bg/park1.jpg",
         "data_all/fg_bg/fg_001_bg_001_000000.jpg",
@@ -251,7 +251,7 @@ def test_an_existing_file_is_not_touched(tmp_path: Path, released: bool) -> None
     path = tmp_path / "precious.zip"
     path.write_bytes(b"precious")
     with pytest.raises(OutputError, match=r"precious.zip: exists already; .*; remove it or name"):
-        synth.make(path, samples=1, backgrounds=1, size=32, seed=0, released=released)
+        generate.make(path, samples=1, backgrounds=1, size=32, seed=0, released=released)
     assert path.read_bytes() == b"precious"
 
 
@@ -260,7 +260,7 @@ def test_an_existing_folder_is_not_touched(tmp_path: Path, released: bool) -> No
     path = tmp_path / "precious"
     path.mkdir()
     with pytest.raises(OutputError, match=r"precious: exists already; expected a new"):
-        synth.make(path, samples=1, backgrounds=1, size=32, seed=0, released=released)
+        generate.make(path, samples=1, backgrounds=1, size=32, seed=0, released=released)
     assert list(tmp_path.rglob("*")) == [path]
 
 
@@ -268,7 +268,7 @@ def test_an_existing_folder_is_not_touched(tmp_path: Path, released: bool) -> No
 def test_a_missing_folder_is_named(tmp_path: Path, released: bool) -> None:
     path = tmp_path / "absent" / "a.zip"
     with pytest.raises(OutputError, match=r"no folder .*absent; expected one to write in"):
-        synth.make(path, samples=1, backgrounds=1, size=32, seed=0, released=released)
+        generate.make(path, samples=1, backgrounds=1, size=32, seed=0, released=released)
     assert not list(tmp_path.iterdir())
 
 
@@ -281,9 +281,9 @@ def test_a_dead_worker_is_one_line_and_leaves_nothing(
             os.kill(self.pids[0], signal.SIGKILL)
             return super().__enter__()
 
-    monkeypatch.setattr(synth, "Workers", Dying)
+    monkeypatch.setattr(generate, "Workers", Dying)
     with pytest.raises(OutputError, match=r"out: a worker died; expected room in memory"):
-        synth.make(
+        generate.make(
             tmp_path / "out", samples=40, backgrounds=4, size=250, seed=0, released=released,
             workers=2,
         )  # fmt: skip
@@ -297,9 +297,9 @@ def test_nothing_is_left_behind_by_a_failure(
     def full(*_: object, **__: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(synth, "finish", full)
+    monkeypatch.setattr(generate, "finish", full)
     with pytest.raises(OutputError, match=r"a.zip: cannot be written \(No space left on device\)"):
-        synth.make(
+        generate.make(
             tmp_path / "a.zip", samples=1, backgrounds=1, size=32, seed=0, released=released,
             workers=1,
         )  # fmt: skip
@@ -310,10 +310,12 @@ def test_a_full_disk_ends_the_work_at_once(tmp_path: Path, monkeypatch: pytest.M
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(synth.Section, "add", full)
+    monkeypatch.setattr(generate.Section, "add", full)
     begun = time.monotonic()
     with pytest.raises(OutputError, match="No space left on device"):
-        synth.make(tmp_path / "a.zip", samples=4000, backgrounds=400, size=250, seed=0, workers=2)
+        generate.make(
+            tmp_path / "a.zip", samples=4000, backgrounds=400, size=250, seed=0, workers=2
+        )
     assert time.monotonic() - begun < 30
     assert list(tmp_path.iterdir()) == []
 
@@ -322,12 +324,12 @@ def test_a_full_disk_ends_the_work_at_once(tmp_path: Path, monkeypatch: pytest.M
 def test_numbers_out_of_range_are_named(tmp_path: Path, argument: str) -> None:
     numbers = {"samples": 1, "backgrounds": 1, "size": 32, "seed": 0} | {argument: -1}
     with pytest.raises(ValueError, match=f"{argument} is -1; expected"):
-        synth.make(tmp_path / "a.zip", **numbers)
+        generate.make(tmp_path / "a.zip", **numbers)
 
 
 def test_progress_counts_up_to_all_samples(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    synth.make(
+    generate.make(
         tmp_path / "a.zip", samples=7, backgrounds=3, size=32, seed=0, workers=1,
         progress=lambda done, total: seen.append((done, total)),
     )  # fmt: skip
@@ -335,7 +337,7 @@ def test_progress_counts_up_to_all_samples(tmp_path: Path) -> None:
 
 
 def test_all_foregrounds_and_both_sides_take_turns() -> None:
-    tasks = list(synth._tasks(2000, 100, 250, 0))
+    tasks = list(generate._tasks(2000, 100, 250, 0))
     plan = [each for task in tasks for each in task.samples]
     assert [number for number, _, _ in plan] == list(range(2000))
     used = np.bincount([foreground for _, foreground, _ in plan])[1:]

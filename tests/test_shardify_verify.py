@@ -17,7 +17,7 @@ from shardify.conversion.survey import Options
 from shardify.dataset.manifest import Manifest, is_altered
 from shardify.dataset.verify import verify
 from shardify.errors import ManifestError
-from shardify.synth import make
+from shardify.synth.generate import make
 
 
 @pytest.fixture(scope="module")

@@ -5,16 +5,16 @@ import zipfile
 
 import pytest
 
-from shardify import zipwriter
+from shardify.synth import zip_writer
 
 
 def write(contents: dict[str, bytes], **limits: int) -> bytes:
     """Two sections, the entries by turns in the one and the other."""
     out = io.BytesIO()
-    sections = [zipwriter.Section(out), zipwriter.Section(io.BytesIO())]
+    sections = [zip_writer.Section(out), zip_writer.Section(io.BytesIO())]
     for number, (name, content) in enumerate(contents.items()):
-        sections[number % 2].add(name, zipwriter.pack(content))
-    assert zipwriter.finish(sections, **limits) == len(out.getvalue())
+        sections[number % 2].add(name, zip_writer.pack(content))
+    assert zip_writer.finish(sections, **limits) == len(out.getvalue())
     return out.getvalue()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
-from shardify.textures import checks, dots, noise, random_numbers, stripes, turbulence
+from shardify.synth.textures import checks, dots, noise, random_numbers, stripes, turbulence
 
 __all__ = ["CANVAS", "Cutout", "make_cutout"]
 

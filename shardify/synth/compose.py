@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-from shardify.cutouts import CANVAS, Cutout, make_cutout
-from shardify.scenes import Scene, make_scene
+from shardify.synth.objects import CANVAS, Cutout, make_cutout
+from shardify.synth.scenes import Scene, make_scene
 
 __all__ = ["Actor", "Stage", "compose", "make_actor", "make_stage"]
 

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
-from shardify.canvas import FAR, Canvas, clip
-from shardify.textures import noise, random_numbers, turbulence
+from shardify.synth.canvas import FAR, Canvas, clip
+from shardify.synth.textures import noise, random_numbers, turbulence
 
 __all__ = ["SIZES", "Scene", "make_scene"]
 

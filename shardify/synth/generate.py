@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from shardify.composites import compose, make_actor, make_stage
 from shardify.errors import BuildError, OutputError
 from shardify.storage.atomic_write import TEMPORARY, publish, sync_folder
-from shardify.textures import random_numbers
+from shardify.synth.compose import compose, make_actor, make_stage
+from shardify.synth.textures import random_numbers
+from shardify.synth.zip_writer import MANY, WIDE, Packed, Section, finish, pack
 from shardify.workers.process_pool import Workers
-from shardify.zipwriter import MANY, WIDE, Packed, Section, finish, pack
 
 __all__ = ["FOREGROUNDS", "SynthReport", "make"]
 
@@ -229,7 +229,7 @@ def _run(tasks: list[_Task], workers: int | None) -> Generator[_Part, None, None
         return
     waiting: dict[int, _Part] = {}
     following = 0
-    with Workers("shardify.synth:_work", workers) as pool:
+    with Workers("shardify.synth.generate:_work", workers) as pool:
         for number, part in pool.map(tasks):
             waiting[number] = part
             while following in waiting:
