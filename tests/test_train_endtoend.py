@@ -18,13 +18,13 @@ from shardify.errors import DataError
 from train.checkpoint import Checkpoints
 from train.cli import main
 from train.config import Config
+from train.data import Shards
 from train.distributed import World
 from train.launch import launch
 from train.logs import JsonLines
 from train.pairing import pair
 from train.predict import Predictor, read_image
 from train.settings import resolve
-from train.source import Shards
 from train.trained import criterion_of, load_trained
 
 CPU = torch.device("cpu")

@@ -13,11 +13,11 @@ from model.blocks import Prediction
 from model.registry import check_resolution
 from shardify.errors import DataError
 from shardify.loader.batch import Batch
+from train.data import Shards, Source
 from train.distributed import World
 from train.errors import ConfigError
 from train.metrics import Scores
 from train.panels import ROLES, Rows
-from train.source import Shards, Source
 from train.step import EvalStep, precision_of
 from train.trained import Trained, load_trained, pick_device, place
 

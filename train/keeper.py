@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from train.config import Run
+from train.data import Batches
 from train.distributed import Agreement, World
 from train.errors import DivergedError, Interrupted
 from train.folder import Folder
 from train.logs import Screen
 from train.notes import SAVED, Notes
-from train.source import Batches
 from train.state import State
 from train.stop import Stop
 

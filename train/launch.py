@@ -16,6 +16,7 @@ from shardify.errors import ShardifyError
 from train.checkpoint import Checkpoints, Stored
 from train.claim import CONFIG, held, prepare, readable, refuse_again, refuse_other
 from train.config import Config
+from train.data import Shards, Source
 from train.distributed import World, connected
 from train.errors import ConfigError, Interrupted, PeerError, RunError, TrainError
 from train.logs import Screen
@@ -24,7 +25,6 @@ from train.progress import Summary
 from train.report import write_report
 from train.schedule import plan, stage_of
 from train.settings import from_text, from_toml, resolve, settings
-from train.source import Shards, Source
 from train.step import choose_algorithms
 from train.stop import Stop
 from train.trained import MakeModel, pick_device

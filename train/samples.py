@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from shardify.loader.batch import Batch
+from train.data import Batches
 from train.panels import ROLES, Rows
-from train.source import Batches
 from train.step import EvalStep, precision_of
 from train.trained import Trained, place
 

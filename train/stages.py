@@ -6,11 +6,11 @@ Opens and closes loaders; it takes no batch from them and moves no weight.
 from typing import Any
 
 from train.config import Config
+from train.data import Source, StageLoaders
 from train.distributed import World
 from train.logs import Screen
 from train.memory import release
 from train.schedule import Stage, plan, stage_of, steps_left
-from train.source import Source, StageLoaders
 from train.state import State
 
 __all__ = ["Stages"]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from shardify.errors import DataError
 from train.config import Config
+from train.data import Source
 from train.distributed import World
 from train.metrics import Scores
 from train.networks import Networks
@@ -22,7 +23,6 @@ from train.panels import ROLES
 from train.progress import Position
 from train.schedule import LearningRate, load_optimizer, make_optimizer
 from train.settings import to_toml
-from train.source import Source
 from train.step import EvalStep, TrainStep, precision_of
 from train.trained import MakeModel, criterion_of, targets_of
 

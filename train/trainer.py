@@ -21,6 +21,7 @@ from shardify.errors import DataError
 from shardify.loader.batch import Batch
 from train import panels
 from train.config import Config
+from train.data import Source, StageLoaders
 from train.distributed import World
 from train.evaluate import evaluate
 from train.folder import Folder
@@ -31,7 +32,6 @@ from train.metrics import Scores
 from train.networks import alone, compiling
 from train.progress import Pace, Position, Summary
 from train.schedule import Stage
-from train.source import Source, StageLoaders
 from train.stages import Stages
 from train.state import State
 from train.step import StepResult
