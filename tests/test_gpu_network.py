@@ -11,8 +11,8 @@ from model.losses import Criterion
 from model.registry import create
 from shardify.loader.batch import synthetic
 from train.contenders import begin
+from train.optim.step import TrainStep, choose_algorithms, precision_of
 from train.shelf import Job, Shelf
-from train.step import TrainStep, choose_algorithms, precision_of
 
 ON_BOTH = [
     pytest.param("cpu", id="cpu"),

@@ -3,7 +3,7 @@ import copy
 import torch
 from torch import nn
 
-from train.average import Average
+from train.optim.ema import Average
 
 
 def make() -> nn.Module:

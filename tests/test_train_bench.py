@@ -18,8 +18,8 @@ from train.bench import Report, Result, _Racer, bench
 from train.contenders import OWN, PEERS, begin
 from train.convoy import convoy
 from train.errors import ConfigError, RunError
+from train.optim.step import choose_algorithms
 from train.shelf import Job
-from train.step import choose_algorithms
 from train.sweep import Sweep, sweep
 
 

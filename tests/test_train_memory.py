@@ -8,10 +8,10 @@ from tiny_run import TinyNet
 
 from model.losses import Criterion
 from shardify.loader.batch import Batch, synthetic
-from train import memory
 from train.errors import FitError
-from train.memory import is_out_of_memory, largest_batch, next_of, peak_mb, refusal
-from train.step import TrainStep, precision_of
+from train.optim import memory
+from train.optim.memory import is_out_of_memory, largest_batch, next_of, peak_mb, refusal
+from train.optim.step import TrainStep, precision_of
 
 CPU = torch.device("cpu")
 

@@ -17,7 +17,7 @@ from model.losses import LossParts
 from shardify.loader.batch import Batch
 from train.distributed import World
 from train.metrics import FIGURES, AbsoluteRelativeError, DepthAccuracy, Scores, describe
-from train.step import StepResult
+from train.optim.step import StepResult
 
 CPU = torch.device("cpu")
 ALONE = World()

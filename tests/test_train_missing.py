@@ -23,7 +23,7 @@ from train.evaluate import judge, load_trained
 from train.export import export
 from train.logs import JsonLines, Screen
 from train.metrics import describe
-from train.networks import Networks
+from train.optim.wrapped_model import Networks
 from train.pairing import pair
 from train.panels import COLUMNS, GAP, SMALLEST
 from train.predict import Predictor, predict_files

@@ -23,7 +23,7 @@ from train.distributed import World
 from train.errors import ConfigError, DivergedError, FitError, Interrupted, PeerError
 from train.evaluate import judge, load_trained
 from train.logs import JsonLines, Screen
-from train.networks import Networks, compiling
+from train.optim.wrapped_model import Networks, compiling
 from train.settings import resolve
 from train.stop import Stop
 from train.trainer import Trainer

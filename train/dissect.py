@@ -21,7 +21,7 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]  # torch lis
 from torch.profiler import ProfilerActivity, profile
 
 from train.contenders import Work, begin
-from train.memory import release
+from train.optim.memory import release
 from train.shelf import Job, Shelf
 from train.sweep import about, write_json
 

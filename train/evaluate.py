@@ -17,8 +17,8 @@ from train.data import Shards, Source
 from train.distributed import World
 from train.errors import ConfigError
 from train.metrics import Scores
+from train.optim.step import EvalStep, precision_of
 from train.panels import ROLES, Rows
-from train.step import EvalStep, precision_of
 from train.trained import Trained, load_trained, pick_device, place
 
 __all__ = ["common_targets", "evaluate", "judge", "judge_shards", "load_trained", "pick_device"]

@@ -21,11 +21,11 @@ from train.distributed import World, connected
 from train.errors import ConfigError, Interrupted, PeerError, RunError, TrainError
 from train.logs import Screen
 from train.notes import SAVED, Notes
+from train.optim.optimizer import plan, stage_of
+from train.optim.step import choose_algorithms
 from train.progress import Summary
 from train.report import write_report
-from train.schedule import plan, stage_of
 from train.settings import from_text, from_toml, resolve, settings
-from train.step import choose_algorithms
 from train.stop import Stop
 from train.trained import MakeModel, pick_device
 from train.trainer import Trainer

@@ -20,7 +20,7 @@ from torchmetrics.classification import BinaryStatScores
 from model.losses import TARGETS
 from shardify.loader.batch import Batch
 from train.distributed import World
-from train.step import StepResult
+from train.optim.step import StepResult
 
 __all__ = ["FIGURES", "AbsoluteRelativeError", "DepthAccuracy", "SampleMean", "Scores", "describe"]
 

@@ -13,8 +13,8 @@ import torch
 
 from shardify.loader.batch import Batch
 from train.data import Batches
+from train.optim.step import EvalStep, precision_of
 from train.panels import ROLES, Rows
-from train.step import EvalStep, precision_of
 from train.trained import Trained, place
 
 __all__ = ["Band", "Fare", "bands", "fare"]

@@ -9,8 +9,8 @@ from train.config import Config
 from train.data import Source, StageLoaders
 from train.distributed import World
 from train.logs import Screen
-from train.memory import release
-from train.schedule import Stage, plan, stage_of, steps_left
+from train.optim.memory import release
+from train.optim.optimizer import Stage, plan, stage_of, steps_left
 from train.state import State
 
 __all__ = ["Stages"]

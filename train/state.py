@@ -18,12 +18,12 @@ from train.config import Config
 from train.data import Source
 from train.distributed import World
 from train.metrics import Scores
-from train.networks import Networks
+from train.optim.optimizer import LearningRate, load_optimizer, make_optimizer
+from train.optim.step import EvalStep, TrainStep, precision_of
+from train.optim.wrapped_model import Networks
 from train.panels import ROLES
 from train.progress import Position
-from train.schedule import LearningRate, load_optimizer, make_optimizer
 from train.settings import to_toml
-from train.step import EvalStep, TrainStep, precision_of
 from train.trained import MakeModel, criterion_of, targets_of
 
 __all__ = ["State"]

@@ -25,7 +25,7 @@ import torch
 from shardify.storage.train_drafts import write_text
 from train.contenders import Work, begin
 from train.machine import GpuMonitor, driver_version, gpu_of, hardware, versions
-from train.memory import release
+from train.optim.memory import release
 from train.shelf import Job, Shelf
 from train.window import window
 

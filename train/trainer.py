@@ -27,14 +27,14 @@ from train.evaluate import evaluate
 from train.folder import Folder
 from train.keeper import Keeper
 from train.logs import Screen
-from train.memory import fitting, next_of, peak_mb
 from train.metrics import Scores
-from train.networks import alone, compiling
+from train.optim.memory import fitting, next_of, peak_mb
+from train.optim.optimizer import Stage
+from train.optim.step import StepResult
+from train.optim.wrapped_model import alone, compiling
 from train.progress import Pace, Position, Summary
-from train.schedule import Stage
 from train.stages import Stages
 from train.state import State
-from train.step import StepResult
 from train.stop import Stop
 from train.tracing import Tracer
 from train.trained import (

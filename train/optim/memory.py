@@ -12,7 +12,7 @@ import torch
 
 from shardify.loader.batch import Batch, synthetic
 from train.errors import FitError
-from train.step import StepResult, TrainStep
+from train.optim.step import StepResult, TrainStep
 
 __all__ = [
     "OUT_OF_MEMORY",

@@ -1,0 +1,1 @@
+"""One step: model wrapping, forward/backward, optimizer, schedule, EMA, memory."""
