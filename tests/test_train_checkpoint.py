@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from train import checkpoint
-from train.checkpoint import Checkpoints
+from train.checkpoint import checkpoint_file
+from train.checkpoint.checkpoint_file import Checkpoints
 from train.errors import CheckpointError
 
 leaves = st.one_of(
@@ -33,8 +33,8 @@ states = st.recursive(
 @given(states)
 def test_what_is_read_is_what_was_written(tmp_path: Path, value: object) -> None:
     path = tmp_path / "x.safetensors"
-    checkpoint.write(path, {"value": value})
-    assert checkpoint.read(path).state == {"value": value}
+    checkpoint_file.write(path, {"value": value})
+    assert checkpoint_file.read(path).state == {"value": value}
 
 
 def test_tensors_keep_type_shape_and_every_bit(tmp_path: Path) -> None:
@@ -48,8 +48,8 @@ def test_tensors_keep_type_shape_and_every_bit(tmp_path: Path) -> None:
         "strided": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
     }
     path = tmp_path / "x.safetensors"
-    checkpoint.write(path, {"tensors": tensors})
-    found = checkpoint.read(path).state["tensors"]
+    checkpoint_file.write(path, {"tensors": tensors})
+    found = checkpoint_file.read(path).state["tensors"]
     assert list(found) == list(tensors)
     for name, tensor in tensors.items():
         assert found[name].dtype == tensor.dtype and found[name].shape == tensor.shape
@@ -58,14 +58,14 @@ def test_tensors_keep_type_shape_and_every_bit(tmp_path: Path) -> None:
 
 def test_what_cannot_be_restored_is_refused_not_lost(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="/a/0 is a set"):
-        checkpoint.write(tmp_path / "x.safetensors", {"a": [{1, 2}]})
+        checkpoint_file.write(tmp_path / "x.safetensors", {"a": [{1, 2}]})
     assert not any(tmp_path.iterdir())
 
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
     path = tmp_path / "step-00000001.safetensors"
-    checkpoint.write(path, {"weights": torch.arange(1000.0), "step": 1})
+    checkpoint_file.write(path, {"weights": torch.arange(1000.0), "step": 1})
     return path
 
 
@@ -76,7 +76,7 @@ def test_any_flipped_byte_is_noticed(written: Path) -> None:
         damaged[place] ^= 0x04
         written.write_bytes(damaged)
         try:
-            state = checkpoint.read(written).state
+            state = checkpoint_file.read(written).state
         except CheckpointError as error:
             assert str(written) in str(error) and "\n" not in str(error)
         else:  # A byte without meaning, such as padding.
@@ -87,19 +87,19 @@ def test_any_flipped_byte_is_noticed(written: Path) -> None:
 def test_a_cut_file_is_named(written: Path, size: int) -> None:
     os.truncate(written, size)
     with pytest.raises(CheckpointError, match=r"step-00000001\.safetensors: damaged"):
-        checkpoint.read(written)
+        checkpoint_file.read(written)
 
 
 def test_a_missing_file_weights_alone_and_another_version_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such file"):
-        checkpoint.read(tmp_path / "none.safetensors")
+        checkpoint_file.read(tmp_path / "none.safetensors")
     path = tmp_path / "x.safetensors"
     save_file({"w": torch.zeros(1)}, path)
     with pytest.raises(CheckpointError, match="weights, not a whole state"):
-        checkpoint.read(path)
+        checkpoint_file.read(path)
     save_file({"w": torch.zeros(1)}, path, {"version": "99", "state": "{}"})
     with pytest.raises(CheckpointError, match="version 99; this program reads 1"):
-        checkpoint.read(path)
+        checkpoint_file.read(path)
 
 
 def test_the_newest_few_are_kept(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.write(written, {"step": 2})
+        checkpoint_file.write(written, {"step": 2})
     monkeypatch.undo()
-    assert checkpoint.read(written).state["step"] == 1
+    assert checkpoint_file.read(written).state["step"] == 1
     assert list(written.parent.iterdir()) == [written]

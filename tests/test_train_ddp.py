@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from train.checkpoint import Checkpoints
+from train.checkpoint.checkpoint_file import Checkpoints
 from train.logs import JsonLines
 from train.metrics import FIGURES
 

@@ -15,7 +15,8 @@ from tiny_run import TinyNet
 from shardify.conversion.build import build
 from shardify.conversion.survey import Options
 from shardify.errors import DataError
-from train.checkpoint import Checkpoints
+from train.checkpoint.checkpoint_file import Checkpoints
+from train.checkpoint.trained_model import criterion_of, load_trained
 from train.cli import main
 from train.config import Config
 from train.data import Shards
@@ -25,7 +26,6 @@ from train.logs import JsonLines
 from train.pairing import pair
 from train.predict import Predictor, read_image
 from train.settings import resolve
-from train.trained import criterion_of, load_trained
 
 CPU = torch.device("cpu")
 

@@ -10,14 +10,14 @@ import torch
 from click.testing import CliRunner
 from tiny_run import TinyNet, TinySource
 
-from train import checkpoint
+from train.checkpoint import checkpoint_file
+from train.checkpoint.trained_model import Trained, criterion_of, load_trained
 from train.cli import main
 from train.config import Config
 from train.errors import CheckpointError, ConfigError, RunError
 from train.evaluate import judge
 from train.export import Deployed, export
 from train.settings import resolve
-from train.trained import Trained, criterion_of, load_trained
 from train.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -130,7 +130,7 @@ def test_plain_weights_of_a_checkpoint_serve_like_the_checkpoint(run: Path, tmp_
 
 def test_what_is_written_is_as_readable_as_any_file(tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("")
-    checkpoint.write(tmp_path / "x.safetensors", {"a": torch.zeros(1)})
+    checkpoint_file.write(tmp_path / "x.safetensors", {"a": torch.zeros(1)})
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "x.safetensors")]
     assert modes[0] == modes[1]
 

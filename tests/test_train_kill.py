@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from train.checkpoint import Checkpoints
+from train.checkpoint.checkpoint_file import Checkpoints
 from train.logs import JsonLines
 
 SCRIPT = Path(__file__).with_name("tiny_run.py")

@@ -13,7 +13,7 @@ from model.blocks import Prediction
 from model.losses import Criterion
 from model.registry import create
 from shardify.errors import DataError
-from train.checkpoint import Checkpoints
+from train.checkpoint.checkpoint_file import Checkpoints
 from train.claim import prepare
 from train.compare import compare
 from train.config import Config

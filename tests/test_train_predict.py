@@ -11,6 +11,7 @@ from shardify.errors import DataError
 from shardify.images.parser import parse
 from shardify.images.pixels import PLAIN, pixels
 from train import predict as module
+from train.checkpoint.trained_model import Trained, criterion_of, load_trained, pick_device
 from train.config import Config
 from train.distributed import World
 from train.errors import CheckpointError, ConfigError
@@ -19,7 +20,6 @@ from train.metrics import FIGURES
 from train.pairing import Job, pair
 from train.predict import Predictor, predict, predict_files, read_image
 from train.settings import resolve
-from train.trained import Trained, criterion_of, load_trained, pick_device
 from train.trainer import Trainer
 
 CPU = torch.device("cpu")

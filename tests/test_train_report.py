@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter  # noqa: F401 - imported once,
 
 from shardify.errors import DataError
 from train.charts import COLOURS, chart
-from train.checkpoint import load, save
+from train.checkpoint.checkpoint_file import load, save
 from train.cli import main
 from train.compare import compare
 from train.config import Config

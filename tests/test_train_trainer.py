@@ -17,7 +17,7 @@ from tiny_run import TinyNet, TinySource
 from shardify.errors import DataError
 from shardify.loader.batch import Batch
 from train import folder
-from train.checkpoint import Checkpoints, Stored
+from train.checkpoint.checkpoint_file import Checkpoints, Stored
 from train.config import Config
 from train.distributed import World
 from train.errors import ConfigError, DivergedError, FitError, Interrupted, PeerError

@@ -3,7 +3,7 @@ import time
 
 import torch
 
-from train.writer import Writer, snapshot
+from train.checkpoint.async_writer import Writer, snapshot
 
 
 def test_jobs_are_done_in_order_beside_the_caller() -> None:

@@ -22,10 +22,10 @@ from torch.export import Dim
 
 from model.registry import create
 from shardify.storage.train_drafts import draft
-from train.checkpoint import save
+from train.checkpoint.checkpoint_file import save
+from train.checkpoint.trained_model import MakeModel, Trained, load_trained, weights_metadata
 from train.errors import ConfigError, RunError
 from train.settings import to_toml
-from train.trained import MakeModel, Trained, load_trained, weights_metadata
 
 __all__ = ["FORMATS", "Deployed", "export"]
 

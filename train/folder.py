@@ -13,10 +13,10 @@ from torch import Tensor
 
 from train import panels
 from train.board import Board
-from train.checkpoint import Checkpoints, save
+from train.checkpoint.async_writer import Writer, snapshot
+from train.checkpoint.checkpoint_file import Checkpoints, save
 from train.config import Config
 from train.logs import JsonLines, Screen, epoch_line
-from train.writer import Writer, snapshot
 
 __all__ = ["Folder"]
 

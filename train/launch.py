@@ -13,7 +13,8 @@ import torch
 
 from model.registry import check_resolution, create
 from shardify.errors import ShardifyError
-from train.checkpoint import Checkpoints, Stored
+from train.checkpoint.checkpoint_file import Checkpoints, Stored
+from train.checkpoint.trained_model import MakeModel, pick_device
 from train.claim import CONFIG, held, prepare, readable, refuse_again, refuse_other
 from train.config import Config
 from train.data import Shards, Source
@@ -27,7 +28,6 @@ from train.progress import Summary
 from train.report import write_report
 from train.settings import from_text, from_toml, resolve, settings
 from train.stop import Stop
-from train.trained import MakeModel, pick_device
 from train.trainer import Trainer
 
 __all__ = ["MakeSource", "configure", "launch"]

@@ -19,10 +19,10 @@ from torch.nn.functional import interpolate
 from model.registry import check_resolution
 from shardify.errors import DataError
 from shardify.storage.train_drafts import draft
+from train.checkpoint.trained_model import Trained, load_trained, pick_device, place
 from train.distributed import World
 from train.errors import ConfigError
 from train.pairing import MARK, Job, is_prediction, pair
-from train.trained import Trained, load_trained, pick_device, place
 
 __all__ = ["Maps", "Predictor", "predict", "predict_files", "read_image"]
 
@@ -52,7 +52,7 @@ class Predictor:
         """Move the network to a device.
 
         Args:
-            trained: From `train.trained.load_trained`.
+            trained: From `train.checkpoint.trained_model.load_trained`.
             device: Where to compute; a GPU where there is one by default.
             res: Resolution to compute at; the one it was trained at last by default. Pixels.
 

@@ -18,6 +18,7 @@ from model.registry import create
 from shardify import html
 from shardify.storage.train_drafts import write_text
 from train.charts import chart
+from train.checkpoint.trained_model import MakeModel, load_trained, pick_device
 from train.data import Shards, Source
 from train.distributed import World
 from train.errors import RunError
@@ -26,7 +27,6 @@ from train.logs import JsonLines
 from train.metrics import FIGURES
 from train.panels import draw
 from train.samples import Band, Fare, bands, fare
-from train.trained import MakeModel, load_trained, pick_device
 
 __all__ = ["report_of", "write_report"]
 

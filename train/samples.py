@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from shardify.loader.batch import Batch
+from train.checkpoint.trained_model import Trained, place
 from train.data import Batches
 from train.optim.step import EvalStep, precision_of
 from train.panels import ROLES, Rows
-from train.trained import Trained, place
 
 __all__ = ["Band", "Fare", "bands", "fare"]
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from shardify.errors import DataError
+from train.checkpoint.trained_model import MakeModel, criterion_of, targets_of
 from train.config import Config
 from train.data import Source
 from train.distributed import World
@@ -24,7 +25,6 @@ from train.optim.wrapped_model import Networks
 from train.panels import ROLES
 from train.progress import Position
 from train.settings import to_toml
-from train.trained import MakeModel, criterion_of, targets_of
 
 __all__ = ["State"]
 

@@ -20,6 +20,14 @@ from model.registry import create
 from shardify.errors import DataError
 from shardify.loader.batch import Batch
 from train import panels
+from train.checkpoint.trained_model import (
+    MakeModel,
+    missing,
+    pick_device,
+    targets_of,
+    weights_in,
+    weights_metadata,
+)
 from train.config import Config
 from train.data import Source, StageLoaders
 from train.distributed import World
@@ -37,14 +45,6 @@ from train.stages import Stages
 from train.state import State
 from train.stop import Stop
 from train.tracing import Tracer
-from train.trained import (
-    MakeModel,
-    missing,
-    pick_device,
-    targets_of,
-    weights_in,
-    weights_metadata,
-)
 
 __all__ = ["Trainer"]
 

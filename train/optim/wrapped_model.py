@@ -16,11 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 from model.blocks import MULTIPLE
 from model.losses import TARGETS
 from model.supervision import Scales, Supervised
+from train.checkpoint.trained_model import MakeModel, place
 from train.config import Config
 from train.distributed import World
 from train.errors import ConfigError
 from train.optim.ema import Average
-from train.trained import MakeModel, place
 
 __all__ = ["Networks", "alone", "compiling"]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from model.losses import TARGETS, Criterion
 from model.registry import create
-from train import checkpoint
+from train.checkpoint import checkpoint_file
 from train.config import Config, Loss
 from train.distributed import World
 from train.errors import CheckpointError, ConfigError
@@ -172,9 +172,9 @@ def load_trained(path: str | Path, *, make_model: MakeModel = create) -> Trained
     if file is None:
         raise CheckpointError(f"{path}: no best.safetensors or last.safetensors; train first")
     path = file
-    tensors, metadata = checkpoint.load(path)
+    tensors, metadata = checkpoint_file.load(path)
     if "state" in metadata:
-        state = checkpoint.read(path).state
+        state = checkpoint_file.read(path).state
         about, tensors = state["about"], state.get("average", state["model"])
     elif "shardline" in metadata:
         about = _about(metadata["shardline"], path)

@@ -1,0 +1,1 @@
+"""State on disk: write, read back, load a trained model."""
