@@ -16,14 +16,14 @@ from tiny_run import TinyNet, TinySource, make_source
 
 import train.launch
 from shardify.errors import DataError
-from train.claim import held, prepare
 from train.cli import main
 from train.config import Config
 from train.distributed import World
 from train.errors import ConfigError, RunError
 from train.launch import configure, launch
-from train.logs import JsonLines
 from train.settings import resolve
+from train.tracking.metrics_log import JsonLines
+from train.tracking.run_folder_setup import held, prepare
 
 SHORT = [
     *("--res", "16", "--epochs", "2", "--batch", "8"),

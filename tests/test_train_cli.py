@@ -15,8 +15,8 @@ from train.cli import main
 from train.config import Config
 from train.errors import ConfigError, RunError
 from train.launch import configure, launch
-from train.logs import JsonLines
 from train.settings import resolve, settings, to_toml
+from train.tracking.metrics_log import JsonLines
 
 SHORT = [
     *("--res", "16", "--epochs", "2", "--batch", "8"),

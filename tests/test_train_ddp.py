@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from train.checkpoint.checkpoint_file import Checkpoints
-from train.logs import JsonLines
 from train.metrics import FIGURES
+from train.tracking.metrics_log import JsonLines
 
 pytestmark = pytest.mark.ddp
 SCRIPT = Path(__file__).with_name("tiny_run.py")

@@ -22,10 +22,10 @@ from train.config import Config
 from train.data import Shards
 from train.distributed import World
 from train.launch import launch
-from train.logs import JsonLines
 from train.pairing import pair
 from train.predict import Predictor, read_image
 from train.settings import resolve
+from train.tracking.metrics_log import JsonLines
 
 CPU = torch.device("cpu")
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from train.checkpoint.checkpoint_file import Checkpoints
-from train.logs import JsonLines
+from train.tracking.metrics_log import JsonLines
 
 SCRIPT = Path(__file__).with_name("tiny_run.py")
 # 8 steps an epoch; 2 epochs at 16 px, 1 at 32 px: boundaries at 8, 16 (resolution), 24.

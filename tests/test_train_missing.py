@@ -14,21 +14,21 @@ from model.losses import Criterion
 from model.registry import create
 from shardify.errors import DataError
 from train.checkpoint.checkpoint_file import Checkpoints
-from train.claim import prepare
 from train.compare import compare
 from train.config import Config
 from train.distributed import World
 from train.errors import ConfigError
 from train.evaluate import judge, load_trained
 from train.export import export
-from train.logs import JsonLines, Screen
 from train.metrics import describe
 from train.optim.wrapped_model import Networks
 from train.pairing import pair
-from train.panels import COLUMNS, GAP, SMALLEST
 from train.predict import Predictor, predict_files
 from train.report import write_report
 from train.settings import resolve
+from train.tracking.image_panels import COLUMNS, GAP, SMALLEST
+from train.tracking.metrics_log import JsonLines, Screen
+from train.tracking.run_folder_setup import prepare
 from train.trainer import Trainer
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from shardify.loader.batch import Batch
-from train.panels import COLUMNS, GAP, TITLE, Rows, draw
+from train.tracking.image_panels import COLUMNS, GAP, TITLE, Rows, draw
 
 MEAN = {"bg": [0.4, 0.5, 0.6], "fg_bg": [0.5, 0.5, 0.5]}
 STD = {"bg": [0.2, 0.2, 0.2], "fg_bg": [0.25, 0.25, 0.25]}

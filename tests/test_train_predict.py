@@ -227,7 +227,7 @@ def test_a_run_its_weights_and_its_checkpoints_all_serve(run: Path, which: str) 
 
 
 def test_judging_afterwards_gives_the_figures_of_the_run(run: Path) -> None:
-    from train.logs import JsonLines
+    from train.tracking.metrics_log import JsonLines
 
     record = JsonLines(run / "metrics.jsonl").read()[-1]["val"]
     trained = load_trained(run / "last.safetensors", make_model=TinyNet)

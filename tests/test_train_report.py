@@ -19,11 +19,11 @@ from train.config import Config
 from train.errors import CheckpointError, RunError
 from train.evaluate import judge, load_trained
 from train.launch import launch
-from train.logs import JsonLines
 from train.metrics import FIGURES
 from train.report import write_report
 from train.samples import Fare, bands, fare
 from train.settings import resolve
+from train.tracking.metrics_log import JsonLines
 from train.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ def train(out: Path, **values: object) -> Path:
     base = {"out": str(out), "res": (16, 32), "epochs": (6, 2), "batch": 8, "lr": 0.1}
     out.mkdir(exist_ok=True)
     config = resolve(Config(), {**base, "device": "cpu", "panel_rows": 2, **values})
-    from train.claim import prepare
+    from train.tracking.run_folder_setup import prepare
 
     prepare(out, config, 0)
     Trainer(config, TinySource(64, 21), make_model=TinyNet).run()

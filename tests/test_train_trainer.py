@@ -16,16 +16,16 @@ from tiny_run import TinyNet, TinySource
 
 from shardify.errors import DataError
 from shardify.loader.batch import Batch
-from train import folder
 from train.checkpoint.checkpoint_file import Checkpoints, Stored
 from train.config import Config
 from train.distributed import World
 from train.errors import ConfigError, DivergedError, FitError, Interrupted, PeerError
 from train.evaluate import judge, load_trained
-from train.logs import JsonLines, Screen
 from train.optim.wrapped_model import Networks, compiling
 from train.settings import resolve
 from train.stop import Stop
+from train.tracking import run_folder
+from train.tracking.metrics_log import JsonLines, Screen
 from train.trainer import Trainer
 
 TIMES = {"samples_per_s", "data_wait", "seconds", "val_seconds", "peak_memory_mb"}
@@ -326,7 +326,7 @@ def test_figures_and_weights_say_that_a_checkpoint_stood(
 ) -> None:
     """So that a run without one is known for one that lost it, however early it was killed."""
     written: list[str] = []
-    real, append = folder.Checkpoints.save, folder.JsonLines.append
+    real, append = run_folder.Checkpoints.save, run_folder.JsonLines.append
 
     def slow(self: Checkpoints, step: int, state: dict[str, Any]) -> Path:
         time.sleep(0.2)
@@ -341,9 +341,9 @@ def test_figures_and_weights_say_that_a_checkpoint_stood(
         written.append(f"epoch {record['epoch']}")
         append(self, record)
 
-    monkeypatch.setattr(folder.Checkpoints, "save", slow)
-    monkeypatch.setattr(folder.JsonLines, "append", line)
-    monkeypatch.setattr(folder, "save", weights)
+    monkeypatch.setattr(run_folder.Checkpoints, "save", slow)
+    monkeypatch.setattr(run_folder.JsonLines, "append", line)
+    monkeypatch.setattr(run_folder, "save", weights)
     make(tmp_path / "run", epochs=(1,), res=(16,)).run()
     assert written == ["step-00000005", "last", "best", "epoch 0", "step-00000005"]
 
@@ -443,7 +443,7 @@ def test_a_full_disk_does_not_end_the_run(
 def test_the_summary_names_weights_that_are_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = folder.save
+    real = run_folder.save
 
     def told(name: str, *unwritten: str) -> tuple[str, object]:
         def save(path: Path, *rest: Any) -> None:
@@ -451,7 +451,7 @@ def test_the_summary_names_weights_that_are_there(
                 raise OSError(28, "No space left on device")
             real(path, *rest)
 
-        monkeypatch.setattr(folder, "save", save)
+        monkeypatch.setattr(run_folder, "save", save)
         summary = make(tmp_path / name, max_steps=1).run()
         return str(summary), json.loads(summary.to_json())["weights"]
 

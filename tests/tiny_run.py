@@ -19,7 +19,7 @@ from shardify.errors import DataError
 from shardify.loader.batch import Batch
 from train.config import Config
 from train.distributed import World
-from train.panels import ROLES
+from train.tracking.image_panels import ROLES
 
 STATS = {"bg": [0.0, 0.0, 0.0], "fg_bg": [0.0, 0.0, 0.0]}
 ONES = {"bg": [1.0, 1.0, 1.0], "fg_bg": [1.0, 1.0, 1.0]}

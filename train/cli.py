@@ -56,7 +56,7 @@ def run_command(file: Path | None, resume: bool, as_json: bool, **flags: Any) ->
     with one_line_errors():
         from train.distributed import World, depart
         from train.launch import configure, launch
-        from train.logs import Screen
+        from train.tracking.metrics_log import Screen
 
         config = configure(said(flags), file=file, resume=resume)
         screen = Screen(to_stderr=as_json)
@@ -105,8 +105,8 @@ def eval_command(trained: Path, as_json: bool, **flags: Any) -> None:
     """
     with one_line_errors():
         from train.evaluate import judge_shards
-        from train.logs import plain
         from train.metrics import describe
+        from train.tracking.metrics_log import plain
 
         figures = judge_shards(trained, **flags)
         click.echo(json.dumps(plain(figures)) if as_json else describe(figures))

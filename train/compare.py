@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from train.errors import RunError
-from train.logs import JsonLines, plain
 from train.metrics import FIGURES
 from train.settings import from_toml, settings
+from train.tracking.metrics_log import JsonLines, plain
 
 __all__ = ["Comparison", "compare"]
 

@@ -19,7 +19,7 @@ from train.distributed import World
 from train.errors import ConfigError
 from train.metrics import Scores
 from train.optim.step import EvalStep, precision_of
-from train.panels import ROLES, Rows
+from train.tracking.image_panels import ROLES, Rows
 
 __all__ = ["common_targets", "evaluate", "judge", "judge_shards", "load_trained", "pick_device"]
 

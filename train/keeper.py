@@ -2,7 +2,7 @@
 
 All ranks decide together. Where a step takes longer than somebody who sent a signal waits, the
 state as of the last whole step is saved from another thread (see ``train.stop``). What the state
-is, ``train.state`` knows; how it is written, ``train.folder``.
+is, ``train.state`` knows; how it is written, ``train.tracking.run_folder``.
 """
 
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ from train.config import Run
 from train.data import Batches
 from train.distributed import Agreement, World
 from train.errors import DivergedError, Interrupted
-from train.folder import Folder
-from train.logs import Screen
 from train.notes import SAVED, Notes
 from train.state import State
 from train.stop import Stop
+from train.tracking.metrics_log import Screen
+from train.tracking.run_folder import Folder
 
 __all__ = ["Keeper"]
 

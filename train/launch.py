@@ -15,12 +15,10 @@ from model.registry import check_resolution, create
 from shardify.errors import ShardifyError
 from train.checkpoint.checkpoint_file import Checkpoints, Stored
 from train.checkpoint.trained_model import MakeModel, pick_device
-from train.claim import CONFIG, held, prepare, readable, refuse_again, refuse_other
 from train.config import Config
 from train.data import Shards, Source
 from train.distributed import World, connected
 from train.errors import ConfigError, Interrupted, PeerError, RunError, TrainError
-from train.logs import Screen
 from train.notes import SAVED, Notes
 from train.optim.optimizer import plan, stage_of
 from train.optim.step import choose_algorithms
@@ -28,6 +26,15 @@ from train.progress import Summary
 from train.report import write_report
 from train.settings import from_text, from_toml, resolve, settings
 from train.stop import Stop
+from train.tracking.metrics_log import Screen
+from train.tracking.run_folder_setup import (
+    CONFIG,
+    held,
+    prepare,
+    readable,
+    refuse_again,
+    refuse_other,
+)
 from train.trainer import Trainer
 
 __all__ = ["MakeSource", "configure", "launch"]

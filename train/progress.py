@@ -9,7 +9,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from train.logs import plain
+from train.tracking.metrics_log import plain
 
 __all__ = ["Pace", "Position", "Summary"]
 

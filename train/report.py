@@ -23,10 +23,10 @@ from train.data import Shards, Source
 from train.distributed import World
 from train.errors import RunError
 from train.evaluate import common_targets
-from train.logs import JsonLines
 from train.metrics import FIGURES
-from train.panels import draw
 from train.samples import Band, Fare, bands, fare
+from train.tracking.image_panels import draw
+from train.tracking.metrics_log import JsonLines
 
 __all__ = ["report_of", "write_report"]
 

@@ -15,7 +15,7 @@ from shardify.loader.batch import Batch
 from train.checkpoint.trained_model import Trained, place
 from train.data import Batches
 from train.optim.step import EvalStep, precision_of
-from train.panels import ROLES, Rows
+from train.tracking.image_panels import ROLES, Rows
 
 __all__ = ["Band", "Fare", "bands", "fare"]
 

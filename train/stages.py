@@ -8,10 +8,10 @@ from typing import Any
 from train.config import Config
 from train.data import Source, StageLoaders
 from train.distributed import World
-from train.logs import Screen
 from train.optim.memory import release
 from train.optim.optimizer import Stage, plan, stage_of, steps_left
 from train.state import State
+from train.tracking.metrics_log import Screen
 
 __all__ = ["Stages"]
 

@@ -22,9 +22,9 @@ from train.metrics import Scores
 from train.optim.optimizer import LearningRate, load_optimizer, make_optimizer
 from train.optim.step import EvalStep, TrainStep, precision_of
 from train.optim.wrapped_model import Networks
-from train.panels import ROLES
 from train.progress import Position
 from train.settings import to_toml
+from train.tracking.image_panels import ROLES
 
 __all__ = ["State"]
 

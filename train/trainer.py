@@ -19,7 +19,6 @@ import torch
 from model.registry import create
 from shardify.errors import DataError
 from shardify.loader.batch import Batch
-from train import panels
 from train.checkpoint.trained_model import (
     MakeModel,
     missing,
@@ -32,9 +31,7 @@ from train.config import Config
 from train.data import Source, StageLoaders
 from train.distributed import World
 from train.evaluate import evaluate
-from train.folder import Folder
 from train.keeper import Keeper
-from train.logs import Screen
 from train.metrics import Scores
 from train.optim.memory import fitting, next_of, peak_mb
 from train.optim.optimizer import Stage
@@ -45,6 +42,9 @@ from train.stages import Stages
 from train.state import State
 from train.stop import Stop
 from train.tracing import Tracer
+from train.tracking import image_panels
+from train.tracking.metrics_log import Screen
+from train.tracking.run_folder import Folder
 
 __all__ = ["Trainer"]
 
@@ -285,7 +285,7 @@ class Trainer:
             self.state.lr.new_stage()
         self._keeper.save(loaders.train)
 
-    def _judge(self, loaders: StageLoaders) -> panels.Rows | None:
+    def _judge(self, loaders: StageLoaders) -> image_panels.Rows | None:
         """Run over the validation split; the first samples come back for the panel."""
         self._val_scores.reset()
         judged = self.state.networks.judged.eval()

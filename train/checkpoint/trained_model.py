@@ -17,8 +17,8 @@ from train.checkpoint import checkpoint_file
 from train.config import Config, Loss
 from train.distributed import World
 from train.errors import CheckpointError, ConfigError
-from train.panels import ROLES
 from train.settings import from_text
+from train.tracking.image_panels import ROLES
 
 __all__ = [
     "MakeModel",

@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
-from train import panels
-from train.board import Board
 from train.checkpoint.async_writer import Writer, snapshot
 from train.checkpoint.checkpoint_file import Checkpoints, save
 from train.config import Config
-from train.logs import JsonLines, Screen, epoch_line
+from train.tracking import image_panels
+from train.tracking.metrics_log import JsonLines, Screen, epoch_line
+from train.tracking.tensorboard import Board
 
 __all__ = ["Folder"]
 
@@ -68,7 +68,8 @@ class Folder:
         self._screen.say(epoch_line(record))
         try:
             if not self.metrics.path.exists():
-                self._writer.wait()  # Figures say that a checkpoint stood: see `train.claim`.
+                # Figures say that a checkpoint stood: see `train.tracking.run_folder_setup`.
+                self._writer.wait()
             self.metrics.append(record)
             if self._board is not None:
                 drawn = self._panel_path(record)
@@ -79,7 +80,7 @@ class Folder:
     def draw(
         self,
         record: dict[str, Any],
-        rows: panels.Rows,
+        rows: image_panels.Rows,
         mean: dict[str, list[float]],
         std: dict[str, list[float]],
     ) -> None:
@@ -88,7 +89,7 @@ class Folder:
         title = f"epoch {record['epoch']}, {record['res']} px, step {record['step']}"
         try:
             path.parent.mkdir(exist_ok=True)
-            panels.draw(path, rows, mean=mean, std=std, title=title)
+            image_panels.draw(path, rows, mean=mean, std=std, title=title)
             self.panel = path
         except OSError as error:
             self._warn(f"{path.name} could not be written ({error})")

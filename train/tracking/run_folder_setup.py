@@ -13,8 +13,8 @@ from pathlib import Path
 from shardify.storage.train_drafts import TEMPORARY, writable, write_text
 from train.config import Config
 from train.errors import RunError
-from train.logs import JsonLines
 from train.settings import to_toml
+from train.tracking.metrics_log import JsonLines
 
 __all__ = ["CONFIG", "held", "prepare", "readable", "refuse_again", "refuse_other"]
 

@@ -1,0 +1,1 @@
+"""What a run writes for people: folder, metrics log, console, TensorBoard, panels."""
