@@ -285,7 +285,9 @@ def test_shards_without_a_manifest_are_refused_in_one_line(
     monkeypatch.setattr(train.launch, "launch", launch)
     if command[0] == "eval":
         assert call("run", *SHORT, "--out", tmp_path / "trained", "--max-steps", "0").exit_code
-        monkeypatch.setattr("train.evaluate.load_trained", lambda _: SimpleNamespace(res=16))
+        monkeypatch.setattr(
+            "train.evaluation.evaluate.load_trained", lambda _: SimpleNamespace(res=16)
+        )
     (tmp_path / "empty").mkdir()
     options = [] if command[0] == "eval" else [*SHORT, "--out", tmp_path / "run"]
     for folder in (tmp_path / "empty", tmp_path / "none"):

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from train.checkpoint.checkpoint_file import Checkpoints
-from train.metrics import FIGURES
+from train.evaluation.metrics import FIGURES
 from train.tracking.metrics_log import JsonLines
 
 pytestmark = pytest.mark.ddp

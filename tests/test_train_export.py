@@ -15,7 +15,7 @@ from train.checkpoint.trained_model import Trained, criterion_of, load_trained
 from train.cli import main
 from train.config import Config
 from train.errors import CheckpointError, ConfigError, RunError
-from train.evaluate import judge
+from train.evaluation.evaluate import judge
 from train.export import Deployed, export
 from train.settings import resolve
 from train.trainer import Trainer

@@ -16,7 +16,7 @@ from model.blocks import Prediction
 from model.losses import LossParts
 from shardify.loader.batch import Batch
 from train.distributed import World
-from train.metrics import FIGURES, AbsoluteRelativeError, DepthAccuracy, Scores, describe
+from train.evaluation.metrics import FIGURES, AbsoluteRelativeError, DepthAccuracy, Scores, describe
 from train.optim.step import StepResult
 
 CPU = torch.device("cpu")

@@ -18,9 +18,9 @@ from train.compare import compare
 from train.config import Config
 from train.distributed import World
 from train.errors import ConfigError
-from train.evaluate import judge, load_trained
+from train.evaluation.evaluate import judge, load_trained
+from train.evaluation.metrics import describe
 from train.export import export
-from train.metrics import describe
 from train.optim.wrapped_model import Networks
 from train.pairing import pair
 from train.predict import Predictor, predict_files

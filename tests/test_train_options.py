@@ -27,7 +27,7 @@ def test_what_no_command_foresaw_is_one_line(monkeypatch, error, says) -> None:
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("train.evaluate.judge_shards", fail)
+    monkeypatch.setattr("train.evaluation.evaluate.judge_shards", fail)
     done = CliRunner().invoke(main, ["eval", "run", "--shards", "data"])
     assert done.exit_code == 1
     assert done.output.startswith("Error: ") and says in done.output
@@ -46,7 +46,7 @@ def test_ctrl_c_promises_nothing_that_may_be_false(monkeypatch) -> None:
 
 def test_figures_that_are_no_numbers_are_null_in_json(monkeypatch) -> None:
     monkeypatch.setattr(
-        "train.evaluate.judge_shards",
+        "train.evaluation.evaluate.judge_shards",
         lambda *_, **__: {"mask_precision": float("nan"), "samples": 3},
     )
     done = CliRunner().invoke(main, ["eval", "run", "--shards", "data", "--json"])

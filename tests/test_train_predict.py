@@ -15,8 +15,8 @@ from train.checkpoint.trained_model import Trained, criterion_of, load_trained, 
 from train.config import Config
 from train.distributed import World
 from train.errors import CheckpointError, ConfigError
-from train.evaluate import judge
-from train.metrics import FIGURES
+from train.evaluation.evaluate import judge
+from train.evaluation.metrics import FIGURES
 from train.pairing import Job, pair
 from train.predict import Predictor, predict, predict_files, read_image
 from train.settings import resolve

@@ -17,11 +17,11 @@ from train.cli import main
 from train.compare import compare
 from train.config import Config
 from train.errors import CheckpointError, RunError
-from train.evaluate import judge, load_trained
+from train.evaluation.evaluate import judge, load_trained
+from train.evaluation.metrics import FIGURES
+from train.evaluation.per_sample import Fare, bands, fare
 from train.launch import launch
-from train.metrics import FIGURES
 from train.report import write_report
-from train.samples import Fare, bands, fare
 from train.settings import resolve
 from train.tracking.metrics_log import JsonLines
 from train.trainer import Trainer

@@ -20,7 +20,7 @@ from train.checkpoint.checkpoint_file import Checkpoints, Stored
 from train.config import Config
 from train.distributed import World
 from train.errors import ConfigError, DivergedError, FitError, Interrupted, PeerError
-from train.evaluate import judge, load_trained
+from train.evaluation.evaluate import judge, load_trained
 from train.optim.wrapped_model import Networks, compiling
 from train.settings import resolve
 from train.stop import Stop
@@ -361,7 +361,7 @@ def test_best_is_the_lowest_loss_at_the_last_resolution(tmp_path: Path) -> None:
     make(out, res=(16, 32), epochs=(1, 3), lr=1.0).run()
     records = figures(out)
     best = min(records[1:], key=lambda record: record["val"]["loss"])
-    from train.evaluate import load_trained
+    from train.evaluation.evaluate import load_trained
 
     assert load_trained(out, make_model=TinyNet).step == best["step"]
 

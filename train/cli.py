@@ -104,8 +104,8 @@ def eval_command(trained: Path, as_json: bool, **flags: Any) -> None:
     train eval run/last.safetensors --shards out --res 256 --split train --json
     """
     with one_line_errors():
-        from train.evaluate import judge_shards
-        from train.metrics import describe
+        from train.evaluation.evaluate import judge_shards
+        from train.evaluation.metrics import describe
         from train.tracking.metrics_log import plain
 
         figures = judge_shards(trained, **flags)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from train.errors import RunError
-from train.metrics import FIGURES
+from train.evaluation.metrics import FIGURES
 from train.settings import from_toml, settings
 from train.tracking.metrics_log import JsonLines, plain
 

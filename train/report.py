@@ -22,9 +22,9 @@ from train.checkpoint.trained_model import MakeModel, load_trained, pick_device
 from train.data import Shards, Source
 from train.distributed import World
 from train.errors import RunError
-from train.evaluate import common_targets
-from train.metrics import FIGURES
-from train.samples import Band, Fare, bands, fare
+from train.evaluation.evaluate import common_targets
+from train.evaluation.metrics import FIGURES
+from train.evaluation.per_sample import Band, Fare, bands, fare
 from train.tracking.image_panels import draw
 from train.tracking.metrics_log import JsonLines
 

@@ -18,7 +18,7 @@ from train.checkpoint.trained_model import MakeModel, criterion_of, targets_of
 from train.config import Config
 from train.data import Source
 from train.distributed import World
-from train.metrics import Scores
+from train.evaluation.metrics import Scores
 from train.optim.optimizer import LearningRate, load_optimizer, make_optimizer
 from train.optim.step import EvalStep, TrainStep, precision_of
 from train.optim.wrapped_model import Networks

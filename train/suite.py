@@ -30,7 +30,7 @@ from shardify.storage.train_drafts import TEMPORARY, write_text
 from train.agenda import FULL, ROOT, TENTH, Size, Step, steps
 from train.distributed import World
 from train.errors import ConfigError, Interrupted, RunError
-from train.evaluate import pick_device
+from train.evaluation.evaluate import pick_device
 from train.machine import driver_cuda_version, driver_version, hardware, versions
 from train.page import page
 

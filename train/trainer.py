@@ -30,9 +30,9 @@ from train.checkpoint.trained_model import (
 from train.config import Config
 from train.data import Source, StageLoaders
 from train.distributed import World
-from train.evaluate import evaluate
+from train.evaluation.evaluate import evaluate
+from train.evaluation.metrics import Scores
 from train.keeper import Keeper
-from train.metrics import Scores
 from train.optim.memory import fitting, next_of, peak_mb
 from train.optim.optimizer import Stage
 from train.optim.step import StepResult

@@ -17,7 +17,7 @@ from train.checkpoint.trained_model import Trained, load_trained, pick_device, p
 from train.data import Shards, Source
 from train.distributed import World
 from train.errors import ConfigError
-from train.metrics import Scores
+from train.evaluation.metrics import Scores
 from train.optim.step import EvalStep, precision_of
 from train.tracking.image_panels import ROLES, Rows
 
@@ -109,8 +109,8 @@ def judge(
         world: Place among other processes.
 
     Returns:
-        ``{name: value}`` for every name in ``train.metrics.FIGURES`` that both the network and the
-        data set know, and ``samples``.
+        ``{name: value}`` for every name in ``train.evaluation.metrics.FIGURES`` that both the
+        network and the data set know, and ``samples``.
 
     Raises:
         DataError: The data set has no such split, or nothing to judge by.
