@@ -21,9 +21,9 @@ from train.cli import main
 from train.config import Config
 from train.data import Shards
 from train.distributed import World
+from train.inference.input_pairs import pair
+from train.inference.predict import Predictor, read_image
 from train.launch import launch
-from train.pairing import pair
-from train.predict import Predictor, read_image
 from train.settings import resolve
 from train.tracking.metrics_log import JsonLines
 

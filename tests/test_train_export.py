@@ -16,7 +16,7 @@ from train.cli import main
 from train.config import Config
 from train.errors import CheckpointError, ConfigError, RunError
 from train.evaluation.evaluate import judge
-from train.export import Deployed, export
+from train.inference.export import Deployed, export
 from train.settings import resolve
 from train.trainer import Trainer
 
@@ -87,7 +87,7 @@ def test_onnx_of_the_real_network_answers_as_it_does(
         criterion=criterion_of(config.loss), res=64, step=0, config=config,
         mean={"bg": three[0], "fg_bg": three[0]}, std={"bg": three[1], "fg_bg": three[1]},
     )  # fmt: skip
-    monkeypatch.setattr("train.export.load_trained", lambda *_, **__: trained)
+    monkeypatch.setattr("train.inference.export.load_trained", lambda *_, **__: trained)
     # Untrained, its raw outputs are in the hundreds, and so are their rounding errors.
     answers_alike(export(tmp_path, kind="onnx"), trained, within=1e-3)
 

@@ -20,10 +20,10 @@ from train.distributed import World
 from train.errors import ConfigError
 from train.evaluation.evaluate import judge, load_trained
 from train.evaluation.metrics import describe
-from train.export import export
+from train.inference.export import export
+from train.inference.input_pairs import pair
+from train.inference.predict import Predictor, predict_files
 from train.optim.wrapped_model import Networks
-from train.pairing import pair
-from train.predict import Predictor, predict_files
 from train.report import write_report
 from train.settings import resolve
 from train.tracking.image_panels import COLUMNS, GAP, SMALLEST

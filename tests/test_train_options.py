@@ -38,7 +38,7 @@ def test_ctrl_c_promises_nothing_that_may_be_false(monkeypatch) -> None:
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("train.predict.predict", stop)
+    monkeypatch.setattr("train.inference.predict.predict", stop)
     done = CliRunner().invoke(main, ["predict", "run", "--fg-bg", "a.png", "--out", "maps"])
     assert done.exit_code == 130
     assert done.output == "Stopped; what was written by then is whole.\n"

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from shardify.errors import DataError
-from train.pairing import pair
+from train.inference.input_pairs import pair
 
 
 def touch(folder: Path, *names: str) -> None:

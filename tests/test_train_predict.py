@@ -10,15 +10,15 @@ from tiny_run import TinyNet, TinySource
 from shardify.errors import DataError
 from shardify.images.parser import parse
 from shardify.images.pixels import PLAIN, pixels
-from train import predict as module
 from train.checkpoint.trained_model import Trained, criterion_of, load_trained, pick_device
 from train.config import Config
 from train.distributed import World
 from train.errors import CheckpointError, ConfigError
 from train.evaluation.evaluate import judge
 from train.evaluation.metrics import FIGURES
-from train.pairing import Job, pair
-from train.predict import Predictor, predict, predict_files, read_image
+from train.inference import predict as module
+from train.inference.input_pairs import Job, pair
+from train.inference.predict import Predictor, predict, predict_files, read_image
 from train.settings import resolve
 from train.trainer import Trainer
 

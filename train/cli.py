@@ -133,7 +133,7 @@ def predict_command(trained: Path, bits: str, **flags: Any) -> None:
     train predict run --bg bg/ --fg-bg fg_bg/ --out maps --bits 16
     """
     with one_line_errors():
-        from train.predict import predict
+        from train.inference.predict import predict
 
         files = predict(trained, bits=int(bits), **flags)
         pictures = {file.stem.rpartition("_")[0] for file in files}
@@ -227,7 +227,7 @@ def export_command(trained: Path, **flags: Any) -> None:
     train export run --format onnx -o net.onnx
     """
     with one_line_errors():
-        from train.export import export
+        from train.inference.export import export
 
         click.echo(f"{export(trained, **flags)}: written")
 

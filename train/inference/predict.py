@@ -22,7 +22,7 @@ from shardify.storage.train_drafts import draft
 from train.checkpoint.trained_model import Trained, load_trained, pick_device, place
 from train.distributed import World
 from train.errors import ConfigError
-from train.pairing import MARK, Job, is_prediction, pair
+from train.inference.input_pairs import MARK, Job, is_prediction, pair
 
 __all__ = ["Maps", "Predictor", "predict", "predict_files", "read_image"]
 
@@ -126,7 +126,7 @@ def predict_files(
 
     Args:
         predictor: The network.
-        jobs: From `train.pairing.pair`.
+        jobs: From `train.inference.input_pairs.pair`.
         out: Folder to write to; made if missing; predictions that it holds are replaced.
         batch: Pictures a step.
         bits: Of the depth PNG: 8 or 16.
