@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from train.charts import chart
+from train.report.charts import chart
 
 HERE = Path(__file__).parent
 PAGE = HERE / "training.md"

@@ -14,7 +14,6 @@ from model.losses import Criterion
 from model.registry import create
 from shardify.errors import DataError
 from train.checkpoint.checkpoint_file import Checkpoints
-from train.compare import compare
 from train.config import Config
 from train.distributed import World
 from train.errors import ConfigError
@@ -24,7 +23,8 @@ from train.inference.export import export
 from train.inference.input_pairs import pair
 from train.inference.predict import Predictor, predict_files
 from train.optim.wrapped_model import Networks
-from train.report import write_report
+from train.report.compare import compare
+from train.report.run_report import write_report
 from train.settings import resolve
 from train.tracking.image_panels import COLUMNS, GAP, SMALLEST
 from train.tracking.metrics_log import JsonLines, Screen

@@ -11,17 +11,17 @@ from tiny_run import TinyNet, TinySource, make_source
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401 - imported once, not in a test.
 
 from shardify.errors import DataError
-from train.charts import COLOURS, chart
 from train.checkpoint.checkpoint_file import load, save
 from train.cli import main
-from train.compare import compare
 from train.config import Config
 from train.errors import CheckpointError, RunError
 from train.evaluation.evaluate import judge, load_trained
 from train.evaluation.metrics import FIGURES
 from train.evaluation.per_sample import Fare, bands, fare
 from train.launch import launch
-from train.report import write_report
+from train.report.charts import COLOURS, chart
+from train.report.compare import compare
+from train.report.run_report import write_report
 from train.settings import resolve
 from train.tracking.metrics_log import JsonLines
 from train.trainer import Trainer
@@ -152,12 +152,12 @@ def test_without_room_for_a_picture_the_report_is_one_line_and_the_run_ends_well
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("train.report.tempfile.TemporaryDirectory", full)
+    monkeypatch.setattr("train.report.run_report.tempfile.TemporaryDirectory", full)
     with pytest.raises(RunError, match=r"no room to draw its worst samples .*TMPDIR"):
         write_report(run, TinySource(64, 21), device=CPU, make_model=TinyNet)
     flags = {"out": str(tmp_path / "run"), "res": 16, "epochs": 1, "batch": 8, "device": "cpu"}
     for raised in (full, _undecodable):
-        monkeypatch.setattr("train.report.tempfile.TemporaryDirectory", raised)
+        monkeypatch.setattr("train.report.run_report.tempfile.TemporaryDirectory", raised)
         config = resolve(Config(), {**flags, "out": str(tmp_path / raised.__name__)})
         launch(config, make_source=make_source, make_model=TinyNet)
         assert "writes it later" in capsys.readouterr().out

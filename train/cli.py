@@ -255,7 +255,7 @@ def report_command(run: Path, **flags: Any) -> None:
     train report run --shards out -o run.html
     """
     with one_line_errors():
-        from train.report import report_of
+        from train.report.run_report import report_of
 
         click.echo(f"{report_of(run, **flags)}: written")
 
@@ -270,7 +270,7 @@ def compare_command(runs: tuple[Path, ...], as_json: bool) -> None:
     train compare run run2
     """
     with one_line_errors():
-        from train.compare import compare
+        from train.report.compare import compare
 
         comparison = compare(runs)
         click.echo(comparison.to_json() if as_json else comparison)

@@ -23,7 +23,7 @@ from train.notes import SAVED, Notes
 from train.optim.optimizer import plan, stage_of
 from train.optim.step import choose_algorithms
 from train.progress import Summary
-from train.report import write_report
+from train.report.run_report import write_report
 from train.settings import from_text, from_toml, resolve, settings
 from train.stop import Stop
 from train.tracking.metrics_log import Screen

@@ -17,7 +17,6 @@ from PIL import Image
 from model.registry import create
 from shardify import html
 from shardify.storage.train_drafts import write_text
-from train.charts import chart
 from train.checkpoint.trained_model import MakeModel, load_trained, pick_device
 from train.data import Shards, Source
 from train.distributed import World
@@ -25,6 +24,7 @@ from train.errors import RunError
 from train.evaluation.evaluate import common_targets
 from train.evaluation.metrics import FIGURES
 from train.evaluation.per_sample import Band, Fare, bands, fare
+from train.report.charts import chart
 from train.tracking.image_panels import draw
 from train.tracking.metrics_log import JsonLines
 
