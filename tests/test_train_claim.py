@@ -14,16 +14,16 @@ import torch
 from click.testing import CliRunner, Result
 from tiny_run import TinyNet, TinySource, make_source
 
-import train.launch
+import train.trainer.launch
 from shardify.errors import DataError
 from train.cli import main
 from train.config import Config
 from train.distributed import World
 from train.errors import ConfigError, RunError
-from train.launch import configure, launch
 from train.settings import resolve
 from train.tracking.metrics_log import JsonLines
 from train.tracking.run_folder_setup import held, prepare
+from train.trainer.launch import configure, launch
 
 SHORT = [
     *("--res", "16", "--epochs", "2", "--batch", "8"),
@@ -50,7 +50,7 @@ def picky(config: Config, world: World, device: torch.device) -> Picky:
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     run = functools.partial(launch, make_source=picky, make_model=TinyNet)
-    monkeypatch.setattr(train.launch, "launch", run)
+    monkeypatch.setattr(train.trainer.launch, "launch", run)
 
 
 def call(*arguments: object) -> Result:

@@ -10,13 +10,13 @@ import torch
 from click.testing import CliRunner, Result
 from tiny_run import TinyNet, make_source
 
-import train.launch
+import train.trainer.launch
 from train.cli import main
 from train.config import Config
 from train.errors import ConfigError, RunError
-from train.launch import configure, launch
 from train.settings import resolve, settings, to_toml
 from train.tracking.metrics_log import JsonLines
+from train.trainer.launch import configure, launch
 
 SHORT = [
     *("--res", "16", "--epochs", "2", "--batch", "8"),
@@ -29,7 +29,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """`train run` trains the tiny network on the tiny data set."""
     torch.set_num_threads(1)
     monkeypatch.setattr(
-        train.launch,
+        train.trainer.launch,
         "launch",
         functools.partial(launch, make_source=make_source, make_model=TinyNet),
     )
@@ -214,7 +214,7 @@ def test_a_page_that_cannot_be_written_does_not_fail_the_run(
     def full(*_: object, **__: object) -> Path:
         raise RunError("report.html: cannot be written (No space left on device)")
 
-    monkeypatch.setattr(train.launch, "write_report", full)
+    monkeypatch.setattr(train.trainer.launch, "write_report", full)
     out = tmp_path / "run"
     result = call("run", *SHORT, "--out", out, "--max-steps", 1, "--report")
     assert result.exit_code == 0, result.output
@@ -282,7 +282,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(tmp_path: P
 def test_shards_without_a_manifest_are_refused_in_one_line(
     tmp_path: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train.launch, "launch", launch)
+    monkeypatch.setattr(train.trainer.launch, "launch", launch)
     if command[0] == "eval":
         assert call("run", *SHORT, "--out", tmp_path / "trained", "--max-steps", "0").exit_code
         monkeypatch.setattr(
@@ -297,7 +297,7 @@ def test_shards_without_a_manifest_are_refused_in_one_line(
 
 
 def test_run_without_shards_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train.launch, "launch", launch)
+    monkeypatch.setattr(train.trainer.launch, "launch", launch)
     result = call("run", *SHORT, "--out", tmp_path / "run")
     assert_one_line(result, 2, "--shards: not given")
 

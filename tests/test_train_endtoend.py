@@ -23,9 +23,9 @@ from train.data import Shards
 from train.distributed import World
 from train.inference.input_pairs import pair
 from train.inference.predict import Predictor, read_image
-from train.launch import launch
 from train.settings import resolve
 from train.tracking.metrics_log import JsonLines
+from train.trainer.launch import launch
 
 CPU = torch.device("cpu")
 

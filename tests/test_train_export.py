@@ -18,7 +18,7 @@ from train.errors import CheckpointError, ConfigError, RunError
 from train.evaluation.evaluate import judge
 from train.inference.export import Deployed, export
 from train.settings import resolve
-from train.trainer import Trainer
+from train.trainer.trainer import Trainer
 
 CPU = torch.device("cpu")
 SHAPES = [(1, 3, 32, 32), (3, 3, 48, 96), (2, 3, 128, 64)]

@@ -29,7 +29,7 @@ from train.settings import resolve
 from train.tracking.image_panels import COLUMNS, GAP, SMALLEST
 from train.tracking.metrics_log import JsonLines, Screen
 from train.tracking.run_folder_setup import prepare
-from train.trainer import Trainer
+from train.trainer.trainer import Trainer
 
 CPU = torch.device("cpu")
 ALL = frozenset({"bg", "fg_bg", "mask", "depth"})

@@ -20,7 +20,7 @@ from train.inference import predict as module
 from train.inference.input_pairs import Job, pair
 from train.inference.predict import Predictor, predict, predict_files, read_image
 from train.settings import resolve
-from train.trainer import Trainer
+from train.trainer.trainer import Trainer
 
 CPU = torch.device("cpu")
 

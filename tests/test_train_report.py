@@ -18,13 +18,13 @@ from train.errors import CheckpointError, RunError
 from train.evaluation.evaluate import judge, load_trained
 from train.evaluation.metrics import FIGURES
 from train.evaluation.per_sample import Fare, bands, fare
-from train.launch import launch
 from train.report.charts import COLOURS, chart
 from train.report.compare import compare
 from train.report.run_report import write_report
 from train.settings import resolve
 from train.tracking.metrics_log import JsonLines
-from train.trainer import Trainer
+from train.trainer.launch import launch
+from train.trainer.trainer import Trainer
 
 CPU = torch.device("cpu")
 

@@ -23,10 +23,10 @@ from train.errors import ConfigError, DivergedError, FitError, Interrupted, Peer
 from train.evaluation.evaluate import judge, load_trained
 from train.optim.wrapped_model import Networks, compiling
 from train.settings import resolve
-from train.stop import Stop
 from train.tracking import run_folder
 from train.tracking.metrics_log import JsonLines, Screen
-from train.trainer import Trainer
+from train.trainer.signals import Stop
+from train.trainer.trainer import Trainer
 
 TIMES = {"samples_per_s", "data_wait", "seconds", "val_seconds", "peak_memory_mb"}
 
@@ -309,7 +309,7 @@ def test_a_checkpoint_comes_when_so_many_minutes_have_passed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = itertools.count(0, 20)  # Seconds: who asks finds another third of a minute gone.
-    monkeypatch.setattr("train.keeper.monotonic", lambda: next(clock))
+    monkeypatch.setattr("train.trainer.checkpoint_policy.monotonic", lambda: next(clock))
     steps = {}
     for minutes in (0.0, 0.5):
         out = tmp_path / str(minutes)

@@ -189,11 +189,11 @@ def main() -> None:
     """`train` as it is, on the tiny data set and network."""
     import functools
 
-    import train.launch
+    import train.trainer.launch
     from train.cli import main as command
 
-    train.launch.launch = functools.partial(  # type: ignore[misc]
-        train.launch.launch, make_source=make_source, make_model=TinyNet
+    train.trainer.launch.launch = functools.partial(  # type: ignore[misc]
+        train.trainer.launch.launch, make_source=make_source, make_model=TinyNet
     )
     command()
 

@@ -55,8 +55,8 @@ def run_command(file: Path | None, resume: bool, as_json: bool, **flags: Any) ->
     """
     with one_line_errors():
         from train.distributed import World, depart
-        from train.launch import configure, launch
         from train.tracking.metrics_log import Screen
+        from train.trainer.launch import configure, launch
 
         config = configure(said(flags), file=file, resume=resume)
         screen = Screen(to_stderr=as_json)
@@ -77,8 +77,8 @@ def config_command(file: Path | None, resume: bool, **flags: Any) -> None:
     train run --config my.toml --shards out
     """
     with one_line_errors():
-        from train.launch import configure
         from train.settings import to_toml
+        from train.trainer.launch import configure
 
         click.echo(to_toml(configure(said(flags), file=file, resume=resume)), nl=False)
 

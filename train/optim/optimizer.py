@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from train.config import Optim
 from train.errors import ConfigError
-from train.progress import Position
+from train.trainer.progress import Position
 
 __all__ = [
     "LearningRate",

@@ -1,8 +1,8 @@
 """When a run saves its state, and when it leaves: asked to, out of time, or diverged.
 
 All ranks decide together. Where a step takes longer than somebody who sent a signal waits, the
-state as of the last whole step is saved from another thread (see ``train.stop``). What the state
-is, ``train.state`` knows; how it is written, ``train.tracking.run_folder``.
+state as of the last whole step is saved from another thread (see ``train.trainer.signals``). What
+the state is, ``train.trainer.state`` knows; how it is written, ``train.tracking.run_folder``.
 """
 
 from collections.abc import Iterator
@@ -18,10 +18,10 @@ from train.data import Batches
 from train.distributed import Agreement, World
 from train.errors import DivergedError, Interrupted
 from train.notes import SAVED, Notes
-from train.state import State
-from train.stop import Stop
 from train.tracking.metrics_log import Screen
 from train.tracking.run_folder import Folder
+from train.trainer.signals import Stop
+from train.trainer.state import State
 
 __all__ = ["Keeper"]
 

@@ -10,8 +10,8 @@ from train.data import Source, StageLoaders
 from train.distributed import World
 from train.optim.memory import release
 from train.optim.optimizer import Stage, plan, stage_of, steps_left
-from train.state import State
 from train.tracking.metrics_log import Screen
+from train.trainer.state import State
 
 __all__ = ["Stages"]
 

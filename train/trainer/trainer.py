@@ -1,12 +1,12 @@
 """A run: stages of epochs, from the first weights to the last, that can be stopped anywhere.
 
-``train.state`` holds what must survive; here is what is done with it, and when it is saved. What an
-epoch leaves behind is written in `_close_epoch`, in the order that lets a kill between any two
-writes be repaired by running the epoch's end again.
+``train.trainer.state`` holds what must survive; here is what is done with it, and when it is saved.
+What an epoch leaves behind is written in `_close_epoch`, in the order that lets a kill between any
+two writes be repaired by running the epoch's end again.
 
 Every rank runs the same code and decides the same: what one rank alone knows (a signal, the clock)
-``train.keeper`` makes known to all first. This module decodes nothing, draws nothing and computes
-no figure.
+``train.trainer.checkpoint_policy`` makes known to all first. This module decodes nothing, draws
+nothing and computes no figure.
 """
 
 from collections.abc import Callable
@@ -32,19 +32,19 @@ from train.data import Source, StageLoaders
 from train.distributed import World
 from train.evaluation.evaluate import evaluate
 from train.evaluation.metrics import Scores
-from train.keeper import Keeper
 from train.optim.memory import fitting, next_of, peak_mb
 from train.optim.optimizer import Stage
 from train.optim.step import StepResult
 from train.optim.wrapped_model import alone, compiling
-from train.progress import Pace, Position, Summary
-from train.stages import Stages
-from train.state import State
-from train.stop import Stop
-from train.tracing import Tracer
 from train.tracking import image_panels
 from train.tracking.metrics_log import Screen
 from train.tracking.run_folder import Folder
+from train.trainer.checkpoint_policy import Keeper
+from train.trainer.profiler_trace import Tracer
+from train.trainer.progress import Pace, Position, Summary
+from train.trainer.signals import Stop
+from train.trainer.stages import Stages
+from train.trainer.state import State
 
 __all__ = ["Trainer"]
 

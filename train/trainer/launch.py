@@ -1,7 +1,7 @@
 """From settings to a run: the folder, the place among other processes, going on or starting.
 
 Decides what a resumed run may change and what it must keep; everything after that is
-``train.trainer``'s.
+``train.trainer.trainer``'s.
 """
 
 import os
@@ -22,10 +22,8 @@ from train.errors import ConfigError, Interrupted, PeerError, RunError, TrainErr
 from train.notes import SAVED, Notes
 from train.optim.optimizer import plan, stage_of
 from train.optim.step import choose_algorithms
-from train.progress import Summary
 from train.report.run_report import write_report
 from train.settings import from_text, from_toml, resolve, settings
-from train.stop import Stop
 from train.tracking.metrics_log import Screen
 from train.tracking.run_folder_setup import (
     CONFIG,
@@ -35,7 +33,9 @@ from train.tracking.run_folder_setup import (
     refuse_again,
     refuse_other,
 )
-from train.trainer import Trainer
+from train.trainer.progress import Summary
+from train.trainer.signals import Stop
+from train.trainer.trainer import Trainer
 
 __all__ = ["MakeSource", "configure", "launch"]
 

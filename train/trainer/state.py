@@ -22,9 +22,9 @@ from train.evaluation.metrics import Scores
 from train.optim.optimizer import LearningRate, load_optimizer, make_optimizer
 from train.optim.step import EvalStep, TrainStep, precision_of
 from train.optim.wrapped_model import Networks
-from train.progress import Position
 from train.settings import to_toml
 from train.tracking.image_panels import ROLES
+from train.trainer.progress import Position
 
 __all__ = ["State"]
 

@@ -1,0 +1,1 @@
+"""The training run: loop, stages, state, resume, stop."""
