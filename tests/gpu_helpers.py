@@ -105,7 +105,7 @@ def decoders(data: Path, device: str, loads: Sequence[float]) -> list[tuple[dict
     """
     code = (
         "import json, sys, time\n"
-        "from train.machine import GpuMonitor\n"
+        "from train.bench.hardware import GpuMonitor\n"
         "from shardify.loader.loader import Loader\n"
         "data, loads, options = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])\n"
         "for load in loads:\n"

@@ -10,9 +10,9 @@ from shardline_samples import write_data_set
 from model.losses import Criterion
 from model.registry import create
 from shardify.loader.batch import synthetic
-from train.contenders import begin
+from train.bench.cases import begin
+from train.bench.fixtures import Job, Shelf
 from train.optim.step import TrainStep, choose_algorithms, precision_of
-from train.shelf import Job, Shelf
 
 ON_BOTH = [
     pytest.param("cpu", id="cpu"),

@@ -7,8 +7,8 @@ from shardline_samples import write_data_set
 
 from shardify.loader.augmentation import matrices
 from shardify.loader.loader import Loader
-from train.baselines import warp, webdataset_batches
-from train.pillow import PillowRenderer
+from train.bench.baselines import warp, webdataset_batches
+from train.bench.pillow_renderer import PillowRenderer
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

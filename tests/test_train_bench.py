@@ -14,13 +14,13 @@ from shardline_samples import write_data_set
 
 from shardify.errors import DataError
 from shardify.loader.loader import Loader
-from train.bench import Report, Result, _Racer, bench
-from train.contenders import OWN, PEERS, begin
-from train.convoy import convoy
+from train.bench.cases import OWN, PEERS, begin
+from train.bench.fixtures import Job
+from train.bench.runner import Report, Result, _Racer, bench
+from train.bench.sweep import Sweep, sweep
+from train.bench.sweep_group import convoy
 from train.errors import ConfigError, RunError
 from train.optim.step import choose_algorithms
-from train.shelf import Job
-from train.sweep import Sweep, sweep
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_starts(
     data, tmp_path, monkeypatch
 ) -> None:
     started: list[object] = []
-    monkeypatch.setattr("train.bench._Racer", lambda *words: started.append(words))
+    monkeypatch.setattr("train.bench.runner._Racer", lambda *words: started.append(words))
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file" / "deeper"):
         with pytest.raises(RunError, match=r"cannot be written .*expected a folder with room"):
@@ -114,7 +114,7 @@ def test_a_report_that_cannot_be_saved_is_one_line(tmp_path, monkeypatch) -> Non
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("train.verdict.write_text", full)
+    monkeypatch.setattr("train.bench.results.write_text", full)
     with pytest.raises(RunError, match=r"out: cannot be written .*No space left on device"):
         report({"augment": [900.0]}).save(tmp_path / "out")
 
@@ -137,7 +137,7 @@ def test_a_contender_that_is_killed_is_named(data, when) -> None:
 
 
 def test_a_contender_is_known_to_be_dead_while_its_workers_hold_the_pipe(monkeypatch) -> None:
-    monkeypatch.setattr("train.bench._GLANCE", 0.1)
+    monkeypatch.setattr("train.bench.runner._GLANCE", 0.1)
     racer = _Racer.__new__(_Racer)
     racer.name = "one"
     racer._pipe, held = multiprocessing.Pipe()
@@ -151,7 +151,7 @@ def test_a_contender_is_known_to_be_dead_while_its_workers_hold_the_pipe(monkeyp
 
 STOPPED = """
 import os, signal, sys, threading, time
-from train.bench import bench
+from train.bench.runner import bench
 
 def say(line):
     if line.startswith({when!r}):
@@ -247,9 +247,10 @@ def test_contenders_of_one_setting_share_a_loader_and_a_network(
     monkeypatch.setattr(Loader, "__init__", counted)
     monkeypatch.setattr(Loader, "close", counted_too)
     monkeypatch.setattr(
-        "train.shelf.create", lambda name: networks.append(name) or torch.nn.Conv2d(6, 1, 1)
+        "train.bench.fixtures.create",
+        lambda name: networks.append(name) or torch.nn.Conv2d(6, 1, 1),
     )
-    monkeypatch.setattr("train.shelf.TrainStep", lambda *_, **__: lambda _: None)
+    monkeypatch.setattr("train.bench.fixtures.TrainStep", lambda *_, **__: lambda _: None)
     files = sweep(wanted(data, tmp_path / "out", batches=[4, 8]))
     assert opened == [4, 8]
     assert closed == [4, 8]

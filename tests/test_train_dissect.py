@@ -5,8 +5,8 @@ import pytest
 from shardline_samples import write_data_set
 from torch.autograd import DeviceType
 
-from train import dissect as module
-from train.dissect import Dissection, bound, covered, dissect
+from train.bench import profile_stages as module
+from train.bench.profile_stages import Dissection, bound, covered, dissect
 
 
 @pytest.mark.parametrize(

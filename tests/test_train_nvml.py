@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from train import machine
+from train.bench import hardware
 
 GPUS = ["GPU-aaaa-0", "GPU-bbbb-1", "GPU-bccc-2"]
 
@@ -55,7 +55,7 @@ class Pynvml:
 
 @pytest.fixture
 def three(monkeypatch) -> None:
-    monkeypatch.setattr(machine, "_NVML", Pynvml())
+    monkeypatch.setattr(hardware, "_NVML", Pynvml())
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
@@ -75,19 +75,19 @@ def three(monkeypatch) -> None:
 def test_the_gpu_in_use_is_the_one_that_cuda_may_see(monkeypatch, seen, place, number) -> None:
     if seen is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
-    found = machine.gpu_utilisation(machine.visible_gpu(place))
+    found = hardware.gpu_utilisation(hardware.visible_gpu(place))
     assert found == {
         "compute": 10.0 * (number + 1), "memory_bus": number + 1.0, "jpeg": 51.0 + number,
         "memory_gb": number + 1.0,
     }  # fmt: skip
     if place == 0:
-        assert machine.gpu_utilisation() == found
+        assert hardware.gpu_utilisation() == found
 
 
 @pytest.mark.usefixtures("three")
 def test_a_gpu_that_does_not_exist_has_no_utilisation() -> None:
     for gpu in (3, "GPU-dddd-9", "MIG-1"):
-        assert machine.gpu_utilisation(gpu) == {}
+        assert hardware.gpu_utilisation(gpu) == {}
 
 
 @pytest.mark.usefixtures("three")
@@ -97,9 +97,9 @@ def test_torch_and_the_driver_may_count_in_different_orders(monkeypatch) -> None
     monkeypatch.setattr(
         "torch.cuda.get_device_properties", lambda place: SimpleNamespace(uuid=unique[place])
     )
-    assert machine.gpu_of("cuda") == machine.gpu_of("cuda:0") == "GPU-bccc-2"
-    assert machine.gpu_of("cuda:1") == "GPU-aaaa-0"
-    assert machine.gpu_of("cpu") is None
+    assert hardware.gpu_of("cuda") == hardware.gpu_of("cuda:0") == "GPU-bccc-2"
+    assert hardware.gpu_of("cuda:1") == "GPU-aaaa-0"
+    assert hardware.gpu_of("cpu") is None
 
 
 @pytest.mark.usefixtures("three")
@@ -107,12 +107,12 @@ def test_a_gpu_without_a_unique_number_is_found_by_its_place(monkeypatch) -> Non
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: SimpleNamespace())
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,2")
-    assert machine.gpu_of("cuda:1") == 2
+    assert hardware.gpu_of("cuda:1") == 2
 
 
 @pytest.mark.usefixtures("three")
 def test_a_monitor_samples_the_gpu_it_was_given() -> None:
-    with machine.GpuMonitor("GPU-bbbb-1", every=0.01) as monitor:
+    with hardware.GpuMonitor("GPU-bbbb-1", every=0.01) as monitor:
         time.sleep(0.05)
     assert monitor.means()["compute"] == 20.0
     assert monitor.peaks()["jpeg"] == 52.0
@@ -120,8 +120,8 @@ def test_a_monitor_samples_the_gpu_it_was_given() -> None:
 
 def test_a_monitor_tells_means_and_peaks_of_all_samples(monkeypatch) -> None:
     values = iter([{"jpeg": 0.0}, {"jpeg": 30.0, "compute": 50.0}])
-    monkeypatch.setattr(machine, "gpu_utilisation", lambda _: next(values, {}))
-    with machine.GpuMonitor(every=0.01) as monitor:
+    monkeypatch.setattr(hardware, "gpu_utilisation", lambda _: next(values, {}))
+    with hardware.GpuMonitor(every=0.01) as monitor:
         time.sleep(0.1)
     assert monitor.means() == {"jpeg": 15.0, "compute": 50.0}
     assert monitor.peaks() == {"jpeg": 30.0, "compute": 50.0}
@@ -129,8 +129,8 @@ def test_a_monitor_tells_means_and_peaks_of_all_samples(monkeypatch) -> None:
 
 @pytest.mark.usefixtures("three")
 def test_the_driver_says_its_version_and_its_cuda() -> None:
-    assert machine.driver_version() == "580.1"
-    assert machine.driver_cuda_version() == "13.2"
+    assert hardware.driver_version() == "580.1"
+    assert hardware.driver_cuda_version() == "13.2"
 
 
 @pytest.mark.parametrize("lacking", ["driver", "package"])
@@ -138,25 +138,25 @@ def test_without_a_driver_or_the_package_every_answer_is_none(monkeypatch, lacki
     pynvml = Pynvml() if lacking == "driver" else None
     monkeypatch.setattr(Pynvml, "nvmlInit", lambda self: self.nvmlDeviceGetHandleByIndex(3))
     monkeypatch.setitem(sys.modules, "pynvml", pynvml)
-    monkeypatch.setattr(machine, "_NVML", machine._open_nvml())
-    assert machine.driver_version() is None
-    assert machine.driver_cuda_version() is None
-    assert machine.gpu_utilisation() == {}
-    with machine.GpuMonitor(every=0.01) as monitor:
+    monkeypatch.setattr(hardware, "_NVML", hardware._open_nvml())
+    assert hardware.driver_version() is None
+    assert hardware.driver_cuda_version() is None
+    assert hardware.gpu_utilisation() == {}
+    with hardware.GpuMonitor(every=0.01) as monitor:
         pass
     assert monitor.means() == monitor.peaks() == {}
 
 
 def test_with_a_driver_the_package_is_used(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", Pynvml())
-    monkeypatch.setattr(machine, "_NVML", machine._open_nvml())
-    assert machine.driver_version() == "580.1"
+    monkeypatch.setattr(hardware, "_NVML", hardware._open_nvml())
+    assert hardware.driver_version() == "580.1"
 
 
 @pytest.mark.usefixtures("three")
 def test_what_the_package_does_not_know_is_left_out(monkeypatch) -> None:
     monkeypatch.delattr(Pynvml, "nvmlDeviceGetJpgUtilization")
-    assert "jpeg" not in machine.gpu_utilisation(0)
+    assert "jpeg" not in hardware.gpu_utilisation(0)
 
 
 def test_the_functions_asked_for_are_those_of_the_package() -> None:

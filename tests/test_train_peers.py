@@ -8,9 +8,9 @@ from shardline_samples import write_data_set
 
 from shardify.dataset.manifest import Manifest
 from shardify.errors import DataError
-from train import contenders
-from train.baselines import PillowRenderer, webdataset_samples
-from train.peers import ffcv_batches, litdata_batches, streaming_batches
+from train.bench import cases
+from train.bench.baselines import PillowRenderer, webdataset_samples
+from train.bench.other_loaders import ffcv_batches, litdata_batches, streaming_batches
 
 # Other people's warnings are not this project's to fix.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -114,11 +114,11 @@ def test_litdata_gives_whole_batches_beyond_an_epoch(data, tmp_path) -> None:
 
 
 def test_a_library_that_cannot_be_imported_is_not_available(tmp_path, monkeypatch) -> None:
-    monkeypatch.setitem(contenders._NEEDS, "FFCV + Pillow", "shardline_broken_peer")
-    assert not contenders.available("FFCV + Pillow")
+    monkeypatch.setitem(cases._NEEDS, "FFCV + Pillow", "shardline_broken_peer")
+    assert not cases.available("FFCV + Pillow")
     (tmp_path / "shardline_broken_peer.py").write_text("import shardline_nowhere")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert not contenders.available("FFCV + Pillow")
+    assert not cases.available("FFCV + Pillow")
     (tmp_path / "shardline_broken_peer.py").write_text("")
-    assert contenders.available("FFCV + Pillow")
+    assert cases.available("FFCV + Pillow")

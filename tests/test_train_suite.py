@@ -12,18 +12,18 @@ from click.testing import CliRunner
 from shardline_offline import offline
 
 from shardify.errors import DataError
-from train.agenda import FULL, TENTH, Step, steps
+from train.bench.suite import run, suite
+from train.bench.suite_page import page
+from train.bench.suite_steps import FULL, TENTH, Step, steps
 from train.cli import main
 from train.errors import ConfigError, RunError
-from train.page import page
-from train.suite import run, suite
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = [
     "data", "build keep", "tests", "256 px", "build raw", "compiled", "few", "build trained",
     "training", "what bounds", "raw", "decoder engine", "64 and 128 px",
 ]  # fmt: skip
-MEASURING = ("train.sweep", "train.convoy")
+MEASURING = ("train.bench.sweep", "train.bench.sweep_group")
 
 
 def step(code: str, **more) -> Step:
@@ -73,7 +73,7 @@ def test_a_tenth_of_the_suite_runs_here_without_what_a_gpu_machine_may_lack(tmp_
         assert one["hardware"]["cores"]
     for one in figures:
         assert one["samples_per_s"]["min"] > 0
-        assert one["command"].startswith("python -m train.sweep")
+        assert one["command"].startswith("python -m train.bench.sweep")
     loader = {
         (one["label"], one["job"]["res"], one["job"]["batch_size"])
         for one in figures if one["name"] == "to device"
@@ -132,8 +132,8 @@ rate = dict(median=123456.0, min=1.0, max=2.0)
 
 SUITE = """
 import sys
-from train import suite
-from train.agenda import Step
+from train.bench import suite
+from train.bench.suite_steps import Step
 from train.cli import main
 
 code = [{figure!r}, "import os, pathlib, time; "
@@ -228,7 +228,7 @@ def fill(folder: Path, *names: str) -> dict[str, bytes | None]:
     ],
 )
 def test_a_folder_that_no_suite_made_is_refused_untouched(tmp_path, monkeypatch, names) -> None:
-    monkeypatch.setattr("train.suite.steps", lambda *_, **__: [step("print('fine')")])
+    monkeypatch.setattr("train.bench.suite.steps", lambda *_, **__: [step("print('fine')")])
     before = fill(tmp_path, *names)
     with pytest.raises(ConfigError, match="is not empty, and no suite made what it holds"):
         suite(tmp_path, device="cpu")
@@ -237,7 +237,7 @@ def test_a_folder_that_no_suite_made_is_refused_untouched(tmp_path, monkeypatch,
 
 
 def test_a_suite_takes_its_own_folder_again_and_an_empty_one(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("train.suite.steps", lambda *_, **__: [step("print('fine')")])
+    monkeypatch.setattr("train.bench.suite.steps", lambda *_, **__: [step("print('fine')")])
     suite(tmp_path, device="cpu")
     left = fill(tmp_path, "figures/old.png", "logs/old.log", "tests.xml", "mine.txt")
     assert left.keys() > {"suite.json", "suite.md", "logs/00-one.log"}
@@ -254,7 +254,7 @@ def test_a_suite_takes_its_own_folder_again_and_an_empty_one(tmp_path, monkeypat
 
 def test_the_record_is_what_a_suite_writes_first(tmp_path, monkeypatch) -> None:
     """Whenever it is killed, the next one knows the folder."""
-    monkeypatch.setattr("train.suite.steps", lambda *_, **__: [step("print('fine')")])
+    monkeypatch.setattr("train.bench.suite.steps", lambda *_, **__: [step("print('fine')")])
     seen: list[set[str]] = []
     make = Path.mkdir
 
@@ -277,7 +277,7 @@ def test_the_record_is_what_a_suite_writes_first(tmp_path, monkeypatch) -> None:
 
 def test_a_users_run_in_a_suites_folder_is_refused_untouched(tmp_path, monkeypatch) -> None:
     """`run` is also where `train run` writes if it is not told otherwise."""
-    monkeypatch.setattr("train.suite.steps", lambda *_, **__: [step("print('fine')")])
+    monkeypatch.setattr("train.bench.suite.steps", lambda *_, **__: [step("print('fine')")])
     suite(tmp_path / "out", device="cpu")
     before = fill(tmp_path / "out", "run/best.safetensors")
     (tmp_path / "other").mkdir()
@@ -300,7 +300,7 @@ def test_a_users_run_that_begins_during_a_suite_keeps_its_weights(tmp_path, monk
     for shards, kept in (("/data/mine", True), ("/x/shardline-suite-1/trained", False)):
         one = step("")
         one.command[-1:] = [code, str(out / "run"), shards]
-        monkeypatch.setattr("train.suite.steps", lambda *_, one=one, **__: [one])
+        monkeypatch.setattr("train.bench.suite.steps", lambda *_, one=one, **__: [one])
         suite(out, device="cpu")
         assert (out / "run" / "best.safetensors").exists() == kept
         assert (out / "run" / "config.toml").exists()
@@ -309,7 +309,7 @@ def test_a_users_run_that_begins_during_a_suite_keeps_its_weights(tmp_path, monk
 
 
 def test_what_a_link_leads_to_is_left_alone(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("train.suite.steps", lambda *_, **__: [step("print('fine')")])
+    monkeypatch.setattr("train.bench.suite.steps", lambda *_, **__: [step("print('fine')")])
     suite(tmp_path / "out", device="cpu")
     before = fill(tmp_path / "mine", "best.safetensors")
     for name, error in (("run", ConfigError), ("figures", RunError)):
@@ -335,8 +335,8 @@ def test_a_disk_that_fills_up_ends_a_suite_in_one_line(tmp_path, monkeypatch) ->
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("train.suite.steps", lambda *_, **__: [step("print('fine')")])
-    monkeypatch.setattr("train.suite.write_text", full)
+    monkeypatch.setattr("train.bench.suite.steps", lambda *_, **__: [step("print('fine')")])
+    monkeypatch.setattr("train.bench.suite.write_text", full)
     with pytest.raises(RunError, match=r"cannot be written .*No space left"):
         suite(tmp_path / "out", device="cpu")
 
@@ -347,7 +347,7 @@ def test_a_step_over_its_limit_is_cut_and_the_others_go_on(tmp_path, monkeypatch
         step("print('fine')", name="next"),
         step("print('fine')", name="last", limit=None),
     ]
-    monkeypatch.setattr("train.suite.steps", lambda *_, **__: three)
+    monkeypatch.setattr("train.bench.suite.steps", lambda *_, **__: three)
     with pytest.raises(DataError, match=r"1 of 3 steps: slow \(timed out\); see logs/"):
         suite(tmp_path / "out", device="cpu")
     text = (tmp_path / "out" / "suite.md").read_text()
@@ -480,7 +480,7 @@ def test_the_command_says_what_is_missing(arguments, message) -> None:
 
 def test_the_command_ends_with_1_and_names_what_failed(tmp_path, monkeypatch) -> None:
     two = [step("print('fine')"), replace(step("raise SystemExit(3)"), name="two")]
-    monkeypatch.setattr("train.suite.steps", lambda *_, **__: two)
+    monkeypatch.setattr("train.bench.suite.steps", lambda *_, **__: two)
     out = tmp_path / "out"
     result = CliRunner().invoke(main, ["bench", "--suite", "--device", "cpu", "--out", str(out)])
     assert result.exit_code == 1

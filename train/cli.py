@@ -186,7 +186,7 @@ def bench_command(
     with one_line_errors():
         from rich.console import Console
 
-        from train.bench import bench
+        from train.bench.runner import bench
 
         if suite:
             _suite(out, device or "cuda")
@@ -234,7 +234,7 @@ def export_command(trained: Path, **flags: Any) -> None:
 
 def _suite(out: Path | None, device: str) -> None:
     """`train bench --suite`."""
-    from train.suite import suite
+    from train.bench.suite import suite
 
     if out is None:
         raise ConfigError("--out: missing; --suite expected a folder for what it finds")

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from train.machine import visible_gpu
+from train.bench.hardware import visible_gpu
 
 __all__ = ["FULL", "ROOT", "TENTH", "Size", "Step", "steps"]
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 """Where the packages and the tests lie."""
 
 LOADER = ["to device"]
@@ -56,7 +56,7 @@ class Size:
     """Batches that the profiler looks at, after as many."""
 
     compile: tuple[str, str]
-    """How ``train.contenders`` compiles the network: without and with CUDA graphs."""
+    """How ``train.bench.cases`` compiles the network: without and with CUDA graphs."""
 
     budget: float
     """Seconds for the whole."""
@@ -143,7 +143,7 @@ class _Agenda:
                 *(self._network(data, res, batch, compile=plain)
                   for data, res in (("keep", large), ("raw", small), ("keep", middle))
                   for batch in (some, many, few) if (res, batch) != (large, some)),
-                module="convoy",
+                module="sweep_group",
             ),
             *self._training(small, large, 68),
             self._profile(large, some, 38),
@@ -211,7 +211,7 @@ class _Agenda:
     def _sweep(
         self, data: str, res: int, batches: list[int], contenders: list[str], **more: Any
     ) -> dict[str, Any]:
-        """One call of ``train.sweep``."""
+        """One call of ``train.bench.sweep``."""
         return {
             "shards": str(self.scratch / data), "out": str(self.out / "figures"), "label": data,
             "res": res, "batches": batches, "contenders": contenders, "device": self.device,
@@ -254,7 +254,7 @@ class _Agenda:
         data = dict.fromkeys(one["label"] for one in sweeps)
         return Step(
             name=name, limit=limit, needs=tuple(f"build {one}" for one in data), least=15,
-            command=self._python(f"train.{module}", *words),
+            command=self._python(f"train.bench.{module}", *words),
         )  # fmt: skip
 
     def _profile(self, res: int, batch: int, limit: float) -> Step:
@@ -266,5 +266,5 @@ class _Agenda:
         }  # fmt: skip
         return Step(
             name="what bounds", limit=limit, needs=("build keep",), least=15,
-            command=self._python("train.dissect", json.dumps(wanted)),
+            command=self._python("train.bench.profile_stages", json.dumps(wanted)),
         )  # fmt: skip

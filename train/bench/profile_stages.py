@@ -1,6 +1,6 @@
 """What bounds a stage: a profile of a few batches, its heaviest operators, host against device.
 
-    python -m train.dissect '{"shards": "out", "res": 256, "stages": ["end to end"], …}'
+    python -m train.bench.profile_stages '{"shards": "out", "res": 256, "stages": [...], …}'
 
 Leaves a JSON file and a trace for each stage. A profile slows what it looks at, so its times are
 for comparison with each other; how fast a stage is, ``sweep`` says.
@@ -20,10 +20,10 @@ import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]  # torch lists it nowhere
 from torch.profiler import ProfilerActivity, profile
 
-from train.contenders import Work, begin
+from train.bench.cases import Work, begin
+from train.bench.fixtures import Job, Shelf
+from train.bench.sweep import about, write_json
 from train.optim.memory import release
-from train.shelf import Job, Shelf
-from train.sweep import about, write_json
 
 __all__ = ["Dissection", "bound", "covered", "dissect"]
 
@@ -62,7 +62,7 @@ class Dissection:
     """Of those with a network."""
 
     stages: list[str]
-    """Names of ``train.contenders``."""
+    """Names of ``train.bench.cases``."""
 
     device: str
     threads: int

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from rich.table import Table
 
 from shardify.storage.train_drafts import draft, writable, write_text
-from train.contenders import PEERS
+from train.bench.cases import PEERS
 
 __all__ = ["EPOCH", "Report", "Result"]
 

@@ -17,7 +17,7 @@ from shardify.dataset.manifest import Manifest
 from shardify.errors import DataError
 from shardify.loader.batch import Batch
 from shardify.loader.shards import IMAGES
-from train.baselines import (
+from train.bench.baselines import (
     Array,
     Floats,
     PillowRenderer,

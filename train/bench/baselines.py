@@ -18,7 +18,7 @@ import webdataset
 from shardify.dataset.manifest import Manifest
 from shardify.loader.batch import Batch
 from shardify.loader.shards import IMAGES
-from train.pillow import Array, Floats, PillowRenderer, open_image, warp
+from train.bench.pillow_renderer import Array, Floats, PillowRenderer, open_image, warp
 
 __all__ = [
     "Array",

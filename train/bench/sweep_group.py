@@ -1,6 +1,6 @@
 """Sweeps that take long to get ready and little to measure: compiled networks.
 
-    python -m train.convoy '{"shards": "out", "res": 256, "compile": "yes", …}' …
+    python -m train.bench.sweep_group '{"shards": "out", "res": 256, "compile": "yes", …}' …
 
 Each is a process of its own. They get ready together, as many at once as cores and memory allow;
 then one after the other is measured, in the order given, while the others stand still. What is
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shardify.storage.free_memory import spare_memory
-from train.sweep import Sweep, ready
+from train.bench.sweep import Sweep, ready
 
 __all__ = ["convoy"]
 
@@ -64,7 +64,7 @@ def _start(one: Sweep, turn: Path, many: int) -> "subprocess.Popen[bytes]":
     # Each would start as many compilers as there are cores.
     share = max(2, len(os.sched_getaffinity(0)) * 2 // many)
     return subprocess.Popen(
-        [sys.executable, "-m", "train.sweep", json.dumps(words)],
+        [sys.executable, "-m", "train.bench.sweep", json.dumps(words)],
         env={"TORCHINDUCTOR_COMPILE_THREADS": str(share), **os.environ},
     )
 

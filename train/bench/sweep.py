@@ -1,6 +1,6 @@
 """Speeds of one data set at several batch sizes, in one process: a JSON file a figure, as it comes.
 
-    python -m train.sweep '{"shards": "out", "res": 256, "batches": [64], "out": "figures", …}' …
+    python -m train.bench.sweep '{"shards": "out", "res": 256, "batches": [64], …}' …
 
 `train bench` compares contenders with care, in turns, each in a process of its own; this goes
 through many settings quickly, for machines whose time is short: contenders of one setting share a
@@ -23,11 +23,11 @@ from typing import Any
 import torch
 
 from shardify.storage.train_drafts import write_text
-from train.contenders import Work, begin
-from train.machine import GpuMonitor, driver_version, gpu_of, hardware, versions
+from train.bench.cases import Work, begin
+from train.bench.fixtures import Job, Shelf
+from train.bench.hardware import GpuMonitor, driver_version, gpu_of, hardware, versions
+from train.bench.timing import window
 from train.optim.memory import release
-from train.shelf import Job, Shelf
-from train.window import window
 
 __all__ = ["Sweep", "about", "ready", "sweep", "write_json"]
 
@@ -143,7 +143,9 @@ def about(device: str, module: str) -> dict[str, Any]:
     machine = hardware(device)
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join([f"python -m train.{module}", *(repr(word) for word in sys.argv[1:])]),
+        "command": " ".join(
+            [f"python -m train.bench.{module}", *(repr(word) for word in sys.argv[1:])]
+        ),
         "device": machine["gpu"] or device,
         "driver": driver_version(),
         "hardware": machine,

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from shardify.loader.batch import Batch
-from train.shelf import Job, Shelf
+from train.bench.fixtures import Job, Shelf
 
 __all__ = ["OWN", "PEERS", "Work", "available", "begin"]
 
@@ -107,7 +107,7 @@ def _train(job: Job, work: Work) -> Generator[int, None, None]:
 
 
 def _webdataset(job: Job, _work: Work) -> Generator[int, None, None]:
-    from train.baselines import webdataset_batches
+    from train.bench.baselines import webdataset_batches
 
     for batch in webdataset_batches(
         Path(job.shards),
@@ -121,7 +121,7 @@ def _webdataset(job: Job, _work: Work) -> Generator[int, None, None]:
 
 
 def _zip(job: Job, _work: Work) -> Generator[int, None, None]:
-    from train.baselines import write_zip, zip_batches
+    from train.bench.baselines import write_zip, zip_batches
 
     path = Path(job.scratch) / f"{job.split}.zip"
     if not path.exists():
@@ -141,9 +141,9 @@ def _copied(name: str) -> Callable[[Job, Work], Generator[int, None, None]]:
     """A contender that reads a copy in a library's own format."""
 
     def contender(job: Job, _work: Work) -> Generator[int, None, None]:
-        from train import peers
+        from train.bench import other_loaders
 
-        for batch in getattr(peers, f"{name}_batches")(
+        for batch in getattr(other_loaders, f"{name}_batches")(
             Path(job.scratch) / f"{name}-{job.split}",
             Path(job.shards),
             split=job.split,

@@ -27,12 +27,12 @@ from typing import Any
 
 from shardify.errors import DataError
 from shardify.storage.train_drafts import TEMPORARY, write_text
-from train.agenda import FULL, ROOT, TENTH, Size, Step, steps
+from train.bench.hardware import driver_cuda_version, driver_version, hardware, versions
+from train.bench.suite_page import page
+from train.bench.suite_steps import FULL, ROOT, TENTH, Size, Step, steps
 from train.distributed import World
 from train.errors import ConfigError, Interrupted, RunError
 from train.evaluation.evaluate import pick_device
-from train.machine import driver_cuda_version, driver_version, hardware, versions
-from train.page import page
 
 __all__ = ["Outcome", "run", "suite"]
 

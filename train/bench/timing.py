@@ -8,7 +8,7 @@ import os
 import time
 from pathlib import Path
 
-from train.contenders import Work
+from train.bench.cases import Work
 
 __all__ = ["tree", "window"]
 

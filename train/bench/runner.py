@@ -22,12 +22,12 @@ from pathlib import Path
 import torch
 
 from shardify.errors import DataError
-from train.contenders import OWN, PEERS, available, begin, scratch
+from train.bench.cases import OWN, PEERS, available, begin, scratch
+from train.bench.fixtures import Job
+from train.bench.hardware import hardware, versions
+from train.bench.results import EPOCH, Report, Result
+from train.bench.timing import tree, window
 from train.errors import ConfigError, RunError
-from train.machine import hardware, versions
-from train.shelf import Job
-from train.verdict import EPOCH, Report, Result
-from train.window import tree, window
 
 __all__ = ["EPOCH", "Report", "Result", "bench", "hardware", "versions", "window"]
 

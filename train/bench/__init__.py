@@ -1,0 +1,1 @@
+"""Measure the loader and the network, alone and beside others."""
