@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from model.blocks import Prediction
+from model.deep_supervision import Supervised, coarse_loss
 from model.losses import Criterion
 from model.registry import MODELS, create
-from model.supervision import Supervised, coarse_loss
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from model.blocks import Prediction
+from model.deep_supervision import Scales, coarse_loss
 from model.losses import Criterion, LossParts
-from model.supervision import Scales, coarse_loss
 from shardify.loader.batch import Batch
 
 __all__ = ["EvalStep", "Precision", "StepResult", "TrainStep", "choose_algorithms", "precision_of"]

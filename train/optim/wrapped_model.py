@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model.blocks import MULTIPLE
+from model.deep_supervision import Scales, Supervised
 from model.losses import TARGETS
-from model.supervision import Scales, Supervised
 from train.checkpoint.trained_model import MakeModel, place
 from train.config import Config
 from train.distributed import World
