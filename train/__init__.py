@@ -1,4 +1,27 @@
 """From shards to a trained network.
 
-Meets ``shardify`` in one place only: the manifest's schema (``shardify.dataset.manifest``).
+Public names are imported when they are asked for, so that the command line starts without torch.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from train.checkpoint.trained_model import load_trained
+    from train.inference.predict import Predictor, read_image
+
+__all__ = ["Predictor", "load_trained", "read_image"]
+
+_HOMES = {
+    "Predictor": "train.inference.predict:Predictor",
+    "load_trained": "train.checkpoint.trained_model:load_trained",
+    "read_image": "train.inference.predict:read_image",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    return getattr(import_module(module), attribute)
