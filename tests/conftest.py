@@ -18,7 +18,7 @@ else:
     settings.register_profile("patient", patient)
     settings.load_profile("patient")
 
-LONGEST = ("test_train_suite.py", "test_offline.py", "test_train_ddp.py", "test_train_kill.py")
+LONGEST = ("test_suite.py", "test_offline.py", "test_ddp.py", "test_kill.py")
 """Files that take minutes: begun first, or one process ends long after the other."""
 
 

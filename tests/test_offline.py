@@ -78,6 +78,6 @@ def test_the_tests_of_a_gpu_are_found_there_by_a_pytest_without_plugins(environm
     said = python(
         {**environment, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}, "-m", "pytest", "-q",
         "-c", ROOT / "tests" / "gpu.ini", "-m", "gpu", "--collect-only",
-        *sorted((ROOT / "tests").glob("test_gpu_*.py")),
+        *sorted((ROOT / "tests" / "gpu").glob("test_*.py")),
     )  # fmt: skip
     assert "test_the_jpeg_engine_decodes_baseline_jpegs" in said

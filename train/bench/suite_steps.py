@@ -182,7 +182,7 @@ class _Agenda:
         return Step(name=f"build {name}", limit=limit, needs=(source,), command=command)
 
     def _tests(self, limit: float) -> Step:
-        found = sorted(map(str, (ROOT / "tests").glob("test_gpu_*.py")))
+        found = sorted(map(str, (ROOT / "tests" / "gpu").glob("test_*.py")))
         index = self.device.partition(":")[2]
         # Tests know one GPU, the first that they may see.
         seen = ["env", f"CUDA_VISIBLE_DEVICES={visible_gpu(int(index))}"] if index else []

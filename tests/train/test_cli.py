@@ -1,0 +1,332 @@
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from shardline_tiny_run import TinyNet, make_source
+
+import train.trainer.launch
+from train.cli import main
+from train.config import Config
+from train.errors import ConfigError, RunError
+from train.settings import resolve, settings, to_toml
+from train.tracking.metrics_log import JsonLines
+from train.trainer.launch import configure, launch
+
+SHORT = [
+    *("--res", "16", "--epochs", "2", "--batch", "8"),
+    *("--panel-rows", "0", "--no-tensorboard", "--no-report", "--device", "cpu"),
+]
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`train run` trains the tiny network on the tiny data set."""
+    torch.set_num_threads(1)
+    monkeypatch.setattr(
+        train.trainer.launch,
+        "launch",
+        functools.partial(launch, make_source=make_source, make_model=TinyNet),
+    )
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def assert_one_line(result: Result, code: int, *parts: str) -> None:
+    assert result.exit_code == code, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("Error: "), result.stderr
+    for part in parts:
+        assert part in lines[0]
+
+
+def test_run_prints_epochs_and_a_summary_and_resumes(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    first = call("run", *SHORT, "--out", out, "--max-steps", 3)
+    assert first.exit_code == 0, first.output
+    lines = first.stdout.splitlines()
+    assert lines[0].startswith("epoch 0 (16 px) · train loss")
+    assert "data-wait" in first.stdout and "samples/s" in first.stdout
+    second = call("run", "--resume", "--out", out, "--max-steps", 0)
+    assert second.exit_code == 0, second.output
+    assert "going on after step 3" in second.stdout
+    assert [record["epoch"] for record in JsonLines(out / "metrics.jsonl").read()] == [0, 1]
+    assert "max_steps = 0" in (out / "config.toml").read_text()
+
+
+def test_json_is_one_object_on_stdout(tmp_path: Path) -> None:
+    result = call("run", *SHORT, "--out", tmp_path / "run", "--json")
+    assert result.exit_code == 0
+    summary = json.loads(result.stdout)
+    assert summary["steps"] == 16 and summary["last"]["val"]["mask_iou"] >= 0
+    assert "epoch 0" in result.stderr
+
+
+def test_the_run_leaves_its_settings_whole(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    (tmp_path / "my.toml").write_text("[optim]\nlr = 0.25\n[run]\nseed = 3\n")
+    options = ["--config", tmp_path / "my.toml", "--seed", "4", "--max-steps", "1"]
+    assert call("run", *SHORT, "--out", out, *options).exit_code == 0
+    expected = {"lr": 0.25, "seed": 4, "res": 16, "epochs": 2, "batch": 8, "device": "cpu"}
+    expected |= {"panel_rows": 0, "tensorboard": False, "report": False}
+    expected |= {"max_steps": 1, "out": str(out)}
+    assert (out / "config.toml").read_text() == to_toml(resolve(Config(), expected))
+
+
+def test_config_prints_what_run_would_take(tmp_path: Path) -> None:
+    result = call("config", "--res", "64,256", "--epochs", "10,5", "--no-augment", "--lr", "0.5")
+    assert result.exit_code == 0
+    path = tmp_path / "my.toml"
+    path.write_text(result.stdout)
+    # What a file lists besides may mean nothing: only a flag that does is a mistake.
+    assert configure({"schedule": "cosine"}, file=path, resume=False).optim.patience == 2
+    values = {"res": (64, 256), "epochs": (10, 5), "augment": False, "lr": 0.5}
+    assert configure({}, file=path, resume=False) == resolve(Config(), values)
+
+
+@pytest.mark.parametrize("command", ["run", "config"])
+def test_a_resolution_the_network_does_not_take_is_wrong_usage(command: str) -> None:
+    assert_one_line(call(command, "--res", "100"), 2, "--res 100", "multiple of 16", "96 or 112")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--epochs", "1,2,3"], "--epochs 1,2,3"),
+        (["--lr", "0"], "--lr 0"),
+        (["--config", "none.toml"], "none.toml: No such file"),
+        (["--device", "tpu"], "--device tpu"),
+        (["--schedule", "cosine", "--patience", "3"], "--patience: means nothing with --schedule"),
+        (["--optimizer", "adamw", "--momentum", "0.8"], "use --optimizer sgd"),
+        (["--loss", "l1", "--dice-weight", "2"], "use --loss dice+l1"),
+        (["--loss", "ssim", "--deep-supervision", "1"], "--res 64: expected 96 or more"),
+        (["--ema", "1"], "--ema 1.0: expected 0 or more, and less than 1"),
+    ],
+)
+def test_wrong_settings_are_wrong_usage_in_one_line(options: list[str], says: str) -> None:
+    assert_one_line(call("run", *options), 2, says)
+
+
+def test_a_flag_that_other_programs_have_is_answered_with_its_name_here() -> None:
+    for command, flag, says in (
+        ("run", "--learning-rate", "Did you mean '--lr'?"),
+        ("config", "--batch-size", "Did you mean '--batch'?"),
+        ("eval", "--workers", "Did you mean '--threads'?"),
+    ):
+        result = call(command, flag, 3)
+        assert result.exit_code == 2 and says in result.stderr
+    assert "--lr" not in call("eval", "--learning-rate", 3).stderr
+
+
+@pytest.mark.parametrize("command", ["eval", "predict", "bench"])
+@pytest.mark.parametrize("flag", ["--batch", "--res", "--threads"])
+def test_a_count_of_nothing_is_wrong_usage(command: str, flag: str) -> None:
+    if (command, flag) != ("predict", "--threads"):
+        result = call(command, "run", flag, 0) if command != "bench" else call(command, flag, 0)
+        assert result.exit_code == 2 and f"'{flag}': 0 is not in the range" in result.stderr
+
+
+def test_an_unknown_key_of_a_file_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "my.toml").write_text("[optim]\nlearning_rate = 1\n")
+    result = call("run", "--config", tmp_path / "my.toml")
+    assert_one_line(result, 2, "my.toml: optim.learning_rate", "optim.lr")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named(tmp_path: Path) -> None:
+    result = call("run", *SHORT[:-2], "--device", "cuda", "--out", tmp_path / "run")
+    assert_one_line(result, 2, "--device cuda: torch sees no GPU")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert call("run", *SHORT, "--out", out, "--max-steps", 1).exit_code == 0
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in out.iterdir())
+    assert_one_line(call("run", *SHORT, "--out", out), 1, "holds a run", "--resume")
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in out.iterdir()) == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    assert_one_line(call("run", *SHORT, "--out", tmp_path / "other"), 1, "something else")
+    (tmp_path / "file").write_text("")
+    assert_one_line(call("run", *SHORT, "--out", tmp_path / "file"), 1, "is a file")
+
+
+def test_a_resumed_run_keeps_its_settings_and_refuses_others(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert call("run", *SHORT, "--out", out, "--lr", "0.2", "--max-steps", 2).exit_code == 0
+    result = call("run", "--resume", "--out", out, "--lr", "0.1")
+    assert_one_line(result, 2, "optim.lr is 0.2 there, and 0.1 was asked for")
+    config = configure({"out": str(out), "max_steps": 5}, file=None, resume=True)
+    assert (config.optim.lr, config.run.max_steps, config.data.res) == (0.2, 5, (16,))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("model", "unet", "network.model is 'resunet' there, and 'unet' was asked for"),
+        ("optimizer", "adamw", "optim.optimizer is 'sgd' there, and 'adamw' was asked for"),
+        ("ema", 0.9, "optim.ema is 0.98 there, and 0.9 was asked for"),
+        ("seed", 1, "run.seed is 0 there, and 1 was asked for"),
+    ],
+)
+def test_a_checkpoint_says_the_settings_when_the_file_of_them_is_gone(
+    tmp_path: Path, name: str, value: object, says: str
+) -> None:
+    out = tmp_path / "run"
+    assert call("run", *SHORT, "--out", out, "--lr", "0.2", "--max-steps", 2).exit_code == 0
+    (out / "config.toml").unlink()
+    moved = out.rename(tmp_path / "moved")
+    newest = moved / "checkpoints" / "step-00000002.safetensors"
+    before = newest.read_bytes()
+    result = call("run", "--resume", "--out", moved, f"--{name}", value)
+    assert_one_line(result, 2, f"{newest}: {says}", "a resumed run keeps it")
+    config = configure({"out": str(moved)}, file=None, resume=True)
+    assert (config.optim.lr, config.data.res, config.run.out) == (0.2, (16,), str(moved))
+    other = resolve(config, {name: value})
+    with pytest.raises(ConfigError, match="was asked for; a resumed run keeps it"):
+        launch(other, resume=True, make_source=make_source, make_model=TinyNet)
+    assert newest.read_bytes() == before and not (moved / "config.toml").exists()
+    assert call("run", "--resume", "--out", moved, "--max-steps", 3).exit_code == 0
+    assert configure({"out": str(moved)}, file=None, resume=True).optim.lr == 0.2
+
+
+def test_a_resumed_run_may_be_given_more_epochs_but_no_other_past(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert call("run", *SHORT, "--out", out).exit_code == 0
+    again = ["run", "--resume", "--out", out]
+    assert_one_line(call(*again, "--res", "32"), 2, "epoch 0 was trained at 16 px, and 32 px")
+    assert call(*again, "--res", "16,32", "--epochs", "2,1").exit_code == 0
+    assert [r["res"] for r in JsonLines(out / "metrics.jsonl").read()] == [16, 16, 32]
+
+
+def test_a_page_that_cannot_be_written_does_not_fail_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> Path:
+        raise RunError("report.html: cannot be written (No space left on device)")
+
+    monkeypatch.setattr(train.trainer.launch, "write_report", full)
+    out = tmp_path / "run"
+    result = call("run", *SHORT, "--out", out, "--max-steps", 1, "--report")
+    assert result.exit_code == 0, result.output
+    assert "Warning: report.html: cannot be written" in result.stdout
+    assert f"`train report {out}` writes it later" in result.stdout
+
+
+def test_resuming_what_was_never_begun_begins(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = call("run", "--resume", *SHORT, "--out", out, "--max-steps", 1)
+    assert result.exit_code == 0
+    assert "no checkpoint to go on from; starting at step 0" in result.stdout
+    assert (out / "last.safetensors").is_file()
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_again_over_it(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert call("run", *SHORT, "--out", out).exit_code == 0
+    for checkpoint in (out / "checkpoints").iterdir():
+        checkpoint.unlink()
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    again = ["run", "--resume", *SHORT, "--out", out]
+    put_back = f"put one back into {out / 'checkpoints'}, or start a new run with another --out"
+    assert_one_line(call(*again), 1, "holds 2 epochs of a run, but no checkpoint", put_back)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    (out / "metrics.jsonl").write_text(lines[0] + "\n")
+    (out / "checkpoints").rmdir()
+    assert_one_line(call(*again), 1, "holds 1 epoch of a run, but no checkpoint")
+    (out / "metrics.jsonl").unlink()
+    assert_one_line(call(*again), 1, "holds best.safetensors, but no checkpoint")
+    (out / "config.toml").unlink()
+    result = call(*again)
+    assert_one_line(result, 1, "holds best.safetensors, but neither config.toml", put_back)
+    assert not (out / "config.toml").exists()
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path: Path) -> None:
+    out = tmp_path / "run"  # Killed while it wrote the first one.
+    (out / "checkpoints").mkdir(parents=True)
+    (out / "checkpoints" / ".step-00000008.safetensors.tmp").write_bytes(b"half")
+    config = configure(
+        {"out": str(out), "res": (16,), "batch": 8, "device": "cpu"}, file=None, resume=False
+    )
+    (out / "config.toml").write_text(to_toml(config))
+    assert call("run", "--resume", *SHORT, "--out", out, "--max-steps", 1).exit_code == 0
+    bare = tmp_path / "bare"  # Killed before its settings were written.
+    bare.mkdir()
+    (bare / ".config.toml.tmp").write_text("[da")
+    assert call("run", "--resume", *SHORT, "--out", bare, "--max-steps", 1).exit_code == 0
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert call("run", *SHORT, "--out", out, "--checkpoint-steps", 3).exit_code == 0
+    newest, before, *_ = sorted((out / "checkpoints").iterdir(), reverse=True)
+    newest.write_bytes(newest.read_bytes()[:-5])
+    result = call("run", "--resume", "--out", out)
+    assert_one_line(result, 1, f"{newest}: damaged", f"the one before it is {before}")
+    newest.unlink()
+    assert call("run", "--resume", "--out", out).exit_code == 0
+
+
+@pytest.mark.parametrize("command", [["run"], ["eval", "trained"]])
+def test_shards_without_a_manifest_are_refused_in_one_line(
+    tmp_path: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train.trainer.launch, "launch", launch)
+    if command[0] == "eval":
+        assert call("run", *SHORT, "--out", tmp_path / "trained", "--max-steps", "0").exit_code
+        monkeypatch.setattr(
+            "train.evaluation.evaluate.load_trained", lambda _: SimpleNamespace(res=16)
+        )
+    (tmp_path / "empty").mkdir()
+    options = [] if command[0] == "eval" else [*SHORT, "--out", tmp_path / "run"]
+    for folder in (tmp_path / "empty", tmp_path / "none"):
+        result = call(*command, "--shards", folder, *options)
+        assert_one_line(result, 1, str(folder), "manifest.json")
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_without_shards_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train.trainer.launch, "launch", launch)
+    result = call("run", *SHORT, "--out", tmp_path / "run")
+    assert_one_line(result, 2, "--shards: not given")
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    config = resolve(Config(), {"out": str(tmp_path / "file" / "run"), "res": 16, "device": "cpu"})
+    with pytest.raises(RunError, match="cannot be written"):
+        launch(config, make_source=make_source, make_model=TinyNet)
+
+
+def test_python_callers_get_the_same_errors() -> None:
+    with pytest.raises(ConfigError, match="--res 100"):
+        launch(resolve(Config(), {"res": 100}))
+
+
+@pytest.mark.parametrize("command", ["", *sorted(main.commands)])
+def test_every_command_has_help_and_an_example(command: str) -> None:
+    result = call(*command.split(), "--help")
+    assert result.exit_code == 0
+    assert f"train {command}" in result.stdout.split("\n", 1)[1]
+
+
+def test_every_setting_is_a_flag_with_its_help() -> None:
+    flags = {option.name: option for option in main.commands["run"].params}
+    for setting in settings():
+        assert setting.help in str(flags[setting.name].help)
+
+
+def test_help_answers_without_loading_torch() -> None:
+    code = "import sys, train.cli; sys.exit('torch' in sys.modules or 'nvidia' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
