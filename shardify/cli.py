@@ -2,24 +2,240 @@
 
 Decides nothing. Exit 0: done; 1: the data or the environment is at fault, one line on stderr;
 2: wrong usage; 130: interrupted.
+
+What commands of ``shardify`` share: the options that decide what is written.
+
+Makes options; takes no decision, and runs nothing.
+
+What the commands print for people: from figures, as ``--json`` gives them, to lines.
+
+Formats alone: it counts nothing, opens nothing and prints nothing.
+
+A progress bar on stderr, for people alone: elsewhere nothing is shown, nor imported.
 """
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from shardify.errors import ShardifyError
-from shardify.options import planning
-from shardify.progress import progress
 from shardify.storage.paths import Place, place
-from shardify.texts import build_text, stats_text, survey_text
 from shardify.version import version
 from shardify.workers.factory import hire
 
-__all__ = ["main"]
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+__all__ = ["Bar", "build_text", "main", "planning", "progress", "stats_text", "survey_text"]
+
+
+class Share(click.FloatRange):
+    """A range that holds no NaN, which is neither below nor above any bound."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if found != found:
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return found
+
+
+def planning(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that decide what is written, shared by inspect and build."""
+    options = [
+        click.option(
+            "--layout",
+            type=click.Path(path_type=Path, exists=True, dir_okay=False),
+            default=None,
+            help="A TOML file that says what belongs together, instead of detecting it.",
+        ),
+        click.option(
+            "--val",
+            type=Share(0, 1, max_open=True),
+            default=0.05,
+            show_default=True,
+            help="Share of the samples held back for validation.",
+        ),
+        click.option(
+            "--group-by",
+            type=click.Choice(["bg", "fg", "none"]),
+            default=None,
+            help="What never stands in both splits: backgrounds, foregrounds, or nothing is kept "
+            "apart.  [default: bg, where backgrounds are known]",
+        ),
+        click.option(
+            "--shard-samples",
+            type=click.IntRange(1, 1_000_000),
+            default=None,
+            help="Most samples in a shard.  [default: 100 to 1000, by the number of samples]",
+        ),
+        click.option(
+            "--seed",
+            type=click.IntRange(0, 2**63 - 1),
+            default=0,
+            show_default=True,
+            help="Of the split and of the order in which samples are written.",
+        ),
+        click.option(
+            "--max-bad",
+            type=Share(0, 1),
+            default=0.01,
+            show_default=True,
+            help="Refuse the source when a larger share of its samples is bad.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def survey_text(found: dict[str, Any]) -> str:
+    """What ``inspect`` found: figures as comments before a layout file."""
+    lines = [
+        f"{source['name']}: {source['entries']} entries, {source['bytes'] / 1e6:.1f} MB"
+        for source in found["source"]
+    ]
+    lines.append(
+        f"samples      {found['samples']}  (roles: {', '.join(found['roles'])}; "
+        f"{found['backgrounds']} backgrounds)"
+    )
+    for name, split in found["splits"].items():
+        on = f" on {split['backgrounds']} backgrounds" if split["backgrounds"] else ""
+        lines.append(f"{name:12} {split['samples']}{on}, in {split['shards']} shards")
+    lines += _rejected_lines(found["rejected"])
+    layout = dict(found["layout"])
+    lines += _warnings(layout.pop("warnings", []))
+    lines += _role_lines(layout.pop("roles", {}))
+    lines += [f"layout       {key}: {_plain(value)}" for key, value in layout.items()]
+    # All of it can be saved as a layout file, and edited.
+    return "\n".join([*(f"# {line}" for line in lines), found["layout_file"]]).rstrip()
+
+
+def build_text(found: dict[str, Any]) -> str:
+    """What ``build`` made, and what it left out."""
+    splits = ", ".join(
+        f"{split['samples']} {name} in {split['shards']} shards"
+        for name, split in found["splits"].items()
+    )
+    if found["already"]:
+        return f"{found['out']}: already built from this source with these options ({splits})"
+    lines = [
+        f"{found['out']}: {splits}; {found['backgrounds']} backgrounds; "
+        f"{found['bytes'] / 1e6:.1f} MB in {found['seconds']:.1f} s "
+        f"({found['samples_per_second']:,.0f} samples/s)"
+    ]
+    if found["resolutions"]:
+        lines[0] += ", at " + " and ".join(f"{res} px" for res in found["resolutions"])
+    for costs in found["costs"]:
+        told = [f"{role} {_cost(each)}" for role, each in costs.items()]
+        lines.append(f"re-encoding  {', '.join(told)}")
+    return "\n".join(lines + _rejected_lines(found["rejected"]) + _warnings(found["warnings"]))
+
+
+def stats_text(found: dict[str, Any]) -> str:
+    """A data set's figures, two or three lines a role."""
+    splits = ", ".join(f"{count:,} {name}" for name, count in found["samples"].items())
+    lines = [f"{found['out']}: {splits}; {found['backgrounds']} backgrounds"]
+    for role, each in found["roles"].items():
+        sizes = ", ".join(f"{w}x{h} ({count:,})" for w, h, count in each["sizes"][:3])
+        more = " ..." if len(each["sizes"]) > 3 else ""
+        lines.append(
+            f"{role:6} {'/'.join(each['extensions'])} {each['bits']} bit, {sizes}{more}, "
+            f"{(each['bytes'] or 0) / 1e6:,.1f} MB"
+        )
+        if each["mean"]:
+            mean = ", ".join(f"{value:.4f}" for value in each["mean"])
+            std = ", ".join(f"{value:.4f}" for value in each["std"])
+            lines.append(f"       mean {mean}; std {std} ({each['measured']} measured)")
+        if each["range"]:
+            lines.append("       range {:.4f} to {:.4f}".format(*each["range"]))
+    return "\n".join(lines)
+
+
+def _cost(found: dict[str, float]) -> str:
+    return f"IoU {found['iou']:.4f}" if "iou" in found else f"RMSE {found['rmse']:.4f}"
+
+
+def _role_lines(roles: dict[str, Any]) -> list[str]:
+    """A line a role: its files, and what decided that they have it."""
+    lines = []
+    for role, each in roles.items():
+        if not isinstance(each, dict):
+            lines.append(f"roles        {role} {each}")
+        elif "patterns" in each:
+            lines.append(f"{role:12} patterns of the layout file: {', '.join(each['patterns'])}")
+        else:
+            words = f"words: {', '.join(each['words'])}" if each["words"] else "no word"
+            seen = ", ".join(f"{kind} ({count})" for kind, count in each["pixels"].items())
+            pixels = f"; pixels of some: {seen}" if seen else ""
+            lines.append(
+                f"{role:12} {each['files']} files, {', '.join(each['where'])}; {words}{pixels}"
+            )
+    return lines
+
+
+def _rejected_lines(rejected: dict[str, Any]) -> list[str]:
+    return [f"left out     {count}: {reason}" for reason, count in rejected["by_reason"].items()]
+
+
+def _warnings(told: list[str]) -> list[str]:
+    # Names in them may hold anything; a line is a line.
+    return [f"warning      {' '.join(each.split())}" for each in told]
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+class Bar:
+    """Called with what is done and what there is in all."""
+
+    def __init__(self, bar: "Progress", unit: str) -> None:
+        self._bar = bar
+        self._unit = unit
+        self._task = bar.add_task("", total=None, rate="")
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show how far it is."""
+        speed = self._bar.tasks[0].speed
+        rate = f"{speed:,.0f} {self._unit}/s" if speed else ""
+        self._bar.update(self._task, completed=done, total=total, rate=rate)
+
+    def waiting(self, share: float) -> None:
+        """Show that nothing is done until something is read, and how much of it is: in [0, 1]."""
+        self._bar.update(self._task, rate=f"waiting for the disk: {share:.0%} read ahead")
+
+
+@contextmanager
+def progress(unit: str) -> Iterator[Bar | None]:
+    """A bar on stderr, if that is a terminal; else nothing at all."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    with Progress(
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
+        yield Bar(bar, unit)
+
 
 _PATH = click.Path(path_type=Path)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")

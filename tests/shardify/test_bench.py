@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from shardify.bench import CONTENDERS, Run, main, measure, summarise
+from shardify.bench import CONTENDERS, Run, main, measure, page, summarise
 from shardify.bench_phases import phases
-from shardify.benchpage import page
 from shardify.synth.generate import make
 
 

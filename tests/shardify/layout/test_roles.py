@@ -10,12 +10,12 @@ import pytest
 from shardline_scenes import SIDE, background, depth, encoded, flat_mask, scene
 from shardline_sources import pack, spread, zipped
 
+from shardify.cli import survey_text
 from shardify.conversion.build import build
 from shardify.conversion.survey import Options, survey
 from shardify.errors import LayoutError
 from shardify.layout import detect, layout_file, layout_file_writer
 from shardify.storage.paths import place
-from shardify.texts import survey_text
 
 BACKS, SAMPLES = 4, 24
 Files = dict[str, bytes]

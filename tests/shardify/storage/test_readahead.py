@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from shardify.progress import Bar
+from shardify.cli import Bar
 from shardify.storage import free_memory, page_cache, readahead
 from shardify.storage.free_memory import spare_memory
 from shardify.storage.page_cache import Meter, Reader, joined
