@@ -22,7 +22,7 @@ from shardify.images.codecs import Variant, resized, store
 from shardify.images.pixels import PLAIN, Meaning, pixels
 from shardify.sources.reading import reader_of, rows_of
 from shardify.sources.sources import Sources
-from shardify.storage.drafts import Draft
+from shardify.storage.atomic_write import Draft
 from shardify.storage.paths import Place
 from shardify.storage.readers import expect
 from shardify.writer.sample_check import check_picture

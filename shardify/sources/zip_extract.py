@@ -7,8 +7,7 @@ local header's. Memory is bounded by the size that the directory states (checked
 import struct
 
 from shardify.errors import EntryError
-from shardify.storage.readers import Handle, pread
-from shardify.storage.tree import Tree, UrlTree
+from shardify.storage.readers import Handle, Tree, UrlTree, pread
 from shardify.zlib_backend import ERRORS, crc32, decompressobj
 
 __all__ = ["payload"]

@@ -1,26 +1,44 @@
 """Files that appear whole or not at all: write beside, flush to disk, rename; or put, at a URL.
 
 Knows nothing of zips, tars or manifests. It never follows a name taken from an archive.
+
+Files that appear whole or not at all: written beside their place, then renamed.
+
+Knows nothing of what is in them.
+
+A file in the making, at a path or at a URL: it appears whole when it is published.
+
+At a path it is written beside its place and renamed; for a URL it is a file without a name in the
+machine's temporary folder, gone with the process, and put as one object. Knows nothing of tars.
 """
 
 import ctypes
 import os
+import tempfile
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO, cast
 
 from shardify.storage.paths import Place, Url
+from train.errors import RunError
 
 __all__ = [
     "TEMPORARY",
+    "Draft",
     "Flushing",
+    "draft",
     "publish",
     "sync_folder",
+    "writable",
     "write_atomic",
     "write_quick",
+    "write_text",
 ]
+
 
 _AT_ONCE = 4
 """Files flushed side by side, which share what the disk must do for each."""
@@ -149,3 +167,97 @@ def _gone_if_unfinished(temporary: Path) -> Iterator[None]:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def draft(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """A path beside ``path`` for the block to write at; what is there at its end takes its place.
+
+    After an error or an interrupt nothing is left of it, and what stood at ``path`` stands still.
+
+    Args:
+        path: The file.
+        durable: Have it on the disk before it takes its place: then not even a loss of power
+            leaves an empty one.
+
+    Raises:
+        OSError: No room, no permission.
+    """
+    temporary = path.with_name(f".{path.name}{TEMPORARY}")
+    try:
+        yield temporary
+        if durable:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+@contextmanager
+def writable(out: Path) -> Iterator[None]:
+    """What the block fails to write there becomes one line.
+
+    Raises:
+        RunError: No room, no permission, or it is no folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{out}: cannot be written ({error}); choose another --out") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole, durably.
+
+    Raises:
+        OSError: No room, no permission.
+    """
+    with draft(path, durable=True) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+class Draft:
+    """Opened by ``with``; what is not published by its end is deleted.
+
+    Raises:
+        OSError: The folder is missing, not writable, or the disk is full.
+        StoreError: The store does not take it.
+    """
+
+    file: BinaryIO
+    """Unbuffered, for writing."""
+
+    def __init__(self, where: Place) -> None:
+        self._where = where
+        self._temporary: Path | None = None
+
+    def __enter__(self) -> "Draft":
+        if isinstance(self._where, Url):
+            self.file = cast(BinaryIO, tempfile.TemporaryFile(buffering=0))
+        else:
+            # A name of its own: on a cluster, a worker given up for dead may still be writing.
+            name = f"{self._where.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
+            self._temporary = self._where.with_name(name)
+            self.file = cast(BinaryIO, self._temporary.open("wb", buffering=0))
+        return self
+
+    def publish(self) -> None:
+        """Let the file appear in its place. What is there is replaced."""
+        if isinstance(self._where, Url):
+            self._where.put(self.file)
+        elif self._temporary is not None:
+            self._temporary.replace(self._where)
+            self._temporary = None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.file.close()
+        if self._temporary is not None:
+            self._temporary.unlink(missing_ok=True)

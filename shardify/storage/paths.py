@@ -4,21 +4,25 @@
 and listings read the same for a folder and for a bucket. An object is put whole, so nothing here
 renames, appends or locks; nothing is deleted but what ``unlink`` names. Each failure of a store
 is one line that says which URL, what happened and what to do.
+
+Which files of what a user names lie on this machine.
 """
 
 import errno
 import importlib
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedReader
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from shardify.errors import StoreError
 
-__all__ = ["Place", "Size", "Url", "place", "read_all"]
+__all__ = ["Place", "Size", "Url", "files_at", "place", "read_all", "size_of"]
+
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _BLOCK = 8 << 20
@@ -261,3 +265,28 @@ def _told_of(error: BaseException | None) -> Iterator[str]:
     while error is not None:
         yield f"{type(error).__name__} {error}"
         error = error.__cause__ or error.__context__
+
+
+_FILES = 64
+"""So many of a folder's files are looked at: it may hold pictures by the million."""
+
+
+def files_at(paths: Sequence[Place]) -> list[Path]:
+    """Files on this machine that are named, or lie in a folder that is; of a folder's the first."""
+    found: list[Path] = []
+    for path in paths:
+        # What cannot be looked at, the survey will name.
+        with suppress(OSError):
+            if isinstance(path, Path):
+                inside = islice(path.iterdir(), _FILES) if path.is_dir() else [path]
+                found += [each for each in inside if each.is_file()]
+    return found
+
+
+def size_of(files: Sequence[Path]) -> int:
+    """Bytes; of what cannot be looked at, none."""
+    total = 0
+    for path in files:
+        with suppress(OSError):
+            total += path.stat().st_size
+    return total

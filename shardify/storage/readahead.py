@@ -20,9 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardify.storage.free_memory import spare_memory
-from shardify.storage.local import files_at, size_of
 from shardify.storage.page_cache import Meter, Reader
-from shardify.storage.paths import Place
+from shardify.storage.paths import Place, files_at, size_of
 
 __all__ = ["ReadAhead", "reading_ahead"]
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from shardify.errors import ShardifyError, StoreError
 from shardify.sources.zip_end_record import find_directory
-from shardify.storage.local import files_at
-from shardify.storage.paths import Place, Url
+from shardify.storage.paths import Place, Url, files_at
 from shardify.workers.dask_pool import Cluster
 from shardify.workers.pool import Inline, Pool
 from shardify.workers.process_pool import Workers

@@ -16,8 +16,7 @@ from shardify.images.parser import parse
 from shardify.images.pixels import PLAIN
 from shardify.sources.sources import Sources
 from shardify.sources.zip_extract import payload
-from shardify.storage.atomic_write import write_quick
-from shardify.storage.drafts import Draft
+from shardify.storage.atomic_write import Draft, write_quick
 from shardify.storage.paths import Url, place
 from shardify.storage.readers import expect
 from shardify.writer.fast_copy import FastCopier

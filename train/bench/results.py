@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 from rich.table import Table
 
-from shardify.storage.train_drafts import draft, writable, write_text
+from shardify.storage.atomic_write import draft, writable, write_text
 from train.bench.cases import PEERS
 
 __all__ = ["EPOCH", "Report", "Result"]

@@ -26,7 +26,7 @@ from types import FrameType
 from typing import Any
 
 from shardify.errors import DataError
-from shardify.storage.train_drafts import TEMPORARY, write_text
+from shardify.storage.atomic_write import TEMPORARY, write_text
 from train.bench.hardware import driver_cuda_version, driver_version, hardware, versions
 from train.bench.suite_page import page
 from train.bench.suite_steps import FULL, ROOT, TENTH, Size, Step, steps

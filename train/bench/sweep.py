@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from shardify.storage.train_drafts import write_text
+from shardify.storage.atomic_write import write_text
 from train.bench.cases import Work, begin
 from train.bench.fixtures import Job, Shelf
 from train.bench.hardware import GpuMonitor, driver_version, gpu_of, hardware, versions

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from shardify.storage.train_drafts import draft
+from shardify.storage.atomic_write import draft
 from train.errors import CheckpointError, DamagedError
 
 __all__ = [

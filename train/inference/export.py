@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from model.registry import create
-from shardify.storage.train_drafts import draft
+from shardify.storage.atomic_write import draft
 from train.checkpoint.checkpoint_file import save
 from train.checkpoint.trained_model import MakeModel, Trained, load_trained, weights_metadata
 from train.errors import ConfigError, RunError

@@ -18,7 +18,7 @@ from torch.nn.functional import interpolate
 
 from model.registry import check_resolution
 from shardify.errors import DataError
-from shardify.storage.train_drafts import draft
+from shardify.storage.atomic_write import draft
 from train.checkpoint.trained_model import Trained, load_trained, pick_device, place
 from train.distributed import World
 from train.errors import ConfigError

@@ -16,7 +16,7 @@ from PIL import Image
 
 from model.registry import create
 from shardify import html
-from shardify.storage.train_drafts import write_text
+from shardify.storage.atomic_write import write_text
 from train.checkpoint.trained_model import MakeModel, load_trained, pick_device
 from train.data import Shards, Source
 from train.distributed import World

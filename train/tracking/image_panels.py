@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from shardify.loader.batch import Batch
-from shardify.storage.train_drafts import draft
+from shardify.storage.atomic_write import draft
 
 __all__ = ["COLUMNS", "ROLES", "Rows", "draw"]
 

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from shardify.storage.train_drafts import write_text
+from shardify.storage.atomic_write import write_text
 from train.errors import RunError
 
 __all__ = ["JsonLines", "Screen", "epoch_line", "plain"]

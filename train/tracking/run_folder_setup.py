@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shardify.storage.train_drafts import TEMPORARY, writable, write_text
+from shardify.storage.atomic_write import TEMPORARY, writable, write_text
 from train.config import Config
 from train.errors import RunError
 from train.settings import to_toml

@@ -24,7 +24,7 @@ from shardify.conversion.survey import Options, survey
 from shardify.dataset.manifest import Manifest
 from shardify.errors import OutputError, SourceError
 from shardify.sources.folder_listing import list_folder
-from shardify.storage.tree import Tree, open_tree
+from shardify.storage.readers import Tree, open_tree
 
 __all__ = ["inline"]
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from shardify.storage.train_drafts import draft, write_text
+from shardify.storage.atomic_write import draft, write_text
 
 
 @pytest.mark.parametrize("durable", [False, True])

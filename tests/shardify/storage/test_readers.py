@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardify.storage.drafts import Draft
+from shardify.storage.atomic_write import Draft
 from shardify.storage.paths import Url
 from shardify.storage.readers import Ranges, close_source, expect, open_source, pread
 from shardify.writer.shard_writer import ROW
