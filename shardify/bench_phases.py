@@ -22,9 +22,9 @@ from shardify.conversion.survey import Options, survey
 from shardify.conversion.task_list import background_tasks, shard_tasks
 from shardify.images.pixels import PLAIN
 from shardify.layout.detect import detect
+from shardify.sources.catalog import Sources
+from shardify.sources.nested_zips import Workshop
 from shardify.sources.open_sources import gather
-from shardify.sources.sources import Sources
-from shardify.sources.workshop import Workshop
 from shardify.storage.readers import Handle, pread
 from shardify.writer.fast_copy import FastCopier
 from shardify.writer.fast_worker import prepare

@@ -20,8 +20,7 @@ from shardify.dataset.manifest import BACKGROUNDS, Background
 from shardify.errors import EntryError
 from shardify.images.codecs import Variant, resized, store
 from shardify.images.pixels import PLAIN, Meaning, pixels
-from shardify.sources.reading import reader_of, rows_of
-from shardify.sources.sources import Sources
+from shardify.sources.catalog import Sources, reader_of, rows_of
 from shardify.storage.atomic_write import Draft
 from shardify.storage.paths import Place
 from shardify.storage.readers import expect

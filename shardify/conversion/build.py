@@ -26,7 +26,7 @@ from shardify.conversion.task_list import background_tasks, rows_read, shard_tas
 from shardify.dataset.manifest import BACKGROUNDS, Manifest
 from shardify.errors import BuildError, LayoutError
 from shardify.layout.detect import Rejection
-from shardify.sources.workshop import Workshop
+from shardify.sources.nested_zips import Workshop
 from shardify.storage.atomic_write import Flushing
 from shardify.storage.paths import Place, place
 from shardify.storage.readahead import ReadAhead, reading_ahead

@@ -13,8 +13,7 @@ from shardify.conversion.survey import Survey
 from shardify.errors import BuildError, EntryError, ImageError
 from shardify.images.parser import MASK_THRESHOLD, parse
 from shardify.images.pixels import PLAIN, Meaning, levels_of, peak_of
-from shardify.sources.reading import reader_of
-from shardify.sources.sources import Sources
+from shardify.sources.catalog import Sources, reader_of
 
 __all__ = ["meaning_of", "settle_meaning"]
 

@@ -23,12 +23,10 @@ from shardify.images.codecs import Variant
 from shardify.layout import layout_file as rules
 from shardify.layout.detect import Layout, Rejection, detect
 from shardify.layout.layout_file_writer import to_toml
-from shardify.sources.catalog import FAULTS, Catalog
+from shardify.sources.catalog import FAULTS, Catalog, Sources, reader_of
 from shardify.sources.duplicates import without_repeats
+from shardify.sources.nested_zips import Workshop
 from shardify.sources.open_sources import gather
-from shardify.sources.reading import reader_of
-from shardify.sources.sources import Sources
-from shardify.sources.workshop import Workshop
 from shardify.storage.paths import Place
 
 __all__ = [

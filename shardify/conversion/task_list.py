@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from shardify.conversion.splits import ShardPlan
 from shardify.conversion.survey import MEMBERS, Survey
 from shardify.images.pixels import Meaning
-from shardify.sources.reading import rows_of
+from shardify.sources.catalog import rows_of
 from shardify.storage.paths import Place
 from shardify.writer.tasks import BackgroundTask, ShardTask
 

@@ -9,14 +9,11 @@ import re
 from dataclasses import dataclass
 
 __all__ = [
-    "IMAGES",
     "ROLES",
     "Shape",
     "Shapes",
     "background_number",
     "folder_number",
-    "is_junk",
-    "is_junk_folder",
     "numbers",
     "safe_key",
     "shape_of",
@@ -28,18 +25,11 @@ __all__ = [
 ROLES = ("bg", "fg_bg", "mask", "depth")
 """The roles a file may have, in the order in which they are shown."""
 
-IMAGES = frozenset("jpg jpeg jpe jfif png gif bmp webp tif tiff npy".split())
-"""Extensions, in lower case, of what may hold pixels."""
 
 KEY_LIMIT = 80
 """Longest key. Characters: KEY.fg_bg.jpeg must fit the 100 bytes of a tar header's name."""
 
 _WORD = re.compile(r"[^-_ .]+")
-_JUNK_FOLDERS = re.compile(r"(?:^|/)(?:__MACOSX|\.[^/]*|@eaDir|\$RECYCLE\.BIN)(?:/|$)")
-_JUNK_FILES = re.compile(
-    r"\.|thumbs\.db$|desktop\.ini$|icon\r?$|(?:readme|licen[cs]e|copying|changelog)(?:$|[._-])",
-    re.IGNORECASE,
-)
 
 _LABELS = re.compile(
     # What only says where a depth was measured, and masks of what was not pasted yet.
@@ -93,19 +83,6 @@ _DIGITS = re.compile(r"\d+")
 _ANY_DIGIT = bytes.maketrans(b"123456789", b"000000000")
 _REMEMBERED = 50_000
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
-
-
-def is_junk(base: str) -> bool:
-    """Whether a file's name, without folders, is that of litter or of a note to the reader.
-
-    The empty name, which is what a folder's own entry ends in, is.
-    """
-    return not base or _JUNK_FILES.match(base) is not None
-
-
-def is_junk_folder(path: str) -> bool:
-    """Whether a folder, or one around it, is an operating system's own."""
-    return _JUNK_FOLDERS.search(path) is not None
 
 
 def words(part: str) -> tuple[str, ...]:

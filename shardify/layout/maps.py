@@ -13,10 +13,8 @@ from typing import NamedTuple
 
 from shardify.errors import LayoutError
 
-__all__ = ["EXTENSIONS", "MOST_LINES", "Finder", "Row", "rows_of"]
+__all__ = ["MOST_LINES", "Finder", "Row", "rows_of"]
 
-EXTENSIONS = frozenset({"csv", "tsv", "txt"})
-"""Of files that may be maps, in lower case."""
 
 MOST_LINES = 2_000_000
 """Of a map: a small zip can hold a text of any length."""

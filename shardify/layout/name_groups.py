@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from shardify.layout import filenames
-from shardify.layout.maps import EXTENSIONS
 from shardify.layout.outlines import ALONE, Outlines
+from shardify.sources import file_types
 from shardify.sources.entry_names import common_folders
+from shardify.sources.file_types import MAP_EXTENSIONS
 
 __all__ = ["Census", "Folder", "Group", "indexes_of", "study_folder", "take_census"]
 
@@ -112,10 +113,10 @@ _JUNK: _Kind = ("", (), "/")
 
 def _kind_of(name: str, shapes: filenames.Shapes) -> _Kind:
     folder, _, base = name.rpartition("/")
-    if filenames.is_junk_folder(folder) or filenames.is_junk(base):
+    if file_types.is_junk_folder(folder) or file_types.is_junk(base):
         return _JUNK
     extension = _extension(name)
-    if extension not in filenames.IMAGES:
+    if extension not in file_types.IMAGE_EXTENSIONS:
         return "", (), extension
     return folder, shapes.words(base.rpartition(".")[0].lower()), extension
 
@@ -136,8 +137,8 @@ def _count(
     """Put names of one kind where they belong; ``bounds`` keeps the least and greatest image."""
     if kind is _JUNK:
         census.junk += len(indexes)
-    elif kind[2] not in filenames.IMAGES:
-        if kind[2] in EXTENSIONS:
+    elif kind[2] not in file_types.IMAGE_EXTENSIONS:
+        if kind[2] in MAP_EXTENSIONS:
             census.texts += indexes
         census.other[kind[2]] += len(indexes)
     else:

@@ -2,36 +2,57 @@
 
 Opens files to read their directories; reads no payload, knows nothing of images, and never turns
 a name into a path.
+
+Sources opened for reading, in whatever process reads them.
+
+Knows nothing of what lies in them.
+
+Entries of a catalog, as workers are told of them, and their payloads, read here and now.
+
+Decides nothing about what it reads.
 """
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardify.errors import ArchiveError
+from shardify.errors import ArchiveError, BuildError, EntryError, ShardifyError
 from shardify.sources.entry_names import Names
 from shardify.sources.zip_directory import FAULTS, MAX_ENTRY, Part, Refused, read_zip
+from shardify.sources.zip_extract import payload
 from shardify.storage.paths import Place
 from shardify.storage.readers import Handle, Ranges, close_source, open_source
 
 __all__ = [
     "FAULTS",
     "MAX_ENTRY",
+    "ROW",
     "Catalog",
     "Entries",
     "Names",
     "Part",
     "Refused",
+    "Sources",
     "ZipSource",
     "join_parts",
     "open_catalog",
     "open_zip",
     "read_zip",
+    "reader_of",
+    "rows_of",
 ]
+
+
+ROW = np.dtype(
+    [("source", "<u2"), ("offset", "<i8"), ("limit", "<i8"), ("packed", "<i8"), ("size", "<i8"),
+     ("crc", "<u4"), ("method", "<u2")]
+)  # fmt: skip
+"""One entry of a zip, as a task carries it: columns of ``archive.Entries``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,3 +184,50 @@ def _size_of(handle: Handle, path: Place) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise ArchiveError(f"{path}: not a regular file; expected a zip")
     return status.st_size
+
+
+class Sources:
+    """The zips and folders, opened for reading: by descriptor, by ranges, or by name."""
+
+    def __init__(self, paths: list[str]) -> None:
+        self._paths = paths
+        self._handles: list[Handle] = []
+
+    def __enter__(self) -> list[Handle]:
+        try:
+            for path in self._paths:
+                self._handles.append(open_source(path))
+        except ShardifyError:
+            self.__exit__()
+            raise
+        except OSError as error:
+            self.__exit__()
+            raise BuildError(
+                f"{error.filename}: {error.strerror}; it was there a moment ago"
+            ) from error
+        return self._handles
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            close_source(handle)
+
+
+def rows_of(catalog: Catalog, numbers: NDArray[Any]) -> NDArray[Any]:
+    """Entries as tasks carry them: the shape of ``numbers``, of ``writer.ROW``."""
+    rows = np.empty(numbers.shape, ROW)
+    for name in ROW.names or ():
+        rows[name] = getattr(catalog.entries, name)[numbers]
+    return rows
+
+
+def reader_of(catalog: Catalog, descriptors: Sequence[Handle]) -> Callable[[int], bytes]:
+    """A function from an entry's number to its payload; it raises EntryError for a bad one."""
+
+    def read(entry: int) -> bytes:
+        code = int(catalog.entries.fault[entry])
+        if code:
+            raise EntryError(FAULTS[code])
+        source, *rest = rows_of(catalog, np.array([entry]))[0].tolist()
+        return payload(descriptors[source], catalog.names.raw(entry), *rest)
+
+    return read

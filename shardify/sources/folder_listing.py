@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from shardify.errors import SourceError
-from shardify.layout.filenames import IMAGES, is_junk, is_junk_folder
-from shardify.layout.maps import EXTENSIONS
 from shardify.sources.catalog import MAX_ENTRY, Part, Refused, ZipSource
 from shardify.sources.entry_names import decode, is_hostile
+from shardify.sources.file_types import IMAGE_EXTENSIONS, MAP_EXTENSIONS, is_junk, is_junk_folder
 from shardify.storage.paths import Place, Url
 
 __all__ = ["Listing", "list_folder", "looks_zipped"]
@@ -76,7 +75,9 @@ class Listing:
     @property
     def useful(self) -> bool:
         """Whether there is an image, or what may be a map of images."""
-        return any(_extension(name) in IMAGES | EXTENSIONS for name, _, _ in self.files)
+        return any(
+            _extension(name) in IMAGE_EXTENSIONS | MAP_EXTENSIONS for name, _, _ in self.files
+        )
 
 
 def list_folder(folder: Place) -> Listing:

@@ -12,8 +12,7 @@ from pathlib import Path
 from shardify.errors import SourceError
 from shardify.sources.catalog import Catalog, Part, ZipSource, join_parts, open_zip
 from shardify.sources.folder_listing import Listing, list_folder
-from shardify.sources.nested_zips import open_inner
-from shardify.sources.workshop import Workshop
+from shardify.sources.nested_zips import Workshop, open_inner
 from shardify.storage.paths import Place
 
 __all__ = ["MAX_SOURCES", "gather"]

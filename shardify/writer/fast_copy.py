@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from shardify.images.parser import Picture
 from shardify.images.pixels import PLAIN, is_plain, same_aspect
+from shardify.sources.catalog import ROW
 from shardify.storage.readers import Handle
 from shardify.writer.tar_writer import NAMELESS, TarWriter
-from shardify.writer.tasks import ROW, ShardTask
+from shardify.writer.tasks import ShardTask
 
 if TYPE_CHECKING:  # Importing it imports numba, which takes a quarter of a second.
     from shardify.writer.fast_copy_kernel import Buffers, CopyPlan, KnownHeaders

@@ -14,7 +14,7 @@ from shardify.errors import BuildError, EntryError
 from shardify.images.channel_stats import glance
 from shardify.images.parser import parse
 from shardify.images.pixels import PLAIN
-from shardify.sources.sources import Sources
+from shardify.sources.catalog import ROW, Sources
 from shardify.sources.zip_extract import payload
 from shardify.storage.atomic_write import Draft, write_quick
 from shardify.storage.paths import Url, place
@@ -23,7 +23,7 @@ from shardify.writer.fast_copy import FastCopier
 from shardify.writer.sample_check import Figure, gauged, sample_of
 from shardify.writer.sinks import Sink
 from shardify.writer.tar_writer import TarWriter
-from shardify.writer.tasks import ROW, STATE, BackgroundTask, Moments, Part, ShardRecord, ShardTask
+from shardify.writer.tasks import STATE, BackgroundTask, Moments, Part, ShardRecord, ShardTask
 
 __all__ = [
     "ROW",

@@ -17,16 +17,10 @@ from numpy.typing import NDArray
 from shardify.images.codecs import Variant
 from shardify.images.pixels import Meaning
 
-__all__ = ["ROW", "STATE", "BackgroundTask", "Moments", "Part", "ShardRecord", "ShardTask"]
+__all__ = ["STATE", "BackgroundTask", "Moments", "Part", "ShardRecord", "ShardTask"]
 
 STATE = ".shardify"
 """Folder inside OUT for what a rerun needs; gone once the manifest is there."""
-
-ROW = np.dtype(
-    [("source", "<u2"), ("offset", "<i8"), ("limit", "<i8"), ("packed", "<i8"), ("size", "<i8"),
-     ("crc", "<u4"), ("method", "<u2")]
-)  # fmt: skip
-"""One entry of a zip, as a task carries it: columns of ``archive.Entries``."""
 
 
 @dataclass(kw_only=True, slots=True)

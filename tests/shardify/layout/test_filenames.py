@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardify.layout import filenames
+from shardify.sources import file_types
 
 
 @pytest.mark.parametrize(
@@ -86,17 +87,17 @@ def test_a_background_number_is_one_that_a_word_announces(stem: str, number: int
     ["", ".DS_Store", "._a.jpg", "Thumbs.db", "desktop.ini", "README.md", "LICENSE"],
 )
 def test_litter_is_known_by_its_name(base: str) -> None:
-    assert filenames.is_junk(base)
+    assert file_types.is_junk(base)
 
 
 @pytest.mark.parametrize("base", ["a.jpg", "readmes1.jpg", "icons.png", "fg_bg_1.jpg"])
 def test_pictures_are_no_litter(base: str) -> None:
-    assert not filenames.is_junk(base)
+    assert not file_types.is_junk(base)
 
 
 @pytest.mark.parametrize("path", ["__MACOSX", "data/__MACOSX/bg", ".git", "a/.ipynb_checkpoints"])
 def test_folders_of_the_system_are_litter(path: str) -> None:
-    assert filenames.is_junk_folder(path)
+    assert file_types.is_junk_folder(path)
 
 
 @given(st.text(max_size=40))

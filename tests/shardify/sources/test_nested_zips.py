@@ -26,9 +26,9 @@ from shardline_sources import (
 from shardify.conversion.build import build
 from shardify.conversion.survey import Options, reader_of, survey
 from shardify.errors import ArchiveError, EntryError, OutputError, ShardifyError, StoreError
+from shardify.sources.catalog import Sources
+from shardify.sources.nested_zips import Workshop
 from shardify.sources.open_sources import gather
-from shardify.sources.sources import Sources
-from shardify.sources.workshop import Workshop
 
 __all__ = ["inline"]
 

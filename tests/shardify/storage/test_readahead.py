@@ -16,12 +16,12 @@ import pytest
 from numpy.typing import NDArray
 
 from shardify.cli import Bar
+from shardify.sources.catalog import ROW
 from shardify.storage import free_memory, page_cache, readahead
 from shardify.storage.free_memory import spare_memory
 from shardify.storage.page_cache import Meter, Reader, joined
 from shardify.storage.paths import place
 from shardify.storage.readahead import ReadAhead, _windows, reading_ahead
-from shardify.writer.tasks import ROW
 
 PAGE = 4096
 

@@ -29,14 +29,13 @@ from shardify.images.parser import parse
 from shardify.images.pixels import PLAIN, pixels
 from shardify.layout.name_patterns import ALL_FOLDERS, LAST_FOLDER, NO_FOLDER, numbers_of, recipe_of
 from shardify.layout.outlines import ALONE, Outlines, numbers_at
-from shardify.sources.catalog import open_catalog
+from shardify.sources.catalog import ROW, Sources, open_catalog
 from shardify.sources.entry_names import Names, decode, is_hostile, some_hostile
-from shardify.sources.sources import Sources
 from shardify.writer import fast_copy
 from shardify.writer.fast_copy import FastCopier, header_length
 from shardify.writer.shard_writer import write_shard
 from shardify.writer.tar_writer import TarWriter
-from shardify.writer.tasks import ROW, STATE, ShardRecord, ShardTask
+from shardify.writer.tasks import STATE, ShardRecord, ShardTask
 
 if TYPE_CHECKING:
     from shardify.writer.fast_copy_kernel import Buffers, CopyPlan, KnownHeaders
