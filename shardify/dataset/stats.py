@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from shardify.dataset.index import Member, parse_index
 from shardify.dataset.manifest import BACKGROUNDS, Manifest, Role
 from shardify.errors import ImageError, VerifyError
-from shardify.images.codecs import unpack_raw
 from shardify.images.parser import MASK_THRESHOLD, Picture, parse
 from shardify.images.pixels import PLAIN, pixels
+from shardify.images.raw_pixels import unpack_raw
 from shardify.storage.paths import Place, Url, place, read_all
 from shardify.storage.readers import Handle, Ranges, close_source, open_source, pread
 

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from shardify.images.parser import MASK_THRESHOLD, Picture, parse
 from shardify.images.pixels import PLAIN, pixels
 from shardify.images.png import encode_png
+from shardify.images.raw_pixels import pack_raw, unpack_raw
 
-__all__ = ["Variant", "cost", "resized", "store", "unpack_raw"]
+__all__ = ["Variant", "cost", "resized", "store"]
 
 _QUALITY = 95
 
@@ -60,7 +61,7 @@ def store(plane: NDArray[Any], role: str, kind: str, variant: Variant) -> tuple[
     channels = 3 if plane.ndim == 3 else 1
     bits = 8 * plane.itemsize
     if codec == "raw":
-        raw = _raw(plane, role)
+        raw = pack_raw(plane, role)
         return raw, Picture("raw", width, height, channels, 1 if role == "mask" else bits)
     if codec == "keep":
         codec = "jpeg" if kind == "jpg" and role in ("bg", "fg_bg") else "png"
@@ -111,29 +112,3 @@ def cost(plane: NDArray[Any], stored: bytes, picture: Picture, role: str) -> flo
     full = float(np.iinfo(plane.dtype).max)
     difference = (plane.astype(np.float64) - back.astype(np.float64)) / full
     return float(np.sqrt((difference**2).mean()))
-
-
-def unpack_raw(data: bytes, picture: Picture, role: str) -> NDArray[Any]:
-    """A raw member's pixels, shaped as ``pixels.pixels`` gives them.
-
-    Raises:
-        ValueError: The length does not fit the size.
-    """
-    height, width = picture.height, picture.width
-    if role == "mask":
-        bits = np.unpackbits(np.frombuffer(data, np.uint8))
-        if not 0 <= len(bits) - height * width < 8:
-            raise ValueError(f"{len(data)} bytes; expected the bits of {width}x{height}")
-        return bits[: height * width].reshape(height, width) * np.uint8(255)
-    if picture.channels == 3:
-        return np.frombuffer(data, np.uint8).reshape(3, height, width).transpose(1, 2, 0)
-    kind = "<u2" if picture.bits == 16 else "u1"
-    return np.frombuffer(data, kind).reshape(height, width)
-
-
-def _raw(plane: NDArray[Any], role: str) -> bytes:
-    if role == "mask":
-        return np.packbits(plane >= MASK_THRESHOLD).tobytes()
-    if plane.ndim == 3:
-        return plane.transpose(2, 0, 1).tobytes()
-    return plane.astype("<u2" if plane.dtype == np.uint16 else "u1").tobytes()

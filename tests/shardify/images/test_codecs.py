@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from shardify.images.codecs import Variant, cost, resized, store, unpack_raw
+from shardify.images.codecs import Variant, cost, resized, store
 from shardify.images.parser import parse
 from shardify.images.pixels import PLAIN, pixels
 from shardify.images.png import encode_png
+from shardify.images.raw_pixels import unpack_raw
 
 RNG = np.random.Generator(np.random.Philox(key=3))
 COLOUR = RNG.integers(0, 256, (13, 17, 3)).astype(np.uint8)
