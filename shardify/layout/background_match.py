@@ -15,8 +15,15 @@ import numpy.typing as npt
 from shardify.errors import LayoutError
 from shardify.layout import background_rules
 from shardify.layout.background_candidates import Candidate
+from shardify.layout.background_rules import (
+    Question,
+    all_stated,
+    as_told,
+    by_map,
+    files_of,
+    is_shifted,
+)
 from shardify.layout.background_scores import Scores, drained, scoring
-from shardify.layout.claims import Question, all_stated, as_told, by_map, files_of, is_shifted
 from shardify.layout.layout_file import Rules
 
 __all__ = ["Decision", "decide"]

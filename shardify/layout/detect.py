@@ -3,6 +3,15 @@
 Names in, a ``Layout`` out; the order of the names does not matter. No file is opened here: where
 names leave a doubt, payloads come through a callable that is passed in. Nothing is ever paired by
 position; what neither names nor pixels can decide is refused with ``LayoutError``.
+
+Which files of a source are one sample, before anything is known of backgrounds.
+
+By names (``roles``, ``joining``), by a map in the source, or by a layout file's rules. Opens no
+file but texts that may be maps, through a callable that is passed in.
+
+Splits that a data set brings along: ``train`` and ``val`` folders, or what a layout file names.
+
+Names in, numbers out. Draws nothing: samples without such a word are for others to divide.
 """
 
 import dataclasses
@@ -12,24 +21,173 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from shardify.errors import LayoutError
-from shardify.layout import (
-    background_match,
-    background_rules,
-    companions,
-    filenames,
-    layout_file,
-    roles,
-)
-from shardify.layout.claims import Question
-from shardify.layout.keys import unique_keys
+from shardify.errors import LayoutError, ShardifyError
+from shardify.layout import background_match, background_rules, filenames, layout_file, roles
+from shardify.layout.background_rules import Question
+from shardify.layout.csv_map import Row, join_by_map, rows_of
+from shardify.layout.filenames import unique_keys
+from shardify.layout.name_groups import Census, indexes_of, take_census
+from shardify.layout.name_patterns import ALONE, Outlines
 from shardify.layout.sample_table import Table
-from shardify.layout.splits import given_split
+from shardify.sources.entry_names import common_folders
 
-__all__ = ["Layout", "Rejection", "detect"]
+__all__ = ["Companions", "Layout", "Rejection", "by_names", "by_rules", "detect", "given_split"]
+
+
+Read = Callable[[int], bytes]
+
+_MAPS = 8
+"""Most text files that are looked into for a map."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Companions:
+    """Companions, before anything is known of backgrounds."""
+
+    table: Table
+    backgrounds: list[int]
+    told: dict[str, object]
+    ignored: dict[str, int]
+    shared: int
+    maps: Callable[[], list[Row]]
+    unknown: list[str]
+    """Images that have no role for want of a word; see ``roles.Assignment``."""
+    map: str | None
+    """Name of the map, if there is one to use."""
+    outlines: Outlines | None = None
+    """Of the names, where they were sorted by them."""
+
+
+def by_names(names: Sequence[str], where: str, read: Read | None) -> Companions:
+    """Find them by what names say, or by a map where names say too little.
+
+    Args:
+        names: Of the source.
+        where: What to call it in an error.
+        read: Gives the bytes of the file of an index; without it no map is looked into.
+
+    Raises:
+        LayoutError: There is no image, a role is missing that is needed, or a map contradicts
+            itself.
+    """
+    census = take_census(names)
+    assigned = roles.assign_roles(census, where, read)
+    role_of_group, table = assigned.roles, assigned.table
+
+    def maps() -> list[Row]:
+        return _maps(census, read)
+
+    files = indexes_of(census, role_of_group)
+    backgrounds = files.pop("bg", np.zeros(0, np.int32)).tolist()
+    if table.complete * 2 < max(map(len, files.values())) and census.texts:
+        mapped = join_by_map(names, files, backgrounds, maps(), where=where)
+        if mapped and mapped.complete > table.complete:
+            table = mapped
+    return Companions(
+        table=table,
+        backgrounds=sorted(backgrounds, key=names.__getitem__),
+        told=assigned.evidence,
+        ignored=roles.ignored(census, role_of_group),
+        shared=census.shared,
+        maps=maps,
+        unknown=assigned.unknown,
+        map=min((names[index] for index in census.texts), default=None),
+        outlines=census.outlines,
+    )
+
+
+def by_rules(
+    names: Sequence[str], where: str, layout: layout_file.Rules, read: Read | None
+) -> Companions:
+    """Find them by a layout file. Arguments as for ``by_names``.
+
+    Raises:
+        LayoutError: The rules match nothing, or the map is missing or contradicts itself.
+    """
+
+    def maps() -> list[Row]:
+        return layout_file.map_rows(layout, names, read)
+
+    applied = layout_file.apply(layout, names, maps, where=where)
+    used = [index for column in applied.table.members.values() for index in column.tolist()]
+    paths = [names[index] for index in (*used, *applied.backgrounds) if index >= 0]
+    wanted = layout.background["rule"] != "none"
+    return Companions(
+        table=applied.table,
+        backgrounds=sorted(applied.backgrounds, key=names.__getitem__) if wanted else [],
+        told={
+            role: {"patterns": [each.pattern for each in patterns]}
+            for role, patterns in layout.patterns.items()
+        },
+        ignored={"no pattern matches": applied.unmatched} if applied.unmatched else {},
+        # As where names are sorted by themselves: keys shall be the same.
+        shared=common_folders([path.rpartition("/")[0] for path in paths]),
+        maps=maps,
+        unknown=[],
+        map=layout.map,
+    )
+
+
+def _maps(census: Census, read: Read | None) -> list[Row]:
+    """The rows of all files that may be maps."""
+    rows: list[Row] = []
+    for index in sorted(census.texts, key=census.names.__getitem__)[:_MAPS] if read else ():
+        try:
+            data = read(index) if read else b""
+        except ShardifyError:
+            continue
+        rows += rows_of(data, census.names[index])
+    return rows
+
 
 IntArray = npt.NDArray[np.int32]
-Read = Callable[[int], bytes]
+
+
+def given_split(
+    names: Sequence[str],
+    members: IntArray,
+    layout: layout_file.Rules | None,
+    outlines: Outlines | None = None,
+) -> tuple[IntArray | None, npt.NDArray[np.bool_], int]:
+    """The source's own split.
+
+    A ``test`` split stands for ``val`` where there is none, and is left aside where there is.
+
+    Args:
+        names: Of the source.
+        members: (N,) index of each sample's composite.
+        layout: A layout file's rules, whose group ``split`` counts if it has one.
+        outlines: Of the names, where they are known: then it is quick.
+
+    Returns:
+        (N,) int32, 0 train and 1 val, or None where not every sample says so or all say the same;
+        (N,) bool, which samples to keep; how many those are that are not kept.
+    """
+    known: dict[str, str | None] = {}
+    said = np.zeros(len(members), np.int32)
+    codes = {"train": 0, "val": 1, "test": 2, None: 3}
+    if outlines is not None and layout is None:
+        for outline, rows, group in outlines.groups(members):
+            paths = [name.rpartition("/")[0] for name in group[: 1 if outline != ALONE else None]]
+            said[rows] = [codes[filenames.split_of(path)] for path in paths]
+        members = members[:0]
+    for row, index in enumerate(members.tolist()):
+        path = names[index].rpartition("/")[0]
+        if layout is not None and any(
+            "split" in pattern.groupindex for pattern in layout.patterns["fg_bg"]
+        ):
+            path = layout_file.text_of(layout, names[index], "split") or ""
+        if path not in known:
+            known[path] = filenames.split_of(path)
+        said[row] = codes[known[path]]
+    kept = np.ones(len(said), np.bool_)
+    has = set(np.flatnonzero(np.bincount(said)).tolist())
+    if 3 in has or 0 not in has or len(has) < 2:
+        return None, kept, 0
+    if 1 in has:
+        kept = said != 2
+        return said, kept, int((~kept).sum())
+    return np.minimum(said, 1), kept, 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,9 +275,9 @@ def detect(
             together, or neither names nor pixels tell the backgrounds; or they contradict.
     """
     if layout is None:
-        found = companions.by_names(names, where, read)
+        found = by_names(names, where, read)
     else:
-        found = companions.by_rules(names, where, layout, read)
+        found = by_rules(names, where, layout, read)
     if single is not None and found.backgrounds:
         once = single(found.backgrounds)
         if len(once) < len(found.backgrounds):

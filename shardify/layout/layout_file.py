@@ -36,8 +36,7 @@ import numpy.typing as npt
 
 from shardify.errors import LayoutError
 from shardify.layout import filenames
-from shardify.layout.csv_map import join_by_map
-from shardify.layout.maps import Row, rows_of
+from shardify.layout.csv_map import Row, join_by_map, rows_of
 from shardify.layout.sample_table import Table, tabulate
 
 __all__ = [

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shardify.layout import filenames
-from shardify.layout.outlines import ALONE, Outlines
+from shardify.layout.name_patterns import ALONE, Outlines
 from shardify.sources import file_types
 from shardify.sources.entry_names import common_folders
 from shardify.sources.file_types import MAP_EXTENSIONS

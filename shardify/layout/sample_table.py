@@ -13,8 +13,14 @@ import numpy.typing as npt
 
 from shardify.layout import filenames
 from shardify.layout.name_groups import Census, Folder, study_folder
-from shardify.layout.name_patterns import ALL_FOLDERS, LAST_FOLDER, NO_FOLDER, Recipe, recipe_of
-from shardify.layout.outlines import ALONE
+from shardify.layout.name_patterns import (
+    ALL_FOLDERS,
+    ALONE,
+    LAST_FOLDER,
+    NO_FOLDER,
+    Recipe,
+    recipe_of,
+)
 
 __all__ = ["RULES", "Table", "join", "tabulate"]
 

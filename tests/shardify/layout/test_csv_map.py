@@ -3,12 +3,12 @@
 import pytest
 
 from shardify.errors import LayoutError
-from shardify.layout import maps
-from shardify.layout.maps import Finder
+from shardify.layout import csv_map
+from shardify.layout.csv_map import Finder
 
 
 def rows_of(data: bytes) -> list[list[str]]:
-    return [row.cells for row in maps.rows_of(data, "map.csv")]
+    return [row.cells for row in csv_map.rows_of(data, "map.csv")]
 
 
 @pytest.mark.parametrize("mark", [",", "\t", ";", "|", "  "])
@@ -38,7 +38,7 @@ def test_a_map_saved_by_a_spreadsheet_as_unicode_text_is_read(code: str) -> None
 def test_a_text_without_end_is_refused_before_it_fills_the_memory(
     line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(maps, "MOST_LINES", 1000)
+    monkeypatch.setattr(csv_map, "MOST_LINES", 1000)
     assert len(rows_of(line.encode() * 1000)) == 1000 * ("," in line)
     with pytest.raises(LayoutError, match=r"^map\.csv: over 1000 lines; .*--layout"):
         rows_of(line.encode() * 1001)

@@ -10,8 +10,7 @@ from shardline_sources import files_of, inline, pack, run
 
 from shardify.cli import main
 from shardify.errors import LayoutError
-from shardify.layout.csv_map import Backgrounds, backgrounds_by_map, join_by_map
-from shardify.layout.maps import rows_of
+from shardify.layout.csv_map import Backgrounds, backgrounds_by_map, join_by_map, rows_of
 
 __all__ = ["inline"]
 

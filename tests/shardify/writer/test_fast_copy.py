@@ -27,8 +27,16 @@ from shardify.images.channel_stats import glance, measure
 from shardify.images.codecs import Variant
 from shardify.images.parser import parse
 from shardify.images.pixels import PLAIN, pixels
-from shardify.layout.name_patterns import ALL_FOLDERS, LAST_FOLDER, NO_FOLDER, numbers_of, recipe_of
-from shardify.layout.outlines import ALONE, Outlines, numbers_at
+from shardify.layout.name_patterns import (
+    ALL_FOLDERS,
+    ALONE,
+    LAST_FOLDER,
+    NO_FOLDER,
+    Outlines,
+    numbers_at,
+    numbers_of,
+    recipe_of,
+)
 from shardify.sources.catalog import ROW, Sources, open_catalog
 from shardify.sources.entry_names import Names, decode, is_hostile, some_hostile
 from shardify.writer import fast_copy
