@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from shardify.dataset.index import BLOCK, read_index
 from shardify.dataset.manifest import BACKGROUNDS, Manifest, Shard
-from shardify.dataset.train_index import BLOCK, read_index
 from shardify.errors import DataError, ShardifyError
 from shardify.loader.access import numbers
 from shardify.loader.mapped import Bytes, allow_open_files, bytes_of, digest_of
