@@ -10,11 +10,9 @@ import numpy as np
 
 from shardify.dataset.manifest import Manifest
 from shardify.errors import DataError
-from shardify.loader.dali_pipeline import decoder
-from shardify.loader.decode import decode_faults, reason_of
-from shardify.loader.mapped import Bytes
+from shardify.loader.dali_pipeline import decode_faults, decoder, reason_of
 from shardify.loader.raw_codec import is_raw, pixels, size_of
-from shardify.loader.shards import background_payloads
+from shardify.loader.shards import Bytes, background_payloads
 
 __all__ = ["background_table"]
 

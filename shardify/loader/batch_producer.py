@@ -3,6 +3,10 @@
 On a GPU the graph does everything; on a CPU DALI decodes and ``kernel.render`` does the rest, for
 DALI's own warps are several times slower there (``kernel="dali"`` runs them all the same, to
 compare). A sample that does not decode is found and named here. It keeps no position in an epoch.
+
+Normalisation: from levels of 255 to deviations from the data set's mean.
+
+The figures are the manifest's own; this module measures nothing.
 """
 
 import collections
@@ -24,12 +28,41 @@ from shardify.loader.background_table import background_table
 from shardify.loader.batch import ROLES, Batch, fill
 from shardify.loader.batch_sampler import Feed, Step
 from shardify.loader.cpu_renderer import Renderer
-from shardify.loader.dali_pipeline import AHEAD, graph, own_tensor
-from shardify.loader.decode import decode_faults, reason_of
-from shardify.loader.normal import normal_of
+from shardify.loader.dali_pipeline import AHEAD, decode_faults, graph, own_tensor, reason_of
 from shardify.loader.raw_codec import check_sizes, is_raw, size_of
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "normal_of"]
+
+
+def normal_of(manifest: Manifest, folder: Path) -> npt.NDArray[np.float32]:
+    """How the channels of bg and fg_bg are normalised.
+
+    Args:
+        manifest: Holds their mean and deviation, in [0, 1].
+        folder: Of the data set, for an error.
+
+    Returns:
+        (2, 2, 3) float32: of bg and of fg_bg, scale and shift of each channel; levels of 255 times
+        scale plus shift is the output. Of a role that there is not: 1 and 0.
+
+    Raises:
+        DataError: The manifest holds no mean and deviation of them.
+    """
+    rows = []
+    for role in ("bg", "fg_bg"):
+        if role not in manifest.roles:
+            rows.append([np.ones(3), np.zeros(3)])
+            continue
+        stats = manifest.stats.get(role)
+        if stats is None or len(stats.mean) != 3 or len(stats.std) != 3:
+            raise DataError(
+                f"{folder}: the manifest has no mean and deviation of {role}'s three channels; "
+                "build the data set again"
+            )
+        std = np.maximum(np.array(stats.std), 1 / 255)
+        rows.append([1 / (255 * std), -np.array(stats.mean) / std])
+    return np.array(rows, np.float32)
+
 
 Array = npt.NDArray[Any]
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from shardify.errors import DataError
 from shardify.loader import sampler
-from shardify.loader.access import first_lie
 from shardify.loader.augmentation import Augmentation, Draws, draw, still
+from shardify.loader.cpu_kernels import first_lie
 from shardify.loader.sampler import EPOCHS, SEEDS, Indexes
 from shardify.loader.shards import Shards, chosen
 

@@ -12,10 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from shardify.loader.access import unpack
 from shardify.loader.augmentation import Draws, looks, noise_table
 from shardify.loader.batch import CHANNELS, ROLES, Batch, fill
-from shardify.loader.cpu_kernels import render
+from shardify.loader.cpu_kernels import render, unpack
 
 __all__ = ["Buffers", "Renderer"]
 

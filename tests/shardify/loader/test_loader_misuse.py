@@ -246,7 +246,7 @@ def test_compiled_code_runs_where_numba_finds_no_place_for_its_cache(tmp_path) -
     }
     code = (
         "import numpy as np, shardify.loader.cpu_kernels\n"
-        "from shardify.loader import access\n"
+        "from shardify.loader import cpu_kernels as access\n"
         "text, found = np.frombuffer(b'42', np.uint8), np.zeros(1, np.int64)\n"
         "access.numbers(np.array([text.ctypes.data]), np.array([2]), found)\n"
         "print(found[0], access.__file__)\n"
@@ -258,4 +258,4 @@ def test_compiled_code_runs_where_numba_finds_no_place_for_its_cache(tmp_path) -
         cwd=tmp_path,
         env={**kept, "HOME": str(tmp_path / "home")},
     )
-    assert done.stdout == f"42 {tmp_path / 'shardify' / 'loader' / 'access.py'}\n", done.stderr
+    assert done.stdout == f"42 {tmp_path / 'shardify' / 'loader' / 'cpu_kernels.py'}\n", done.stderr

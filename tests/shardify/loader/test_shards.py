@@ -7,7 +7,7 @@ from shardline_samples import write_data_set
 
 from shardify.dataset.manifest import Manifest, Resolution
 from shardify.errors import DataError
-from shardify.loader.access import numbers
+from shardify.loader.cpu_kernels import numbers
 from shardify.loader.shards import background_payloads, chosen, load_manifest, open_split
 
 
