@@ -15,9 +15,8 @@ from torch import Tensor
 
 from train.config import Run
 from train.data import Batches
-from train.distributed import Agreement, World
+from train.distributed import SAVED, Agreement, Notes, World
 from train.errors import DivergedError, Interrupted
-from train.notes import SAVED, Notes
 from train.tracking.metrics_log import Screen
 from train.tracking.run_folder import Folder
 from train.trainer.signals import Stop

@@ -17,9 +17,8 @@ from train.checkpoint.checkpoint_file import Checkpoints, Stored
 from train.checkpoint.trained_model import MakeModel, pick_device
 from train.config import Config
 from train.data import Shards, Source
-from train.distributed import World, connected
+from train.distributed import SAVED, Notes, World, connected
 from train.errors import ConfigError, Interrupted, PeerError, RunError, TrainError
-from train.notes import SAVED, Notes
 from train.optim.optimizer import plan, stage_of
 from train.optim.step import choose_algorithms
 from train.report.run_report import write_report
