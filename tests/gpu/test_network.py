@@ -12,7 +12,8 @@ from model.registry import create
 from shardify.loader.batch import synthetic
 from train.bench.cases import begin
 from train.bench.fixtures import Job, Shelf
-from train.optim.step import TrainStep, choose_algorithms, precision_of
+from train.optim.compute import choose_algorithms, precision_of
+from train.optim.step import TrainStep
 
 ON_BOTH = [
     pytest.param("cpu", id="cpu"),

@@ -16,13 +16,14 @@ from shardify.conversion.build import build
 from shardify.conversion.survey import Options
 from shardify.errors import DataError
 from train.checkpoint.checkpoint_file import Checkpoints
-from train.checkpoint.trained_model import criterion_of, load_trained
+from train.checkpoint.trained_model import load_trained
 from train.cli import main
 from train.config import Config
 from train.data import Shards
 from train.distributed import World
 from train.inference.input_pairs import pair
 from train.inference.predict import Predictor, read_image
+from train.optim.criterion import criterion_of
 from train.settings import resolve
 from train.tracking.metrics_log import JsonLines
 from train.trainer.launch import launch

@@ -16,7 +16,8 @@ import torch
 from model.losses import Criterion
 from model.registry import create
 from shardify.loader.batch import Batch, synthetic
-from train.optim.step import TrainStep, choose_algorithms, precision_of
+from train.optim.compute import choose_algorithms, precision_of
+from train.optim.step import TrainStep
 
 if TYPE_CHECKING:
     from shardify.loader.loader import Loader

@@ -14,21 +14,16 @@ from torch import Tensor, nn
 from model.losses import TARGETS, Criterion
 from model.registry import create
 from train.checkpoint import checkpoint_file
-from train.config import Config, Loss
-from train.distributed import World
-from train.errors import CheckpointError, ConfigError
+from train.config import Config
+from train.errors import CheckpointError
+from train.optim.criterion import criterion_of, targets_of
 from train.settings import from_text
 from train.tracking.image_panels import ROLES
 
 __all__ = [
     "MakeModel",
     "Trained",
-    "criterion_of",
     "load_trained",
-    "missing",
-    "pick_device",
-    "place",
-    "targets_of",
     "weights_in",
     "weights_metadata",
 ]
@@ -69,72 +64,6 @@ class Trained(NamedTuple):
 
     background: bool = True
     """Whether it looks at the background; if not, it sees a mean image, whatever it is given."""
-
-
-def pick_device(name: str, world: World) -> torch.device:
-    """The device that a setting means for this process.
-
-    Raises:
-        ConfigError: A GPU was asked for, and torch sees none, or not that one.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cpu":
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ConfigError(f"--device {name}: torch sees no GPU here; use --device cpu")
-    index = name.partition(":")[2] or str(world.local_rank)
-    if not index.isdecimal() or int(index) >= torch.cuda.device_count():
-        raise ConfigError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs")
-    return torch.device("cuda", int(index))
-
-
-def place(model: nn.Module, device: torch.device, *, channels_last: bool) -> nn.Module:
-    """Move a network to where and how it computes; returns the same object."""
-    model.to(device)
-    if channels_last:
-        # torch's annotations lack what its documentation has.
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model
-
-
-def criterion_of(loss: Loss, targets: tuple[str, ...] = TARGETS) -> Criterion:
-    """The criterion that the settings describe, for the targets that there is truth for.
-
-    Raises:
-        ConfigError: The settings give none of them a weight.
-    """
-    for name in targets:
-        if len(targets) == 1 and not getattr(loss, f"{name}_weight"):
-            raise ConfigError(f"--{name}-weight 0: the data has no other target; give it a weight")
-    return Criterion(
-        targets=targets,
-        kind=loss.loss,
-        activation=loss.activation,
-        dice_weight=loss.dice_weight,
-        l1_weight=loss.l1_weight,
-        mask_weight=loss.mask_weight,
-        depth_weight=loss.depth_weight,
-    )
-
-
-def targets_of(roles: frozenset[str]) -> tuple[str, ...]:
-    """Of mask and depth, those that a data set has."""
-    return tuple(target for target in TARGETS if target in roles)
-
-
-def missing(roles: frozenset[str], val: int) -> list[str]:
-    """A line for whoever trains on a data set that lacks a role, or has no sample in ``val``."""
-    lines = []
-    targets = targets_of(roles)
-    if len(targets) == 1:
-        (other,) = set(TARGETS) - set(targets)
-        lines.append(f"this data set has no {other}: training the {targets[0]} only")
-    if "bg" not in roles:
-        lines.append("this data set has no bg: the network sees fg_bg only")
-    if not val:
-        lines.append("this data set has no validation samples: the training loss judges the run")
-    return lines
 
 
 def weights_metadata(about: Mapping[str, Any]) -> dict[str, str]:

@@ -13,12 +13,13 @@ from model.blocks import Prediction
 from model.registry import check_resolution
 from shardify.errors import DataError
 from shardify.loader.batch import Batch
-from train.checkpoint.trained_model import Trained, load_trained, pick_device, place
+from train.checkpoint.trained_model import Trained, load_trained
 from train.data import Shards, Source
 from train.distributed import World
 from train.errors import ConfigError
 from train.evaluation.metrics import Scores
-from train.optim.step import EvalStep, precision_of
+from train.optim.compute import pick_device, place, precision_of
+from train.optim.step import EvalStep
 from train.tracking.image_panels import ROLES, Rows
 
 __all__ = ["common_targets", "evaluate", "judge", "judge_shards", "load_trained", "pick_device"]

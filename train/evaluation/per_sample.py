@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from shardify.loader.batch import Batch
-from train.checkpoint.trained_model import Trained, place
+from train.checkpoint.trained_model import Trained
 from train.data import Batches
-from train.optim.step import EvalStep, precision_of
+from train.optim.compute import place, precision_of
+from train.optim.step import EvalStep
 from train.tracking.image_panels import ROLES, Rows
 
 __all__ = ["Band", "Fare", "bands", "fare"]

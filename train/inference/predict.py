@@ -19,10 +19,11 @@ from torch.nn.functional import interpolate
 from model.registry import check_resolution
 from shardify.errors import DataError
 from shardify.storage.atomic_write import draft
-from train.checkpoint.trained_model import Trained, load_trained, pick_device, place
+from train.checkpoint.trained_model import Trained, load_trained
 from train.distributed import World
 from train.errors import ConfigError
 from train.inference.input_pairs import MARK, Job, is_prediction, pair
+from train.optim.compute import pick_device, place
 
 __all__ = ["Maps", "Predictor", "predict", "predict_files", "read_image"]
 

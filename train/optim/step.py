@@ -15,12 +15,9 @@ from model.blocks import Prediction
 from model.deep_supervision import Scales, coarse_loss
 from model.losses import Criterion, LossParts
 from shardify.loader.batch import Batch
+from train.optim.compute import Precision
 
-__all__ = ["EvalStep", "Precision", "StepResult", "TrainStep", "choose_algorithms", "precision_of"]
-
-
-_BF16 = (8, 0)
-"""Compute capability of the first GPUs with units for bf16: Ampere."""
+__all__ = ["EvalStep", "StepResult", "TrainStep"]
 
 
 class StepResult(NamedTuple):
@@ -31,50 +28,6 @@ class StepResult(NamedTuple):
 
     prediction: Prediction
     """Mask and depth (B, 1, R, R) in [0, 1], float32."""
-
-
-class Precision(NamedTuple):
-    """The arithmetic of the network; losses and weights are always float32."""
-
-    name: str
-    """fp32, bf16 or fp16."""
-
-    dtype: torch.dtype
-    """What autocast computes in."""
-
-
-def precision_of(name: str, device: torch.device) -> Precision:
-    """The arithmetic that a setting means on a device.
-
-    Args:
-        name: auto, fp32, bf16 or fp16. auto: bf16 on a GPU that has it, otherwise fp32, since
-            CPUs without matrix units for it compute bf16 2.5 times slower.
-        device: Where the network lives.
-    """
-    if name == "auto":
-        # A GPU before Ampere only imitates bf16, far slower than it computes fp32.
-        real = device.type == "cuda" and torch.cuda.get_device_capability(device) >= _BF16
-        name = "bf16" if real else "fp32"
-    return Precision(
-        name, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-    )
-
-
-def choose_algorithms(device: torch.device, *, deterministic: bool = False) -> None:
-    """Say, for the whole process, which algorithms a GPU may compute with.
-
-    Args:
-        device: Where networks compute from now on.
-        deterministic: Those alone that give the same bits every time; else the fastest, which are
-            looked for when a size is seen for the first time.
-    """
-    if device.type == "cuda":
-        if device.index is not None:
-            torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = not deterministic
-        torch.backends.cudnn.deterministic = deterministic
-        torch.use_deterministic_algorithms(deterministic, warn_only=True)
-        torch.set_float32_matmul_precision("high")
 
 
 class EvalStep:

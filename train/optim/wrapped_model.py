@@ -16,10 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 from model.blocks import MULTIPLE
 from model.deep_supervision import Scales, Supervised
 from model.losses import TARGETS
-from train.checkpoint.trained_model import MakeModel, place
+from train.checkpoint.trained_model import MakeModel
 from train.config import Config
 from train.distributed import World
 from train.errors import ConfigError
+from train.optim.compute import place
 from train.optim.ema import Average
 
 __all__ = ["Networks", "alone", "compiling"]

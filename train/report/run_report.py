@@ -17,13 +17,14 @@ from PIL import Image
 from model.registry import create
 from shardify import html
 from shardify.storage.atomic_write import write_text
-from train.checkpoint.trained_model import MakeModel, load_trained, pick_device
+from train.checkpoint.trained_model import MakeModel, load_trained
 from train.data import Shards, Source
 from train.distributed import World
 from train.errors import RunError
 from train.evaluation.evaluate import common_targets
 from train.evaluation.metrics import FIGURES
 from train.evaluation.per_sample import Band, Fare, bands, fare
+from train.optim.compute import pick_device
 from train.report.charts import chart
 from train.tracking.image_panels import draw
 from train.tracking.metrics_log import JsonLines

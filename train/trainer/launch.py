@@ -14,13 +14,13 @@ import torch
 from model.registry import check_resolution, create
 from shardify.errors import ShardifyError
 from train.checkpoint.checkpoint_file import Checkpoints, Stored
-from train.checkpoint.trained_model import MakeModel, pick_device
+from train.checkpoint.trained_model import MakeModel
 from train.config import Config
 from train.data import Shards, Source
 from train.distributed import SAVED, Notes, World, connected
 from train.errors import ConfigError, Interrupted, PeerError, RunError, TrainError
+from train.optim.compute import choose_algorithms, pick_device
 from train.optim.optimizer import plan, stage_of
-from train.optim.step import choose_algorithms
 from train.report.run_report import write_report
 from train.settings import from_text, from_toml, resolve, settings
 from train.tracking.metrics_log import Screen

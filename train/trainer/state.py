@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from shardify.errors import DataError
-from train.checkpoint.trained_model import MakeModel, criterion_of, targets_of
+from train.checkpoint.trained_model import MakeModel
 from train.config import Config
 from train.data import Source
 from train.distributed import World
 from train.evaluation.metrics import Scores
+from train.optim.compute import precision_of
+from train.optim.criterion import criterion_of, targets_of
 from train.optim.optimizer import LearningRate, load_optimizer, make_optimizer
-from train.optim.step import EvalStep, TrainStep, precision_of
+from train.optim.step import EvalStep, TrainStep
 from train.optim.wrapped_model import Networks
 from train.settings import to_toml
 from train.tracking.image_panels import ROLES

@@ -19,19 +19,14 @@ import torch
 from model.registry import create
 from shardify.errors import DataError
 from shardify.loader.batch import Batch
-from train.checkpoint.trained_model import (
-    MakeModel,
-    missing,
-    pick_device,
-    targets_of,
-    weights_in,
-    weights_metadata,
-)
+from train.checkpoint.trained_model import MakeModel, weights_in, weights_metadata
 from train.config import Config
 from train.data import Source, StageLoaders
 from train.distributed import World
 from train.evaluation.evaluate import evaluate
 from train.evaluation.metrics import Scores
+from train.optim.compute import pick_device
+from train.optim.criterion import missing, targets_of
 from train.optim.memory import fitting, next_of, peak_mb
 from train.optim.optimizer import Stage
 from train.optim.step import StepResult

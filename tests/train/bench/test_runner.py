@@ -20,7 +20,7 @@ from train.bench.runner import Report, Result, _Racer, bench
 from train.bench.sweep import Sweep, sweep
 from train.bench.sweep_group import convoy
 from train.errors import ConfigError, RunError
-from train.optim.step import choose_algorithms
+from train.optim.compute import choose_algorithms
 
 
 @pytest.fixture(scope="module")

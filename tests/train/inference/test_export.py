@@ -11,12 +11,13 @@ from click.testing import CliRunner
 from shardline_tiny_run import TinyNet, TinySource
 
 from train.checkpoint import checkpoint_file
-from train.checkpoint.trained_model import Trained, criterion_of, load_trained
+from train.checkpoint.trained_model import Trained, load_trained
 from train.cli import main
 from train.config import Config
 from train.errors import CheckpointError, ConfigError, RunError
 from train.evaluation.evaluate import judge
 from train.inference.export import Deployed, export
+from train.optim.criterion import criterion_of
 from train.settings import resolve
 from train.trainer.trainer import Trainer
 

@@ -10,7 +10,7 @@ from shardline_tiny_run import TinyNet, TinySource
 from shardify.errors import DataError
 from shardify.images.parser import parse
 from shardify.images.pixels import PLAIN, pixels
-from train.checkpoint.trained_model import Trained, criterion_of, load_trained, pick_device
+from train.checkpoint.trained_model import Trained, load_trained
 from train.config import Config
 from train.distributed import World
 from train.errors import CheckpointError, ConfigError
@@ -19,6 +19,8 @@ from train.evaluation.metrics import FIGURES
 from train.inference import predict as module
 from train.inference.input_pairs import Job, pair
 from train.inference.predict import Predictor, predict, predict_files, read_image
+from train.optim.compute import pick_device
+from train.optim.criterion import criterion_of
 from train.settings import resolve
 from train.trainer.trainer import Trainer
 

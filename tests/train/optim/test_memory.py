@@ -10,8 +10,9 @@ from model.losses import Criterion
 from shardify.loader.batch import Batch, synthetic
 from train.errors import FitError
 from train.optim import memory
+from train.optim.compute import precision_of
 from train.optim.memory import is_out_of_memory, largest_batch, next_of, peak_mb, refusal
-from train.optim.step import TrainStep, precision_of
+from train.optim.step import TrainStep
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,8 @@ from shardline_tiny_run import TinyNet
 
 from model.losses import Criterion
 from shardify.loader.batch import Batch, synthetic
-from train.optim.step import EvalStep, TrainStep, precision_of
+from train.optim.compute import precision_of
+from train.optim.step import EvalStep, TrainStep
 
 CPU = torch.device("cpu")
 FP32 = precision_of("fp32", CPU)
