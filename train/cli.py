@@ -236,7 +236,7 @@ def run_command(file: Path | None, resume: bool, as_json: bool, **flags: Any) ->
     """
     with one_line_errors():
         from train.distributed import World, depart
-        from train.tracking.metrics_log import Screen
+        from train.tracking.console import Screen
         from train.trainer.launch import configure, launch
 
         config = configure(said(flags), file=file, resume=resume)

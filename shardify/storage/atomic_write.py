@@ -24,7 +24,6 @@ from types import TracebackType
 from typing import BinaryIO, cast
 
 from shardify.storage.paths import Place, Url
-from train.errors import RunError
 
 __all__ = [
     "TEMPORARY",
@@ -33,7 +32,6 @@ __all__ = [
     "draft",
     "publish",
     "sync_folder",
-    "writable",
     "write_atomic",
     "write_quick",
     "write_text",
@@ -194,19 +192,6 @@ def draft(path: Path, *, durable: bool = False) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink()
         raise
-
-
-@contextmanager
-def writable(out: Path) -> Iterator[None]:
-    """What the block fails to write there becomes one line.
-
-    Raises:
-        RunError: No room, no permission, or it is no folder.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"{out}: cannot be written ({error}); choose another --out") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -26,8 +26,9 @@ from train.optim.wrapped_model import Networks
 from train.report.compare import compare
 from train.report.run_report import write_report
 from train.settings import resolve
+from train.tracking.console import Screen
 from train.tracking.image_panels import COLUMNS, GAP, SMALLEST
-from train.tracking.metrics_log import JsonLines, Screen
+from train.tracking.metrics_log import JsonLines
 from train.tracking.run_folder_setup import prepare
 from train.trainer.trainer import Trainer
 

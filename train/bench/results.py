@@ -13,8 +13,9 @@ from typing import Any
 from PIL import Image, ImageDraw
 from rich.table import Table
 
-from shardify.storage.atomic_write import draft, writable, write_text
+from shardify.storage.atomic_write import draft, write_text
 from train.bench.cases import PEERS
+from train.tracking.run_folder_setup import writable
 
 __all__ = ["EPOCH", "Report", "Result"]
 

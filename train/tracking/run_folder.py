@@ -15,7 +15,8 @@ from train.checkpoint.async_writer import Writer, snapshot
 from train.checkpoint.checkpoint_file import Checkpoints, save
 from train.config import Config
 from train.tracking import image_panels
-from train.tracking.metrics_log import JsonLines, Screen, epoch_line
+from train.tracking.console import Screen, epoch_line
+from train.tracking.metrics_log import JsonLines
 from train.tracking.tensorboard import Board
 
 __all__ = ["Folder"]

@@ -10,13 +10,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shardify.storage.atomic_write import TEMPORARY, writable, write_text
+from shardify.storage.atomic_write import TEMPORARY, write_text
 from train.config import Config
 from train.errors import RunError
 from train.settings import to_toml
 from train.tracking.metrics_log import JsonLines
 
-__all__ = ["CONFIG", "held", "prepare", "readable", "refuse_again", "refuse_other"]
+__all__ = ["CONFIG", "held", "prepare", "readable", "refuse_again", "refuse_other", "writable"]
+
+
+@contextmanager
+def writable(out: Path) -> Iterator[None]:
+    """What the block fails to write there becomes one line.
+
+    Raises:
+        RunError: No room, no permission, or it is no folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{out}: cannot be written ({error}); choose another --out") from error
+
 
 CONFIG = "config.toml"
 """Name of the file with the settings of a run, in its folder."""

@@ -17,7 +17,7 @@ from train.config import Run
 from train.data import Batches
 from train.distributed import SAVED, Agreement, Notes, World
 from train.errors import DivergedError, Interrupted
-from train.tracking.metrics_log import Screen
+from train.tracking.console import Screen
 from train.tracking.run_folder import Folder
 from train.trainer.signals import Stop
 from train.trainer.state import State

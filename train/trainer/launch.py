@@ -23,7 +23,7 @@ from train.optim.compute import choose_algorithms, pick_device
 from train.optim.optimizer import plan, stage_of
 from train.report.run_report import write_report
 from train.settings import from_text, from_toml, resolve, settings
-from train.tracking.metrics_log import Screen
+from train.tracking.console import Screen
 from train.tracking.run_folder_setup import (
     CONFIG,
     held,

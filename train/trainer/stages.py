@@ -10,7 +10,7 @@ from train.data import Source, StageLoaders
 from train.distributed import World
 from train.optim.memory import release
 from train.optim.optimizer import Stage, plan, stage_of, steps_left
-from train.tracking.metrics_log import Screen
+from train.tracking.console import Screen
 from train.trainer.state import State
 
 __all__ = ["Stages"]

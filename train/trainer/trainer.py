@@ -32,7 +32,7 @@ from train.optim.optimizer import Stage
 from train.optim.step import StepResult
 from train.optim.wrapped_model import alone, compiling
 from train.tracking import image_panels
-from train.tracking.metrics_log import Screen
+from train.tracking.console import Screen
 from train.tracking.run_folder import Folder
 from train.trainer.checkpoint_policy import Keeper
 from train.trainer.profiler_trace import Tracer

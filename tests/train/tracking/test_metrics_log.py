@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from train.tracking.metrics_log import JsonLines, Screen, epoch_line
+from train.tracking.console import Screen, epoch_line
+from train.tracking.metrics_log import JsonLines
 
 FIGURES = {
     "loss": 0.5, "mask_iou": 0.8, "mask_dice": 0.9, "mask_precision": 0.7, "mask_recall": 0.6,

@@ -24,7 +24,8 @@ from train.evaluation.evaluate import judge, load_trained
 from train.optim.wrapped_model import Networks, compiling
 from train.settings import resolve
 from train.tracking import run_folder
-from train.tracking.metrics_log import JsonLines, Screen
+from train.tracking.console import Screen
+from train.tracking.metrics_log import JsonLines
 from train.trainer.signals import Stop
 from train.trainer.trainer import Trainer
 
