@@ -19,7 +19,7 @@ from shardify.loader.batch import Batch
 from shardify.loader.shards import load_manifest
 from train.distributed import World
 
-__all__ = ["Batches", "Shards", "Source", "StageLoaders"]
+__all__ = ["Batches", "Shards", "Source"]
 
 
 class Batches(Protocol):
@@ -67,54 +67,6 @@ class Source(Protocol):
 
     def open(self, split: str, *, res: int, batch: int, augment: bool, seed: int) -> Batches:
         """A loader; ``train`` is permuted and drops its last partial batch, ``val`` is neither."""
-
-
-class StageLoaders:
-    """The loaders of one stage: to train on, to judge by, and samples to show."""
-
-    def __init__(
-        self,
-        source: Source,
-        *,
-        res: int,
-        batch: int,
-        augment: bool,
-        seed: int,
-        epoch: int,
-        state: dict[str, Any] | None,
-    ) -> None:
-        """Open them.
-
-        Args:
-            source: The data set.
-            res: Resolution of the stage. Pixels.
-            batch: Samples a step on this rank.
-            augment: Whether training samples are augmented.
-            seed: Decides order and augmentation.
-            epoch: The one to begin with, counted over all stages: order and draws depend on it.
-            state: Where the training loader was within that epoch; None at its beginning.
-
-        Raises:
-            DataError: A split cannot be read, or ``state`` is of other data.
-        """
-        self.train = source.open("train", res=res, batch=batch, augment=augment, seed=seed)
-        begin = {**self.train.state_dict(), "epoch": epoch, "consumed": 0}
-        self.train.load_state_dict(begin if state is None else state)
-        self.val: Batches | None = None
-        self.shown: Batch | None = None
-        """A batch of training samples as they are, where there is no validation split."""
-        if source.samples("val"):
-            self.val = source.open("val", res=res, batch=batch, augment=False, seed=seed)
-        else:
-            still = source.open("train", res=res, batch=batch, augment=False, seed=seed)
-            self.shown = next(iter(still), None)
-            still.close()
-
-    def close(self) -> None:
-        """Free threads and memory."""
-        self.train.close()
-        if self.val is not None:
-            self.val.close()
 
 
 class Shards:

@@ -4,7 +4,6 @@ Pure bookkeeping: stages and rates are numbers made from numbers; optimisers are
 as the settings say. No file, no model, no device.
 """
 
-from dataclasses import dataclass
 from math import cos, pi
 from typing import Any
 
@@ -15,17 +14,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from train.config import Optim
 from train.errors import ConfigError
-from train.trainer.progress import Position
 
 __all__ = [
     "LearningRate",
-    "Stage",
     "load_optimizer",
     "make_optimizer",
-    "plan",
     "rate",
-    "stage_of",
-    "steps_left",
 ]
 
 RISE = 0.3
@@ -33,66 +27,6 @@ RISE = 0.3
 
 START, END = 1 / 25, 1 / 250_000
 """Where a one-cycle rate begins and ends. Shares of its peak."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stage:
-    """A stretch of epochs at one resolution."""
-
-    index: int
-    """Number of the stage, from 0."""
-
-    res: int
-    """Height and width of every image. Pixels."""
-
-    first: int
-    """Its first epoch, counted over the whole run from 0."""
-
-    epochs: int
-    """How many epochs it lasts."""
-
-    @property
-    def end(self) -> int:
-        """The epoch that is no longer its own."""
-        return self.first + self.epochs
-
-
-def plan(res: tuple[int, ...], epochs: tuple[int, ...]) -> tuple[Stage, ...]:
-    """The stages of a run.
-
-    Args:
-        res: One resolution a stage. Pixels.
-        epochs: Epochs a stage; a single number serves for all.
-    """
-    if len(epochs) == 1:
-        epochs = epochs * len(res)
-    stages = []
-    first = 0
-    for index, (size, count) in enumerate(zip(res, epochs, strict=True)):
-        stages.append(Stage(index=index, res=size, first=first, epochs=count))
-        first += count
-    return tuple(stages)
-
-
-def stage_of(stages: tuple[Stage, ...], epoch: int) -> Stage | None:
-    """The stage that ``epoch`` belongs to; None after the last."""
-    return next((stage for stage in stages if stage.first <= epoch < stage.end), None)
-
-
-def steps_left(
-    stages: tuple[Stage, ...], at: Position, *, batches: int, used: int, accum: int
-) -> int:
-    """Optimiser steps from here to the end of the last stage.
-
-    Args:
-        stages: From `plan`.
-        at: Where the run is.
-        batches: Of a whole epoch.
-        used: Batches of the epoch at work that are done.
-        accum: Batches a step; an epoch's last step may have fewer.
-    """
-    now = 0 if at.trained else -(-(batches - used) // accum)
-    return now + (stages[-1].end - at.epoch - 1) * -(-batches // accum)
 
 
 def make_optimizer(parameters: list[Tensor], optim: Optim) -> Optimizer:

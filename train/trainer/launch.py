@@ -20,7 +20,6 @@ from train.data import Shards, Source
 from train.distributed import SAVED, Notes, World, connected
 from train.errors import ConfigError, Interrupted, PeerError, RunError, TrainError
 from train.optim.compute import choose_algorithms, pick_device
-from train.optim.optimizer import plan, stage_of
 from train.report.run_report import write_report
 from train.settings import from_text, from_toml, resolve, settings
 from train.tracking.console import Screen
@@ -34,6 +33,7 @@ from train.tracking.run_folder_setup import (
 )
 from train.trainer.progress import Summary
 from train.trainer.signals import Stop
+from train.trainer.stages import plan, stage_of
 from train.trainer.trainer import Trainer
 
 __all__ = ["MakeSource", "configure", "launch"]

@@ -21,14 +21,13 @@ from shardify.errors import DataError
 from shardify.loader.batch import Batch
 from train.checkpoint.trained_model import MakeModel, weights_in, weights_metadata
 from train.config import Config
-from train.data import Source, StageLoaders
+from train.data import Source
 from train.distributed import World
 from train.evaluation.evaluate import evaluate
 from train.evaluation.metrics import Scores
 from train.optim.compute import pick_device
 from train.optim.criterion import missing, targets_of
 from train.optim.memory import fitting, next_of, peak_mb
-from train.optim.optimizer import Stage
 from train.optim.step import StepResult
 from train.optim.wrapped_model import alone, compiling
 from train.tracking import image_panels
@@ -38,7 +37,7 @@ from train.trainer.checkpoint_policy import Keeper
 from train.trainer.profiler_trace import Tracer
 from train.trainer.progress import Pace, Position, Summary
 from train.trainer.signals import Stop
-from train.trainer.stages import Stages
+from train.trainer.stages import Stage, StageLoaders, Stages
 from train.trainer.state import State
 
 __all__ = ["Trainer"]

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from train.config import Optim
 from train.errors import ConfigError
-from train.optim.optimizer import LearningRate, plan, rate, stage_of
+from train.optim.optimizer import LearningRate, rate
+from train.trainer.stages import plan, stage_of
 
 
 @given(st.lists(st.tuples(st.integers(16, 512), st.integers(1, 9)), min_size=1, max_size=5))
