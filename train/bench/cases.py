@@ -107,7 +107,7 @@ def _train(job: Job, work: Work) -> Generator[int, None, None]:
 
 
 def _webdataset(job: Job, _work: Work) -> Generator[int, None, None]:
-    from train.bench.baselines import webdataset_batches
+    from train.bench.other_loaders import webdataset_batches
 
     for batch in webdataset_batches(
         Path(job.shards),
@@ -121,7 +121,7 @@ def _webdataset(job: Job, _work: Work) -> Generator[int, None, None]:
 
 
 def _zip(job: Job, _work: Work) -> Generator[int, None, None]:
-    from train.bench.baselines import write_zip, zip_batches
+    from train.bench.other_loaders import write_zip, zip_batches
 
     path = Path(job.scratch) / f"{job.split}.zip"
     if not path.exists():

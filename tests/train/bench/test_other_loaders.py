@@ -7,7 +7,7 @@ from shardline_samples import write_data_set
 
 from shardify.loader.augmentation import matrices
 from shardify.loader.loader import Loader
-from train.bench.baselines import warp, webdataset_batches
+from train.bench.other_loaders import warp, webdataset_batches
 from train.bench.pillow_renderer import PillowRenderer
 
 

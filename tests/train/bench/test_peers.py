@@ -9,8 +9,13 @@ from shardline_samples import write_data_set
 from shardify.dataset.manifest import Manifest
 from shardify.errors import DataError
 from train.bench import cases
-from train.bench.baselines import PillowRenderer, webdataset_samples
-from train.bench.other_loaders import ffcv_batches, litdata_batches, streaming_batches
+from train.bench.other_loaders import (
+    PillowRenderer,
+    ffcv_batches,
+    litdata_batches,
+    streaming_batches,
+    webdataset_samples,
+)
 
 # Other people's warnings are not this project's to fix.
 pytestmark = pytest.mark.filterwarnings("ignore")
