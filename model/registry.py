@@ -11,7 +11,12 @@ from model.blocks import check_size
 from model.resunet import ResUNet
 from model.unet import PairUNet
 
-__all__ = ["MODELS", "check_resolution", "create"]
+__all__ = ["MODELS", "MakeModel", "check_resolution", "create"]
+
+
+MakeModel = Callable[[str], nn.Module]
+"""Name of an architecture → a network with fresh weights."""
+
 
 MODELS: dict[str, Callable[[int], nn.Module]] = {"resunet": ResUNet, "unet": PairUNet}
 """Name → class; each takes the number of input channels and returns ``Prediction``s."""

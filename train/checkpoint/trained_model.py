@@ -4,7 +4,7 @@ Reads weights and checkpoints; trains, judges and writes nothing.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from model.losses import TARGETS, Criterion
-from model.registry import create
+from model.registry import MakeModel, create
 from train.checkpoint import checkpoint_file
 from train.config import Config
 from train.errors import CheckpointError
@@ -21,15 +21,11 @@ from train.settings import from_text
 from train.tracking.image_panels import ROLES
 
 __all__ = [
-    "MakeModel",
     "Trained",
     "load_trained",
     "weights_in",
     "weights_metadata",
 ]
-
-MakeModel = Callable[[str], nn.Module]
-"""Name of an architecture → a network with fresh weights."""
 
 
 class Trained(NamedTuple):

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from model.registry import create
+from model.registry import MakeModel, create
 from shardify.storage.atomic_write import draft
 from train.checkpoint.checkpoint_file import save
-from train.checkpoint.trained_model import MakeModel, Trained, load_trained, weights_metadata
+from train.checkpoint.trained_model import Trained, load_trained, weights_metadata
 from train.errors import ConfigError, RunError
 from train.settings import to_toml
 

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from model.blocks import MULTIPLE
 from model.deep_supervision import Scales, Supervised
 from model.losses import TARGETS
-from train.checkpoint.trained_model import MakeModel
+from model.registry import MakeModel
 from train.config import Config
 from train.distributed import World
 from train.errors import ConfigError

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from model.registry import create
+from model.registry import MakeModel, create
 from shardify import html
 from shardify.storage.atomic_write import write_text
-from train.checkpoint.trained_model import MakeModel, load_trained
+from train.checkpoint.trained_model import load_trained
 from train.data import Shards, Source
 from train.distributed import World
 from train.errors import RunError

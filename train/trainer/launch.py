@@ -11,10 +11,9 @@ from pathlib import Path
 
 import torch
 
-from model.registry import check_resolution, create
+from model.registry import MakeModel, check_resolution, create
 from shardify.errors import ShardifyError
 from train.checkpoint.checkpoint_file import Checkpoints, Stored
-from train.checkpoint.trained_model import MakeModel
 from train.config import Config
 from train.data import Shards, Source
 from train.distributed import SAVED, Notes, World, connected

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.registry import MakeModel
 from shardify.errors import DataError
-from train.checkpoint.trained_model import MakeModel
 from train.config import Config
 from train.data import Source
 from train.distributed import World

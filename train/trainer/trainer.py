@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from model.registry import create
+from model.registry import MakeModel, create
 from shardify.errors import DataError
 from shardify.loader.batch import Batch
-from train.checkpoint.trained_model import MakeModel, weights_in, weights_metadata
+from train.checkpoint.trained_model import weights_in, weights_metadata
 from train.config import Config
 from train.data import Source
 from train.distributed import World
