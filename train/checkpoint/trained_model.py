@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from model.losses import TARGETS, Criterion
 from model.registry import MakeModel, create
+from shardify.loader.batch import ROLES
 from train.checkpoint import checkpoint_file
 from train.config import Config
 from train.errors import CheckpointError
 from train.optim.criterion import criterion_of, targets_of
 from train.settings import from_text
-from train.tracking.image_panels import ROLES
 
 __all__ = [
     "Trained",
