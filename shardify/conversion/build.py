@@ -189,7 +189,7 @@ def _convert(
     early = grounds[: len(grounds) * 3 // 4]
     settle = functools.cache(lambda: _settle(found, out))
     if isinstance(pool, Workers):
-        pool.meanwhile = itertools.chain(_ahead(settle), found.layout.pending or ())
+        pool.idle_work = itertools.chain(_ahead(settle), found.layout.pending or ())
     tasks = itertools.chain(early, _shard_tasks(settle, out, ahead, pool), grounds[len(early) :])
     results: dict[int, Any] = {}
     done = 0
@@ -238,7 +238,7 @@ def _shard_tasks(
             kept = isinstance(out, Path) and (out / STATE / f"{plan.name}.json").exists()
             yield each[:0] if kept else each
 
-    yield from ahead.paced(tasks, rows, sources, under_way=pool.under_way)
+    yield from ahead.paced(tasks, rows, sources, under_way=pool.max_in_flight)
 
 
 def _ahead(settle: Callable[[], Settled]) -> Iterator[None]:

@@ -120,7 +120,7 @@ def _is_zip(folder: Place, name: bytes, size: int) -> bool:
         return bool(guess)
     if isinstance(folder, Url):
         files, path = (folder / name.decode()).connect()
-        with folder.told():
+        with folder.translate_errors():
             return bytes(files.cat_file(path, start=0, end=4)) in _MAGIC
     descriptor = os.open(os.fsencode(folder) + b"/" + name, os.O_RDONLY | os.O_NOFOLLOW)
     try:
@@ -171,7 +171,7 @@ def _is_ours(names: list[str]) -> bool:
 def _objects(url: Url) -> Iterator[tuple[bytes, int, int]]:
     """Every object under a prefix that is no litter."""
     files, path = url.connect()
-    with url.told():
+    with url.translate_errors():
         found = files.find(path, detail=True)
     lead = path.strip("/") + "/"
     names = {str(each).lstrip("/").removeprefix(lead): info for each, info in found.items()}

@@ -95,7 +95,7 @@ class Url:
     def exists(self) -> bool:
         """Whether an object, or anything under this prefix, is there."""
         files, path = self.connect()
-        with self.told():
+        with self.translate_errors():
             return bool(files.exists(path))
 
     def is_dir(self) -> bool:
@@ -103,19 +103,19 @@ class Url:
         if self.url.lower().startswith("http"):
             return False
         files, path = self.connect()
-        with self.told():
+        with self.translate_errors():
             return bool(files.isdir(path))
 
     def is_file(self) -> bool:
         """Whether an object is there."""
         files, path = self.connect()
-        with self.told():
+        with self.translate_errors():
             return bool(files.isfile(path))
 
     def iterdir(self) -> Iterator["Url"]:
         """Objects and prefixes right under this one, by name."""
         files, path = self.connect()
-        with self.told():
+        with self.translate_errors():
             listed = files.ls(path, detail=False)
         for each in sorted(listed):
             name = str(each).rstrip("/").rpartition("/")[2]
@@ -128,7 +128,7 @@ class Url:
     def stat(self) -> Size:
         """How large the object is."""
         files, path = self.connect()
-        with self.told():
+        with self.translate_errors():
             found = files.info(path)
         if found.get("type") == "directory":
             raise self.missing()
@@ -140,13 +140,13 @@ class Url:
         """The object, to be read in order, a few MiB at a time."""
         assert mode == "rb"
         files, path = self.connect()
-        with self.told():
+        with self.translate_errors():
             return cast(BufferedReader, files.open(path, "rb", block_size=_BLOCK))
 
     def read_bytes(self) -> bytes:
         """The whole object: for small ones."""
         files, path = self.connect()
-        with self.told():
+        with self.translate_errors():
             return bytes(files.cat_file(path))
 
     def read_text(self, encoding: str = "utf-8") -> str:
@@ -156,14 +156,14 @@ class Url:
     def write_bytes(self, data: bytes) -> int:
         """Put a whole object. Returns its size in bytes."""
         files, path = self.connect()
-        with self.told(writing=True):
+        with self.translate_errors(writing=True):
             files.pipe_file(path, data)
         return len(data)
 
     def put(self, file: BinaryIO) -> None:
         """Put a local file's bytes as a whole object, in parts where it is large."""
         files, path = self.connect()
-        with self.told(writing=True):
+        with self.translate_errors(writing=True):
             # By descriptor: the file has no name any more.
             files.put_file(f"/dev/fd/{file.fileno()}", path)
 
@@ -171,7 +171,7 @@ class Url:
         """Delete the object."""
         files, path = self.connect()
         try:
-            with self.told(writing=True):
+            with self.translate_errors(writing=True):
                 files.rm_file(path)
         except FileNotFoundError:
             if not missing_ok:
@@ -194,7 +194,7 @@ class Url:
         return found
 
     @contextmanager
-    def told(self, *, writing: bool = False) -> Iterator[None]:
+    def translate_errors(self, *, writing: bool = False) -> Iterator[None]:
         """Turn whatever the store's client raises into one line."""
         try:
             yield
@@ -255,7 +255,7 @@ def read_all(folder: Place, names: Sequence[str]) -> list[bytes]:
     files, path = folder.connect()
     paths = [f"{path}/{name}" for name in names]
     options = {"batch_size": _AT_ONCE} if getattr(files, "async_impl", False) else {}
-    with folder.told():
+    with folder.translate_errors():
         found = files.cat(paths, on_error="raise", **options)
     return [bytes(found[each]) for each in paths]
 

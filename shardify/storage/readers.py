@@ -185,7 +185,7 @@ class UrlTree:
         paths = [f"{self._path}/{name.decode()}" for name, _ in window]
         options = {"batch_size": _AT_ONCE} if getattr(self._files, "async_impl", False) else {}
         try:
-            with self._url.told():
+            with self._url.translate_errors():
                 found = self._files.cat_ranges(
                     paths, [0] * len(paths), [size + 1 for _, size in window], on_error="raise",
                     **options,
@@ -278,7 +278,7 @@ class Ranges:
     def _get(self, spans: list[tuple[int, int]]) -> list[bytes]:
         starts, stops = [start for start, _ in spans], [stop for _, stop in spans]
         options = {"batch_size": _AT_ONCE} if getattr(self._files, "async_impl", False) else {}
-        with self._url.told():
+        with self._url.translate_errors():
             found = self._files.cat_ranges(
                 [self._path] * len(spans), starts, stops, on_error="raise", **options
             )

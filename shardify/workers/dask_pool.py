@@ -42,7 +42,7 @@ class Cluster:
         self._target = target
         self._quiet = _Quiet()
         self._seen = 0.0
-        self.under_way = _AHEAD
+        self.max_in_flight = _AHEAD
         """As of every pool; known once tasks are handed out."""
         try:
             self._dask = importlib.import_module("distributed")
@@ -83,7 +83,7 @@ class Cluster:
         """
         run = uuid.uuid4().hex
         numbered = enumerate(awaited(tasks))
-        self.under_way = max(1, sum(self._client.nthreads().values()) * _AHEAD)
+        self.max_in_flight = max(1, sum(self._client.nthreads().values()) * _AHEAD)
         queue = self._dask.as_completed(loop=self._client.loop)
         numbers: dict[str, int] = {}
 
@@ -92,7 +92,7 @@ class Cluster:
             numbers[key] = number
             queue.add(self._client.submit(_run, self._target, task, key=key, pure=False))
 
-        for number, task in itertools.islice(numbered, self.under_way):
+        for number, task in itertools.islice(numbered, self.max_in_flight):
             submit(number, task)
         while numbers:
             future = self._next_of(queue)

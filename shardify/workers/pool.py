@@ -19,7 +19,7 @@ class Pool(Protocol):
     """What ``Workers`` is, too. To leave its block a second time is to do nothing."""
 
     @property
-    def under_way(self) -> int:
+    def max_in_flight(self) -> int:
         """Tasks at work, or waiting for it, at most, of those that were asked for."""
         ...
 
@@ -45,7 +45,7 @@ class Inline:
 
     def __init__(self, target: str) -> None:
         self._function = function_of(target)
-        self.under_way = 1
+        self.max_in_flight = 1
 
     def __enter__(self) -> "Inline":
         return self

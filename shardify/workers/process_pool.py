@@ -68,7 +68,7 @@ class Workers:
         BuildError: They cannot be started, for want of memory, processes or open files.
     """
 
-    meanwhile: Iterator[object] | None = None
+    idle_work: Iterator[object] | None = None
     """Work in small steps that ``map`` does here whenever no result is ready; what is left of it
     at the end is left. What it raises, ``map`` raises."""
 
@@ -103,7 +103,7 @@ class Workers:
                     os.close(each)
 
     @property
-    def under_way(self) -> int:
+    def max_in_flight(self) -> int:
         """Tasks at work, or waiting for it, at most: each worker's at hand, and its next."""
         return 2 * len(self._all)
 
@@ -170,12 +170,12 @@ class Workers:
                 if over and not any(given.values()):
                     return
                 again = first is None and not over
-                while self.meanwhile is not None and not selector.select(0):
-                    if next(self.meanwhile, self) is self:
-                        self.meanwhile = None
+                while self.idle_work is not None and not selector.select(0):
+                    if next(self.idle_work, self) is self:
+                        self.idle_work = None
                     if again:
                         break
-                wait = None if not again else AGAIN if self.meanwhile is None else 0
+                wait = None if not again else AGAIN if self.idle_work is None else 0
                 ready = [key.data for key, _ in selector.select(wait)]
                 for worker in ready:
                     result = self._receive(worker)

@@ -30,13 +30,13 @@ Figure = tuple[list[float], list[float]]
 class Sample:
     """One sample, found good."""
 
-    found: list[tuple[str, bytes, Picture]]
+    members: list[tuple[str, bytes, Picture]]
     """Role, payload and what that is, of each member."""
     rules: list[str]
     """Those that converted a picture."""
-    planes: dict[str, NDArray[Any]]
+    pixels: dict[str, NDArray[Any]]
     """role -> pixels, where a variant encodes anew."""
-    figures: list[Figure]
+    stats: list[Figure]
     """Of each role, if it is measured."""
 
 
@@ -69,18 +69,18 @@ def sample_of(
                 "headers" if parsed else task.verify,
                 task.meaning,
             )
-            sample.found.append((role, data, picture))
+            sample.members.append((role, data, picture))
             if rule:
                 sample.rules.append(rule)
-        for role, _, picture in sample.found:
-            _check_shape(role, picture, sample.found[0])
+        for role, _, picture in sample.members:
+            _check_shape(role, picture, sample.members[0])
         new = measured and not figures
-        for role, data, picture in sample.found if new or not plain else ():
+        for role, data, picture in sample.members if new or not plain else ():
             # A converted mask is 0 or 255 by now.
             if not plain:
-                sample.planes[role] = pixels(data, picture, role, PLAIN)
+                sample.pixels[role] = pixels(data, picture, role, PLAIN)
             if new:
-                plane = sample.planes.get(role)
+                plane = sample.pixels.get(role)
                 figures.append(gauge(data, picture, role) if plane is None else measure(plane))
     except EntryError as error:
         member = names[task.roles.index(role)].decode(errors="replace")
@@ -126,8 +126,8 @@ def gauged(
     for number in compress(count(), task.measured if copier.able else ()):
         sample = sample_of(task, handles, number, [])
         if isinstance(sample, Sample) and not sample.rules:
-            found[number] = sample.figures
-            copier.learn_header(sample.found)
+            found[number] = sample.stats
+            copier.learn_header(sample.members)
     return found
 
 

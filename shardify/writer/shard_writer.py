@@ -225,17 +225,17 @@ def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRec
                     rejected.append(sample)
                     continue
                 rules.update(sample.rules)
-                figures.append(sample.figures)
+                figures.append(sample.stats)
                 for sink in sinks:
                     sink.add(
                         task.keys[first],
-                        sample.found,
-                        sample.planes,
+                        sample.members,
+                        sample.pixels,
                         task.background[first],
                         task.measured[first],
                     )
                 if not sample.rules:
-                    copier.learn_header(sample.found)
+                    copier.learn_header(sample.members)
             samples += number - first
             for each in figures:
                 for role, figure in zip(task.roles, each, strict=False):

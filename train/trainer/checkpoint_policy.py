@@ -79,14 +79,14 @@ class Keeper:
             self._agreement.settle()
 
     @contextmanager
-    def stretch(self, loader: Batches) -> Iterator[None]:
+    def interruptible(self, loader: Batches) -> Iterator[None]:
         """A part of the program in which no weight moves: the run may be left from it.
 
         Args:
             loader: The training loader, about to give what the block works on.
         """
-        self._state.mark(loader.state_dict())
-        with self._stop.stretch():
+        self._state.snapshot(loader.state_dict())
+        with self._stop.interruptible():
             yield
 
     def ask(self) -> bool:
@@ -158,7 +158,7 @@ class Keeper:
                 return None
         else:  # Alone, or before the first step of an epoch, this rank's are all there is.
             scores = self._state.scores.state_dict(World())
-        state = self._state.rescued(scores)
+        state = self._state.snapshot_state(scores)
         step = int(state["position"]["step"])
         if not _not_finite(state["model"]):
             self._out.checkpoint(step, state)

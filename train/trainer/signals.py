@@ -92,7 +92,7 @@ class Stop:
             watch.join()
 
     @contextmanager
-    def stretch(self) -> Iterator[None]:
+    def interruptible(self) -> Iterator[None]:
         """A part of the program that the process may be left from, weights at rest.
 
         If that is happening when the block ends, it does not return.

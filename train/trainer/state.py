@@ -118,7 +118,7 @@ class State:
         return self.scores.state_dict(self._world)
 
     @torch.no_grad()
-    def mark(self, loader: dict[str, Any]) -> None:
+    def snapshot(self, loader: dict[str, Any]) -> None:
         """Note what moves before the weights do: called when a step is whole, before the next."""
         for kind in (True, False):
             pairs = [p for p in self._moving.values() if p[0].is_floating_point() == kind]
@@ -130,7 +130,7 @@ class State:
             "random": torch.get_rng_state(),
         }
 
-    def rescued(self, scores: dict[str, Tensor]) -> dict[str, Any]:
+    def snapshot_state(self, scores: dict[str, Tensor]) -> dict[str, Any]:
         """The whole state as of the last `mark`, while no weight moves; any thread may ask.
 
         Args:

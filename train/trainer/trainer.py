@@ -183,7 +183,7 @@ class Trainer:
         self._pace.begin()
         while True:
             results, group = [], []
-            with self._keeper.stretch(loaders.train):
+            with self._keeper.interruptible(loaders.train):
                 asked = perf_counter()
                 group = next_of(batches, self.config.optim.grad_accum)
                 self._pace.waited += perf_counter() - asked
@@ -287,7 +287,7 @@ class Trainer:
         self.world.broadcast_(judged.buffers())
         rows = self.config.run.panel_rows if self.world.first else 0
         step, stop, roles = self.state.eval_step, self._keeper.asked, self.source.roles
-        with self._keeper.stretch(loaders.train):
+        with self._keeper.interruptible(loaders.train):
             if loaders.val is not None:
                 return evaluate(
                     step, loaders.val, self._val_scores, rows=rows, roles=roles, stop=stop

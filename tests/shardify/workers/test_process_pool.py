@@ -205,7 +205,7 @@ def test_results_and_other_work_go_on_while_there_is_no_task_yet() -> None:
         yield 4
 
     with Workers("math:sqrt", 1) as pool:
-        pool.meanwhile = map(steps.append, itertools.count())
+        pool.idle_work = map(steps.append, itertools.count())
         for result in pool.map(tasks()):
             seen.append(result)
     assert seen == [(0, 1.0), (1, 2.0)]
