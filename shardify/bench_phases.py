@@ -25,7 +25,7 @@ from shardify.layout.detect import detect
 from shardify.sources.catalog import Sources
 from shardify.sources.nested_zips import Workshop
 from shardify.sources.open_sources import gather
-from shardify.storage.readers import Handle, pread
+from shardify.storage.readers import ReadHandle, pread
 from shardify.writer.fast_copy import FastCopier
 from shardify.writer.fast_worker import prepare
 from shardify.writer.sample_check import gauged
@@ -161,7 +161,7 @@ def _start(code: str) -> float:
     return least
 
 
-def _read(tasks: list[ShardTask], handles: list[Handle]) -> None:
+def _read(tasks: list[ShardTask], handles: list[ReadHandle]) -> None:
     for task in tasks:
         for rows in task.rows.tolist():
             for source, offset, limit, packed, *_ in rows:

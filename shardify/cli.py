@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shardify.errors import ShardifyError
-from shardify.storage.paths import Place, place
+from shardify.storage.paths import PathOrUrl, as_path
 from shardify.version import version
 from shardify.workers.factory import hire
 
@@ -293,7 +293,7 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("src", nargs=-1, required=True, type=place)
+@click.argument("src", nargs=-1, required=True, type=as_path)
 @planning
 @click.option(
     "--no-check",
@@ -301,7 +301,7 @@ def cli() -> None:
     help="Go without the proof of backgrounds by pixels; the layout file then says check = false.",
 )
 @_JSON
-def inspect(src: tuple[Place, ...], as_json: bool, no_check: bool, **options: Any) -> None:
+def inspect(src: tuple[PathOrUrl, ...], as_json: bool, no_check: bool, **options: Any) -> None:
     """Say what `build` would make of SRC, and write nothing.
 
     \b
@@ -317,8 +317,8 @@ def inspect(src: tuple[Place, ...], as_json: bool, no_check: bool, **options: An
 
 
 @cli.command()
-@click.argument("src", nargs=-1, required=True, type=place)
-@click.argument("out", type=place)
+@click.argument("src", nargs=-1, required=True, type=as_path)
+@click.argument("out", type=as_path)
 @planning
 @click.option(
     "--codec",
@@ -352,7 +352,7 @@ def inspect(src: tuple[Place, ...], as_json: bool, no_check: bool, **options: An
     help="Let the workers of this Dask cluster do the work; they must see SRC and OUT as well.",
 )
 @_JSON
-def build(src: tuple[Place, ...], out: Place, as_json: bool, **options: Any) -> None:
+def build(src: tuple[PathOrUrl, ...], out: PathOrUrl, as_json: bool, **options: Any) -> None:
     """Convert SRC to shards in the new folder OUT.
 
     SRC is a zip, a folder of pictures or zips, or several of them that are one data set; zips may
@@ -379,11 +379,11 @@ def build(src: tuple[Place, ...], out: Place, as_json: bool, **options: Any) -> 
 
 
 @cli.command()
-@click.argument("out", type=place)
+@click.argument("out", type=as_path)
 @click.option("--decode", is_flag=True, help="Decode every picture as well.")
 @click.option("--workers", type=click.IntRange(1, 256), default=None, help="[default: one a core]")
 @_JSON
-def verify(out: Place, decode: bool, workers: int | None, as_json: bool) -> None:
+def verify(out: PathOrUrl, decode: bool, workers: int | None, as_json: bool) -> None:
     """Compare every byte of OUT with its manifest; name each file at fault.
 
     \b
@@ -411,9 +411,9 @@ def verify(out: Place, decode: bool, workers: int | None, as_json: bool) -> None
 
 
 @cli.command()
-@click.argument("out", type=place)
+@click.argument("out", type=as_path)
 @_JSON
-def stats(out: Place, as_json: bool) -> None:
+def stats(out: PathOrUrl, as_json: bool) -> None:
     """Print each role's mean and deviation, range, sizes and bytes.
 
     Means and deviations, in [0, 1], were measured by the build, as the mean over pictures of each
@@ -430,7 +430,7 @@ def stats(out: Place, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("out", type=place)
+@click.argument("out", type=as_path)
 @click.option(
     "-o",
     "--output",
@@ -439,7 +439,7 @@ def stats(out: Place, as_json: bool) -> None:
     show_default=True,
     help="The page to write.",
 )
-def report(out: Place, output: Path) -> None:
+def report(out: PathOrUrl, output: Path) -> None:
     """Write one self-contained page about OUT: samples, backgrounds, distributions, rejects.
 
     \b

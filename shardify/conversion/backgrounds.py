@@ -21,9 +21,9 @@ from shardify.errors import EntryError
 from shardify.images.codecs import Variant, resized, store
 from shardify.images.pixels import PLAIN, Meaning, pixels
 from shardify.sources.catalog import Sources, reader_of, rows_of
-from shardify.storage.atomic_write import Draft
-from shardify.storage.paths import Place
-from shardify.storage.readers import expect
+from shardify.storage.atomic_write import AtomicFile
+from shardify.storage.paths import PathOrUrl
+from shardify.storage.readers import announce_reads
 from shardify.writer.sample_check import check_picture
 from shardify.writer.tar_writer import TarWriter
 
@@ -47,7 +47,7 @@ class Bank:
 
 
 def write_backgrounds(
-    found: Survey, out: Place, variants: tuple[Variant, ...], meaning: Meaning
+    found: Survey, out: PathOrUrl, variants: tuple[Variant, ...], meaning: Meaning
 ) -> tuple[Survey, list[Bank]]:
     """Write ``backgrounds.tar`` into each variant's folder.
 
@@ -70,10 +70,12 @@ def write_backgrounds(
     verify = "decode" if found.options.verify == "decode" else "headers"
     with ExitStack() as stack:
         descriptors = stack.enter_context(Sources([each.path for each in catalog.sources]))
-        drafts = [stack.enter_context(Draft(path)) for path in paths]
+        drafts = [stack.enter_context(AtomicFile(path)) for path in paths]
         tars = [TarWriter(draft.file) for draft in drafts]
         entries = layout.background_members[used]
-        expect(descriptors, rows_of(catalog, entries), [catalog.names.raw(int(i)) for i in entries])
+        announce_reads(
+            descriptors, rows_of(catalog, entries), [catalog.names.raw(int(i)) for i in entries]
+        )
         read = reader_of(catalog, descriptors)
         for number in used:
             entry = int(layout.background_members[number])

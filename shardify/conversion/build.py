@@ -27,8 +27,8 @@ from shardify.dataset.manifest import BACKGROUNDS, Manifest
 from shardify.errors import BuildError, LayoutError
 from shardify.layout.detect import Rejection
 from shardify.sources.nested_zips import Workshop
-from shardify.storage.atomic_write import Flushing
-from shardify.storage.paths import Place, place
+from shardify.storage.atomic_write import BackgroundSync
+from shardify.storage.paths import PathOrUrl, as_path
 from shardify.storage.readahead import ReadAhead, reading_ahead
 from shardify.version import version
 from shardify.workers.factory import hire
@@ -83,8 +83,8 @@ class BuildReport:
 
 
 def build(
-    paths: Sequence[Place],
-    out: Place,
+    paths: Sequence[PathOrUrl],
+    out: PathOrUrl,
     options: Options,
     *,
     progress: Progress | None = None,
@@ -113,7 +113,7 @@ def build(
             the next run where that can help.
     """
     started = time.perf_counter()
-    out = place(out)
+    out = as_path(out)
     check_out(out, paths)
     new = not out.exists()
     begun: list[str] = []
@@ -154,7 +154,7 @@ def build(
     return _report(out, manifest, already=False, started=started)
 
 
-def _hired(paths: Sequence[Place], out: Place, options: Options) -> Pool:
+def _hired(paths: Sequence[PathOrUrl], out: PathOrUrl, options: Options) -> Pool:
     return hire(
         paths,
         out,
@@ -166,7 +166,7 @@ def _hired(paths: Sequence[Place], out: Place, options: Options) -> Pool:
     )
 
 
-def _report(out: Place, manifest: Manifest, *, already: bool, started: float) -> BuildReport:
+def _report(out: PathOrUrl, manifest: Manifest, *, already: bool, started: float) -> BuildReport:
     parts = [Manifest.load(out / each.path) for each in manifest.resolutions] or [manifest]
     return BuildReport(
         out=str(out),
@@ -178,7 +178,7 @@ def _report(out: Place, manifest: Manifest, *, already: bool, started: float) ->
 
 
 def _convert(
-    found: Survey, out: Place, pool: Pool, ahead: ReadAhead, progress: Progress | None
+    found: Survey, out: PathOrUrl, pool: Pool, ahead: ReadAhead, progress: Progress | None
 ) -> Manifest:
     variants = found.options.variants()
     for variant in variants:
@@ -194,7 +194,7 @@ def _convert(
     results: dict[int, Any] = {}
     done = 0
     bad: list[Rejection] = []
-    with Flushing() as flushing:
+    with BackgroundSync() as flushing:
         for number, result in pool.map(tasks):
             results[number] = result
             if isinstance(result, ShardRecord):
@@ -216,7 +216,7 @@ def _convert(
     return publish(settle(), out, ordered)
 
 
-def _settle(found: Survey, out: Place) -> Settled:
+def _settle(found: Survey, out: PathOrUrl) -> Settled:
     meaning = meaning_of(found)
     found, banks = write_backgrounds(found, out, found.options.variants(), meaning)
     plans = [plan for split in ("train", "val") for plan in found.shards[split]]
@@ -224,7 +224,7 @@ def _settle(found: Survey, out: Place) -> Settled:
 
 
 def _shard_tasks(
-    settle: Callable[[], Settled], out: Place, ahead: ReadAhead, pool: Pool
+    settle: Callable[[], Settled], out: PathOrUrl, ahead: ReadAhead, pool: Pool
 ) -> Iterator[ShardTask | None]:
     settled = settle()
     found, plans = settled.found, settled.plans

@@ -16,7 +16,7 @@ from typing import Any
 from shardify.dataset.manifest import BACKGROUNDS, NAME, REJECTED, Manifest
 from shardify.errors import OutputError
 from shardify.storage.atomic_write import TEMPORARY, write_atomic
-from shardify.storage.paths import Place, Url
+from shardify.storage.paths import PathOrUrl, Url
 from shardify.writer.tasks import STATE
 
 __all__ = ["check_out", "claimed", "finished", "forget", "sweep", "withdraw"]
@@ -29,7 +29,7 @@ _OURS = re.compile(
 _STATES = re.compile(r"build\.json|(train|val)-\d{5}\.json")
 
 
-def check_out(out: Place, sources: Sequence[Place]) -> None:
+def check_out(out: PathOrUrl, sources: Sequence[PathOrUrl]) -> None:
     """Refuse what can be refused before any work.
 
     Raises:
@@ -58,14 +58,14 @@ def check_out(out: Place, sources: Sequence[Place]) -> None:
             )
 
 
-def _lies_in(one: Place, other: Place) -> bool:
+def _lies_in(one: PathOrUrl, other: PathOrUrl) -> bool:
     """Whether a place is another, or is somewhere inside it, links followed."""
     if isinstance(one, Path) and isinstance(other, Path):
         return one.resolve().is_relative_to(other.resolve())
     return f"{one}/".startswith(f"{other}/")
 
 
-def finished(out: Place, identity: dict[str, Any]) -> Manifest | None:
+def finished(out: PathOrUrl, identity: dict[str, Any]) -> Manifest | None:
     """The manifest, if OUT is this very data set. Raises OutputError if it is another."""
     if not (out / NAME).exists():
         return None
@@ -98,7 +98,7 @@ def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
 
 
 @contextmanager
-def claimed(out: Place, identity: dict[str, Any]) -> Iterator[None]:
+def claimed(out: PathOrUrl, identity: dict[str, Any]) -> Iterator[None]:
     """Hold OUT for one build at a time, of this identity only; clear what a kill left behind.
 
     A store has no locks: two builds of one identity at once put the same bytes twice, no harm
@@ -123,7 +123,7 @@ def claimed(out: Place, identity: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-def forget(out: Place) -> None:
+def forget(out: PathOrUrl) -> None:
     """Delete what only a rerun needs."""
     state = out / STATE
     if not isinstance(state, Url):
@@ -134,7 +134,7 @@ def forget(out: Place) -> None:
                 each.unlink(missing_ok=True)
 
 
-def _state_identity(out: Place, stated: Place, identity: dict[str, Any]) -> None:
+def _state_identity(out: PathOrUrl, stated: PathOrUrl, identity: dict[str, Any]) -> None:
     wanted = json.dumps(identity, sort_keys=True)
     if not stated.exists():
         write_atomic(stated, wanted.encode())
@@ -147,7 +147,7 @@ def _state_identity(out: Place, stated: Place, identity: dict[str, Any]) -> None
         )
 
 
-def sweep(out: Place, manifest: Manifest) -> None:
+def sweep(out: PathOrUrl, manifest: Manifest) -> None:
     """Delete an earlier program's shards of the same build, and what a dead worker left behind.
 
     In a store nothing is deleted: there are no halves, and what is there may be another's.

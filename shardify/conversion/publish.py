@@ -37,7 +37,7 @@ from shardify.images.parser import MASK_THRESHOLD
 from shardify.images.pixels import Meaning
 from shardify.layout.detect import Layout, Rejection
 from shardify.storage.atomic_write import sync_folder
-from shardify.storage.paths import Place
+from shardify.storage.paths import PathOrUrl
 from shardify.version import version
 from shardify.writer.tasks import Moments, ShardRecord
 
@@ -206,7 +206,7 @@ class Settled:
     plans: list[ShardPlan]
 
 
-def publish(settled: Settled, out: Place, results: Sequence[ShardRecord | Moments]) -> Manifest:
+def publish(settled: Settled, out: PathOrUrl, results: Sequence[ShardRecord | Moments]) -> Manifest:
     """Write the manifests, and delete what no manifest names.
 
     Args:

@@ -16,7 +16,7 @@ from shardify.errors import BuildError
 from shardify.layout.detect import Layout, Rejection
 from shardify.sources.catalog import Catalog
 from shardify.storage.atomic_write import write_atomic
-from shardify.storage.paths import Place
+from shardify.storage.paths import PathOrUrl
 
 __all__ = ["drop_background", "reasons", "refuse_many", "tally", "write_rejected"]
 
@@ -75,7 +75,7 @@ def tally(rejected: Sequence[Rejection], catalog: Catalog) -> Rejected:
     return Rejected(count=sum(counts.values()), by_reason=dict(sorted(counts.items())))
 
 
-def write_rejected(out: Place, rejected: Sequence[Rejection], catalog: Catalog) -> str:
+def write_rejected(out: PathOrUrl, rejected: Sequence[Rejection], catalog: Catalog) -> str:
     """Write ``rejected.jsonl``, sorted. Returns its SHA-256.
 
     Raises:

@@ -27,7 +27,7 @@ from shardify.sources.catalog import FAULTS, Catalog, Sources, reader_of
 from shardify.sources.duplicates import without_repeats
 from shardify.sources.nested_zips import Workshop
 from shardify.sources.open_sources import gather
-from shardify.storage.paths import Place
+from shardify.storage.paths import PathOrUrl
 
 __all__ = [
     "MEMBERS",
@@ -154,7 +154,7 @@ class Survey:
 
 
 def survey(
-    paths: Sequence[Place],
+    paths: Sequence[PathOrUrl],
     options: Options,
     work: Workshop | None = None,
     *,

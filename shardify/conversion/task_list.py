@@ -13,7 +13,7 @@ from shardify.conversion.splits import ShardPlan
 from shardify.conversion.survey import MEMBERS, Survey
 from shardify.images.pixels import Meaning
 from shardify.sources.catalog import rows_of
-from shardify.storage.paths import Place
+from shardify.storage.paths import PathOrUrl
 from shardify.writer.tasks import BackgroundTask, ShardTask
 
 __all__ = ["background_tasks", "rows_read", "shard_tasks"]
@@ -71,7 +71,7 @@ def _measured(background: NDArray[Any]) -> NDArray[np.bool_]:
 
 def shard_tasks(
     found: Survey,
-    out: Place,
+    out: PathOrUrl,
     plans: Sequence[ShardPlan],
     index: dict[str, int],
     meaning: Meaning,

@@ -27,7 +27,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 from shardify.errors import ManifestError
 from shardify.storage.atomic_write import write_atomic
-from shardify.storage.paths import Place, place
+from shardify.storage.paths import PathOrUrl, as_path
 
 __all__ = [
     "BACKGROUNDS",
@@ -271,7 +271,7 @@ class Manifest:
     """What re-encoding cost, by role: see docs/data.md. Empty when nothing was re-encoded."""
 
     @classmethod
-    def load(cls, path: Place) -> "Manifest":
+    def load(cls, path: PathOrUrl) -> "Manifest":
         """Read a manifest.
 
         Args:
@@ -326,7 +326,7 @@ class Manifest:
         document[DIGEST] = _digest(document)
         return json.dumps(document, indent=1, ensure_ascii=True) + "\n"
 
-    def save(self, out: Place) -> None:
+    def save(self, out: PathOrUrl) -> None:
         """Write ``out/manifest.json`` atomically.
 
         Raises:
@@ -335,7 +335,7 @@ class Manifest:
         write_atomic(out / NAME, self.to_json().encode())
 
 
-def read_document(path: Place) -> tuple[object, str]:
+def read_document(path: PathOrUrl) -> tuple[object, str]:
     """The JSON of a manifest, and what to call it in an error.
 
     Args:
@@ -344,7 +344,7 @@ def read_document(path: Place) -> tuple[object, str]:
     Raises:
         ManifestError: Missing, unreadable or not JSON.
     """
-    path = place(path)
+    path = as_path(path)
     file = path / NAME if path.is_dir() else path
     try:
         text = file.read_text(encoding="utf-8")

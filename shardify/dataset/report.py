@@ -23,7 +23,7 @@ from shardify.dataset.stats import BINS, DataSet, Findings, Sample, findings
 from shardify.errors import OutputError
 from shardify.images.parser import MASK_THRESHOLD
 from shardify.storage.atomic_write import write_atomic
-from shardify.storage.paths import Place
+from shardify.storage.paths import PathOrUrl
 
 __all__ = ["outlined", "page", "write_report"]
 
@@ -40,7 +40,7 @@ svg { width: 100%; height: 120px; border-bottom: 1px solid #888 }
 """
 
 
-def write_report(out: Place, path: Path, *, most: int = 200) -> None:
+def write_report(out: PathOrUrl, path: Path, *, most: int = 200) -> None:
     """Write the page of data set ``out`` to ``path``, atomically.
 
     Raises:
@@ -57,7 +57,7 @@ def write_report(out: Place, path: Path, *, most: int = 200) -> None:
         raise OutputError(f"{path}: {error.strerror or error}; choose another place") from error
 
 
-def page(out: Place, *, most: int = 200) -> str:
+def page(out: PathOrUrl, *, most: int = 200) -> str:
     """The page, as HTML. Arguments and errors as for ``write_report``."""
     data = DataSet(out)
     manifest = data.manifest
@@ -204,7 +204,7 @@ def _roles(manifest: Manifest) -> str:
     )
 
 
-def _rejected(manifest: Manifest, path: Place) -> str:
+def _rejected(manifest: Manifest, path: PathOrUrl) -> str:
     if not manifest.rejected.count:
         return "<p>Nothing: every sample is in the shards.</p>"
     reasons = html.table((f"{count:,}", why) for why, count in manifest.rejected.by_reason.items())

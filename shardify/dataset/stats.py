@@ -22,8 +22,8 @@ from shardify.errors import ImageError, VerifyError
 from shardify.images.parser import MASK_THRESHOLD, Picture, parse
 from shardify.images.pixels import PLAIN, pixels
 from shardify.images.raw_pixels import unpack_raw
-from shardify.storage.paths import Place, Url, place, read_all
-from shardify.storage.readers import Handle, Ranges, close_source, open_source, pread
+from shardify.storage.paths import PathOrUrl, Url, as_path, read_many
+from shardify.storage.readers import ObjectReader, ReadHandle, close_source, open_source, pread
 
 __all__ = ["BINS", "DataSet", "Findings", "Sample", "figures", "findings"]
 
@@ -66,11 +66,11 @@ class DataSet:
         VerifyError: A shard or an index is missing or not what it should be.
     """
 
-    def __init__(self, out: Place) -> None:
-        self.folder = place(out)
+    def __init__(self, out: PathOrUrl) -> None:
+        self.folder = as_path(out)
         self.top = Manifest.load(self.folder)
         self._bank: dict[str, tuple[int, int]] = {}
-        self._ranges: dict[str, Ranges] = {}
+        self._ranges: dict[str, ObjectReader] = {}
         self.manifest = self.top
         if self.top.resolutions:
             largest = max(self.top.resolutions, key=lambda each: each.res)
@@ -86,7 +86,7 @@ class DataSet:
             (split, shard) for split, each in self.manifest.splits.items() for shard in each.shards
         ]
         try:
-            texts = read_all(self.folder, [shard.index for _, shard in shards])
+            texts = read_many(self.folder, [shard.index for _, shard in shards])
         except OSError as error:
             raise VerifyError(
                 f"{error.filename or self.folder}: {error.strerror}; run `shardify verify`"
@@ -109,7 +109,7 @@ class DataSet:
                 for members in wanted:
                     yield self._sample(split, name, members, file)
 
-    def _sample(self, split: str, shard: str, members: list[Member], file: Handle) -> Sample:
+    def _sample(self, split: str, shard: str, members: list[Member], file: ReadHandle) -> Sample:
         planes, background = {}, -1
         try:
             for member in members:
@@ -181,22 +181,22 @@ class DataSet:
         return VerifyError(f"{self.folder / BACKGROUNDS}: {member}: {error}")
 
     @contextmanager
-    def _opened(self, name: str, members: Sequence[Member]) -> Iterator[Handle]:
+    def _opened(self, name: str, members: Sequence[Member]) -> Iterator[ReadHandle]:
         """One file, with a word ahead on what will be read of it. Raises VerifyError."""
         where = self.folder / name
-        file: Handle
+        file: ReadHandle
         try:
             if isinstance(where, Url):
                 # Opened once: each opening may cost a request.
                 if name not in self._ranges:
-                    self._ranges[name] = Ranges(where, self._sizes.get(name))
+                    self._ranges[name] = ObjectReader(where, self._sizes.get(name))
                 file = self._ranges[name]
             else:
                 file = open_source(str(where))
         except OSError as error:
             raise VerifyError(f"{where}: {error.strerror}; run `shardify verify`") from error
         try:
-            if isinstance(file, Ranges):
+            if isinstance(file, ObjectReader):
                 file.expect([(each.offset, each.offset + each.size) for each in members])
             yield file
         finally:
@@ -233,7 +233,7 @@ def findings(data: DataSet, *, most: int = 200) -> Findings:
     return Findings(samples=count, mask_area=area.tolist(), depth=depth.tolist(), ranges=ranges)
 
 
-def figures(out: Place, *, most: int = 200) -> dict[str, Any]:
+def figures(out: PathOrUrl, *, most: int = 200) -> dict[str, Any]:
     """What ``shardify stats`` reports.
 
     Args:
@@ -274,7 +274,7 @@ def figures(out: Place, *, most: int = 200) -> dict[str, Any]:
     }
 
 
-def _size(path: Place) -> int:
+def _size(path: PathOrUrl) -> int:
     return path.stat().st_size if path.exists() else 0
 
 

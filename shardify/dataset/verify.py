@@ -25,7 +25,7 @@ from shardify.errors import EntryError, ManifestError, VerifyError
 from shardify.images.parser import parse
 from shardify.images.pixels import PLAIN, pixels
 from shardify.storage.atomic_write import TEMPORARY
-from shardify.storage.paths import Place, place
+from shardify.storage.paths import PathOrUrl, as_path
 from shardify.workers.factory import pool_of
 
 __all__ = ["DecodeTask", "VerifyReport", "decode_shard", "verify"]
@@ -59,7 +59,7 @@ class DecodeTask:
 
 
 def verify(
-    out: Place,
+    out: PathOrUrl,
     *,
     deep: bool = False,
     workers: int | None = None,
@@ -77,7 +77,7 @@ def verify(
         ManifestError: There is no manifest, or it is unreadable.
         BuildError: A worker died.
     """
-    out = place(out)
+    out = as_path(out)
     document, where = read_document(out)
     manifest = Manifest.from_json(document, where=where)
     problems: list[str] = []
@@ -140,7 +140,7 @@ def verify(
 
 
 def _verify_all(
-    out: Place,
+    out: PathOrUrl,
     manifest: Manifest,
     problems: list[str],
     deep: bool,
@@ -172,7 +172,7 @@ def _verify_all(
 def decode_shard(task: DecodeTask) -> tuple[int, list[str]]:
     """Decode all pictures of one shard. Returns how many, and a line for each that fails."""
     count, problems = 0, []
-    out = place(task.out)
+    out = as_path(task.out)
     tar = out / task.tar
     samples = parse_index((out / task.index).read_text())
     with tar.open("rb") as file:
@@ -194,7 +194,7 @@ def decode_shard(task: DecodeTask) -> tuple[int, list[str]]:
 
 
 def _check_file(
-    path: Place, digest: str, size: int | None, *, owners: Mapping[str, str]
+    path: PathOrUrl, digest: str, size: int | None, *, owners: Mapping[str, str]
 ) -> tuple[int, str]:
     """Bytes read, and what is wrong, if anything; ``owners`` tell whose file has which digest."""
     try:
@@ -214,7 +214,7 @@ def _check_file(
     return there, ""
 
 
-def _check_index(out: Place, shard: Shard) -> list[str]:
+def _check_index(out: PathOrUrl, shard: Shard) -> list[str]:
     """Whether index and tar speak of the same samples: each member's header stands before it."""
     try:
         samples = parse_index((out / shard.index).read_text())
@@ -231,9 +231,9 @@ def _check_index(out: Place, shard: Shard) -> list[str]:
     return []
 
 
-def _strangers(out: Place, known: set[str]) -> list[str]:
+def _strangers(out: PathOrUrl, known: set[str]) -> list[str]:
     problems = []
-    there: list[Place] = [*out.iterdir()]
+    there: list[PathOrUrl] = [*out.iterdir()]
     for file in sorted(there, key=lambda each: each.name):
         if file.name in known:
             continue

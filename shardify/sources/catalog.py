@@ -25,8 +25,8 @@ from shardify.errors import ArchiveError, BuildError, EntryError, ShardifyError
 from shardify.sources.entry_names import Names
 from shardify.sources.zip_directory import FAULTS, MAX_ENTRY, Part, Refused, read_zip
 from shardify.sources.zip_extract import payload
-from shardify.storage.paths import Place
-from shardify.storage.readers import Handle, Ranges, close_source, open_source
+from shardify.storage.paths import PathOrUrl
+from shardify.storage.readers import ObjectReader, ReadHandle, close_source, open_source
 
 __all__ = [
     "FAULTS",
@@ -101,7 +101,7 @@ class Catalog:
     refused: list[Refused]
 
 
-def open_catalog(paths: Sequence[Place]) -> Catalog:
+def open_catalog(paths: Sequence[PathOrUrl]) -> Catalog:
     """Read the central directories of one or more zips.
 
     Args:
@@ -153,7 +153,7 @@ def join_parts(
     )
 
 
-def open_zip(path: Place) -> tuple[ZipSource, Part]:
+def open_zip(path: PathOrUrl) -> tuple[ZipSource, Part]:
     """Read one zip's central directory.
 
     Raises:
@@ -174,8 +174,8 @@ def open_zip(path: Place) -> tuple[ZipSource, Part]:
     return source, part
 
 
-def _size_of(handle: Handle, path: Place) -> int:
-    if isinstance(handle, Ranges):
+def _size_of(handle: ReadHandle, path: PathOrUrl) -> int:
+    if isinstance(handle, ObjectReader):
         return handle.size
     assert isinstance(handle, int)
     status = os.fstat(handle)
@@ -191,9 +191,9 @@ class Sources:
 
     def __init__(self, paths: list[str]) -> None:
         self._paths = paths
-        self._handles: list[Handle] = []
+        self._handles: list[ReadHandle] = []
 
-    def __enter__(self) -> list[Handle]:
+    def __enter__(self) -> list[ReadHandle]:
         try:
             for path in self._paths:
                 self._handles.append(open_source(path))
@@ -220,7 +220,7 @@ def rows_of(catalog: Catalog, numbers: NDArray[Any]) -> NDArray[Any]:
     return rows
 
 
-def reader_of(catalog: Catalog, descriptors: Sequence[Handle]) -> Callable[[int], bytes]:
+def reader_of(catalog: Catalog, descriptors: Sequence[ReadHandle]) -> Callable[[int], bytes]:
     """A function from an entry's number to its payload; it raises EntryError for a bad one."""
 
     def read(entry: int) -> bytes:

@@ -17,7 +17,7 @@ from shardify.errors import SourceError
 from shardify.sources.catalog import MAX_ENTRY, Part, Refused, ZipSource
 from shardify.sources.entry_names import decode, is_hostile
 from shardify.sources.file_types import IMAGE_EXTENSIONS, MAP_EXTENSIONS, is_junk, is_junk_folder
-from shardify.storage.paths import Place, Url
+from shardify.storage.paths import PathOrUrl, Url
 
 __all__ = ["Listing", "list_folder", "looks_zipped"]
 
@@ -31,7 +31,7 @@ _STATE = ".shardify"
 class Listing:
     """Files of one folder at any depth, in the order of their names' bytes."""
 
-    folder: Place
+    folder: PathOrUrl
     files: list[tuple[bytes, int, int]] = field(default_factory=list)
     """(name, size in bytes, time of the last change in nanoseconds)."""
     zips: list[str] = field(default_factory=list)
@@ -80,7 +80,7 @@ class Listing:
         )
 
 
-def list_folder(folder: Place) -> Listing:
+def list_folder(folder: PathOrUrl) -> Listing:
     """List a folder at any depth.
 
     Raises:
@@ -114,7 +114,7 @@ def looks_zipped(name: bytes) -> bool | None:
     return None if b"." not in base else False
 
 
-def _is_zip(folder: Place, name: bytes, size: int) -> bool:
+def _is_zip(folder: PathOrUrl, name: bytes, size: int) -> bool:
     guess = looks_zipped(name)
     if guess is not None or size < 22:
         return bool(guess)
@@ -191,6 +191,6 @@ def _extension(name: bytes) -> str:
     return decode(name.rpartition(b"/")[2].rpartition(b".")[2]).lower()
 
 
-def _name_of(folder: Place) -> str:
+def _name_of(folder: PathOrUrl) -> str:
     """A folder's own name, also of ``.``."""
     return folder.name if isinstance(folder, Url) else folder.resolve().name

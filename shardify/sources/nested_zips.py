@@ -35,8 +35,8 @@ from shardify.sources.entry_names import decode
 from shardify.sources.file_types import is_junk, is_junk_folder
 from shardify.sources.folder_listing import looks_zipped
 from shardify.storage.atomic_write import TEMPORARY
-from shardify.storage.paths import Place, place
-from shardify.storage.readers import Handle, Window, close_source, open_source, pread
+from shardify.storage.paths import PathOrUrl, as_path
+from shardify.storage.readers import ReadHandle, SubReader, close_source, open_source, pread
 from shardify.zlib_backend import ERRORS, decompressobj
 
 __all__ = ["Inner", "Workshop", "open_inner"]
@@ -55,7 +55,7 @@ class Workshop:
         shared: Whether processes of other machines will read what is unpacked.
     """
 
-    def __init__(self, state: Place | None = None, *, shared: bool = False) -> None:
+    def __init__(self, state: PathOrUrl | None = None, *, shared: bool = False) -> None:
         self._state = state if isinstance(state, Path) else None
         self._shared = shared
         self._stack = ExitStack()
@@ -86,7 +86,7 @@ class Workshop:
                         folder.rmdir()
 
     def unpack(
-        self, handle: Handle, start: int, packed: int, size: int, crc: int, *, name: str
+        self, handle: ReadHandle, start: int, packed: int, size: int, crc: int, *, name: str
     ) -> str:
         """Inflate one entry into a file. Returns a path that every worker can open.
 
@@ -156,7 +156,7 @@ def _fits(folder: Path, size: int, name: str) -> None:
 
 
 def _inflate(
-    handle: Handle, start: int, packed: int, size: int, crc: int, out: BinaryIO, name: str
+    handle: ReadHandle, start: int, packed: int, size: int, crc: int, out: BinaryIO, name: str
 ) -> None:
     inflater = decompressobj(-15)
     read = written = found = 0
@@ -255,7 +255,7 @@ def open_inner(source: ZipSource, part: Part, work: Workshop) -> tuple[Part, lis
             start = _data_of(handle, part, name, row)
             if start is None or _first_bytes(handle, part, row, start) not in _MAGIC:
                 continue
-            where = f"{place(source.path).name}: {shown}"
+            where = f"{as_path(source.path).name}: {shown}"
             budget -= int(part.table["size"][row])
             _check(budget, where)
             inner = _open(handle, part, row, start, shown, where, work)
@@ -306,7 +306,7 @@ def _last(names: NDArray[np.uint8], ends: NDArray[np.int64], mark: bytes) -> NDA
     return found
 
 
-def _data_of(handle: Handle, part: Part, name: bytes, row: int) -> int | None:
+def _data_of(handle: ReadHandle, part: Part, name: bytes, row: int) -> int | None:
     """Where an entry's data begin; None if its local header is not what the directory promises."""
     table = part.table
     offset, limit = int(table["offset"][row]), int(table["limit"][row])
@@ -325,7 +325,7 @@ def _data_of(handle: Handle, part: Part, name: bytes, row: int) -> int | None:
     return start if good else None
 
 
-def _first_bytes(handle: Handle, part: Part, row: int, start: int) -> bytes:
+def _first_bytes(handle: ReadHandle, part: Part, row: int, start: int) -> bytes:
     """The first four bytes of an entry, unpacked."""
     data = pread(handle, min(512, int(part.table["packed"][row])), start)
     if int(part.table["method"][row]):
@@ -337,7 +337,7 @@ def _first_bytes(handle: Handle, part: Part, row: int, start: int) -> bytes:
 
 
 def _open(
-    handle: Handle, part: Part, row: int, start: int, shown: str, where: str, work: Workshop
+    handle: ReadHandle, part: Part, row: int, start: int, shown: str, where: str, work: Workshop
 ) -> Inner:
     table = part.table
     packed, size = int(table["packed"][row]), int(table["size"][row])
@@ -352,7 +352,7 @@ def _open(
             close_source(file)
         source = ZipSource(path=path, name=shown, bytes=size, entries=0, digest=digest, inner=True)
     else:
-        window = Window(handle, start, size)
+        window = SubReader(handle, start, size)
         _, _, inner = read_zip(window, size, where)
         deeper = next(_zips_in(window, inner), None)
         for column in ("offset", "limit"):
@@ -366,7 +366,7 @@ def _open(
     return Inner(name=name, part=inner, source=source)
 
 
-def _zips_in(handle: Handle, part: Part) -> Iterator[str]:
+def _zips_in(handle: ReadHandle, part: Part) -> Iterator[str]:
     """Names of what are zips in an inner one."""
     for name, row in _candidates(part):
         start = _data_of(handle, part, name, row)

@@ -13,7 +13,7 @@ from shardify.errors import SourceError
 from shardify.sources.catalog import Catalog, Part, ZipSource, join_parts, open_zip
 from shardify.sources.folder_listing import Listing, list_folder
 from shardify.sources.nested_zips import Workshop, open_inner
-from shardify.storage.paths import Place
+from shardify.storage.paths import PathOrUrl
 
 __all__ = ["MAX_SOURCES", "gather"]
 
@@ -33,7 +33,7 @@ class _Item:
     """The folder's name that it lies in, to tell equal labels apart."""
 
 
-def gather(paths: Sequence[Place], work: Workshop) -> Catalog:
+def gather(paths: Sequence[PathOrUrl], work: Workshop) -> Catalog:
     """Everything that the paths stand for.
 
     Args:
@@ -83,7 +83,7 @@ def gather(paths: Sequence[Place], work: Workshop) -> Catalog:
     return join_parts(sources, parts, where=where)
 
 
-def _of_folder(folder: Place, *, alone: bool) -> list[_Item]:
+def _of_folder(folder: PathOrUrl, *, alone: bool) -> list[_Item]:
     """A folder's own files, and the zips in it."""
     found = list_folder(folder)
     lead = "" if alone else found.source().name
@@ -112,7 +112,7 @@ def _renamed(source: ZipSource, name: str) -> ZipSource:
     )
 
 
-def _nothing(folder: Place, found: Listing) -> str:
+def _nothing(folder: PathOrUrl, found: Listing) -> str:
     links = sum(each.reason.startswith("is a link") for each in found.refused)
     if links:
         return (
@@ -141,11 +141,11 @@ def _prefixes(items: Sequence[_Item]) -> list[str]:
     return prefixes
 
 
-def _parent(path: Place) -> str:
+def _parent(path: PathOrUrl) -> str:
     return path.absolute().parent.name if isinstance(path, Path) else ""
 
 
-def _check_twice(paths: Sequence[Place]) -> None:
+def _check_twice(paths: Sequence[PathOrUrl]) -> None:
     seen = set()
     for path in paths:
         where = str(path.resolve() if isinstance(path, Path) else path)

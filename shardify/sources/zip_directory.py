@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from shardify.errors import ArchiveError
 from shardify.sources.entry_names import decode, is_hostile, some_hostile
 from shardify.sources.zip_end_record import ALL_ONES, RECORD, find_directory, read_at
-from shardify.storage.readers import Handle
+from shardify.storage.readers import ReadHandle
 
 __all__ = ["FAULTS", "MAX_ENTRY", "Part", "Refused", "read_zip", "sift", "sliced"]
 
@@ -151,7 +151,7 @@ class Part:
     refused: list[Refused]
 
 
-def read_zip(handle: Handle, total: int, path: str) -> tuple[int, str, Part]:
+def read_zip(handle: ReadHandle, total: int, path: str) -> tuple[int, str, Part]:
     """Read the central directory of an open zip.
 
     Args:

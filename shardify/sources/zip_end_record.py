@@ -9,7 +9,7 @@ Source: PKWARE APPNOTE 6.3.10, sections 4.3.14 to 4.3.16.
 import struct
 
 from shardify.errors import ArchiveError
-from shardify.storage.readers import Handle, pread
+from shardify.storage.readers import ReadHandle, pread
 
 __all__ = ["ALL_ONES", "RECORD", "find_directory", "read_at"]
 
@@ -25,7 +25,7 @@ _END64_LOCATOR = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 
 
-def read_at(handle: Handle, offset: int, length: int) -> bytes:
+def read_at(handle: ReadHandle, offset: int, length: int) -> bytes:
     """``length`` bytes, or fewer at the end of the file (one pread gives 2 GiB at most)."""
     pieces = []
     while length:
@@ -38,7 +38,7 @@ def read_at(handle: Handle, offset: int, length: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def find_directory(handle: Handle, total: int, path: str) -> tuple[int, int, int, int]:
+def find_directory(handle: ReadHandle, total: int, path: str) -> tuple[int, int, int, int]:
     """Entry count, first byte and length of the directory, and by how much offsets are short."""
     if total == 0:
         raise ArchiveError(f"{path}: an empty file (0 bytes); expected a zip; copy it again")
@@ -89,7 +89,7 @@ def find_directory(handle: Handle, total: int, path: str) -> tuple[int, int, int
 
 
 def _find_wide(
-    handle: Handle, tail: bytes, end: int, position: int
+    handle: ReadHandle, tail: bytes, end: int, position: int
 ) -> tuple[int, int, int, int] | None:
     _, _, stated_at, disks = _END64_LOCATOR.unpack_from(tail, end - _END64_LOCATOR.size)
     locator = position - _END64_LOCATOR.size

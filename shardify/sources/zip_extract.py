@@ -7,7 +7,7 @@ local header's. Memory is bounded by the size that the directory states (checked
 import struct
 
 from shardify.errors import EntryError
-from shardify.storage.readers import Handle, Tree, UrlTree, pread
+from shardify.storage.readers import FolderReader, PrefixReader, ReadHandle, pread
 from shardify.zlib_backend import ERRORS, crc32, decompressobj
 
 __all__ = ["payload"]
@@ -19,7 +19,7 @@ _SLACK = 64
 
 
 def payload(
-    handle: Handle,
+    handle: ReadHandle,
     name: bytes,
     offset: int,
     limit: int,
@@ -46,7 +46,7 @@ def payload(
             The message is the reason alone.
         OSError: The disk cannot be read.
     """
-    if isinstance(handle, (Tree, UrlTree)):
+    if isinstance(handle, (FolderReader, PrefixReader)):
         return handle.payload(name, offset, size)
     block = pread(handle, min(limit - offset, _HEAD + len(name) + packed + _SLACK), offset)
     if len(block) < _HEAD:

@@ -23,13 +23,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, cast
 
-from shardify.storage.paths import Place, Url
+from shardify.storage.paths import PathOrUrl, Url
 
 __all__ = [
     "TEMPORARY",
-    "Draft",
-    "Flushing",
-    "draft",
+    "AtomicFile",
+    "BackgroundSync",
+    "atomic_path",
     "publish",
     "sync_folder",
     "write_atomic",
@@ -48,7 +48,7 @@ TEMPORARY = ".tmp"
 """Suffix of a file that is still being written; such files are never read as data."""
 
 
-def write_atomic(path: Place, data: bytes) -> None:
+def write_atomic(path: PathOrUrl, data: bytes) -> None:
     """Put ``data`` at ``path`` so that a reader sees the old file or the new one, never half.
 
     Raises:
@@ -68,8 +68,8 @@ def write_atomic(path: Place, data: bytes) -> None:
         publish(temporary, path)
 
 
-def write_quick(path: Place, data: bytes) -> None:
-    """The same without flushing to disk: for what ``Flushing`` flushes later, or digests guard.
+def write_quick(path: PathOrUrl, data: bytes) -> None:
+    """The same without flushing to disk: ``BackgroundSync`` flushes it later, or digests guard it.
 
     Raises:
         OSError: The folder is missing, not writable, or the disk is full.
@@ -83,7 +83,7 @@ def write_quick(path: Place, data: bytes) -> None:
         temporary.replace(path)
 
 
-class Flushing:
+class BackgroundSync:
     """Finished files on their way to the disk, beside other work. Opened by ``with``.
 
     The system begins to write each at once; whether it has, is asked of all together at the end,
@@ -95,10 +95,10 @@ class Flushing:
         self._pool = ThreadPoolExecutor(_AT_ONCE)
         self._paths: list[Path] = []
 
-    def __enter__(self) -> "Flushing":
+    def __enter__(self) -> "BackgroundSync":
         return self
 
-    def add(self, path: Place) -> None:
+    def add(self, path: PathOrUrl) -> None:
         """Have a file flushed. At a URL there is nothing to flush."""
         if isinstance(path, Path):
             self._paths.append(path)
@@ -125,7 +125,7 @@ def publish(temporary: Path, path: Path) -> None:
     sync_folder(path.parent)
 
 
-def sync_folder(folder: Place) -> None:
+def sync_folder(folder: PathOrUrl) -> None:
     """Make a folder's entries durable (a rename is not, until its folder is flushed).
 
     What a store has taken, it keeps.
@@ -168,7 +168,7 @@ def _gone_if_unfinished(temporary: Path) -> Iterator[None]:
 
 
 @contextmanager
-def draft(path: Path, *, durable: bool = False) -> Iterator[Path]:
+def atomic_path(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """A path beside ``path`` for the block to write at; what is there at its end takes its place.
 
     After an error or an interrupt nothing is left of it, and what stood at ``path`` stands still.
@@ -200,11 +200,11 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: No room, no permission.
     """
-    with draft(path, durable=True) as temporary:
+    with atomic_path(path, durable=True) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-class Draft:
+class AtomicFile:
     """Opened by ``with``; what is not published by its end is deleted.
 
     Raises:
@@ -215,11 +215,11 @@ class Draft:
     file: BinaryIO
     """Unbuffered, for writing."""
 
-    def __init__(self, where: Place) -> None:
+    def __init__(self, where: PathOrUrl) -> None:
         self._where = where
         self._temporary: Path | None = None
 
-    def __enter__(self) -> "Draft":
+    def __enter__(self) -> "AtomicFile":
         if isinstance(self._where, Url):
             self.file = cast(BinaryIO, tempfile.TemporaryFile(buffering=0))
         else:

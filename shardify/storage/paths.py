@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from shardify.errors import StoreError
 
-__all__ = ["Place", "Size", "Url", "files_at", "place", "read_all", "size_of"]
+__all__ = ["PathOrUrl", "Size", "Url", "as_path", "files_at", "read_many", "size_of"]
 
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -55,7 +55,7 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True, order=True, slots=True)
 class Url:
-    """A place in an object store; made by ``place``.
+    """A place in an object store; made by ``as_path``.
 
     Every method raises FileNotFoundError where there is no such object, and StoreError, one line,
     where the store is at fault: not reachable, no bucket, no credentials, a package missing.
@@ -229,11 +229,11 @@ class Url:
         return FileNotFoundError(errno.ENOENT, "no such object", self.url)
 
 
-Place = Path | Url
+PathOrUrl = Path | Url
 """Where a source is, or a data set shall be."""
 
 
-def place(text: "str | Path | Url") -> Place:
+def as_path(text: "str | Path | Url") -> PathOrUrl:
     """A path, or a ``Url`` for ``protocol://...``; ``file://`` is a path like any other."""
     if not isinstance(text, str):
         return text
@@ -243,7 +243,7 @@ def place(text: "str | Path | Url") -> Place:
     return Path(rest) if protocol.lower() in ("file", "local") else Url(text.rstrip("/"))
 
 
-def read_all(folder: Place, names: Sequence[str]) -> list[bytes]:
+def read_many(folder: PathOrUrl, names: Sequence[str]) -> list[bytes]:
     """Small files of one folder; objects are fetched many at a time.
 
     Raises:
@@ -271,7 +271,7 @@ _FILES = 64
 """So many of a folder's files are looked at: it may hold pictures by the million."""
 
 
-def files_at(paths: Sequence[Place]) -> list[Path]:
+def files_at(paths: Sequence[PathOrUrl]) -> list[Path]:
     """Files on this machine that are named, or lie in a folder that is; of a folder's the first."""
     found: list[Path] = []
     for path in paths:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from shardify.storage.free_memory import spare_memory
 from shardify.storage.page_cache import Meter, Reader
-from shardify.storage.paths import Place, files_at, size_of
+from shardify.storage.paths import PathOrUrl, files_at, size_of
 
 __all__ = ["ReadAhead", "reading_ahead"]
 
@@ -40,7 +40,7 @@ _NONE = np.empty((0, 3), np.int64)
 
 @contextmanager
 def reading_ahead(
-    paths: Sequence[Place], tell: Callable[[float], None] | None = None
+    paths: Sequence[PathOrUrl], tell: Callable[[float], None] | None = None
 ) -> Iterator["ReadAhead"]:
     """Have files on this machine read into the system's cache, until the block ends.
 

@@ -18,16 +18,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from shardify.errors import SourceError, StoreError
-from shardify.storage.paths import Place, Url, place
+from shardify.storage.paths import PathOrUrl, Url, as_path
 
 __all__ = [
-    "Handle",
-    "Ranges",
-    "Tree",
-    "UrlTree",
-    "Window",
+    "FolderReader",
+    "ObjectReader",
+    "PrefixReader",
+    "ReadHandle",
+    "SubReader",
+    "announce_reads",
     "close_source",
-    "expect",
     "open_source",
     "open_tree",
     "pread",
@@ -43,7 +43,7 @@ _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 _FILE_FLAGS = _FLAGS | os.O_NONBLOCK  # A pipe that took a file's place must not be waited for.
 
 
-class Tree:
+class FolderReader:
     """A folder of this machine, opened for reading.
 
     Raises:
@@ -135,7 +135,7 @@ class Tree:
         )
 
 
-class UrlTree:
+class PrefixReader:
     """Objects under one prefix of a store; many are fetched at a time."""
 
     def __init__(self, url: Url) -> None:
@@ -146,7 +146,7 @@ class UrlTree:
         self._held: dict[bytes, bytes] = {}
 
     def payload(self, name: bytes, _stamp: int, size: int) -> bytes:
-        """An object's bytes; see ``Tree.payload``. A store tells no time to compare.
+        """An object's bytes; see ``FolderReader.payload``. A store tells no time to compare.
 
         Raises:
             SourceError: It is gone, or has another size than was listed.
@@ -198,10 +198,10 @@ class UrlTree:
         self._held = {name: bytes(data) for (name, _), data in zip(window, found, strict=True)}
 
 
-def open_tree(folder: str) -> Tree | UrlTree:
+def open_tree(folder: str) -> FolderReader | PrefixReader:
     """Open a folder by its path, or a prefix by its URL, with or without a slash at its end."""
-    where: Place = place(folder)
-    return UrlTree(where) if isinstance(where, Url) else Tree(folder.rstrip("/") + "/")
+    where: PathOrUrl = as_path(folder)
+    return PrefixReader(where) if isinstance(where, Url) else FolderReader(folder.rstrip("/") + "/")
 
 
 _WINDOW_RANGES = 384
@@ -211,7 +211,7 @@ _REACH = 512
 """Of a local header with its name, at least; a longer one costs a request of its own. Bytes."""
 
 
-class Ranges:
+class ObjectReader:
     """An object opened for reading by ranges.
 
     Args:
@@ -291,7 +291,7 @@ class Ranges:
         return list(map(bytes, found))
 
 
-class Window:
+class SubReader:
     """A stretch of an open source, as if it were a source of its own.
 
     Args:
@@ -300,7 +300,7 @@ class Window:
         size: Its length. Bytes.
     """
 
-    def __init__(self, handle: "Handle", start: int, size: int) -> None:
+    def __init__(self, handle: "ReadHandle", start: int, size: int) -> None:
         self._handle = handle
         self._start = start
         self.size = size
@@ -311,11 +311,11 @@ class Window:
         return pread(self._handle, length, self._start + offset) if length > 0 else b""
 
 
-Handle = int | Ranges | Window | Tree | UrlTree
+ReadHandle = int | ObjectReader | SubReader | FolderReader | PrefixReader
 """A source that is open: a file's descriptor, an object, a stretch of one, or a folder."""
 
 
-def open_source(path: str) -> Handle:
+def open_source(path: str) -> ReadHandle:
     """Open a file, an object or (its path ends in a slash) a folder for reading.
 
     Raises:
@@ -325,29 +325,29 @@ def open_source(path: str) -> Handle:
     """
     if path.endswith("/"):
         return open_tree(path)
-    where = place(path)
+    where = as_path(path)
     if isinstance(where, Url):
-        return Ranges(where)
+        return ObjectReader(where)
     return os.open(where, os.O_RDONLY | os.O_CLOEXEC)
 
 
-def close_source(handle: Handle) -> None:
+def close_source(handle: ReadHandle) -> None:
     """Give back what ``open_source`` opened."""
     if isinstance(handle, int):
         os.close(handle)
-    elif isinstance(handle, (Tree, UrlTree)):
+    elif isinstance(handle, (FolderReader, PrefixReader)):
         handle.close()
 
 
-def pread(handle: Handle, length: int, offset: int) -> bytes:
+def pread(handle: ReadHandle, length: int, offset: int) -> bytes:
     """``os.pread`` on any source but a folder."""
     if isinstance(handle, int):
         return os.pread(handle, length, offset)
-    assert isinstance(handle, (Ranges, Window)), "a folder's files are read by name"
+    assert isinstance(handle, (ObjectReader, SubReader)), "a folder's files are read by name"
     return handle.read(length, offset)
 
 
-def expect(handles: Sequence[Handle], rows: Any, names: Iterable[Any] = ()) -> None:
+def announce_reads(handles: Sequence[ReadHandle], rows: Any, names: Iterable[Any] = ()) -> None:
     """Announce entries that will be read, to the sources that profit from it.
 
     Args:
@@ -362,12 +362,12 @@ def expect(handles: Sequence[Handle], rows: Any, names: Iterable[Any] = ()) -> N
     files: list[list[tuple[bytes, int]]] = [[] for _ in handles]
     flat = [name for each in names for name in ([each] if isinstance(each, bytes) else each)]
     for number, (source, offset, limit, packed, *_) in enumerate(rows.ravel().tolist()):
-        if isinstance(handles[source], Ranges):
+        if isinstance(handles[source], ObjectReader):
             plans[source].append((offset, min(limit, offset + packed + _REACH)))
         elif flat:
             files[source].append((flat[number], packed))
     for handle, plan, wanted in zip(handles, plans, files, strict=True):
-        if isinstance(handle, Ranges):
+        if isinstance(handle, ObjectReader):
             handle.expect(plan)
-        elif isinstance(handle, (Tree, UrlTree)):
+        elif isinstance(handle, (FolderReader, PrefixReader)):
             handle.expect(wanted)

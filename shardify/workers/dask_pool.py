@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from shardify.errors import BuildError, ShardifyError
-from shardify.storage.paths import Place, Url, place
+from shardify.storage.paths import PathOrUrl, Url, as_path
 from shardify.version import version as _version
 from shardify.workers.pool import awaited, function_of
 
@@ -37,7 +37,7 @@ class Cluster:
             does not see the places.
     """
 
-    def __init__(self, target: str, scheduler: str, places: Sequence[Place] = ()) -> None:
+    def __init__(self, target: str, scheduler: str, places: Sequence[PathOrUrl] = ()) -> None:
         self._scheduler = scheduler
         self._target = target
         self._quiet = _Quiet()
@@ -179,7 +179,7 @@ class Cluster:
             ) from error
         return client
 
-    def _examine(self, places: Sequence[Place]) -> None:
+    def _examine(self, places: Sequence[PathOrUrl]) -> None:
         """Whether every worker can do the work, before any of it is handed out."""
         sources = [str(each.absolute()) for each in places if not isinstance(each, Url)]
         here = _version()
@@ -222,7 +222,7 @@ class _Quiet:
 
 def _look(paths: Sequence[str]) -> tuple[str, list[str]]:
     """Run on each worker: its version, and which of the paths (or their folders) it sees."""
-    return _version(), [each for each in paths if place(each).exists()]
+    return _version(), [each for each in paths if as_path(each).exists()]
 
 
 def _run(target: str, task: Any) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from shardify.errors import ShardifyError, StoreError
 from shardify.sources.zip_end_record import find_directory
-from shardify.storage.paths import Place, Url, files_at
+from shardify.storage.paths import PathOrUrl, Url, files_at
 from shardify.workers.dask_pool import Cluster
 from shardify.workers.pool import Inline, Pool
 from shardify.workers.process_pool import Workers
@@ -27,8 +27,8 @@ It is not lower because an installation's first use compiles, which takes 13 sec
 
 
 def hire(
-    paths: Sequence[Place],
-    out: Place,
+    paths: Sequence[PathOrUrl],
+    out: PathOrUrl,
     *,
     codec: str,
     res: Sequence[int],
@@ -63,7 +63,7 @@ def pool_of(
     *,
     workers: int | None = None,
     scheduler: str | None = None,
-    places: Sequence[Place] = (),
+    places: Sequence[PathOrUrl] = (),
 ) -> Pool:
     """The pool that suits.
 

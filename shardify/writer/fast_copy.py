@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from shardify.images.parser import Picture
 from shardify.images.pixels import PLAIN, is_plain, same_aspect
 from shardify.sources.catalog import ROW
-from shardify.storage.readers import Handle
+from shardify.storage.readers import ReadHandle
 from shardify.writer.tar_writer import NAMELESS, TarWriter
 from shardify.writer.tasks import ShardTask
 
@@ -118,7 +118,7 @@ class FastCopier:
         handles: Its sources, open.
     """
 
-    def __init__(self, task: ShardTask, handles: Sequence[Handle]) -> None:
+    def __init__(self, task: ShardTask, handles: Sequence[ReadHandle]) -> None:
         self._task = task
         self._handles = handles
         self.able = (
@@ -228,7 +228,9 @@ def _scan_offset(data: bytes) -> int:
 # Arrays for the compiled function: always new, so that they are of the types it was compiled for.
 
 
-def _make_plan(task: ShardTask, handles: Sequence[Handle], excluded: Iterable[int]) -> "CopyPlan":
+def _make_plan(
+    task: ShardTask, handles: Sequence[ReadHandle], excluded: Iterable[int]
+) -> "CopyPlan":
     from shardify.writer.fast_copy_kernel import CHECKED, EXCLUDED, TRUSTED, CopyPlan
 
     columns = ROW.names or ()

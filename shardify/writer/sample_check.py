@@ -16,7 +16,7 @@ from shardify.images.channel_stats import gauge, measure
 from shardify.images.parser import Picture, parse
 from shardify.images.pixels import PLAIN, Meaning, pixels, refuse_faint, same_aspect, settle
 from shardify.sources.zip_extract import payload
-from shardify.storage.readers import Handle
+from shardify.storage.readers import ReadHandle
 from shardify.writer.fast_copy import BY_NAME, FastCopier
 from shardify.writer.tasks import ShardTask
 
@@ -41,7 +41,7 @@ class Sample:
 
 
 def sample_of(
-    task: ShardTask, handles: Sequence[Handle], number: int, figures: list[Figure]
+    task: ShardTask, handles: Sequence[ReadHandle], number: int, figures: list[Figure]
 ) -> Sample | list[str]:
     """Read and check one sample.
 
@@ -114,7 +114,7 @@ def check_picture(
 
 
 def gauged(
-    task: ShardTask, handles: Sequence[Handle], copier: FastCopier
+    task: ShardTask, handles: Sequence[ReadHandle], copier: FastCopier
 ) -> dict[int, list[Figure]]:
     """Number -> figures of each role, of the measured samples that are plain and can be decoded.
 

@@ -25,9 +25,9 @@ from shardify.images.parser import Picture, parse
 from shardify.images.pixels import PLAIN
 from shardify.sources.catalog import ROW, Sources
 from shardify.sources.zip_extract import payload
-from shardify.storage.atomic_write import Draft, write_quick
-from shardify.storage.paths import Url, place
-from shardify.storage.readers import expect
+from shardify.storage.atomic_write import AtomicFile, write_quick
+from shardify.storage.paths import Url, as_path
+from shardify.storage.readers import announce_reads
 from shardify.writer.fast_copy import CopyResult, FastCopier
 from shardify.writer.sample_check import Figure, gauged, sample_of
 from shardify.writer.tar_writer import TarWriter
@@ -163,11 +163,11 @@ def write_shard(task: ShardTask) -> ShardRecord:
     kept = _kept(task, digest)
     if kept is not None:
         return kept
-    out = place(task.out)
+    out = as_path(task.out)
     tars = [out / each.folder / f"{task.name}.tar" for each in task.variants]
     try:
         with ExitStack() as stack:
-            drafts = [stack.enter_context(Draft(tar)) for tar in tars]
+            drafts = [stack.enter_context(AtomicFile(tar)) for tar in tars]
             record, indexes = _fill(task, digest, [TarWriter(each.file) for each in drafts])
             for tar, draft, text in zip(tars, drafts, indexes, strict=True):
                 if record.samples:
@@ -188,7 +188,7 @@ def measure_backgrounds(task: BackgroundTask) -> Moments:
     """Mean and deviation of some backgrounds. Those that cannot be decoded are passed over."""
     moments = Moments()
     with Sources(task.sources) as descriptors:
-        expect(descriptors, task.rows, task.names)
+        announce_reads(descriptors, task.rows, task.names)
         for name, row in zip(task.names, task.rows.tolist(), strict=True):
             try:
                 data = payload(descriptors[row[0]], name, *row[1:])
@@ -206,7 +206,7 @@ def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRec
     sinks = [Sink(task, variant, tar) for variant, tar in zip(task.variants, tars, strict=True)]
     samples, number = 0, 0
     with Sources(task.sources) as handles:
-        expect(handles, task.rows, map(task.names_of, range(len(task.keys))))
+        announce_reads(handles, task.rows, map(task.names_of, range(len(task.keys))))
         copier = FastCopier(task, handles)
         known = gauged(task, handles, copier)
         copier.exclude(each for each in compress(count(), task.measured) if each not in known)
@@ -255,7 +255,7 @@ def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRec
 
 def _kept(task: ShardTask, digest: str) -> ShardRecord | None:
     """The record of an earlier run, if the shard that it describes is there, byte for byte."""
-    out = place(task.out)
+    out = as_path(task.out)
     try:
         record = ShardRecord.from_json((out / STATE / f"{task.name}.json").read_text())
         if record.task != digest:

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 from rich.table import Table
 
-from shardify.storage.atomic_write import draft, write_text
+from shardify.storage.atomic_write import atomic_path, write_text
 from train.bench.cases import PEERS
 from train.tracking.run_folder_setup import writable
 
@@ -156,7 +156,7 @@ class Report:
         with writable(out):
             out.mkdir(parents=True, exist_ok=True)
             write_text(out / "bench.json", self.to_json())
-            with draft(out / "bench.png") as path:
+            with atomic_path(out / "bench.png") as path:
                 _chart(self).save(path, "PNG")
 
     def _over(self, own: Result) -> tuple[str, float] | None:

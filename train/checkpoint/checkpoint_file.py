@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from shardify.storage.atomic_write import draft
+from shardify.storage.atomic_write import atomic_path
 from train.errors import CheckpointError, DamagedError
 
 __all__ = [
@@ -129,7 +129,7 @@ def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> No
     Raises:
         OSError: No room, no permission.
     """
-    with draft(path, durable=True) as temporary:
+    with atomic_path(path, durable=True) as temporary:
         try:
             save_file(tensors, temporary, metadata)
         except SafetensorError as error:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from model.registry import MakeModel, create
-from shardify.storage.atomic_write import draft
+from shardify.storage.atomic_write import atomic_path
 from train.checkpoint.checkpoint_file import save
 from train.checkpoint.trained_model import Trained, load_trained, weights_metadata
 from train.errors import ConfigError, RunError
@@ -100,7 +100,7 @@ def export(
         raise ConfigError(f"--out {target}: is what would be exported; choose another --out")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with draft(target, durable=True) as temporary:
+        with atomic_path(target, durable=True) as temporary:
             if kind == "safetensors":
                 _weights(trained, temporary)
             elif kind == "torchscript":

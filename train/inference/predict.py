@@ -18,7 +18,7 @@ from torch.nn.functional import interpolate
 
 from model.registry import check_resolution
 from shardify.errors import DataError
-from shardify.storage.atomic_write import draft
+from shardify.storage.atomic_write import atomic_path
 from train.checkpoint.trained_model import Trained, load_trained
 from train.distributed import World
 from train.errors import ConfigError
@@ -162,7 +162,7 @@ def predict_files(
             for kind, name in _named(job, predictor.targets).items():
                 picture = _drawn(kind, image, maps, bits)
                 try:
-                    with draft(out / name) as temporary:
+                    with atomic_path(out / name) as temporary:
                         picture.save(temporary, "PNG", pnginfo=origin)
                 except OSError as error:
                     raise DataError(f"{out / name}: cannot be written ({error})") from error

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from shardify.loader.batch import Batch
-from shardify.storage.atomic_write import draft
+from shardify.storage.atomic_write import atomic_path
 
 __all__ = ["COLUMNS", "ROLES", "Rows", "draw"]
 
@@ -100,7 +100,7 @@ def draw(
             image = image.resize((cell_w, cell_h), Image.Resampling.NEAREST)
             left = GAP + column * (cell_w + GAP)
             canvas.paste(image, (left, top + GAP + row * (cell_h + GAP)))
-    with draft(path) as temporary:
+    with atomic_path(path) as temporary:
         canvas.save(temporary, "PNG")
 
 

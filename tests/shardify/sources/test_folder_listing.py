@@ -24,7 +24,7 @@ from shardify.conversion.survey import Options, survey
 from shardify.dataset.manifest import Manifest
 from shardify.errors import OutputError, SourceError
 from shardify.sources.folder_listing import list_folder
-from shardify.storage.readers import Tree, open_tree
+from shardify.storage.readers import FolderReader, open_tree
 
 __all__ = ["inline"]
 
@@ -141,7 +141,7 @@ def test_a_link_put_in_place_of_a_listed_folder_is_not_followed(tmp_path: Path) 
     listed = list_folder(tmp_path / "data").files
     shutil.rmtree(tmp_path / "data" / "bg")
     (tmp_path / "data" / "bg").symlink_to(tmp_path / "other")
-    tree = Tree(str(tmp_path / "data"))
+    tree = FolderReader(str(tmp_path / "data"))
     with pytest.raises(SourceError, match=r"bg/deep/a\.jpg: .* after the folder was listed"):
         tree.payload(listed[0][0], listed[0][2], listed[0][1])
     tree.close()

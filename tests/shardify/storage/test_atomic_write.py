@@ -8,8 +8,8 @@ import pytest
 from shardify.conversion.build import build
 from shardify.conversion.survey import Options
 from shardify.errors import BuildError
-from shardify.storage.atomic_write import TEMPORARY, Flushing, draft, write_text
-from shardify.storage.paths import Url, place
+from shardify.storage.atomic_write import TEMPORARY, BackgroundSync, atomic_path, write_text
+from shardify.storage.paths import Url, as_path
 from shardify.synth.generate import make
 
 OPTIONS = Options(val=0.25, workers=1, shard_samples=10)
@@ -66,9 +66,9 @@ def test_a_shard_that_the_disk_loses_is_one_line_and_no_manifest_appears(
 
 
 def test_a_file_that_is_gone_is_told_when_all_are_waited_for(tmp_path: Path) -> None:
-    url = place("memory://x/y.tar")
+    url = as_path("memory://x/y.tar")
     assert isinstance(url, Url)
-    with Flushing() as flushing:
+    with BackgroundSync() as flushing:
         flushing.add(url)
         flushing.finish()
         flushing.add(tmp_path / "absent.tar")
@@ -80,7 +80,7 @@ def test_a_file_that_is_gone_is_told_when_all_are_waited_for(tmp_path: Path) -> 
 def test_what_a_block_wrote_takes_its_place_at_the_end(tmp_path: Path, durable: bool) -> None:
     path = tmp_path / "maps.png"
     path.write_text("old")
-    with draft(path, durable=durable) as temporary:
+    with atomic_path(path, durable=durable) as temporary:
         temporary.write_text("new")
         assert path.read_text() == "old"
     assert [each.name for each in tmp_path.iterdir()] == ["maps.png"]
@@ -94,7 +94,7 @@ def test_after_an_error_the_old_file_stands_and_no_half_of_the_new(
 ) -> None:
     path = tmp_path / "maps.png"
     path.write_text("old")
-    with pytest.raises(error), draft(path) as temporary:
+    with pytest.raises(error), atomic_path(path) as temporary:
         if begun:
             temporary.write_text("ne")
         raise error

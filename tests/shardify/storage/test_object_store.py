@@ -19,7 +19,7 @@ from shardify.conversion.build import BuildReport, build
 from shardify.conversion.survey import Options, survey
 from shardify.dataset.verify import verify
 from shardify.errors import OutputError, StoreError
-from shardify.storage.paths import Url, place
+from shardify.storage.paths import Url, as_path
 from shardify.workers.pool import Inline
 
 
@@ -53,7 +53,7 @@ def local(packed: Path) -> dict[str, bytes]:
 def run(source: "str | Path", out: "str | Path", **options: object) -> BuildReport:
     chosen = {"val": 0.25, "workers": 1, "shard_samples": 5} | options
     progress = chosen.pop("progress", None)
-    return build([place(source)], place(out), Options(**chosen), progress=progress)  # type: ignore[arg-type]
+    return build([as_path(source)], as_path(out), Options(**chosen), progress=progress)  # type: ignore[arg-type]
 
 
 def stop_after(shards: int) -> object:
@@ -94,7 +94,7 @@ def test_several_resolutions_stand_in_a_bucket_as_in_a_folder(
     run(packed, tmp_path / "out", res=(8, 16))
     assert store.content("sizes") == content(tmp_path / "out")
     assert run(packed, out, res=(8, 16)).already
-    checked = verify(place(out), deep=True)
+    checked = verify(as_path(out), deep=True)
     assert checked.problems == []
     assert checked.decoded == 24 * 3 * 2
 
@@ -105,7 +105,7 @@ def test_no_more_of_the_zip_is_fetched_than_is_used(store: Store, tmp_path: Path
     packed = small_zip(tmp_path / "x.zip", lead=bytes(ballast))
     used = packed.stat().st_size - ballast
     source = store.put("large.zip", packed.read_bytes())
-    survey([place(source)], Options(val=0.25))
+    survey([as_path(source)], Options(val=0.25))
     fetched = store.asked("GET", "large.zip")
     assert all(each.range for each in fetched)
     assert sum(each.bytes for each in fetched) < 1.5 * used + (1 << 17)
@@ -186,7 +186,7 @@ def test_verify_names_the_object_at_fault(
     store.put("checked/train-00001.tar", bytes(tar))
     store.client.delete_object(Bucket=BUCKET, Key="checked/val-00000.idx")
     store.put("checked/train-00099.tar", b"x")
-    problems = verify(place(f"s3://{BUCKET}/checked"), workers=1).problems
+    problems = verify(as_path(f"s3://{BUCKET}/checked"), workers=1).problems
     assert [each.partition(":")[0] for each in problems] == [
         "train-00001.tar",
         "val-00000.idx",
@@ -213,7 +213,7 @@ def test_memory_and_file_urls_are_places_too(
         name.removeprefix("/out/one/"): memory.cat_file(name) for name in memory.find("/out/one")
     }
     assert found == local
-    assert verify(place("memory://out/one"), deep=True).decoded == 72
+    assert verify(as_path("memory://out/one"), deep=True).decoded == 72
     run(f"file://{packed}", f"file://{tmp_path}/out")
     assert content(tmp_path / "out") == local
     memory.rm("/", recursive=True)
@@ -302,20 +302,20 @@ def test_a_server_that_ignores_ranges_is_refused(tmp_path: Path) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/x.zip"
         with pytest.raises(StoreError, match="expected a server that gives ranges"):
-            survey([place(url)], Options())
+            survey([as_path(url)], Options())
         server.shutdown()
 
 
 def test_a_url_reads_like_a_path() -> None:
-    url = place("s3://bucket/a.b/x.tar")
+    url = as_path("s3://bucket/a.b/x.tar")
     assert isinstance(url, Url)
     assert (url.name, url.stem, str(url / "y")) == ("x.tar", "x", "s3://bucket/a.b/x.tar/y")
     assert str(url.with_suffix(".idx")) == "s3://bucket/a.b/x.idx"
     assert url / "" == url
-    assert place("https://host/x.zip?key=1/2") == Url("https://host/x.zip?key=1/2")
+    assert as_path("https://host/x.zip?key=1/2") == Url("https://host/x.zip?key=1/2")
     assert Url("https://host/x.zip?key=1/2").name == "x.zip"
-    assert place("a/b") == Path("a/b")
-    assert place("s3://bucket/out/") == Url("s3://bucket/out")
+    assert as_path("a/b") == Path("a/b")
+    assert as_path("s3://bucket/out/") == Url("s3://bucket/out")
 
 
 def refused(words: str, capsys: pytest.CaptureFixture[str]) -> str:

@@ -20,7 +20,7 @@ from shardify.sources.catalog import ROW
 from shardify.storage import free_memory, page_cache, readahead
 from shardify.storage.free_memory import spare_memory
 from shardify.storage.page_cache import Meter, Reader, joined
-from shardify.storage.paths import place
+from shardify.storage.paths import as_path
 from shardify.storage.readahead import ReadAhead, _windows, reading_ahead
 
 PAGE = 4096
@@ -110,7 +110,7 @@ def test_every_byte_of_every_zip_is_read_in_order_before_a_task_is_given_out(
     (two.parent / "picture.png").write_bytes(bytes(10))
     disk.slow.clear()
     shares: list[float] = []
-    paths = [one, two.parent, tmp_path / "absent", place("memory://x.zip")]
+    paths = [one, two.parent, tmp_path / "absent", as_path("memory://x.zip")]
     with reading_ahead(paths, shares.append) as ahead:
         threading.Timer(0.5, disk.slow.set).start()
         for _ in given(ahead, "ab", [rows((0, 2000))] * 2, one):
@@ -124,7 +124,7 @@ def test_every_byte_of_every_zip_is_read_in_order_before_a_task_is_given_out(
 
 @pytest.mark.parametrize("paths", [[], ["absent"], ["memory://x.zip"]])
 def test_where_there_is_nothing_to_read_no_task_waits(tmp_path: Path, paths: list[str]) -> None:
-    places = [place(each) if ":" in each else tmp_path / each for each in paths]
+    places = [as_path(each) if ":" in each else tmp_path / each for each in paths]
     with reading_ahead(places) as ahead:
         assert list(ahead.paced([1, 2], list, [], under_way=1)) == [1, 2]
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardify.storage.atomic_write import Draft
+from shardify.storage.atomic_write import AtomicFile
 from shardify.storage.paths import Url
-from shardify.storage.readers import Ranges, close_source, expect, open_source, pread
+from shardify.storage.readers import ObjectReader, announce_reads, close_source, open_source, pread
 from shardify.writer.shard_writer import ROW
 
 DATA = np.random.Generator(np.random.Philox(key=1)).bytes(50_000)
@@ -31,13 +31,13 @@ def stored() -> Iterator[None]:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, int]]]:
     """The spans of each request."""
     calls: list[list[tuple[int, int]]] = []
-    get = Ranges._get
+    get = ObjectReader._get
 
-    def counting(self: Ranges, spans: list[tuple[int, int]]) -> list[bytes]:
+    def counting(self: ObjectReader, spans: list[tuple[int, int]]) -> list[bytes]:
         calls.append(spans)
         return get(self, spans)
 
-    monkeypatch.setattr(Ranges, "_get", counting)
+    monkeypatch.setattr(ObjectReader, "_get", counting)
     return calls
 
 
@@ -55,7 +55,7 @@ def rows_of(spans: list[tuple[int, int]]) -> np.ndarray:
 def test_any_reading_gives_the_bytes_of_the_file(
     spans: list[tuple[int, int]], order: list[int]
 ) -> None:
-    ranges = Ranges(Url(URL))
+    ranges = ObjectReader(Url(URL))
     ranges.expect([(start, start + length) for start, length in spans])
     for number in [*range(len(spans)), *order]:
         start, length = spans[number % len(spans)]
@@ -69,7 +69,7 @@ def test_announced_entries_are_fetched_in_one_request_and_neighbours_as_one_span
 ) -> None:
     spans = [(30_000, 31_000), (0, 500), (500, 900), (31_000, 32_000)]
     handle = open_source(URL)
-    expect([handle], rows_of(spans))
+    announce_reads([handle], rows_of(spans))
     for start, stop in spans:
         assert pread(handle, stop - start, start) == DATA[start:stop]
     assert asked == [[(0, 900), (30_000, 32_000)]]
@@ -80,7 +80,7 @@ def test_a_window_is_bounded(
 ) -> None:
     monkeypatch.setattr("shardify.storage.readers._WINDOW_BYTES", 10_000)
     spans = [(start, start + 1_000) for start in range(0, 50_000, 1_000)]
-    ranges = Ranges(Url(URL))
+    ranges = ObjectReader(Url(URL))
     ranges.expect(spans)
     assert b"".join(ranges.read(1_000, start) for start, _ in spans) == DATA
     assert [sum(stop - start for start, stop in each) for each in asked] == [10_000] * 5
@@ -89,7 +89,7 @@ def test_a_window_is_bounded(
 def test_a_file_is_read_by_its_descriptor(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(DATA)
     handle = open_source(str(tmp_path / "x"))
-    expect([handle], rows_of([(0, 10)]))
+    announce_reads([handle], rows_of([(0, 10)]))
     assert pread(handle, 100, 49_950) == DATA[49_950:]
     close_source(handle)
     with pytest.raises(OSError, match="Bad file descriptor"):
@@ -104,11 +104,11 @@ def test_a_missing_object_is_told_like_a_missing_file() -> None:
 def test_a_draft_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
     for where in (tmp_path / "x.tar", Url("memory://ranges/x.tar")):
-        with pytest.raises(ZeroDivisionError), Draft(where) as draft:
+        with pytest.raises(ZeroDivisionError), AtomicFile(where) as draft:
             draft.file.write(b"half")
             raise ZeroDivisionError
         assert not where.exists()
-        with Draft(where) as draft:
+        with AtomicFile(where) as draft:
             draft.file.write(b"whole")
             assert not where.exists()
             draft.publish()

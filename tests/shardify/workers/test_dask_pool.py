@@ -19,7 +19,7 @@ from shardify.cli import main
 from shardify.conversion.build import build
 from shardify.conversion.survey import Options
 from shardify.errors import BuildError, StoreError
-from shardify.storage.paths import Url, place
+from shardify.storage.paths import Url, as_path
 from shardify.workers import dask_pool
 from shardify.workers.dask_pool import Cluster
 from shardify.workers.factory import pool_of
@@ -98,8 +98,8 @@ def test_from_bucket_to_bucket_on_a_cluster(
     running: Started, store: Store, packed: Path, local: dict[str, bytes]
 ) -> None:
     source = store.put("in/x.zip", packed.read_bytes())
-    out = place(f"s3://{BUCKET}/out")
-    build([place(source)], out, Options(val=0.25, shard_samples=1, scheduler=running.address))
+    out = as_path(f"s3://{BUCKET}/out")
+    build([as_path(source)], out, Options(val=0.25, shard_samples=1, scheduler=running.address))
     assert store.content("out") == local
 
 
@@ -112,7 +112,7 @@ def test_a_folder_and_a_prefix_give_on_a_cluster_what_they_give_here(
     build([folder], tmp_path / "far", options)
     for name, data in files.items():
         store.client.put_object(Bucket=BUCKET, Key=f"set/data/{name}", Body=data)
-    build([place(f"s3://{BUCKET}/set/data/")], place(f"s3://{BUCKET}/far"), options)
+    build([as_path(f"s3://{BUCKET}/set/data/")], as_path(f"s3://{BUCKET}/far"), options)
     monkeypatch.setattr("shardify.workers.factory.pool_of", lambda target, **_: Inline(target))
     build([folder], tmp_path / "near", options)
     assert content(tmp_path / "far") == content(tmp_path / "near")
