@@ -22,9 +22,9 @@ from shardify.conversion.survey import Options, survey
 from shardify.conversion.task_list import background_tasks, shard_tasks
 from shardify.images.pixels import PLAIN
 from shardify.layout.detect import detect
-from shardify.sources.catalog import Sources
-from shardify.sources.nested_zips import Workshop
-from shardify.sources.open_sources import gather
+from shardify.sources.catalog import OpenSources
+from shardify.sources.nested_zips import UnpackCache
+from shardify.sources.open_sources import open_sources
 from shardify.storage.readers import ReadHandle, pread
 from shardify.writer.fast_copy import FastCopier
 from shardify.writer.fast_worker import prepare
@@ -76,8 +76,8 @@ def phases(source: Path) -> list[Phase]:
     loaded = _start("from shardify.writer.fast_worker import prepare; prepare()")
     told("beside", "interpreter, imports and compiled part of the workers", loaded)
     catalog = found.catalog
-    with Workshop() as work:
-        told("parent", "the zip's directory", _best(lambda: gather([source], work)))
+    with UnpackCache() as work:
+        told("parent", "the zip's directory", _best(lambda: open_sources([source], work)))
     names = _best(lambda: detect(catalog.names, where="x"))
     told("parent", "samples and backgrounds from names", names)
     index = {name: number for number, name in enumerate(found.layout.background_ids)}
@@ -91,13 +91,13 @@ def phases(source: Path) -> list[Phase]:
         handing = _best(lambda: list(shard_tasks(found, out, plans, index, PLAIN)))
         told("beside", "plans for the workers", handing)
         whole = _best(lambda: survey([source], Options()))
-        with Workshop() as work:
-            less = _best(lambda: (gather([source], work), detect(catalog.names, where="x")))
+        with UnpackCache() as work:
+            less = _best(lambda: (open_sources([source], work), detect(catalog.names, where="x")))
         told("beside", "proof by pixels", whole - less)
         tasks = list(islice(shard_tasks(found, out, plans, index, PLAIN), _SHARDS))
         jobs = list(background_tasks(found))
         share = samples / sum(len(task.keys) for task in tasks)
-        with Sources(tasks[0].sources) as handles:
+        with OpenSources(tasks[0].sources) as handles:
             read = share * _best(lambda: _read(tasks, handles))
             # By itself: a small difference of large times would tell little.
             measured = share * _best(

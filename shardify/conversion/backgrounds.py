@@ -20,7 +20,7 @@ from shardify.dataset.manifest import BACKGROUNDS, Background
 from shardify.errors import EntryError
 from shardify.images.codecs import Variant, resized, store
 from shardify.images.pixels import PLAIN, Meaning, pixels
-from shardify.sources.catalog import Sources, reader_of, rows_of
+from shardify.sources.catalog import OpenSources, entry_reader, entry_rows
 from shardify.storage.atomic_write import AtomicFile
 from shardify.storage.paths import PathOrUrl
 from shardify.storage.readers import announce_reads
@@ -69,14 +69,14 @@ def write_backgrounds(
     used = (np.flatnonzero(np.bincount(1 + layout.background[found.usable])) - 1).tolist()
     verify = "decode" if found.options.verify == "decode" else "headers"
     with ExitStack() as stack:
-        descriptors = stack.enter_context(Sources([each.path for each in catalog.sources]))
+        descriptors = stack.enter_context(OpenSources([each.path for each in catalog.sources]))
         drafts = [stack.enter_context(AtomicFile(path)) for path in paths]
         tars = [TarWriter(draft.file) for draft in drafts]
         entries = layout.background_members[used]
         announce_reads(
-            descriptors, rows_of(catalog, entries), [catalog.names.raw(int(i)) for i in entries]
+            descriptors, entry_rows(catalog, entries), [catalog.names.raw(int(i)) for i in entries]
         )
-        read = reader_of(catalog, descriptors)
+        read = entry_reader(catalog, descriptors)
         for number in used:
             entry = int(layout.background_members[number])
             name = catalog.names.raw(entry)

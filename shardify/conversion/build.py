@@ -26,7 +26,7 @@ from shardify.conversion.task_list import background_tasks, rows_read, shard_tas
 from shardify.dataset.manifest import BACKGROUNDS, Manifest
 from shardify.errors import BuildError, LayoutError
 from shardify.layout.detect import Rejection
-from shardify.sources.nested_zips import Workshop
+from shardify.sources.nested_zips import UnpackCache
 from shardify.storage.atomic_write import BackgroundSync
 from shardify.storage.paths import PathOrUrl, as_path
 from shardify.storage.readahead import ReadAhead, reading_ahead
@@ -123,7 +123,7 @@ def build(
         with (
             pool or _hired(paths, out, options) as pool,
             reading_ahead(paths if options.scheduler is None else (), waiting) as ahead,
-            Workshop(out / STATE, shared=options.scheduler is not None) as work,
+            UnpackCache(out / STATE, shared=options.scheduler is not None) as work,
             ExitStack() as later,
         ):
             # What is put into a store, or written by a cluster, is not so easily taken back.

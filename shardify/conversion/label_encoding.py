@@ -13,7 +13,7 @@ from shardify.conversion.survey import Survey
 from shardify.errors import BuildError, EntryError, ImageError
 from shardify.images.parser import MASK_THRESHOLD, parse
 from shardify.images.pixels import PLAIN, Meaning, levels_of, peak_of
-from shardify.sources.catalog import Sources, reader_of
+from shardify.sources.catalog import OpenSources, entry_reader
 
 __all__ = ["meaning_of", "settle_meaning"]
 
@@ -36,8 +36,8 @@ def meaning_of(found: Survey) -> Meaning:
     levels: list[NDArray[Any]] = []
     names: list[str] = []
     peaks: list[float] = []
-    with Sources([each.path for each in catalog.sources]) as descriptors:
-        read = reader_of(catalog, descriptors)
+    with OpenSources([each.path for each in catalog.sources]) as descriptors:
+        read = entry_reader(catalog, descriptors)
         for role in ("mask", "depth"):
             if role not in layout.members:
                 continue

@@ -23,10 +23,10 @@ from shardify.images.codecs import Variant
 from shardify.layout import layout_file as rules
 from shardify.layout.detect import Layout, Rejection, detect
 from shardify.layout.layout_file_writer import to_toml
-from shardify.sources.catalog import FAULTS, Catalog, Sources, reader_of
+from shardify.sources.catalog import FAULTS, Catalog, OpenSources, entry_reader
 from shardify.sources.duplicates import without_repeats
-from shardify.sources.nested_zips import Workshop
-from shardify.sources.open_sources import gather
+from shardify.sources.nested_zips import UnpackCache
+from shardify.sources.open_sources import open_sources
 from shardify.storage.paths import PathOrUrl
 
 __all__ = [
@@ -34,7 +34,7 @@ __all__ = [
     "Options",
     "Survey",
     "check_bad",
-    "reader_of",
+    "entry_reader",
     "replan",
     "sources_of",
     "survey",
@@ -156,7 +156,7 @@ class Survey:
 def survey(
     paths: Sequence[PathOrUrl],
     options: Options,
-    work: Workshop | None = None,
+    work: UnpackCache | None = None,
     *,
     later: ExitStack | None = None,
     check: bool = True,
@@ -179,15 +179,15 @@ def survey(
         BuildError: More samples are bad than ``max_bad`` allows.
     """
     if work is None:
-        with Workshop() as work:
+        with UnpackCache() as work:
             return survey(paths, options, work, later=later, check=check)
     where = ", ".join(path.name or str(path) for path in paths)
     given = rules.load(options.layout) if options.layout else None
-    catalog = gather(paths, work)
+    catalog = open_sources(paths, work)
     with ExitStack() as now:
         stack = now if later is None else later
-        descriptors = stack.enter_context(Sources([each.path for each in catalog.sources]))
-        read = reader_of(catalog, descriptors)
+        descriptors = stack.enter_context(OpenSources([each.path for each in catalog.sources]))
+        read = entry_reader(catalog, descriptors)
         layout = detect(
             catalog.names,
             where=where,

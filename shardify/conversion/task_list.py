@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from shardify.conversion.splits import ShardPlan
 from shardify.conversion.survey import MEMBERS, Survey
 from shardify.images.pixels import Meaning
-from shardify.sources.catalog import rows_of
+from shardify.sources.catalog import entry_rows
 from shardify.storage.paths import PathOrUrl
 from shardify.writer.tasks import BackgroundTask, ShardTask
 
@@ -34,7 +34,7 @@ def background_tasks(found: Survey) -> list[BackgroundTask]:
     used = np.flatnonzero(np.bincount(1 + layout.background[found.usable], minlength=1)[1:])
     used = used[:: max(1, -(-len(used) // _MEASURED_BACKGROUNDS))]
     entries = layout.background_members[used]
-    rows = rows_of(catalog, entries)
+    rows = entry_rows(catalog, entries)
     return [
         BackgroundTask(
             sources=[each.path for each in catalog.sources],
@@ -99,7 +99,7 @@ def shard_tasks(
             keys=[layout.keys[number] for number in plan.samples.tolist()],
             names=names,
             name_ends=name_ends,
-            rows=rows_of(catalog, members),
+            rows=entry_rows(catalog, members),
             background=place[layout.background[plan.samples]].tolist(),
             measured=measured,
             verify=found.options.verify,
@@ -110,7 +110,7 @@ def shard_tasks(
 
 def rows_read(found: Survey, plans: Iterable[ShardPlan]) -> Iterator[NDArray[Any]]:
     """What each of those tasks reads: (N, roles) of ``tasks.ROW``."""
-    return (rows_of(found.catalog, _members(found, plan)) for plan in plans)
+    return (entry_rows(found.catalog, _members(found, plan)) for plan in plans)
 
 
 def _roles(found: Survey) -> tuple[str, ...]:

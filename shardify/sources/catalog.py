@@ -23,32 +23,32 @@ from numpy.typing import NDArray
 
 from shardify.errors import ArchiveError, BuildError, EntryError, ShardifyError
 from shardify.sources.entry_names import Names
-from shardify.sources.zip_directory import FAULTS, MAX_ENTRY, Part, Refused, read_zip
+from shardify.sources.zip_directory import FAULTS, MAX_ENTRY, RefusedEntry, SourceEntries, read_zip
 from shardify.sources.zip_extract import payload
 from shardify.storage.paths import PathOrUrl
 from shardify.storage.readers import ObjectReader, ReadHandle, close_source, open_source
 
 __all__ = [
+    "ENTRY_DTYPE",
     "FAULTS",
     "MAX_ENTRY",
-    "ROW",
     "Catalog",
     "Entries",
     "Names",
-    "Part",
-    "Refused",
-    "Sources",
-    "ZipSource",
+    "OpenSources",
+    "RefusedEntry",
+    "Source",
+    "SourceEntries",
+    "entry_reader",
+    "entry_rows",
     "join_parts",
     "open_catalog",
     "open_zip",
     "read_zip",
-    "reader_of",
-    "rows_of",
 ]
 
 
-ROW = np.dtype(
+ENTRY_DTYPE = np.dtype(
     [("source", "<u2"), ("offset", "<i8"), ("limit", "<i8"), ("packed", "<i8"), ("size", "<i8"),
      ("crc", "<u4"), ("method", "<u2")]
 )  # fmt: skip
@@ -56,7 +56,7 @@ ROW = np.dtype(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ZipSource:
+class Source:
     """One zip or folder, by what a worker needs to read it and a manifest to name it."""
 
     path: str
@@ -95,10 +95,10 @@ class Entries:
 class Catalog:
     """All sources as one: ``names[i]`` is the name of row ``i`` of ``entries``."""
 
-    sources: list[ZipSource]
+    sources: list[Source]
     names: Names
     entries: Entries
-    refused: list[Refused]
+    refused: list[RefusedEntry]
 
 
 def open_catalog(paths: Sequence[PathOrUrl]) -> Catalog:
@@ -123,7 +123,7 @@ def open_catalog(paths: Sequence[PathOrUrl]) -> Catalog:
 
 
 def join_parts(
-    sources: list[ZipSource], parts: Sequence[tuple[int, str, Part]], *, where: str
+    sources: list[Source], parts: Sequence[tuple[int, str, SourceEntries]], *, where: str
 ) -> Catalog:
     """Many parts as one.
 
@@ -153,7 +153,7 @@ def join_parts(
     )
 
 
-def open_zip(path: PathOrUrl) -> tuple[ZipSource, Part]:
+def open_zip(path: PathOrUrl) -> tuple[Source, SourceEntries]:
     """Read one zip's central directory.
 
     Raises:
@@ -168,7 +168,7 @@ def open_zip(path: PathOrUrl) -> tuple[ZipSource, Part]:
             close_source(handle)
     except OSError as error:
         raise ArchiveError(f"{path}: cannot be read ({error.strerror}); expected a zip") from error
-    source = ZipSource(
+    source = Source(
         path=str(path.absolute()), name=path.name, bytes=total, entries=count, digest=digest
     )
     return source, part
@@ -186,7 +186,7 @@ def _size_of(handle: ReadHandle, path: PathOrUrl) -> int:
     return status.st_size
 
 
-class Sources:
+class OpenSources:
     """The zips and folders, opened for reading: by descriptor, by ranges, or by name."""
 
     def __init__(self, paths: list[str]) -> None:
@@ -212,22 +212,22 @@ class Sources:
             close_source(handle)
 
 
-def rows_of(catalog: Catalog, numbers: NDArray[Any]) -> NDArray[Any]:
-    """Entries as tasks carry them: the shape of ``numbers``, of ``writer.ROW``."""
-    rows = np.empty(numbers.shape, ROW)
-    for name in ROW.names or ():
+def entry_rows(catalog: Catalog, numbers: NDArray[Any]) -> NDArray[Any]:
+    """Entries as tasks carry them: the shape of ``numbers``, of ``writer.ENTRY_DTYPE``."""
+    rows = np.empty(numbers.shape, ENTRY_DTYPE)
+    for name in ENTRY_DTYPE.names or ():
         rows[name] = getattr(catalog.entries, name)[numbers]
     return rows
 
 
-def reader_of(catalog: Catalog, descriptors: Sequence[ReadHandle]) -> Callable[[int], bytes]:
+def entry_reader(catalog: Catalog, descriptors: Sequence[ReadHandle]) -> Callable[[int], bytes]:
     """A function from an entry's number to its payload; it raises EntryError for a bad one."""
 
     def read(entry: int) -> bytes:
         code = int(catalog.entries.fault[entry])
         if code:
             raise EntryError(FAULTS[code])
-        source, *rest = rows_of(catalog, np.array([entry]))[0].tolist()
+        source, *rest = entry_rows(catalog, np.array([entry]))[0].tolist()
         return payload(descriptors[source], catalog.names.raw(entry), *rest)
 
     return read

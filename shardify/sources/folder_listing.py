@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from shardify.errors import SourceError
-from shardify.sources.catalog import MAX_ENTRY, Part, Refused, ZipSource
+from shardify.sources.catalog import MAX_ENTRY, RefusedEntry, Source, SourceEntries
 from shardify.sources.entry_names import decode, is_hostile
 from shardify.sources.file_types import IMAGE_EXTENSIONS, MAP_EXTENSIONS, is_junk, is_junk_folder
 from shardify.storage.paths import PathOrUrl, Url
@@ -35,15 +35,15 @@ class Listing:
     files: list[tuple[bytes, int, int]] = field(default_factory=list)
     """(name, size in bytes, time of the last change in nanoseconds)."""
     zips: list[str] = field(default_factory=list)
-    refused: list[Refused] = field(default_factory=list)
+    refused: list[RefusedEntry] = field(default_factory=list)
 
-    def source(self) -> ZipSource:
+    def source(self) -> Source:
         """The folder as a source. Its digest is of the sorted names and sizes of its files."""
         found = hashlib.sha256()
         for name, size, _ in self.files:
             found.update(b"%b\0%d\n" % (name, size))
         path = self.folder.absolute()
-        return ZipSource(
+        return Source(
             path=f"{path}/",
             name=_name_of(self.folder),
             bytes=sum(size for _, size, _ in self.files),
@@ -51,7 +51,7 @@ class Listing:
             digest=found.hexdigest(),
         )
 
-    def part(self) -> Part:
+    def part(self) -> SourceEntries:
         """The files as entries: as stored ones of a zip, with the time in place of an offset."""
         count = len(self.files)
         size = np.fromiter((each[1] for each in self.files), np.int64, count)
@@ -61,7 +61,7 @@ class Listing:
         fault = np.zeros(count, np.uint8)
         fault[size == 0] = 5
         fault[size > MAX_ENTRY] = 3
-        return Part(
+        return SourceEntries(
             names=bytearray(b"".join(each[0] for each in self.files)),
             bounds=bounds,
             table={
@@ -129,7 +129,7 @@ def _is_zip(folder: PathOrUrl, name: bytes, size: int) -> bool:
         os.close(descriptor)
 
 
-def _walk(folder: Path, refused: list[Refused]) -> Iterator[tuple[bytes, int, int]]:
+def _walk(folder: Path, refused: list[RefusedEntry]) -> Iterator[tuple[bytes, int, int]]:
     """Every regular file that is no litter. What is no file is put in ``refused``."""
     root = os.fsencode(folder)
     if _is_ours([each.name for each in folder.iterdir()]):
@@ -151,7 +151,9 @@ def _walk(folder: Path, refused: list[Refused]) -> Iterator[tuple[bytes, int, in
                 continue
             if is_hostile(name) or b"\\" in name:
                 refused.append(
-                    Refused(member=shown, reason="its name has a backslash or control characters")
+                    RefusedEntry(
+                        member=shown, reason="its name has a backslash or control characters"
+                    )
                 )
             elif entry.is_dir(follow_symlinks=False):
                 waiting.append(name)
@@ -160,7 +162,7 @@ def _walk(folder: Path, refused: list[Refused]) -> Iterator[tuple[bytes, int, in
                 yield name, status.st_size, status.st_mtime_ns
             else:
                 kind = "a link" if entry.is_symlink() else "a device or pipe"
-                refused.append(Refused(member=shown, reason=f"is {kind}, not a file"))
+                refused.append(RefusedEntry(member=shown, reason=f"is {kind}, not a file"))
 
 
 def _is_ours(names: list[str]) -> bool:

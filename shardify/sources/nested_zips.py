@@ -1,8 +1,8 @@
 """Zips inside a zip: their entries beside those of the outer one, read in place where possible.
 
 A stored inner zip is a stretch of the outer file, so its entries are entries of that file at other
-places; a deflated one is unpacked once by a ``Workshop``. One level is taken. Told by ``.zip``, or,
-for names without an extension, by content. Reads directories and first bytes alone.
+places; a deflated one is unpacked once by a ``UnpackCache``. One level is taken. Told by ``.zip``,
+or, for names without an extension, by content. Reads directories and first bytes alone.
 
 A private place for zips that were packed inside another: unpacked once, read, then deleted.
 
@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardify.errors import ArchiveError, OutputError, StoreError
-from shardify.sources.catalog import FAULTS, Part, Refused, ZipSource, read_zip
+from shardify.sources.catalog import FAULTS, RefusedEntry, Source, SourceEntries, read_zip
 from shardify.sources.entry_names import decode
 from shardify.sources.file_types import is_junk, is_junk_folder
 from shardify.sources.folder_listing import looks_zipped
@@ -39,14 +39,14 @@ from shardify.storage.paths import PathOrUrl, as_path
 from shardify.storage.readers import ReadHandle, SubReader, close_source, open_source, pread
 from shardify.zlib_backend import ERRORS, decompressobj
 
-__all__ = ["Inner", "Workshop", "open_inner"]
+__all__ = ["NestedZip", "UnpackCache", "open_inner"]
 
 
 _FOLDER = "inner"
 _BLOCK = 1 << 20
 
 
-class Workshop:
+class UnpackCache:
     """Opened by ``with``. Nothing is made until something is unpacked.
 
     Args:
@@ -62,7 +62,7 @@ class Workshop:
         self._ready = False
         self._made = False
 
-    def __enter__(self) -> "Workshop":
+    def __enter__(self) -> "UnpackCache":
         return self
 
     def __exit__(
@@ -209,17 +209,19 @@ _ENCRYPTED = 0x2041
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Inner:
+class NestedZip:
     """One zip that lies in another."""
 
     name: str
     """Its path in the outer zip, without ``.zip``."""
-    part: Part
-    source: ZipSource | None
+    part: SourceEntries
+    source: Source | None
     """The file it was unpacked into; None where it is read in place, from the outer file."""
 
 
-def open_inner(source: ZipSource, part: Part, work: Workshop) -> tuple[Part, list[Inner]]:
+def open_inner(
+    source: Source, part: SourceEntries, work: UnpackCache
+) -> tuple[SourceEntries, list[NestedZip]]:
     """Find and open the zips in a zip.
 
     Args:
@@ -240,7 +242,7 @@ def open_inner(source: ZipSource, part: Part, work: Workshop) -> tuple[Part, lis
         return part, []
     handle = open_source(source.path)
     try:
-        found: list[Inner] = []
+        found: list[NestedZip] = []
         refused = list(part.refused)
         taken: list[int] = []
         budget = max(_BOMB_BYTES, _BOMB_RATIO * source.bytes)
@@ -250,7 +252,7 @@ def open_inner(source: ZipSource, part: Part, work: Workshop) -> tuple[Part, lis
             if fault not in (0, _TOO_LARGE):
                 if looks_zipped(name):
                     taken.append(row)
-                    refused.append(Refused(member=shown, reason=f"a zip, {FAULTS[fault]}"))
+                    refused.append(RefusedEntry(member=shown, reason=f"a zip, {FAULTS[fault]}"))
                 continue
             start = _data_of(handle, part, name, row)
             if start is None or _first_bytes(handle, part, row, start) not in _MAGIC:
@@ -276,7 +278,7 @@ def _check(budget: int, where: str) -> None:
         )
 
 
-def _candidates(part: Part) -> list[tuple[bytes, int]]:
+def _candidates(part: SourceEntries) -> list[tuple[bytes, int]]:
     """(name, row) of entries that may be zips, judged by their names."""
     names = np.frombuffer(part.names, np.uint8)
     if not len(names):
@@ -306,7 +308,7 @@ def _last(names: NDArray[np.uint8], ends: NDArray[np.int64], mark: bytes) -> NDA
     return found
 
 
-def _data_of(handle: ReadHandle, part: Part, name: bytes, row: int) -> int | None:
+def _data_of(handle: ReadHandle, part: SourceEntries, name: bytes, row: int) -> int | None:
     """Where an entry's data begin; None if its local header is not what the directory promises."""
     table = part.table
     offset, limit = int(table["offset"][row]), int(table["limit"][row])
@@ -325,7 +327,7 @@ def _data_of(handle: ReadHandle, part: Part, name: bytes, row: int) -> int | Non
     return start if good else None
 
 
-def _first_bytes(handle: ReadHandle, part: Part, row: int, start: int) -> bytes:
+def _first_bytes(handle: ReadHandle, part: SourceEntries, row: int, start: int) -> bytes:
     """The first four bytes of an entry, unpacked."""
     data = pread(handle, min(512, int(part.table["packed"][row])), start)
     if int(part.table["method"][row]):
@@ -337,8 +339,14 @@ def _first_bytes(handle: ReadHandle, part: Part, row: int, start: int) -> bytes:
 
 
 def _open(
-    handle: ReadHandle, part: Part, row: int, start: int, shown: str, where: str, work: Workshop
-) -> Inner:
+    handle: ReadHandle,
+    part: SourceEntries,
+    row: int,
+    start: int,
+    shown: str,
+    where: str,
+    work: UnpackCache,
+) -> NestedZip:
     table = part.table
     packed, size = int(table["packed"][row]), int(table["size"][row])
     source = None
@@ -350,7 +358,7 @@ def _open(
             deeper = next(_zips_in(file, inner), None)
         finally:
             close_source(file)
-        source = ZipSource(path=path, name=shown, bytes=size, entries=0, digest=digest, inner=True)
+        source = Source(path=path, name=shown, bytes=size, entries=0, digest=digest, inner=True)
     else:
         window = SubReader(handle, start, size)
         _, _, inner = read_zip(window, size, where)
@@ -363,10 +371,10 @@ def _open(
             f"outermost one and pass what is in it"
         )
     name = shown[:-4] if shown.lower().endswith(".zip") else shown
-    return Inner(name=name, part=inner, source=source)
+    return NestedZip(name=name, part=inner, source=source)
 
 
-def _zips_in(handle: ReadHandle, part: Part) -> Iterator[str]:
+def _zips_in(handle: ReadHandle, part: SourceEntries) -> Iterator[str]:
     """Names of what are zips in an inner one."""
     for name, row in _candidates(part):
         start = _data_of(handle, part, name, row)
@@ -374,7 +382,7 @@ def _zips_in(handle: ReadHandle, part: Part) -> Iterator[str]:
             yield decode(name)
 
 
-def _without(part: Part, rows: list[int], refused: list[Refused]) -> Part:
+def _without(part: SourceEntries, rows: list[int], refused: list[RefusedEntry]) -> SourceEntries:
     """The part without some of its entries."""
     keep = np.ones(len(part.bounds) - 1, bool)
     keep[rows] = False
@@ -382,7 +390,7 @@ def _without(part: Part, rows: list[int], refused: list[Refused]) -> Part:
     names = np.frombuffer(part.names, np.uint8)[np.repeat(keep, lengths)]
     bounds = np.zeros(int(keep.sum()) + 1, np.int64)
     np.cumsum(lengths[keep], out=bounds[1:])
-    return Part(
+    return SourceEntries(
         names=bytearray(names.tobytes()),
         bounds=bounds,
         table={name: column[keep] for name, column in part.table.items()},

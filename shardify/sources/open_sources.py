@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardify.errors import SourceError
-from shardify.sources.catalog import Catalog, Part, ZipSource, join_parts, open_zip
+from shardify.sources.catalog import Catalog, Source, SourceEntries, join_parts, open_zip
 from shardify.sources.folder_listing import Listing, list_folder
-from shardify.sources.nested_zips import Workshop, open_inner
+from shardify.sources.nested_zips import UnpackCache, open_inner
 from shardify.storage.paths import PathOrUrl
 
-__all__ = ["MAX_SOURCES", "gather"]
+__all__ = ["MAX_SOURCES", "open_sources"]
 
 MAX_SOURCES = 500
 """Files and folders that are open at once in every worker."""
@@ -27,13 +27,13 @@ class _Item:
 
     label: str
     """What leads its names, where there are several."""
-    source: ZipSource
-    part: Part
+    source: Source
+    part: SourceEntries
     parent: str
     """The folder's name that it lies in, to tell equal labels apart."""
 
 
-def gather(paths: Sequence[PathOrUrl], work: Workshop) -> Catalog:
+def open_sources(paths: Sequence[PathOrUrl], work: UnpackCache) -> Catalog:
     """Everything that the paths stand for.
 
     Args:
@@ -58,8 +58,8 @@ def gather(paths: Sequence[PathOrUrl], work: Workshop) -> Catalog:
             source, part = open_zip(path)
             items.append(_Item(label=path.stem, source=source, part=part, parent=_parent(path)))
     prefixes = _prefixes(items)
-    sources: list[ZipSource] = []
-    parts: list[tuple[int, str, Part]] = []
+    sources: list[Source] = []
+    parts: list[tuple[int, str, SourceEntries]] = []
     for item, prefix in zip(items, prefixes, strict=True):
         number = len(sources)
         sources.append(item.source)
@@ -101,9 +101,9 @@ def _of_folder(folder: PathOrUrl, *, alone: bool) -> list[_Item]:
     return items
 
 
-def _renamed(source: ZipSource, name: str) -> ZipSource:
+def _renamed(source: Source, name: str) -> Source:
     """The source under its path in the folder."""
-    return ZipSource(
+    return Source(
         path=source.path,
         name=name,
         bytes=source.bytes,

@@ -27,7 +27,15 @@ from shardify.sources.entry_names import decode, is_hostile, some_hostile
 from shardify.sources.zip_end_record import ALL_ONES, RECORD, find_directory, read_at
 from shardify.storage.readers import ReadHandle
 
-__all__ = ["FAULTS", "MAX_ENTRY", "Part", "Refused", "read_zip", "sift", "sliced"]
+__all__ = [
+    "FAULTS",
+    "MAX_ENTRY",
+    "RefusedEntry",
+    "SourceEntries",
+    "read_zip",
+    "select_regular_files",
+    "sliced",
+]
 
 
 _CHUNK = 1 << 16
@@ -35,16 +43,16 @@ _SEPARATORS = (ord("/"), ord("\\"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Refused:
+class RefusedEntry:
     """An entry that is never offered as a sample's member, and why."""
 
     member: str
     reason: str
 
 
-def sift(
+def select_regular_files(
     directory: bytes, kinds: NDArray[Any], start: NDArray[np.int64], end: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], list[Refused], bytearray]:
+) -> tuple[NDArray[np.int64], list[RefusedEntry], bytearray]:
     """Rows of regular files with harmless, unique names; what else is no folder; all names.
 
     Args:
@@ -97,7 +105,7 @@ def sift(
                     reasons.setdefault(row, "its name stands twice in the zip")
     keep[list(reasons)] = False
     refused = [
-        Refused(member=decode(directory[int(start[row]) : int(end[row])]), reason=reason)
+        RefusedEntry(member=decode(directory[int(start[row]) : int(end[row])]), reason=reason)
         for row, reason in sorted(reasons.items())
     ]
     return np.flatnonzero(keep), refused, block
@@ -139,7 +147,7 @@ _EDGES = ("start", "end")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
+class SourceEntries:
     """The entries of one source, before they join those of others."""
 
     names: bytearray
@@ -148,10 +156,10 @@ class Part:
     """(N + 1,): where each name begins, and where the last ends."""
     table: dict[str, NDArray[Any]]
     """The columns of ``Entries``, but ``source``."""
-    refused: list[Refused]
+    refused: list[RefusedEntry]
 
 
-def read_zip(handle: ReadHandle, total: int, path: str) -> tuple[int, str, Part]:
+def read_zip(handle: ReadHandle, total: int, path: str) -> tuple[int, str, SourceEntries]:
     """Read the central directory of an open zip.
 
     Args:
@@ -173,13 +181,13 @@ def read_zip(handle: ReadHandle, total: int, path: str) -> tuple[int, str, Part]
     start, end = table.pop("start"), table.pop("end")
     bounds = np.zeros(len(start) + 1, np.int64)
     np.cumsum(end - start, out=bounds[1:])
-    part = Part(names=names, bounds=bounds, table=table, refused=refused)
+    part = SourceEntries(names=names, bounds=bounds, table=table, refused=refused)
     return count, hashlib.sha256(directory).hexdigest(), part
 
 
 def _columns(
     directory: bytes, count: int, begin: int, shift: int, path: str
-) -> tuple[dict[str, NDArray[Any]], list[Refused], bytearray]:
+) -> tuple[dict[str, NDArray[Any]], list[RefusedEntry], bytearray]:
     places = _walk(directory, count, path)
     window = np.lib.stride_tricks.as_strided(
         np.frombuffer(directory, np.uint8),
@@ -228,7 +236,7 @@ def _columns(
     crc, method = heads["crc"].astype(np.uint32), heads["method"].astype(np.uint16)
     kinds = np.where(heads["made"] >> 8 == 3, heads["attributes"] >> 16 & 0o170000, 0)
     del heads  # With a million entries each of these is 10 to 60 MB.
-    keep, refused, names = sift(directory, kinds, start, end)
+    keep, refused, names = select_regular_files(directory, kinds, start, end)
     table: dict[str, NDArray[Any]] = {
         "offset": offset, "limit": limit, "packed": packed, "size": size, "crc": crc,
         "fault": fault, "method": method, "start": start, "end": end,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from shardify.images.parser import Picture
 from shardify.images.pixels import PLAIN, is_plain, same_aspect
-from shardify.sources.catalog import ROW
+from shardify.sources.catalog import ENTRY_DTYPE
 from shardify.storage.readers import ReadHandle
 from shardify.writer.tar_writer import NAMELESS, TarWriter
 from shardify.writer.tasks import ShardTask
@@ -67,7 +67,7 @@ def load() -> None:
 
     task = ShardTask(
         out="", name="", sources=[], roles=("",), keys=[], names=b"", name_ends=np.zeros(1, int),
-        rows=np.empty((0, 1), ROW), background=[], measured=[], verify="", meaning=PLAIN,
+        rows=np.empty((0, 1), ENTRY_DTYPE), background=[], measured=[], verify="", meaning=PLAIN,
         variants=(),
     )  # fmt: skip
     # The first call with arrays of these types loads or compiles.
@@ -233,7 +233,7 @@ def _make_plan(
 ) -> "CopyPlan":
     from shardify.writer.fast_copy_kernel import CHECKED, EXCLUDED, TRUSTED, CopyPlan
 
-    columns = ROW.names or ()
+    columns = ENTRY_DTYPE.names or ()
     rows = np.empty((*task.rows.shape, len(columns)), np.int64)
     for number, name in enumerate(columns):
         rows[..., number] = task.rows[name]

@@ -23,7 +23,7 @@ from shardify.images.channel_stats import glance
 from shardify.images.codecs import Variant, cost, resized, store
 from shardify.images.parser import Picture, parse
 from shardify.images.pixels import PLAIN
-from shardify.sources.catalog import ROW, Sources
+from shardify.sources.catalog import ENTRY_DTYPE, OpenSources
 from shardify.sources.zip_extract import payload
 from shardify.storage.atomic_write import AtomicFile, write_quick
 from shardify.storage.paths import Url, as_path
@@ -34,15 +34,15 @@ from shardify.writer.tar_writer import TarWriter
 from shardify.writer.tasks import STATE, BackgroundTask, Moments, Part, ShardRecord, ShardTask
 
 __all__ = [
-    "ROW",
+    "ENTRY_DTYPE",
     "STATE",
     "BackgroundTask",
     "Moments",
+    "OpenSources",
     "Part",
     "ShardRecord",
     "ShardTask",
     "Sink",
-    "Sources",
     "TarWriter",
     "measure_backgrounds",
     "prepare",
@@ -187,7 +187,7 @@ def write_shard(task: ShardTask) -> ShardRecord:
 def measure_backgrounds(task: BackgroundTask) -> Moments:
     """Mean and deviation of some backgrounds. Those that cannot be decoded are passed over."""
     moments = Moments()
-    with Sources(task.sources) as descriptors:
+    with OpenSources(task.sources) as descriptors:
         announce_reads(descriptors, task.rows, task.names)
         for name, row in zip(task.names, task.rows.tolist(), strict=True):
             try:
@@ -205,7 +205,7 @@ def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRec
     moments = {role: Moments() for role in task.roles}
     sinks = [Sink(task, variant, tar) for variant, tar in zip(task.variants, tars, strict=True)]
     samples, number = 0, 0
-    with Sources(task.sources) as handles:
+    with OpenSources(task.sources) as handles:
         announce_reads(handles, task.rows, map(task.names_of, range(len(task.keys))))
         copier = FastCopier(task, handles)
         known = gauged(task, handles, copier)

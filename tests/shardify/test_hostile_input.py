@@ -13,13 +13,13 @@ import pytest
 from shardline_scenes import background, composite, depth, mask
 
 from shardify.conversion.build import build
-from shardify.conversion.survey import Options, reader_of, survey
+from shardify.conversion.survey import Options, entry_reader, survey
 from shardify.dataset.verify import verify
 from shardify.errors import ImageError, ShardifyError
 from shardify.images.parser import parse
 from shardify.images.pixels import PLAIN, pixels, settle
 from shardify.sources.catalog import open_catalog
-from shardify.writer.shard_writer import Sources
+from shardify.writer.shard_writer import OpenSources
 
 
 def files_of(samples: int = 8) -> dict[str, bytes]:
@@ -98,8 +98,8 @@ def test_a_thousand_damaged_zips_end_in_data_or_one_line(tmp_path: Path) -> None
             continue
         # What a worker does with each entry, without the cost of starting one.
         catalog = found.catalog
-        with Sources([each.path for each in catalog.sources]) as descriptors:
-            read = reader_of(catalog, descriptors)
+        with OpenSources([each.path for each in catalog.sources]) as descriptors:
+            read = entry_reader(catalog, descriptors)
             for entry in range(len(catalog.names)):
                 try:
                     data = read(entry)

@@ -24,11 +24,11 @@ from shardline_sources import (
 )
 
 from shardify.conversion.build import build
-from shardify.conversion.survey import Options, reader_of, survey
+from shardify.conversion.survey import Options, entry_reader, survey
 from shardify.errors import ArchiveError, EntryError, OutputError, ShardifyError, StoreError
-from shardify.sources.catalog import Sources
-from shardify.sources.nested_zips import Workshop
-from shardify.sources.open_sources import gather
+from shardify.sources.catalog import OpenSources
+from shardify.sources.nested_zips import UnpackCache
+from shardify.sources.open_sources import open_sources
 
 __all__ = ["inline"]
 
@@ -219,10 +219,10 @@ def test_damaged_zips_in_a_zip_end_in_entries_or_one_line(
             data[int(draw.integers(len(data)))] = int(draw.integers(256))
         path.write_bytes(data)
         try:
-            with Workshop(tmp_path / "out" / ".shardify") as work:
-                catalog = gather([path], work)
-                with Sources([each.path for each in catalog.sources]) as handles:
-                    entry = reader_of(catalog, handles)
+            with UnpackCache(tmp_path / "out" / ".shardify") as work:
+                catalog = open_sources([path], work)
+                with OpenSources([each.path for each in catalog.sources]) as handles:
+                    entry = entry_reader(catalog, handles)
                     for number in range(len(catalog.names)):
                         with contextlib.suppress(EntryError):
                             read += len(entry(number)) > 0
@@ -276,16 +276,16 @@ def test_inner_zips_of_an_object_in_a_store_are_read_by_ranges(
 
 def test_other_machines_cannot_be_asked_to_read_what_only_this_one_has(tmp_path: Path) -> None:
     source = pack(tmp_path / "x.zip", {"a.zip": zipped({"a.jpg": b"x"})})
-    with Workshop(shared=True) as work, pytest.raises(StoreError, match="every worker sees"):
+    with UnpackCache(shared=True) as work, pytest.raises(StoreError, match="every worker sees"):
         survey([source], Options(), work)
 
 
 def test_one_build_at_a_time_unpacks(tmp_path: Path) -> None:
     source = pack(tmp_path / "x.zip", inner(files_of()))
-    with Workshop(tmp_path / "out" / ".shardify") as work:
+    with UnpackCache(tmp_path / "out" / ".shardify") as work:
         survey([source], Options(), work)
         with (
-            Workshop(tmp_path / "out" / ".shardify") as other,
+            UnpackCache(tmp_path / "out" / ".shardify") as other,
             pytest.raises(OutputError, match="another build"),
         ):
             survey([source], Options(), other)

@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from shardify.cli import Bar
-from shardify.sources.catalog import ROW
+from shardify.sources.catalog import ENTRY_DTYPE
 from shardify.storage import free_memory, page_cache, readahead
 from shardify.storage.free_memory import spare_memory
 from shardify.storage.page_cache import Meter, Reader, joined
@@ -92,7 +92,7 @@ def given(
 
 def rows(*places: tuple[int, int], source: int = 0) -> NDArray[np.void]:
     """A task's entries: where each lies in its source, and how many bytes it has there."""
-    made = np.zeros(len(places), ROW)
+    made = np.zeros(len(places), ENTRY_DTYPE)
     made["source"] = source
     made["offset"], made["packed"] = np.array(places).reshape(-1, 2).T
     made["limit"] = 1 << 40

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from shardify.storage.atomic_write import AtomicFile
 from shardify.storage.paths import Url
 from shardify.storage.readers import ObjectReader, announce_reads, close_source, open_source, pread
-from shardify.writer.shard_writer import ROW
+from shardify.writer.shard_writer import ENTRY_DTYPE
 
 DATA = np.random.Generator(np.random.Philox(key=1)).bytes(50_000)
 URL = "memory://ranges/x.bin"
@@ -42,7 +42,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, int]]]:
 
 
 def rows_of(spans: list[tuple[int, int]]) -> np.ndarray:
-    rows = np.zeros(len(spans), ROW)
+    rows = np.zeros(len(spans), ENTRY_DTYPE)
     for row, (start, stop) in zip(rows, spans, strict=True):
         row["offset"], row["limit"], row["packed"] = start, stop, stop - start
     return rows

@@ -37,7 +37,7 @@ from shardify.layout.name_patterns import (
     numbers_of,
     recipe_of,
 )
-from shardify.sources.catalog import ROW, Sources, open_catalog
+from shardify.sources.catalog import ENTRY_DTYPE, OpenSources, open_catalog
 from shardify.sources.entry_names import Names, decode, is_hostile, some_hostile
 from shardify.writer import fast_copy
 from shardify.writer.fast_copy import FastCopier, header_length
@@ -99,8 +99,8 @@ def task_of(source: Path, out: Path, **other: object) -> ShardTask:
     count = len(catalog.names) // len(ROLES)
     joined, ends = catalog.names.joined(np.arange(len(catalog.names), dtype=np.int32))
     (out / STATE).mkdir(parents=True)
-    rows = np.empty((count, len(ROLES)), ROW)
-    for column in ROW.names or ():
+    rows = np.empty((count, len(ROLES)), ENTRY_DTYPE)
+    for column in ENTRY_DTYPE.names or ():
         rows[column] = getattr(catalog.entries, column).reshape(rows.shape)
     task = ShardTask(
         out=str(out),
@@ -155,7 +155,7 @@ class Ways:
         """See that the fast copy alone takes nothing of a task."""
         self._patch.setattr(fast_copy, "_copy", self._copy)
         tar = TarWriter(io.BytesIO())
-        with Sources(task.sources) as handles:
+        with OpenSources(task.sources) as handles:
             assert FastCopier(task, handles).copy(0, tar) is None
         assert not tar.offset
 

@@ -18,7 +18,7 @@ from shardify.images.codecs import Variant
 from shardify.images.pixels import PLAIN
 from shardify.sources.catalog import open_catalog
 from shardify.writer.shard_writer import (
-    ROW,
+    ENTRY_DTYPE,
     STATE,
     BackgroundTask,
     ShardTask,
@@ -59,8 +59,8 @@ def task_of(tmp_path: Path, files: dict[str, bytes], **other: object) -> ShardTa
             for number in range(len(names) // 3)
         ]
     )
-    rows = np.empty(members.shape, ROW)
-    for column in ROW.names or ():
+    rows = np.empty(members.shape, ENTRY_DTYPE)
+    for column in ENTRY_DTYPE.names or ():
         rows[column] = getattr(catalog.entries, column)[members]
     (tmp_path / "out" / STATE).mkdir(parents=True, exist_ok=True)
     joined, ends = catalog.names.joined(members.ravel())
