@@ -20,7 +20,7 @@ from pathlib import Path
 from shardify.conversion.backgrounds import write_backgrounds
 from shardify.conversion.survey import Options, survey
 from shardify.conversion.task_list import background_tasks, shard_tasks
-from shardify.images.pixels import PLAIN
+from shardify.images.pixels import STANDARD
 from shardify.layout.detect import detect
 from shardify.sources.catalog import OpenSources
 from shardify.sources.nested_zips import UnpackCache
@@ -86,15 +86,15 @@ def phases(source: Path) -> list[Phase]:
         (out / STATE).mkdir()
         plans = [plan for split in ("train", "val") for plan in found.shards[split]]
         variants = found.options.variants()
-        backgrounds = _best(lambda: write_backgrounds(found, out, variants, PLAIN))
+        backgrounds = _best(lambda: write_backgrounds(found, out, variants, STANDARD))
         told("parent", "backgrounds checked and written", backgrounds)
-        handing = _best(lambda: list(shard_tasks(found, out, plans, index, PLAIN)))
+        handing = _best(lambda: list(shard_tasks(found, out, plans, index, STANDARD)))
         told("beside", "plans for the workers", handing)
         whole = _best(lambda: survey([source], Options()))
         with UnpackCache() as work:
             less = _best(lambda: (open_sources([source], work), detect(catalog.names, where="x")))
         told("beside", "proof by pixels", whole - less)
-        tasks = list(islice(shard_tasks(found, out, plans, index, PLAIN), _SHARDS))
+        tasks = list(islice(shard_tasks(found, out, plans, index, STANDARD), _SHARDS))
         jobs = list(background_tasks(found))
         share = samples / sum(len(task.keys) for task in tasks)
         with OpenSources(tasks[0].sources) as handles:

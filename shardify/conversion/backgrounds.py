@@ -19,7 +19,7 @@ from shardify.conversion.survey import Survey, check_bad, replan
 from shardify.dataset.manifest import BACKGROUNDS, Background
 from shardify.errors import EntryError
 from shardify.images.codecs import Variant, resized, store
-from shardify.images.pixels import PLAIN, Meaning, pixels
+from shardify.images.pixels import STANDARD, LabelEncoding, pixels
 from shardify.sources.catalog import OpenSources, entry_reader, entry_rows
 from shardify.storage.atomic_write import AtomicFile
 from shardify.storage.paths import PathOrUrl
@@ -47,7 +47,7 @@ class Bank:
 
 
 def write_backgrounds(
-    found: Survey, out: PathOrUrl, variants: tuple[Variant, ...], meaning: Meaning
+    found: Survey, out: PathOrUrl, variants: tuple[Variant, ...], meaning: LabelEncoding
 ) -> tuple[Survey, list[Bank]]:
     """Write ``backgrounds.tar`` into each variant's folder.
 
@@ -85,7 +85,7 @@ def write_backgrounds(
                 data = read(entry)
                 data, picture, rule = check_picture(data, name, "bg", verify, meaning)
                 if not all(variant.unchanged for variant in variants):
-                    plane = pixels(data, picture, "bg", PLAIN)
+                    plane = pixels(data, picture, "bg", STANDARD)
             except EntryError as error:
                 bad.append((number, str(error)))
                 continue

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from shardify.conversion.survey import Survey
 from shardify.errors import BuildError, EntryError, ImageError
 from shardify.images.parser import MASK_THRESHOLD, parse
-from shardify.images.pixels import PLAIN, Meaning, levels_of, peak_of
+from shardify.images.pixels import STANDARD, LabelEncoding, levels_of, peak_of
 from shardify.sources.catalog import OpenSources, entry_reader
 
 __all__ = ["meaning_of", "settle_meaning"]
@@ -24,7 +24,7 @@ _MAX_LEVELS = 8
 """That an error names."""
 
 
-def meaning_of(found: Survey) -> Meaning:
+def meaning_of(found: Survey) -> LabelEncoding:
     """Look at a few masks, and at depths in floating point, to know how all are to be read.
 
     Raises:
@@ -62,7 +62,7 @@ def meaning_of(found: Survey) -> Meaning:
 
 def settle_meaning(
     masks: list[NDArray[Any]], depth_peaks: list[float], names: Sequence[str] = ()
-) -> Meaning:
+) -> LabelEncoding:
     """Say from some of a data set's pictures how all of them are to be read.
 
     Args:
@@ -73,7 +73,7 @@ def settle_meaning(
     Raises:
         ImageError: The masks' values fit no known meaning, or not one for all of them.
     """
-    scale = 65535 if depth_peaks and max(depth_peaks) <= 1 else PLAIN.depth_scale
+    scale = 65535 if depth_peaks and max(depth_peaks) <= 1 else STANDARD.depth_scale
     found = sorted({float(level) for levels in masks for level in levels})
     mask = "threshold"
     if found and found[-1] < MASK_THRESHOLD and found != [0.0]:
@@ -90,7 +90,7 @@ def settle_meaning(
             )
     if mask == "threshold":
         _refuse_mixed([float(levels[-1]) for levels in masks if len(levels)], names)
-    return Meaning(mask, scale)
+    return LabelEncoding(mask, scale)
 
 
 def _refuse_mixed(peaks: list[float], names: Sequence[str]) -> None:

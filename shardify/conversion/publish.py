@@ -34,7 +34,7 @@ from shardify.dataset.manifest import (
 from shardify.errors import BuildError
 from shardify.images.codecs import Variant
 from shardify.images.parser import MASK_THRESHOLD
-from shardify.images.pixels import Meaning
+from shardify.images.pixels import LabelEncoding
 from shardify.layout.detect import Layout, Rejection
 from shardify.storage.atomic_write import sync_folder
 from shardify.storage.paths import PathOrUrl
@@ -201,7 +201,7 @@ class Settled:
 
     found: Survey
     """Without samples on bad backgrounds."""
-    meaning: Meaning
+    meaning: LabelEncoding
     banks: list[Bank]
     plans: list[ShardPlan]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from shardify.conversion.splits import ShardPlan
 from shardify.conversion.survey import MEMBERS, Survey
-from shardify.images.pixels import Meaning
+from shardify.images.pixels import LabelEncoding
 from shardify.sources.catalog import entry_rows
 from shardify.storage.paths import PathOrUrl
 from shardify.writer.tasks import BackgroundTask, ShardTask
@@ -74,7 +74,7 @@ def shard_tasks(
     out: PathOrUrl,
     plans: Sequence[ShardPlan],
     index: dict[str, int],
-    meaning: Meaning,
+    meaning: LabelEncoding,
 ) -> Iterator[ShardTask]:
     """A task for each shard, made when a worker will soon be free for it."""
     layout, catalog = found.layout, found.catalog

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from shardify.dataset.index import Member, parse_index
 from shardify.dataset.manifest import BACKGROUNDS, Manifest, Role
 from shardify.errors import ImageError, VerifyError
-from shardify.images.parser import MASK_THRESHOLD, Picture, parse
-from shardify.images.pixels import PLAIN, pixels
+from shardify.images.parser import MASK_THRESHOLD, ImageInfo, parse
+from shardify.images.pixels import STANDARD, pixels
 from shardify.images.raw_pixels import unpack_raw
 from shardify.storage.paths import PathOrUrl, Url, as_path, read_many
 from shardify.storage.readers import ObjectReader, ReadHandle, close_source, open_source, pread
@@ -207,9 +207,9 @@ class DataSet:
             stated: Role = self.manifest.roles[role]
             width, height, _ = stated.sizes[0]
             return unpack_raw(
-                data, Picture("raw", width, height, stated.channels, stated.bits), role
+                data, ImageInfo("raw", width, height, stated.channels, stated.bits), role
             )
-        return pixels(data, parse(data), role, PLAIN)
+        return pixels(data, parse(data), role, STANDARD)
 
 
 def findings(data: DataSet, *, most: int = 200) -> Findings:

@@ -23,7 +23,7 @@ from shardify.dataset.manifest import (
 )
 from shardify.errors import EntryError, ManifestError, VerifyError
 from shardify.images.parser import parse
-from shardify.images.pixels import PLAIN, pixels
+from shardify.images.pixels import STANDARD, pixels
 from shardify.storage.atomic_write import TEMPORARY
 from shardify.storage.paths import PathOrUrl, as_path
 from shardify.workers.factory import pool_of
@@ -186,7 +186,7 @@ def decode_shard(task: DecodeTask) -> tuple[int, list[str]]:
                     if member.extension.endswith(".raw"):
                         continue  # Every byte string of the right length is a picture.
                     picture = parse(data)
-                    pixels(data, picture, member.extension.partition(".")[0], PLAIN)
+                    pixels(data, picture, member.extension.partition(".")[0], STANDARD)
                     count += 1
                 except EntryError as error:
                     problems.append(f"{task.tar}: {member.name}: {error}")

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardify.errors import ImageError
-from shardify.images.parser import MASK_THRESHOLD, Picture
-from shardify.images.pixels import PLAIN, Meaning, is_plain, pixels
+from shardify.images.parser import MASK_THRESHOLD, ImageInfo
+from shardify.images.pixels import STANDARD, LabelEncoding, is_standard, pixels
 
-__all__ = ["gauge", "glance", "measure"]
+__all__ = ["fast_stats", "measure", "reduced_stats"]
 
 _FORMATS = {"jpg": ["JPEG"], "png": ["PNG"]}
 
@@ -35,14 +35,14 @@ def measure(plane: NDArray[Any]) -> tuple[list[float], list[float]]:
     return _moments(np.bincount(plane.ravel(), minlength=1 << 16).tolist(), 65535)
 
 
-def gauge(data: bytes, picture: Picture, role: str) -> tuple[list[float], list[float]]:
+def fast_stats(data: bytes, picture: ImageInfo, role: str) -> tuple[list[float], list[float]]:
     """``measure`` of what ``pixels`` makes of a picture of plain meaning, in half the time.
 
     Raises:
         ImageError: It cannot be decoded whole.
     """
-    if not is_plain(picture, role, PLAIN) or picture.bits != 8:
-        return measure(pixels(data, picture, role, PLAIN))
+    if not is_standard(picture, role, STANDARD) or picture.bits != 8:
+        return measure(pixels(data, picture, role, STANDARD))
     from PIL import Image
 
     mode = "RGB" if role in ("bg", "fg_bg") else "L"
@@ -65,8 +65,8 @@ def gauge(data: bytes, picture: Picture, role: str) -> tuple[list[float], list[f
     return _moments(counts, 255)
 
 
-def glance(
-    data: bytes, picture: Picture, role: str, meaning: Meaning, *, least: int
+def reduced_stats(
+    data: bytes, picture: ImageInfo, role: str, meaning: LabelEncoding, *, least: int
 ) -> tuple[list[float], list[float]]:
     """``measure`` of a picture at a reduced size, where its decoder can do that at a saving.
 

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shardify.images.parser import MASK_THRESHOLD, Picture, parse
-from shardify.images.pixels import PLAIN, pixels
+from shardify.images.parser import MASK_THRESHOLD, ImageInfo, parse
+from shardify.images.pixels import STANDARD, pixels
 from shardify.images.png import encode_png
 from shardify.images.raw_pixels import pack_raw, unpack_raw
 
@@ -44,7 +44,7 @@ class Variant(NamedTuple):
         return self.codec == "keep" and not self.res
 
 
-def store(plane: NDArray[Any], role: str, kind: str, variant: Variant) -> tuple[bytes, Picture]:
+def store(plane: NDArray[Any], role: str, kind: str, variant: Variant) -> tuple[bytes, ImageInfo]:
     """Encode pixels that have the variant's size already.
 
     Args:
@@ -62,7 +62,7 @@ def store(plane: NDArray[Any], role: str, kind: str, variant: Variant) -> tuple[
     bits = 8 * plane.itemsize
     if codec == "raw":
         raw = pack_raw(plane, role)
-        return raw, Picture("raw", width, height, channels, 1 if role == "mask" else bits)
+        return raw, ImageInfo("raw", width, height, channels, 1 if role == "mask" else bits)
     if codec == "keep":
         codec = "jpeg" if kind == "jpg" and role in ("bg", "fg_bg") else "png"
     if codec == "jpeg" and bits == 8:
@@ -70,8 +70,8 @@ def store(plane: NDArray[Any], role: str, kind: str, variant: Variant) -> tuple[
 
         buffer = io.BytesIO()
         Image.fromarray(plane).save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
-        return buffer.getvalue(), Picture("jpg", width, height, channels, 8)
-    return encode_png(plane), Picture("png", width, height, channels, bits)
+        return buffer.getvalue(), ImageInfo("jpg", width, height, channels, 8)
+    return encode_png(plane), ImageInfo("png", width, height, channels, bits)
 
 
 def resized(plane: NDArray[Any], role: str, res: int) -> NDArray[Any]:
@@ -92,7 +92,7 @@ def resized(plane: NDArray[Any], role: str, res: int) -> NDArray[Any]:
     return np.asarray(Image.fromarray(plane).resize(size, Resampling.BILINEAR))
 
 
-def cost(plane: NDArray[Any], stored: bytes, picture: Picture, role: str) -> float:
+def cost(plane: NDArray[Any], stored: bytes, picture: ImageInfo, role: str) -> float:
     """What storing lost: the mask's IoU, else the root mean square error, of the full range.
 
     Args:
@@ -104,7 +104,7 @@ def cost(plane: NDArray[Any], stored: bytes, picture: Picture, role: str) -> flo
     if picture.kind == "raw":
         back = unpack_raw(stored, picture, role)
     else:
-        back = pixels(stored, parse(stored), role, PLAIN)
+        back = pixels(stored, parse(stored), role, STANDARD)
     if role == "mask":
         one, two = plane >= MASK_THRESHOLD, back >= MASK_THRESHOLD
         union = int((one | two).sum())

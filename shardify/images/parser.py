@@ -15,7 +15,7 @@ from typing import NamedTuple
 from shardify.errors import ImageError
 from shardify.zlib_backend import crc32
 
-__all__ = ["MASK_THRESHOLD", "MAX_PIXELS", "Picture", "bounded", "parse"]
+__all__ = ["MASK_THRESHOLD", "MAX_PIXELS", "ImageInfo", "bounded", "parse"]
 
 MASK_THRESHOLD = 150
 """A mask's pixel is object where its 8-bit value is at least this."""
@@ -38,7 +38,7 @@ _OTHERS = (
 )
 
 
-class Picture(NamedTuple):
+class ImageInfo(NamedTuple):
     """A picture, as its header states it."""
 
     kind: str
@@ -54,7 +54,7 @@ class Picture(NamedTuple):
     """What keeps it from being taken as it is: ``palette``, ``alpha``, ``CMYK``, ``rotated``."""
 
 
-def parse(data: bytes) -> Picture:
+def parse(data: bytes) -> ImageInfo:
     """Read a picture's structure: for JPEG and PNG from the first byte to the end marker.
 
     Checks for JPEG: the chain of segments, one frame, scan data, the end marker. For PNG: the
@@ -80,17 +80,17 @@ def parse(data: bytes) -> Picture:
 
 def bounded(
     kind: str, width: int, height: int, channels: int, bits: int, trait: str = ""
-) -> Picture:
+) -> ImageInfo:
     """A picture of a size that may be decoded. Raises ImageError if it is none, or too large."""
     if not width or not height:
         raise ImageError(f"a picture of {width}x{height} pixels")
     if width * height > MAX_PIXELS:
         raise ImageError(f"over the limit of {MAX_PIXELS >> 20} megapixels")
-    return Picture(kind, width, height, channels, bits, trait)
+    return ImageInfo(kind, width, height, channels, bits, trait)
 
 
-def _parse_jpeg(data: bytes) -> Picture:
-    found: Picture | None = None
+def _parse_jpeg(data: bytes) -> ImageInfo:
+    found: ImageInfo | None = None
     rotated = False
     scans = 0
     at = 2
@@ -140,7 +140,7 @@ def _parse_jpeg(data: bytes) -> Picture:
     return found
 
 
-def _frame(data: bytes, at: int, size: int) -> Picture:
+def _frame(data: bytes, at: int, size: int) -> ImageInfo:
     bits, channels = data[at + 4], data[at + 9]
     height, width = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
     if bits != 8:
@@ -170,7 +170,7 @@ def _is_rotated(segment: bytes) -> bool:
     return False
 
 
-def _parse_png(data: bytes) -> Picture:
+def _parse_png(data: bytes) -> ImageInfo:
     length = len(data)
     if length < 33 or data[8:16] != b"\x00\x00\x00\rIHDR":
         raise ImageError("damaged PNG (no header)")
@@ -208,7 +208,7 @@ def _parse_png(data: bytes) -> Picture:
     return bounded("png", width, height, _CHANNELS[colour], bits, trait)
 
 
-def _ask_pillow(data: bytes, kind: str) -> Picture:
+def _ask_pillow(data: bytes, kind: str) -> ImageInfo:
     """The header of a format that is converted anyway, so that its decoding checks the rest."""
     from PIL import Image
 
@@ -234,7 +234,7 @@ def _ask_pillow(data: bytes, kind: str) -> Picture:
 _FORMATS = {"gif": ["GIF"], "bmp": ["BMP"], "tif": ["TIFF"], "webp": ["WEBP"]}
 
 
-def _parse_array(data: bytes) -> Picture:
+def _parse_array(data: bytes) -> ImageInfo:
     from numpy.lib import format as layout
 
     file = io.BytesIO(data)

@@ -1,8 +1,8 @@
 """From a picture of any kind that is taken to pixels whose meaning is plain.
 
-``bg`` and ``fg_bg`` become 8-bit RGB, ``depth`` 8 or 16 bits of gray, ``mask`` 0 or 255. ``settle``
-keeps bytes that say this already and converts the others, naming the rule. It reads no archive and
-chooses no codec; a picture whose meaning cannot be told is refused, never guessed.
+``bg`` and ``fg_bg`` become 8-bit RGB, ``depth`` 8 or 16 bits of gray, ``mask`` 0 or 255.
+``normalize`` keeps bytes that say this already and converts the others, naming the rule. It reads
+no archive and chooses no codec; a picture whose meaning cannot be told is refused, never guessed.
 """
 
 import io
@@ -13,15 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardify.errors import ImageError
-from shardify.images.parser import MASK_THRESHOLD, Picture
+from shardify.images.parser import MASK_THRESHOLD, ImageInfo
 from shardify.images.png import encode_png, ends_early
 
 if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = [
-    "PLAIN", "Meaning", "alpha_of", "is_plain", "levels_of", "peak_of", "pixels", "refuse_faint",
-    "same_aspect", "settle",
+    "STANDARD",
+    "LabelEncoding",
+    "alpha_of",
+    "is_standard",
+    "levels_of",
+    "normalize",
+    "peak_of",
+    "pixels",
+    "refuse_faint",
+    "same_aspect",
 ]  # fmt: skip
 
 Range = tuple[int, int]
@@ -31,7 +39,7 @@ _ALPHA = ("alpha", "LA", "RGBA", "PA")
 """Traits of pictures whose alpha may be what tells an object."""
 
 
-class Meaning(NamedTuple):
+class LabelEncoding(NamedTuple):
     """How this data set's masks and floating-point depths are to be read."""
 
     mask: str = "threshold"
@@ -42,13 +50,13 @@ class Meaning(NamedTuple):
     all are at most 1."""
 
 
-PLAIN = Meaning()
+STANDARD = LabelEncoding()
 """How every picture in a shard is to be read."""
 
 
-def settle(
-    data: bytes, picture: Picture, role: str, meaning: Meaning
-) -> tuple[bytes, Picture, str]:
+def normalize(
+    data: bytes, picture: ImageInfo, role: str, meaning: LabelEncoding
+) -> tuple[bytes, ImageInfo, str]:
     """Keep a payload whose meaning is plain to any decoder, or convert it to a PNG that is.
 
     Returns:
@@ -57,12 +65,12 @@ def settle(
     Raises:
         ImageError: It cannot be decoded, or its meaning cannot be told.
     """
-    if is_plain(picture, role, meaning):
+    if is_standard(picture, role, meaning):
         return data, picture, ""
     kind, bits, trait = picture.kind, picture.bits, picture.trait
     plane = pixels(data, picture, role, meaning)
     height, width = plane.shape[:2]
-    stored = Picture("png", width, height, 3 if plane.ndim == 3 else 1, 8 * plane.itemsize)
+    stored = ImageInfo("png", width, height, 3 if plane.ndim == 3 else 1, 8 * plane.itemsize)
     what = " ".join(filter(None, (trait, kind.upper())))
     if not trait and bits != 8:
         what = f"{bits}-bit {what}"
@@ -75,7 +83,7 @@ def settle(
     return encode_png(plane), stored, f"{role}: {what} to PNG"
 
 
-def is_plain(picture: Picture, role: str, meaning: Meaning) -> bool:
+def is_standard(picture: ImageInfo, role: str, meaning: LabelEncoding) -> bool:
     """Whether a picture may stand for its role as it is."""
     if picture.trait or picture.kind not in ("jpg", "png"):
         return False
@@ -86,13 +94,13 @@ def is_plain(picture: Picture, role: str, meaning: Meaning) -> bool:
     return picture.bits == 8
 
 
-def same_aspect(picture: Picture, main: Picture) -> bool:
+def same_aspect(picture: ImageInfo, main: ImageInfo) -> bool:
     """Whether two pictures of a sample have the same aspect: 2 % or a pixel is rounding."""
     off = abs(main.width * picture.height - picture.width * main.height)
     return off <= max(0.02 * main.width * picture.height, main.width, main.height)
 
 
-def pixels(data: bytes, picture: Picture, role: str, meaning: Meaning) -> NDArray[Any]:
+def pixels(data: bytes, picture: ImageInfo, role: str, meaning: LabelEncoding) -> NDArray[Any]:
     """A picture's pixels, in its role's meaning.
 
     Returns:
@@ -113,7 +121,7 @@ def pixels(data: bytes, picture: Picture, role: str, meaning: Meaning) -> NDArra
     return _open(data, "RGB")
 
 
-def levels_of(data: bytes, picture: Picture) -> NDArray[Any]:
+def levels_of(data: bytes, picture: ImageInfo) -> NDArray[Any]:
     """The different values in a mask, in ascending order. Raises ImageError."""
     if picture.kind == "npy":
         return np.unique(_loaded(data))
@@ -123,13 +131,13 @@ def levels_of(data: bytes, picture: Picture) -> NDArray[Any]:
     return np.unique(plane)
 
 
-def peak_of(data: bytes, picture: Picture) -> float:
+def peak_of(data: bytes, picture: ImageInfo) -> float:
     """The largest finite value in floating-point depth. Raises ImageError."""
     plane = _loaded(data) if picture.kind == "npy" else _open(data, "")
     return float(np.max(plane, where=np.isfinite(plane), initial=0))
 
 
-def refuse_faint(data: bytes, picture: Picture, meaning: Meaning) -> None:
+def refuse_faint(data: bytes, picture: ImageInfo, meaning: LabelEncoding) -> None:
     """Refuse a mask with something in it, of which nothing would count as object.
 
     Raises:
@@ -201,7 +209,7 @@ def _open(data: bytes, mode: str) -> NDArray[Any]:
         raise ImageError(f"cannot be decoded ({type(error).__name__})") from error
 
 
-def _object(plane: NDArray[Any], meaning: Meaning) -> NDArray[np.uint8]:
+def _object(plane: NDArray[Any], meaning: LabelEncoding) -> NDArray[np.uint8]:
     if meaning.mask == "threshold":
         found = plane >= MASK_THRESHOLD
     elif meaning.mask == "trimap":
@@ -216,7 +224,7 @@ def _object(plane: NDArray[Any], meaning: Meaning) -> NDArray[np.uint8]:
     return np.where(found, np.uint8(255), np.uint8(0))
 
 
-def _depth(data: bytes, meaning: Meaning) -> NDArray[Any]:
+def _depth(data: bytes, meaning: LabelEncoding) -> NDArray[Any]:
     plane = _open(data, "")
     if plane.ndim == 2 and plane.dtype.kind == "f":
         return _scaled(plane, meaning)
@@ -228,7 +236,7 @@ def _depth(data: bytes, meaning: Meaning) -> NDArray[Any]:
     return plane
 
 
-def _scaled(plane: NDArray[Any], meaning: Meaning) -> NDArray[np.uint16]:
+def _scaled(plane: NDArray[Any], meaning: LabelEncoding) -> NDArray[np.uint16]:
     """Floating-point depth in 16 bits; what was not measured (NaN, negative) becomes 0."""
     steps = np.nan_to_num(plane.astype(np.float64), nan=0, posinf=0, neginf=0) * meaning.depth_scale
     if steps.max(initial=0) > 65535.5:
@@ -247,7 +255,7 @@ def _loaded(data: bytes) -> NDArray[Any]:
     return plane
 
 
-def _array(data: bytes, role: str, meaning: Meaning) -> NDArray[Any]:
+def _array(data: bytes, role: str, meaning: LabelEncoding) -> NDArray[Any]:
     plane = _loaded(data)
     if plane.ndim == 3 and plane.shape[2] == 1:
         plane = plane[..., 0]

@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardify.images.parser import MASK_THRESHOLD, Picture
+from shardify.images.parser import MASK_THRESHOLD, ImageInfo
 
 __all__ = ["unpack_raw"]
 
 
-def unpack_raw(data: bytes, picture: Picture, role: str) -> NDArray[Any]:
+def unpack_raw(data: bytes, picture: ImageInfo, role: str) -> NDArray[Any]:
     """A raw member's pixels, shaped as ``pixels.pixels`` gives them.
 
     Raises:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shardify.images.parser import Picture
-from shardify.images.pixels import PLAIN, is_plain, same_aspect
+from shardify.images.parser import ImageInfo
+from shardify.images.pixels import STANDARD, is_standard, same_aspect
 from shardify.sources.catalog import ENTRY_DTYPE
 from shardify.storage.readers import ReadHandle
 from shardify.writer.tar_writer import NAMELESS, TarWriter
@@ -67,7 +67,7 @@ def load() -> None:
 
     task = ShardTask(
         out="", name="", sources=[], roles=("",), keys=[], names=b"", name_ends=np.zeros(1, int),
-        rows=np.empty((0, 1), ENTRY_DTYPE), background=[], measured=[], verify="", meaning=PLAIN,
+        rows=np.empty((0, 1), ENTRY_DTYPE), background=[], measured=[], verify="", meaning=STANDARD,
         variants=(),
     )  # fmt: skip
     # The first call with arrays of these types loads or compiles.
@@ -80,7 +80,7 @@ def load() -> None:
     _copy = fast_copy_kernel.copy
 
 
-def header_length(data: bytes, picture: Picture) -> int:
+def header_length(data: bytes, picture: ImageInfo) -> int:
     """Return how many bytes precede the payload of an image, for a process that called ``load``.
 
     Args:
@@ -106,7 +106,7 @@ class CopyResult(NamedTuple):
     """The sample stopped before."""
     text: bytes
     """Their lines in the index."""
-    counts: Counter[tuple[Picture, ...]]
+    counts: Counter[tuple[ImageInfo, ...]]
     """Images of a sample, one a role -> samples."""
 
 
@@ -133,7 +133,7 @@ class FastCopier:
         self._excluded: set[int] = set()
         self._headers: dict[tuple[int, int, bytes], int] = {}
         """(role, kind, bytes) -> number."""
-        self._header_sets: dict[tuple[int, ...], tuple[Picture, ...]] = {}
+        self._header_sets: dict[tuple[int, ...], tuple[ImageInfo, ...]] = {}
         self._known: KnownHeaders | None = None
         self._plan: CopyPlan | None = None
         self._buffers: Buffers | None = None
@@ -143,7 +143,7 @@ class FastCopier:
         """Leave samples of the task to the checked path. Call it before ``copy``."""
         self._excluded.update(numbers)
 
-    def learn_header(self, found: Sequence[tuple[str, bytes, Picture]]) -> None:
+    def learn_header(self, found: Sequence[tuple[str, bytes, ImageInfo]]) -> None:
         """Learn the image headers of a sample that passed all checks.
 
         Args:
@@ -157,7 +157,7 @@ class FastCopier:
             length = header_length(data, picture) if picture.width else 0
             if not (
                 length
-                and is_plain(picture, role, self._task.meaning)
+                and is_standard(picture, role, self._task.meaning)
                 and same_aspect(picture, pictures[0])
             ):
                 return
@@ -199,13 +199,13 @@ class FastCopier:
         self._wait = 0
         return CopyResult(number, text, self._count(buffers.matches[first:number]))
 
-    def _count(self, matches: NDArray[np.int64]) -> Counter[tuple[Picture, ...]]:
-        counts: Counter[tuple[Picture, ...]] = Counter()
+    def _count(self, matches: NDArray[np.int64]) -> Counter[tuple[ImageInfo, ...]]:
+        counts: Counter[tuple[ImageInfo, ...]] = Counter()
         known = list(self._header_sets.values())
         for match, count in zip(*np.unique(matches, return_counts=True), strict=True):
             bits = -1 - int(match)
             by_name = [
-                Picture(_KINDS[bits >> role & 1], 0, 0, 0, 0)
+                ImageInfo(_KINDS[bits >> role & 1], 0, 0, 0, 0)
                 for role in range(len(self._task.roles))
             ]
             counts[tuple(by_name) if match < 0 else known[match]] += int(count)

@@ -12,9 +12,16 @@ from typing import Any
 from numpy.typing import NDArray
 
 from shardify.errors import EntryError
-from shardify.images.channel_stats import gauge, measure
-from shardify.images.parser import Picture, parse
-from shardify.images.pixels import PLAIN, Meaning, pixels, refuse_faint, same_aspect, settle
+from shardify.images.channel_stats import fast_stats, measure
+from shardify.images.parser import ImageInfo, parse
+from shardify.images.pixels import (
+    STANDARD,
+    LabelEncoding,
+    normalize,
+    pixels,
+    refuse_faint,
+    same_aspect,
+)
 from shardify.sources.zip_extract import payload
 from shardify.storage.readers import ReadHandle
 from shardify.writer.fast_copy import BY_NAME, FastCopier
@@ -30,7 +37,7 @@ Figure = tuple[list[float], list[float]]
 class Sample:
     """One sample, found good."""
 
-    members: list[tuple[str, bytes, Picture]]
+    members: list[tuple[str, bytes, ImageInfo]]
     """Role, payload and what that is, of each member."""
     rules: list[str]
     """Those that converted a picture."""
@@ -78,10 +85,10 @@ def sample_of(
         for role, data, picture in sample.members if new or not plain else ():
             # A converted mask is 0 or 255 by now.
             if not plain:
-                sample.pixels[role] = pixels(data, picture, role, PLAIN)
+                sample.pixels[role] = pixels(data, picture, role, STANDARD)
             if new:
                 plane = sample.pixels.get(role)
-                figures.append(gauge(data, picture, role) if plane is None else measure(plane))
+                figures.append(fast_stats(data, picture, role) if plane is None else measure(plane))
     except EntryError as error:
         member = names[task.roles.index(role)].decode(errors="replace")
         return [task.keys[number], member, role, str(error)]
@@ -89,8 +96,8 @@ def sample_of(
 
 
 def check_picture(
-    data: bytes, name: bytes, role: str, verify: str, meaning: Meaning
-) -> tuple[bytes, Picture, str]:
+    data: bytes, name: bytes, role: str, verify: str, meaning: LabelEncoding
+) -> tuple[bytes, ImageInfo, str]:
     """Check one payload as ``--verify`` asks, and convert it if its meaning is not plain.
 
     Returns:
@@ -103,11 +110,11 @@ def check_picture(
     if verify == "none" and meaning.mask == "threshold":
         kind = BY_NAME.get(name.rpartition(b".")[2].lower())
         if kind:
-            return data, Picture(kind, 0, 0, 0, 0), ""
+            return data, ImageInfo(kind, 0, 0, 0, 0), ""
     given = parse(data)
     if verify == "decode" and role == "mask":
         refuse_faint(data, given, meaning)
-    data, picture, rule = settle(data, given, role, meaning)
+    data, picture, rule = normalize(data, given, role, meaning)
     if verify == "decode" and not rule:
         pixels(data, picture, role, meaning)
     return data, picture, rule
@@ -131,7 +138,7 @@ def gauged(
     return found
 
 
-def _check_shape(role: str, picture: Picture, first: tuple[str, bytes, Picture]) -> None:
+def _check_shape(role: str, picture: ImageInfo, first: tuple[str, bytes, ImageInfo]) -> None:
     """A sample's pictures may differ in size, but not in aspect."""
     main = first[2]
     if picture[1:3] != main[1:3] and not same_aspect(picture, main):

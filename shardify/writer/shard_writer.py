@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from shardify.dataset.index import head_of, line_of
 from shardify.errors import BuildError, EntryError
-from shardify.images.channel_stats import glance
+from shardify.images.channel_stats import reduced_stats
 from shardify.images.codecs import Variant, cost, resized, store
-from shardify.images.parser import Picture, parse
-from shardify.images.pixels import PLAIN
+from shardify.images.parser import ImageInfo, parse
+from shardify.images.pixels import STANDARD
 from shardify.sources.catalog import ENTRY_DTYPE, OpenSources
 from shardify.sources.zip_extract import payload
 from shardify.storage.atomic_write import AtomicFile, write_quick
@@ -64,7 +64,7 @@ class Sink:
         self._task = task
         self._variant = variant
         self._tar = tar
-        self._counts: Counter[tuple[Picture, ...]] = Counter()
+        self._counts: Counter[tuple[ImageInfo, ...]] = Counter()
         self._costs: dict[str, list[float]] = {}
         self._samples = 0
         self._text = bytearray()
@@ -73,7 +73,7 @@ class Sink:
     def add(
         self,
         key: str,
-        found: list[tuple[str, bytes, Picture]],
+        found: list[tuple[str, bytes, ImageInfo]],
         planes: dict[str, NDArray[Any]],
         background: int,
         measured: bool,
@@ -124,7 +124,7 @@ class Sink:
         digest = self._tar.finish()
         pictures: dict[str, dict[str, int]] = {}
         for column, role in enumerate(self._task.roles if self._counts else ()):
-            kinds: Counter[Picture] = Counter()
+            kinds: Counter[ImageInfo] = Counter()
             for each, times in self._counts.items():
                 kinds[each[column]] += times
             ranked = sorted(kinds.items())
@@ -193,7 +193,7 @@ def measure_backgrounds(task: BackgroundTask) -> Moments:
             try:
                 data = payload(descriptors[row[0]], name, *row[1:])
                 # At the size of training, not of a camera: faster, and what a network will see.
-                moments.add(*glance(data, parse(data), "bg", PLAIN, least=160))
+                moments.add(*reduced_stats(data, parse(data), "bg", STANDARD, least=160))
             except EntryError:
                 continue
     return moments

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardify.images.codecs import Variant
-from shardify.images.pixels import Meaning
+from shardify.images.pixels import LabelEncoding
 
 __all__ = ["STATE", "BackgroundTask", "Moments", "Part", "ShardRecord", "ShardTask"]
 
@@ -62,7 +62,7 @@ class ShardTask:
     """Which samples count for the statistics."""
     verify: str
     """``headers``, ``decode`` or ``none``."""
-    meaning: Meaning
+    meaning: LabelEncoding
     variants: tuple[Variant, ...]
 
     def digest(self) -> str:

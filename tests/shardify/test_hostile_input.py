@@ -17,7 +17,7 @@ from shardify.conversion.survey import Options, entry_reader, survey
 from shardify.dataset.verify import verify
 from shardify.errors import ImageError, ShardifyError
 from shardify.images.parser import parse
-from shardify.images.pixels import PLAIN, pixels, settle
+from shardify.images.pixels import STANDARD, normalize, pixels
 from shardify.sources.catalog import open_catalog
 from shardify.writer.shard_writer import OpenSources
 
@@ -103,7 +103,7 @@ def test_a_thousand_damaged_zips_end_in_data_or_one_line(tmp_path: Path) -> None
             for entry in range(len(catalog.names)):
                 try:
                     data = read(entry)
-                    settle(data, parse(data), "fg_bg", PLAIN)
+                    normalize(data, parse(data), "fg_bg", STANDARD)
                     good += 1
                 except ShardifyError as error:
                     assert "\n" not in str(error)
@@ -181,10 +181,10 @@ def test_a_png_whose_picture_ends_early_is_refused_though_pillow_takes_it(
 ) -> None:
     for data in (bytes(size), bytes(size + 99)):
         whole = png(data, **form)
-        assert pixels(whole, parse(whole), "depth", PLAIN).size
+        assert pixels(whole, parse(whole), "depth", STANDARD).size
     short = png(bytes(size - 1), **form)
     with pytest.raises(ImageError, match="truncated PNG"):
-        pixels(short, parse(short), "depth", PLAIN)
+        pixels(short, parse(short), "depth", STANDARD)
 
 
 def test_a_build_that_decodes_leaves_out_a_png_that_ends_early_by_name(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from shardify.images.codecs import Variant, cost, resized, store
 from shardify.images.parser import parse
-from shardify.images.pixels import PLAIN, pixels
+from shardify.images.pixels import STANDARD, pixels
 from shardify.images.png import encode_png
 from shardify.images.raw_pixels import unpack_raw
 
@@ -34,7 +34,7 @@ def test_lossless_codecs_lose_nothing(role: str, plane: np.ndarray, codec: str) 
         assert picture.bits == (1 if role == "mask" else 8 * plane.itemsize)
     else:
         assert parse(data) == picture
-        assert (pixels(data, picture, role, PLAIN) == plane).all()
+        assert (pixels(data, picture, role, STANDARD) == plane).all()
 
 
 def test_raw_members_are_planes_without_a_header() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from shardify.errors import ImageError
-from shardify.images.parser import MAX_PIXELS, Picture, parse
+from shardify.images.parser import MAX_PIXELS, ImageInfo, parse
 
 
 def picture(mode: str, kind: str, *, size: tuple[int, int] = (23, 17), **options: Any) -> bytes:
@@ -42,7 +42,7 @@ def picture(mode: str, kind: str, *, size: tuple[int, int] = (23, 17), **options
 def test_a_jpeg_is_known_by_its_header(
     mode: str, options: dict[str, Any], expected: tuple[Any, ...]
 ) -> None:
-    assert parse(picture(mode, "JPEG", **options)) == Picture(*expected)
+    assert parse(picture(mode, "JPEG", **options)) == ImageInfo(*expected)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,9 @@ def test_a_jpeg_is_known_by_its_header(
      ("I;16", 1, 16)],
 )  # fmt: skip
 def test_a_png_is_known_by_its_header(mode: str, channels: int, bits: int) -> None:
-    assert parse(picture(mode, "PNG"))._replace(trait="") == Picture("png", 23, 17, channels, bits)
+    assert parse(picture(mode, "PNG"))._replace(trait="") == ImageInfo(
+        "png", 23, 17, channels, bits
+    )
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
@@ -159,8 +161,8 @@ def npy(array: np.ndarray) -> bytes:
 
 
 def test_an_array_is_known_by_its_header() -> None:
-    assert parse(npy(np.zeros((5, 7), np.float32))) == Picture("npy", 7, 5, 1, 32, "float32")
-    assert parse(npy(np.zeros((5, 7, 1), np.uint8))) == Picture("npy", 7, 5, 1, 8, "uint8")
+    assert parse(npy(np.zeros((5, 7), np.float32))) == ImageInfo("npy", 7, 5, 1, 32, "float32")
+    assert parse(npy(np.zeros((5, 7, 1), np.uint8))) == ImageInfo("npy", 7, 5, 1, 8, "uint8")
     for bad in (npy(np.zeros((5, 7)))[:-1], npy(np.zeros(5)), npy(np.array([{}, 1], object))):
         with pytest.raises(ImageError):
             parse(bad)

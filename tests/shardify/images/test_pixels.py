@@ -10,9 +10,17 @@ from PIL import Image
 
 from shardify.conversion.label_encoding import settle_meaning
 from shardify.errors import ImageError
-from shardify.images.channel_stats import gauge, measure
-from shardify.images.parser import MASK_THRESHOLD, Picture, parse
-from shardify.images.pixels import PLAIN, Meaning, levels_of, peak_of, pixels, refuse_faint, settle
+from shardify.images.channel_stats import fast_stats, measure
+from shardify.images.parser import MASK_THRESHOLD, ImageInfo, parse
+from shardify.images.pixels import (
+    STANDARD,
+    LabelEncoding,
+    levels_of,
+    normalize,
+    peak_of,
+    pixels,
+    refuse_faint,
+)
 
 NOISE = np.random.Generator(np.random.Philox(key=7)).integers(0, 256, (12, 16, 3)).astype(np.uint8)
 
@@ -31,11 +39,13 @@ def npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def settled(data: bytes, role: str, meaning: Meaning = PLAIN) -> tuple[np.ndarray, Picture, str]:
-    stored, picture, rule = settle(data, parse(data), role, meaning)
+def settled(
+    data: bytes, role: str, meaning: LabelEncoding = STANDARD
+) -> tuple[np.ndarray, ImageInfo, str]:
+    stored, picture, rule = normalize(data, parse(data), role, meaning)
     again = parse(stored)
     assert again._replace(trait="") == picture._replace(trait="")
-    return pixels(stored, again, role, PLAIN), picture, rule
+    return pixels(stored, again, role, STANDARD), picture, rule
 
 
 @pytest.mark.parametrize(
@@ -52,7 +62,7 @@ def settled(data: bytes, role: str, meaning: Meaning = PLAIN) -> tuple[np.ndarra
     ],
 )
 def test_what_is_plain_is_kept_byte_for_byte(data: bytes, role: str) -> None:
-    stored, picture, rule = settle(data, parse(data), role, PLAIN)
+    stored, picture, rule = normalize(data, parse(data), role, STANDARD)
     assert stored is data
     assert picture == parse(data)
     assert rule == ""
@@ -116,7 +126,7 @@ def test_floating_depth_is_stored_in_stated_steps() -> None:
     for plane, scale in ((share, 65535), (metres, 256)):
         for data in (npy(plane), saved(plane, "TIFF")):
             assert settle_meaning([], [peak_of(data, parse(data))]).depth_scale == scale
-    found, _, _ = settled(npy(share), "depth", Meaning(depth_scale=65535))
+    found, _, _ = settled(npy(share), "depth", LabelEncoding(depth_scale=65535))
     assert np.abs(found / 65535 - share).max() < 1e-5
 
 
@@ -156,30 +166,30 @@ def test_masks_without_a_known_meaning_are_refused() -> None:
 @pytest.mark.parametrize(
     ("plane", "meaning"),
     [
-        (np.array([[0, 1], [1, 0]], np.uint8), Meaning("level 1")),
-        (np.array([[2, 1], [1, 3]], np.uint8), Meaning("trimap")),
-        (np.array([[0, 255], [255, 0]], np.uint8), PLAIN),
+        (np.array([[0, 1], [1, 0]], np.uint8), LabelEncoding("level 1")),
+        (np.array([[2, 1], [1, 3]], np.uint8), LabelEncoding("trimap")),
+        (np.array([[0, 255], [255, 0]], np.uint8), STANDARD),
     ],
 )
-def test_masks_become_0_and_255(plane: np.ndarray, meaning: Meaning) -> None:
+def test_masks_become_0_and_255(plane: np.ndarray, meaning: LabelEncoding) -> None:
     for data in (saved(plane), npy(plane), saved(plane, "TIFF")):
         found, _, rule = settled(data, "mask", meaning)
         assert found.tolist() == [[0, 255], [255, 0]]
-        assert bool(rule) == (meaning != PLAIN or data[1:4] != b"PNG")
+        assert bool(rule) == (meaning != STANDARD or data[1:4] != b"PNG")
 
 
 def test_masks_of_mixed_meaning_are_refused_with_an_example_of_each() -> None:
     levels = [np.array(each) for each in ([0, 255], [0, 1], [0], [0, 1])]
     with pytest.raises(ImageError, match=r"b.png to 1, in a.png to 255 \(2 of 4 looked at"):
         settle_meaning(levels, [], ["a.png", "b.png", "c.png", "d.png"])
-    assert settle_meaning(levels[::2], []) == PLAIN
+    assert settle_meaning(levels[::2], []) == STANDARD
 
 
 def test_a_mask_with_an_object_that_would_not_count_is_refused_where_pixels_are_decoded() -> None:
     for level, refused in ((0, False), (1, True), (149, True), (150, False)):
         for data in (saved(np.array([[0, level]], np.uint8)), npy(np.array([[0, level]]))):
             with pytest.raises(ImageError, match=f"to {level};") if refused else nullcontext():
-                refuse_faint(data, parse(data), PLAIN)
+                refuse_faint(data, parse(data), STANDARD)
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGBA"), ("PNG", "LA"), ("WEBP", "RGBA")])
@@ -216,9 +226,9 @@ def test_gif_masks_are_read_by_their_palette() -> None:
 
 def test_a_mask_that_breaks_its_data_sets_rule_is_refused() -> None:
     with pytest.raises(ImageError, match="other than 0 and 1"):
-        settled(saved(np.array([[0, 2]], np.uint8)), "mask", Meaning("level 1"))
+        settled(saved(np.array([[0, 2]], np.uint8)), "mask", LabelEncoding("level 1"))
     with pytest.raises(ImageError, match="trimap"):
-        settled(saved(np.array([[0, 2]], np.uint8)), "mask", Meaning("trimap"))
+        settled(saved(np.array([[0, 2]], np.uint8)), "mask", LabelEncoding("trimap"))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +246,7 @@ def test_damaged_pixels_are_an_image_error() -> None:
     place = data.find(b"IDAT") + 4
     data[place : place + 4] = b"\xff\xff\xff\xff"
     with pytest.raises(ImageError, match="cannot be decoded"):
-        pixels(bytes(data), Picture("png", 16, 12, 3, 8), "fg_bg", PLAIN)
+        pixels(bytes(data), ImageInfo("png", 16, 12, 3, 8), "fg_bg", STANDARD)
 
 
 def test_moments_are_those_of_the_pixels() -> None:
@@ -247,7 +257,7 @@ def test_moments_are_those_of_the_pixels() -> None:
     mean, std = measure(wide)
     assert mean == pytest.approx([(wide / 65535).mean()])
     assert std == pytest.approx([(wide / 65535).std()])
-    mask = pixels(saved(NOISE[..., 0]), Picture("png", 16, 12, 1, 8), "mask", PLAIN)
+    mask = pixels(saved(NOISE[..., 0]), ImageInfo("png", 16, 12, 1, 8), "mask", STANDARD)
     assert measure(mask)[0] == pytest.approx([(NOISE[..., 0] >= MASK_THRESHOLD).mean()])
 
 
@@ -259,6 +269,6 @@ def test_a_gauged_picture_has_the_moments_of_its_pixels(kind: str, role: str, mo
     Image.fromarray(NOISE).convert(mode).save(buffer, kind)
     data = buffer.getvalue()
     found = parse(data)
-    assert gauge(data, found, role) == measure(pixels(data, found, role, PLAIN))
+    assert fast_stats(data, found, role) == measure(pixels(data, found, role, STANDARD))
     with pytest.raises(ImageError, match="cannot be decoded"):
-        gauge(data[:60], found, role)
+        fast_stats(data[:60], found, role)

@@ -23,10 +23,10 @@ from shardline_sources import files_of, pack
 
 from shardify.dataset.index import parse_index
 from shardify.errors import ImageError
-from shardify.images.channel_stats import glance, measure
+from shardify.images.channel_stats import measure, reduced_stats
 from shardify.images.codecs import Variant
 from shardify.images.parser import parse
-from shardify.images.pixels import PLAIN, pixels
+from shardify.images.pixels import STANDARD, pixels
 from shardify.layout.name_patterns import (
     ALL_FOLDERS,
     ALONE,
@@ -114,7 +114,7 @@ def task_of(source: Path, out: Path, **other: object) -> ShardTask:
         background=[number - 1 for number in range(count)],
         measured=[number == 7 for number in range(count)],
         verify="headers",
-        meaning=PLAIN,
+        meaning=STANDARD,
         variants=(Variant(),),
     )
     return dataclasses.replace(task, **other)  # type: ignore[arg-type]
@@ -623,9 +623,9 @@ def test_names_in_a_list_are_those_decoded_alone(raw: list[bytes], prefix: str) 
 
 def test_a_glance_at_a_small_picture_measures_every_pixel() -> None:
     data = picture(1, "JPEG", "RGB", side=64)
-    whole = measure(pixels(data, parse(data), "bg", PLAIN))
-    assert glance(data, parse(data), "bg", PLAIN, least=64) == whole
-    half = glance(data, parse(data), "bg", PLAIN, least=32)
+    whole = measure(pixels(data, parse(data), "bg", STANDARD))
+    assert reduced_stats(data, parse(data), "bg", STANDARD, least=64) == whole
+    half = reduced_stats(data, parse(data), "bg", STANDARD, least=32)
     assert half != whole
     assert np.allclose(half[0], whole[0], atol=0.01)
 
@@ -633,4 +633,4 @@ def test_a_glance_at_a_small_picture_measures_every_pixel() -> None:
 def test_a_glance_at_a_damaged_picture_is_refused() -> None:
     data = picture(1, "JPEG", "RGB", side=64)
     with pytest.raises(ImageError, match="cannot be decoded"):
-        glance(data[:200], parse(data), "bg", PLAIN, least=32)
+        reduced_stats(data[:200], parse(data), "bg", STANDARD, least=32)

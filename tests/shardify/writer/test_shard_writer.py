@@ -15,7 +15,7 @@ from PIL import Image
 
 from shardify.errors import BuildError
 from shardify.images.codecs import Variant
-from shardify.images.pixels import PLAIN
+from shardify.images.pixels import STANDARD
 from shardify.sources.catalog import open_catalog
 from shardify.writer.shard_writer import (
     ENTRY_DTYPE,
@@ -76,7 +76,7 @@ def task_of(tmp_path: Path, files: dict[str, bytes], **other: object) -> ShardTa
         background=[number % 7 for number in range(len(members))],
         measured=[number % 2 == 0 for number in range(len(members))],
         verify="headers",
-        meaning=PLAIN,
+        meaning=STANDARD,
         variants=(Variant(),),
     )
     return dataclasses.replace(task, **other)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from shardline_tiny_run import TinyNet, TinySource
 
 from shardify.errors import DataError
 from shardify.images.parser import parse
-from shardify.images.pixels import PLAIN, pixels
+from shardify.images.pixels import STANDARD, pixels
 from train.checkpoint.trained_model import Trained, load_trained
 from train.config import Config
 from train.distributed import World
@@ -50,7 +50,7 @@ def test_a_16_bit_picture_is_scaled_as_in_a_shard(tmp_path: Path, name: str) -> 
     ramp = np.linspace(0, 65535, 256 * 4).astype(np.uint16).reshape(16, 64)
     Image.fromarray(ramp).save(tmp_path / name)
     data = (tmp_path / name).read_bytes()
-    stored = pixels(data, parse(data), "fg_bg", PLAIN)
+    stored = pixels(data, parse(data), "fg_bg", STANDARD)
     found = read_image(tmp_path / name)
     assert np.array_equal(found, stored)
     assert len(np.unique(found)) == 256 and found[-1, -1].tolist() == [255] * 3
@@ -65,7 +65,7 @@ def test_a_picture_is_turned_by_exif_as_in_a_shard(tmp_path: Path, orientation: 
     data = (tmp_path / "a.jpg").read_bytes()
     found = read_image(tmp_path / "a.jpg")
     assert found.shape == ((6, 4, 3) if orientation >= 5 else (4, 6, 3))
-    assert np.array_equal(found, pixels(data, parse(data), "fg_bg", PLAIN))
+    assert np.array_equal(found, pixels(data, parse(data), "fg_bg", STANDARD))
 
 
 def test_a_picture_of_floating_point_numbers_is_refused(tmp_path: Path) -> None:
