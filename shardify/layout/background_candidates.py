@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SINGLE", "Candidate", "nearly"]
+__all__ = ["SINGLE", "CandidateRule", "nearly"]
 
 IntArray = npt.NDArray[np.int32]
 
@@ -21,7 +21,7 @@ _NEARLY = 0.9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Candidate:
+class CandidateRule:
     """One way to find every sample's background."""
 
     rule: str
@@ -48,7 +48,7 @@ class Candidate:
         """Whether each value of a slot means one background, and no two the same."""
         return self.settings["rule"] in SINGLE and self.settings["number"] == slot
 
-    def extends(self, other: "Candidate") -> bool:
+    def extends(self, other: "CandidateRule") -> bool:
         """Whether it gives every sample that has one by ``other`` the same."""
         return bool((self.of_sample == other.of_sample)[other.of_sample >= 0].all())
 
@@ -58,8 +58,8 @@ def nearly(
     settings: Mapping[str, str | int],
     of_sample: IntArray,
     lacks: Callable[[int], str],
-) -> Candidate | None:
+) -> CandidateRule | None:
     """A candidate, unless it gives so few samples a background that it is no rule at all."""
     if np.count_nonzero(of_sample < 0) > (1 - _NEARLY) * len(of_sample) + 1e-9:
         return None
-    return Candidate(rule=rule, settings=settings, of_sample=of_sample, lacks=lacks)
+    return CandidateRule(rule=rule, settings=settings, of_sample=of_sample, lacks=lacks)

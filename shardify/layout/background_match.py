@@ -14,19 +14,19 @@ import numpy.typing as npt
 
 from shardify.errors import LayoutError
 from shardify.layout import background_rules
-from shardify.layout.background_candidates import Candidate
+from shardify.layout.background_candidates import CandidateRule
 from shardify.layout.background_rules import (
-    Question,
+    BackgroundQuery,
     all_stated,
-    as_told,
     by_map,
     files_of,
     is_shifted,
+    rule_from_layout_file,
 )
-from shardify.layout.background_scores import Scores, drained, scoring
+from shardify.layout.background_scores import Scores, run_all, score_steps
 from shardify.layout.layout_file import Rules
 
-__all__ = ["Decision", "decide"]
+__all__ = ["BackgroundMatch", "match_backgrounds"]
 
 IntArray = npt.NDArray[np.int32]
 Read = Callable[[int], bytes]
@@ -42,7 +42,7 @@ _SHOWN = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Decision:
+class BackgroundMatch:
     """The answer."""
 
     of_sample: IntArray
@@ -51,19 +51,19 @@ class Decision:
     lacking: dict[int, str] = field(default_factory=dict)
     """Rows of samples whose background does not exist -> what is wrong with it."""
     warnings: tuple[str, ...] = ()
-    proof: Generator[None, None, "Decision"] | None = None
+    proof: Generator[None, None, "BackgroundMatch"] | None = None
     """The steps that are left, where the proof was deferred; at their end the same answer, proven,
     or a LayoutError."""
 
 
-def decide(
-    question: Question,
+def match_backgrounds(
+    question: BackgroundQuery,
     layout: Rules | None,
     read: Read | None,
     *,
     defer: bool = False,
     check: bool = True,
-) -> Decision:
+) -> BackgroundMatch:
     """Find the background of every sample.
 
     Args:
@@ -77,7 +77,9 @@ def decide(
         LayoutError: No rule fits the names, none or several fit the pixels, or the pixels
             contradict what the names state, or no pixel bears it out.
     """
-    tried = [as_told(question, layout)] if layout is not None else all_stated(question)
+    tried = (
+        [rule_from_layout_file(question, layout)] if layout is not None else all_stated(question)
+    )
     check = check and (layout is None or layout.check)
     why = ""
     if not check:
@@ -98,12 +100,12 @@ def decide(
         # Whatever the pixels say, it is this one or none.
         decided = _answer(tried[0], {})
         return dataclasses.replace(decided, proof=steps)
-    return drained(steps)
+    return run_all(steps)
 
 
 def _decide(
-    question: Question, layout: Rules | None, tried: list[Candidate], read: Read | None
-) -> Generator[None, None, Decision]:
+    question: BackgroundQuery, layout: Rules | None, tried: list[CandidateRule], read: Read | None
+) -> Generator[None, None, BackgroundMatch]:
     """What the pixels say, in small steps."""
     # Numbers that no background has may all be counted otherwise: what they state is a guess.
     doubtful = next((each for each in tried if layout is None and not each.whole), None)
@@ -114,7 +116,7 @@ def _decide(
         if len(tried) > 1 and scores.winner is not None:
             return _answer(tried[scores.winner], _proof(scores, scores.winner))
     known = 0 if doubtful else len(tried)
-    guesses = background_rules.guesses(
+    guesses = background_rules.guessed_rules(
         files_of(question), {**question.slots, **question.runs()}, tried
     )
     if doubtful:
@@ -167,9 +169,9 @@ def _decide(
 _REMEDY = "; pass --layout with a rule for backgrounds"
 
 
-def _answer(candidate: Candidate, proof: dict[str, object]) -> Decision:
+def _answer(candidate: CandidateRule, proof: dict[str, object]) -> BackgroundMatch:
     description = {"rule": candidate.rule, "settings": dict(candidate.settings), **proof}
-    return Decision(
+    return BackgroundMatch(
         of_sample=candidate.of_sample,
         description=description,
         lacking={
@@ -181,9 +183,9 @@ def _answer(candidate: Candidate, proof: dict[str, object]) -> Decision:
 
 
 def _compare(
-    question: Question, tried: Sequence[Candidate], read: Read
+    question: BackgroundQuery, tried: Sequence[CandidateRule], read: Read
 ) -> Generator[None, None, Scores]:
-    return scoring(
+    return score_steps(
         [each.of_sample for each in tried],
         composites=question.members["fg_bg"],
         masks=question.members["mask"],
@@ -218,7 +220,7 @@ def _unborne(scores: Scores) -> str:
     return f"no pixels bear it out: {apart}{fits}{covered}"
 
 
-def _ranking(tried: Sequence[Candidate], scores: Scores) -> str:
+def _ranking(tried: Sequence[CandidateRule], scores: Scores) -> str:
     """The best candidates, each with its share of fitting samples and its error."""
     ranked = sorted(
         zip(tried, scores.scores, strict=True), key=lambda pair: (-pair[1].agrees, pair[1].error)
@@ -230,7 +232,7 @@ def _ranking(tried: Sequence[Candidate], scores: Scores) -> str:
     return ", ".join(told)
 
 
-def _no_rule(question: Question, tried: Sequence[Candidate]) -> str:
+def _no_rule(question: BackgroundQuery, tried: Sequence[CandidateRule]) -> str:
     """Why names alone cannot decide, in one line."""
     files = files_of(question)
     _, lacking = by_map(question)

@@ -19,25 +19,31 @@ import numpy.typing as npt
 
 from shardify.errors import LayoutError
 from shardify.layout import filenames
-from shardify.layout.background_candidates import SINGLE, Candidate, nearly
+from shardify.layout.background_candidates import SINGLE, CandidateRule, nearly
 from shardify.layout.csv_map import Row, backgrounds_by_map
 from shardify.layout.layout_file import Rules, text_of
-from shardify.layout.name_patterns import ALONE, Numbers, Outlines, numbers_at, numbers_of
+from shardify.layout.name_patterns import (
+    UNGROUPED,
+    NamePatterns,
+    NumberSpans,
+    numbers_at,
+    numbers_of,
+)
 
 __all__ = [
     "ORDERS",
-    "Files",
-    "Question",
+    "BackgroundFiles",
+    "BackgroundQuery",
     "all_stated",
-    "as_told",
     "by_map",
     "by_rule",
     "files_of",
-    "guesses",
+    "guessed_rules",
     "is_shifted",
+    "rule_from_layout_file",
     "runs_of",
     "slots_of",
-    "stated",
+    "stated_rules",
 ]
 
 
@@ -49,7 +55,7 @@ _BLOCKS = (200, 400, 800, 1000, 2000, 4000, 8000)
 _RUNS = re.compile(r"(\d+)")
 
 
-class Files:
+class BackgroundFiles:
     """The background files, in every order in which somebody may have counted them."""
 
     def __init__(self, stems: Sequence[str]) -> None:
@@ -75,7 +81,7 @@ ORDERS = ("lexicographic", "natural")
 """park1, park10, park2, or park1, park2, park10."""
 
 
-def slots_of(outlines: Outlines, members: IntArray, shared: int) -> dict[str, IntArray]:
+def slots_of(outlines: NamePatterns, members: IntArray, shared: int) -> dict[str, IntArray]:
     """The numbers that a word or a folder gives all samples.
 
     Args:
@@ -88,12 +94,12 @@ def slots_of(outlines: Outlines, members: IntArray, shared: int) -> dict[str, In
         the number is, ``fg`` likewise, ``folder`` for the innermost folder's last number.
     """
     shapes, folders = filenames.Shapes(), dict[str, tuple[int, int]]()
-    places: dict[int, Numbers | None] = {}
+    places: dict[int, NumberSpans | None] = {}
     slots = {name: np.full(len(members), -1, np.int32) for name in ("bg", "fg", "folder")}
     bg, fg, folder = slots.values()
     for outline, rows, names in outlines.groups(members):
         if outline not in places:
-            places[outline] = None if outline == ALONE else numbers_of(names[0], shared)
+            places[outline] = None if outline == UNGROUPED else numbers_of(names[0], shared)
         known = places[outline]
         if known is not None:
             for values, where in (
@@ -134,9 +140,12 @@ def runs_of(names: Sequence[str], members: IntArray) -> dict[str, IntArray]:
     return {str(place): values for place, values in numbered if (values >= 0).all()}
 
 
-def stated(
-    files: Files, slots: Mapping[str, IntArray], texts: Iterable[Sequence[str]], count: int
-) -> list[Candidate]:
+def stated_rules(
+    files: BackgroundFiles,
+    slots: Mapping[str, IntArray],
+    texts: Iterable[Sequence[str]],
+    count: int,
+) -> list[CandidateRule]:
     """The candidates that names state in so many words, those first that do so more clearly.
 
     Args:
@@ -150,13 +159,13 @@ def stated(
         found.append(_by_text(files, texts, count))
     if len(files) == 1 and not any(found):
         only = np.zeros(count, np.int32)
-        found.append(Candidate(rule="the only one", settings={"rule": "only"}, of_sample=only))
+        found.append(CandidateRule(rule="the only one", settings={"rule": "only"}, of_sample=only))
     return [each for each in found if each]
 
 
-def guesses(
-    files: Files, slots: Mapping[str, IntArray], before: Sequence[Candidate] = ()
-) -> list[Candidate]:
+def guessed_rules(
+    files: BackgroundFiles, slots: Mapping[str, IntArray], before: Sequence[CandidateRule] = ()
+) -> list[CandidateRule]:
     """Every rule that names allow and that gives each sample one of the files, or nearly each.
 
     Args:
@@ -180,15 +189,15 @@ def guesses(
     return found
 
 
-def _digest(candidate: Candidate) -> bytes:
+def _digest(candidate: CandidateRule) -> bytes:
     return hashlib.sha256(candidate.of_sample.tobytes()).digest()
 
 
 def by_rule(
-    files: Files,
+    files: BackgroundFiles,
     slots: Mapping[str, IntArray],
     settings: Mapping[str, str | int],
-) -> Candidate | None:
+) -> CandidateRule | None:
     """The candidate of one rule; None where it does not give nearly every sample a file.
 
     Args:
@@ -233,7 +242,7 @@ def by_rule(
     )
 
 
-def _guesses(files: Files, values: IntArray) -> list[dict[str, str | int]]:
+def _guesses(files: BackgroundFiles, values: IntArray) -> list[dict[str, str | int]]:
     """Rules worth a try for one slot, the likelier first."""
     low, high = int(values.min(initial=0)), int(values.max(initial=0))
     guesses: list[dict[str, str | int]] = [
@@ -263,7 +272,9 @@ def _guesses(files: Files, values: IntArray) -> list[dict[str, str | int]]:
     return guesses
 
 
-def _by_text(files: Files, texts: Iterable[Sequence[str]], count: int) -> Candidate | None:
+def _by_text(
+    files: BackgroundFiles, texts: Iterable[Sequence[str]], count: int
+) -> CandidateRule | None:
     """The background whose whole name is a word of the sample's: its folder, or how it begins."""
     place = {stem: index for index, stem in enumerate(files.stems)}
     if len(place) < len(files):
@@ -293,7 +304,7 @@ def _natural(stem: str) -> tuple[list[tuple[int, str]], str]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Question:
+class BackgroundQuery:
     """All that is known of samples whose backgrounds are sought."""
 
     names: Sequence[str]
@@ -308,26 +319,26 @@ class Question:
     where: str
 
 
-def files_of(question: Question) -> Files:
+def files_of(question: BackgroundQuery) -> BackgroundFiles:
     """The backgrounds, in every order in which somebody may have counted them."""
-    return Files([_stem(question.names[index]) for index in question.files])
+    return BackgroundFiles([_stem(question.names[index]) for index in question.files])
 
 
-def all_stated(question: Question) -> list[Candidate]:
+def all_stated(question: BackgroundQuery) -> list[CandidateRule]:
     """What names state, or else a map in the source.
 
     Raises:
         LayoutError: The map's rows contradict each other.
     """
     count = len(question.members["fg_bg"])
-    tried = stated(files_of(question), question.slots, _texts(question), count)
+    tried = stated_rules(files_of(question), question.slots, _texts(question), count)
     if not any(each.whole for each in tried):
         mapped, _ = by_map(question)
         tried = [mapped, *tried] if mapped else tried
     return tried
 
 
-def as_told(question: Question, layout: Rules) -> Candidate:
+def rule_from_layout_file(question: BackgroundQuery, layout: Rules) -> CandidateRule:
     """The candidate of a layout file's rule.
 
     Raises:
@@ -336,7 +347,7 @@ def as_told(question: Question, layout: Rules) -> Candidate:
     settings, rule = layout.background, str(layout.background["rule"])
     names = question.names
     stems = [text_of(layout, names[index], "bg") or _stem(names[index]) for index in question.files]
-    told: Candidate | None
+    told: CandidateRule | None
     if rule == "map":
         told, lacking = by_map(question)
         if lacking:
@@ -355,10 +366,10 @@ def as_told(question: Question, layout: Rules) -> Candidate:
         )
     elif rule == "only":
         only = np.zeros(len(question.members["fg_bg"]), np.int32)
-        told = Candidate(rule="the only one", settings=settings, of_sample=only)
+        told = CandidateRule(rule="the only one", settings=settings, of_sample=only)
         told = told if len(stems) == 1 else None
     else:
-        told = by_rule(Files(stems), question.slots, settings)
+        told = by_rule(BackgroundFiles(stems), question.slots, settings)
     if told is None:
         raise LayoutError(
             f"{question.where}: the layout file's background rule ({rule}) does not give every "
@@ -368,7 +379,7 @@ def as_told(question: Question, layout: Rules) -> Candidate:
     return told
 
 
-def is_shifted(question: Question, candidate: Candidate) -> bool:
+def is_shifted(question: BackgroundQuery, candidate: CandidateRule) -> bool:
     """Whether the numbers of a candidate that lacks some samples can be counted otherwise.
 
     They can where, taken as one more or less or as places in a sorted list, they give a background
@@ -393,7 +404,7 @@ def is_shifted(question: Question, candidate: Candidate) -> bool:
     return False
 
 
-def by_map(question: Question) -> tuple[Candidate | None, str]:
+def by_map(question: BackgroundQuery) -> tuple[CandidateRule | None, str]:
     """What the source's map says; or, where that is not enough, what it lacks.
 
     Raises:
@@ -413,7 +424,7 @@ def by_map(question: Question) -> tuple[Candidate | None, str]:
             f"{rows[0].file} gives {lacking.size} of {len(found.of_sample)} samples no background "
             f"(such as {first})"
         )
-    told = Candidate(
+    told = CandidateRule(
         rule="a map in the source",
         settings={"rule": "map"},
         of_sample=found.of_sample,
@@ -422,7 +433,7 @@ def by_map(question: Question) -> tuple[Candidate | None, str]:
     return told, ""
 
 
-def _texts(question: Question) -> Iterator[list[str]]:
+def _texts(question: BackgroundQuery) -> Iterator[list[str]]:
     """For each sample, what may be its background's name: its folders, and how its name begins."""
     folders: dict[str, list[str]] = {}
     for index in question.members["fg_bg"].tolist():

@@ -21,7 +21,16 @@ from shardify.layout.thumbnails import GRID, open_mask, open_small, shrink
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["IntArray", "Likeness", "Read", "Score", "Scores", "drained", "score", "scoring"]
+__all__ = [
+    "IntArray",
+    "PixelComparer",
+    "Read",
+    "Score",
+    "Scores",
+    "run_all",
+    "score",
+    "score_steps",
+]
 
 
 IntArray = npt.NDArray[np.int32]
@@ -34,7 +43,7 @@ _ROOM = 0.12
 """Share of the picture that must lie outside the mask for a sample to tell anything."""
 
 
-class Likeness:
+class PixelComparer:
     """Small pictures of the samples looked at, and how far each is from each background."""
 
     def __init__(
@@ -233,13 +242,13 @@ def score(
         samples: How many to look at first. Where candidates that fit still differ, more are
             taken from the samples on which they do.
     """
-    steps = scoring(
+    steps = score_steps(
         candidates, composites=composites, masks=masks, files=files, read=read, samples=samples
     )
-    return drained(steps)
+    return run_all(steps)
 
 
-def drained(steps: Generator[None, None, T]) -> T:
+def run_all(steps: Generator[None, None, T]) -> T:
     """What work in small steps comes to, all of them taken at once."""
     while True:
         try:
@@ -248,7 +257,7 @@ def drained(steps: Generator[None, None, T]) -> T:
             return cast(T, end.value)
 
 
-def scoring(
+def score_steps(
     candidates: Sequence[IntArray],
     *,
     composites: IntArray,
@@ -259,7 +268,7 @@ def scoring(
 ) -> Generator[None, None, Scores]:
     """``score`` in small steps, for who has other things to do between them."""
     table = list(candidates)
-    view = Likeness(composites, masks, files, read)
+    view = PixelComparer(composites, masks, files, read)
     rows = _spread(np.arange(len(composites)), samples)
     looked: list[int] = []
     left = list(range(len(table)))
@@ -277,7 +286,7 @@ def scoring(
         rows = _spread(np.setdiff1d(np.flatnonzero(differ), looked), 48)
         if not rows.size:
             break
-    left = _supported(table, _weed(table, left, view), view)
+    left = _supported(table, _drop_contradicted(table, left, view), view)
     telling = view.telling()
     errors = [view.error(each, telling or list(view.errors)) for each in table]
     winner = left[0] if len(left) == 1 and len(telling) >= min(_ENOUGH, len(composites)) else None
@@ -304,7 +313,9 @@ def scoring(
     )
 
 
-def _weed(table: Sequence[IntArray], left: list[int], view: Likeness) -> list[int]:
+def _drop_contradicted(
+    table: Sequence[IntArray], left: list[int], view: PixelComparer
+) -> list[int]:
     """Drop candidates that are wrong where those that are left differ."""
     telling = view.telling()
     for number in list(left):
@@ -320,7 +331,7 @@ def _weed(table: Sequence[IntArray], left: list[int], view: Likeness) -> list[in
     return left
 
 
-def _supported(table: Sequence[IntArray], left: list[int], view: Likeness) -> list[int]:
+def _supported(table: Sequence[IntArray], left: list[int], view: PixelComparer) -> list[int]:
     """Of two that differ in that one says more, keep that one if pixels bear the rest out.
 
     They do where as many of those samples are telling, or half as many, as of all.

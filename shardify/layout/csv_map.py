@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shardify.errors import LayoutError
-from shardify.layout.sample_table import Table, tabulate
+from shardify.layout.sample_table import SampleTable, build_table
 
 __all__ = [
     "MOST_LINES",
@@ -247,7 +247,7 @@ def join_by_map(
     rows: Sequence[Row],
     *,
     where: str,
-) -> Table | None:
+) -> SampleTable | None:
     """Bring together what stands in one row of a map; None where the map tells of no sample.
 
     Rows that name the same composite are one sample. Files that no row names stay apart, each in a
@@ -300,7 +300,7 @@ def join_by_map(
     for code, role in enumerate(roles):
         apart = (index for index in files[role].tolist() if index not in taken)
         items += [(index, code, f"alone {index}") for index in apart]
-    table = tabulate(items, roles, "rows of a map")
+    table = build_table(items, roles, "rows of a map")
     assert table is not None
     return replace(table, warnings=tuple(strange.told()))
 

@@ -23,15 +23,23 @@ import numpy.typing as npt
 
 from shardify.errors import LayoutError, ShardifyError
 from shardify.layout import background_match, background_rules, filenames, layout_file, roles
-from shardify.layout.background_rules import Question
+from shardify.layout.background_rules import BackgroundQuery
 from shardify.layout.csv_map import Row, join_by_map, rows_of
 from shardify.layout.filenames import unique_keys
-from shardify.layout.name_groups import Census, indexes_of, take_census
-from shardify.layout.name_patterns import ALONE, Outlines
-from shardify.layout.sample_table import Table
+from shardify.layout.name_groups import NameGroups, group_names, indexes_of
+from shardify.layout.name_patterns import UNGROUPED, NamePatterns
+from shardify.layout.sample_table import SampleTable
 from shardify.sources.entry_names import common_folders
 
-__all__ = ["Companions", "Layout", "Rejection", "by_names", "by_rules", "detect", "given_split"]
+__all__ = [
+    "JoinedFiles",
+    "Layout",
+    "Rejection",
+    "detect",
+    "join_by_layout_file",
+    "join_by_names",
+    "split_from_source",
+]
 
 
 Read = Callable[[int], bytes]
@@ -41,10 +49,10 @@ _MAPS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Companions:
+class JoinedFiles:
     """Companions, before anything is known of backgrounds."""
 
-    table: Table
+    table: SampleTable
     backgrounds: list[int]
     told: dict[str, object]
     ignored: dict[str, int]
@@ -54,11 +62,11 @@ class Companions:
     """Images that have no role for want of a word; see ``roles.Assignment``."""
     map: str | None
     """Name of the map, if there is one to use."""
-    outlines: Outlines | None = None
+    outlines: NamePatterns | None = None
     """Of the names, where they were sorted by them."""
 
 
-def by_names(names: Sequence[str], where: str, read: Read | None) -> Companions:
+def join_by_names(names: Sequence[str], where: str, read: Read | None) -> JoinedFiles:
     """Find them by what names say, or by a map where names say too little.
 
     Args:
@@ -70,7 +78,7 @@ def by_names(names: Sequence[str], where: str, read: Read | None) -> Companions:
         LayoutError: There is no image, a role is missing that is needed, or a map contradicts
             itself.
     """
-    census = take_census(names)
+    census = group_names(names)
     assigned = roles.assign_roles(census, where, read)
     role_of_group, table = assigned.roles, assigned.table
 
@@ -83,7 +91,7 @@ def by_names(names: Sequence[str], where: str, read: Read | None) -> Companions:
         mapped = join_by_map(names, files, backgrounds, maps(), where=where)
         if mapped and mapped.complete > table.complete:
             table = mapped
-    return Companions(
+    return JoinedFiles(
         table=table,
         backgrounds=sorted(backgrounds, key=names.__getitem__),
         told=assigned.evidence,
@@ -96,10 +104,10 @@ def by_names(names: Sequence[str], where: str, read: Read | None) -> Companions:
     )
 
 
-def by_rules(
+def join_by_layout_file(
     names: Sequence[str], where: str, layout: layout_file.Rules, read: Read | None
-) -> Companions:
-    """Find them by a layout file. Arguments as for ``by_names``.
+) -> JoinedFiles:
+    """Find them by a layout file. Arguments as for ``join_by_names``.
 
     Raises:
         LayoutError: The rules match nothing, or the map is missing or contradicts itself.
@@ -112,7 +120,7 @@ def by_rules(
     used = [index for column in applied.table.members.values() for index in column.tolist()]
     paths = [names[index] for index in (*used, *applied.backgrounds) if index >= 0]
     wanted = layout.background["rule"] != "none"
-    return Companions(
+    return JoinedFiles(
         table=applied.table,
         backgrounds=sorted(applied.backgrounds, key=names.__getitem__) if wanted else [],
         told={
@@ -128,7 +136,7 @@ def by_rules(
     )
 
 
-def _maps(census: Census, read: Read | None) -> list[Row]:
+def _maps(census: NameGroups, read: Read | None) -> list[Row]:
     """The rows of all files that may be maps."""
     rows: list[Row] = []
     for index in sorted(census.texts, key=census.names.__getitem__)[:_MAPS] if read else ():
@@ -143,11 +151,11 @@ def _maps(census: Census, read: Read | None) -> list[Row]:
 IntArray = npt.NDArray[np.int32]
 
 
-def given_split(
+def split_from_source(
     names: Sequence[str],
     members: IntArray,
     layout: layout_file.Rules | None,
-    outlines: Outlines | None = None,
+    outlines: NamePatterns | None = None,
 ) -> tuple[IntArray | None, npt.NDArray[np.bool_], int]:
     """The source's own split.
 
@@ -168,7 +176,9 @@ def given_split(
     codes = {"train": 0, "val": 1, "test": 2, None: 3}
     if outlines is not None and layout is None:
         for outline, rows, group in outlines.groups(members):
-            paths = [name.rpartition("/")[0] for name in group[: 1 if outline != ALONE else None]]
+            paths = [
+                name.rpartition("/")[0] for name in group[: 1 if outline != UNGROUPED else None]
+            ]
             said[rows] = [codes[filenames.split_of(path)] for path in paths]
         members = members[:0]
     for row, index in enumerate(members.tolist()):
@@ -275,9 +285,9 @@ def detect(
             together, or neither names nor pixels tell the backgrounds; or they contradict.
     """
     if layout is None:
-        found = by_names(names, where, read)
+        found = join_by_names(names, where, read)
     else:
-        found = by_rules(names, where, layout, read)
+        found = join_by_layout_file(names, where, layout, read)
     if single is not None and found.backgrounds:
         once = single(found.backgrounds)
         if len(once) < len(found.backgrounds):
@@ -292,7 +302,7 @@ def detect(
     rows = whole[order]
     keys = [keys[place] for place in order]
     members = {role: column[rows] for role, column in found.table.members.items()}
-    split, kept, tests = given_split(names, members["fg_bg"], layout, found.outlines)
+    split, kept, tests = split_from_source(names, members["fg_bg"], layout, found.outlines)
     if tests:
         found.ignored["samples of a test split"] = tests
     if not kept.all():
@@ -321,8 +331,8 @@ def detect(
         )
     if found.backgrounds:
         has = ["bg", *has]
-        decided = background_match.decide(
-            Question(
+        decided = background_match.match_backgrounds(
+            BackgroundQuery(
                 names=names,
                 files=found.backgrounds,
                 members=members,
@@ -388,7 +398,7 @@ def detect(
 
 
 def _prove(
-    proof: Generator[None, None, background_match.Decision],
+    proof: Generator[None, None, background_match.BackgroundMatch],
     description: dict[str, object],
     counts: dict[str, object],
 ) -> Iterator[None]:
@@ -397,7 +407,7 @@ def _prove(
     description["background"] = {**decided.description, **counts}
 
 
-def _nothing_fits(names: Sequence[str], table: Table, where: str) -> str:
+def _nothing_fits(names: Sequence[str], table: SampleTable, where: str) -> str:
     samples = []
     for column in table.members.values():
         place = column[column >= 0]
@@ -413,7 +423,9 @@ def _stem(name: str) -> str:
     return name.rpartition("/")[2].rpartition(".")[0]
 
 
-def _rejections(names: Sequence[str], table: Table, ignored: dict[str, int]) -> list[Rejection]:
+def _rejections(
+    names: Sequence[str], table: SampleTable, ignored: dict[str, int]
+) -> list[Rejection]:
     """One for each row that is not whole, but for a test split that has no labels at all."""
     claims: dict[int, tuple[str, list[int]]] = {}
     for (row, role), indexes in table.claims.items():

@@ -37,7 +37,7 @@ import numpy.typing as npt
 from shardify.errors import LayoutError
 from shardify.layout import filenames
 from shardify.layout.csv_map import Row, join_by_map, rows_of
-from shardify.layout.sample_table import Table, tabulate
+from shardify.layout.sample_table import SampleTable, build_table
 
 __all__ = [
     "BACKGROUND_RULES",
@@ -84,7 +84,7 @@ class Rules:
 class Applied:
     """What rules make of a source's names."""
 
-    table: Table
+    table: SampleTable
     backgrounds: list[int]
     """Indexes of the background files."""
     unmatched: int
@@ -182,9 +182,9 @@ def apply(
                 key = "/".join(each.lstrip("0") if each.isdecimal() else each for each in values)
                 yield index, roles.index(role), key
 
-    table: Table | None
+    table: SampleTable | None
     if rules.join == "names":
-        table = tabulate(items(), roles, "layout file")
+        table = build_table(items(), roles, "layout file")
     else:
         files: dict[str, list[int]] = {role: [] for role in roles}
         for index, code, _ in items():

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from shardify.layout import filenames
-from shardify.layout.name_patterns import ALONE, Outlines
+from shardify.layout.name_patterns import UNGROUPED, NamePatterns
 from shardify.sources import file_types
 from shardify.sources.entry_names import common_folders
 from shardify.sources.file_types import MAP_EXTENSIONS
 
-__all__ = ["Census", "Folder", "Group", "indexes_of", "study_folder", "take_census"]
+__all__ = ["Folder", "Group", "NameGroups", "group_names", "indexes_of", "study_folder"]
 
 IntArray = npt.NDArray[np.int32]
 Words = tuple[str, ...]
@@ -61,14 +61,14 @@ class Group:
 
 
 @dataclass(kw_only=True, slots=True)
-class Census:
+class NameGroups:
     """Every name, sorted into groups that share a role."""
 
     names: Sequence[str]
     group: IntArray
     """(len(names),) int32: which of ``groups``; -1 for what is no image."""
 
-    outlines: Outlines
+    outlines: NamePatterns
 
     groups: list[Group] = field(default_factory=list)
     junk: int = 0
@@ -87,16 +87,16 @@ class Census:
         return [int(count) for count in np.bincount(found, minlength=len(self.groups))]
 
 
-def take_census(names: Sequence[str]) -> Census:
+def group_names(names: Sequence[str]) -> NameGroups:
     """Sort every name into a group of alike names; count junk and what is no image."""
-    outlines = Outlines(names)
-    census = Census(names=names, group=np.full(len(names), _NONE, np.int32), outlines=outlines)
+    outlines = NamePatterns(names)
+    census = NameGroups(names=names, group=np.full(len(names), _NONE, np.int32), outlines=outlines)
     shapes = filenames.Shapes()
     kinds: dict[_Kind, int] = {}
     bounds: list[str] = []
     for code, indexes, some in outlines.batches(np.ones(len(names), np.bool_)):
         # Extensions with digits in them are counted by what they are.
-        same = code != ALONE and not any(each.isdigit() for each in _extension(some[0]))
+        same = code != UNGROUPED and not any(each.isdigit() for each in _extension(some[0]))
         for each, index in zip(some, indexes.tolist(), strict=True) if not same else ():
             kind = _kind_of(each, shapes)
             _count(census, kind, [index], kinds, [each], bounds)
@@ -127,7 +127,7 @@ def _extension(name: str) -> str:
 
 
 def _count(
-    census: Census,
+    census: NameGroups,
     kind: _Kind,
     indexes: list[int],
     kinds: dict[_Kind, int],
@@ -146,7 +146,7 @@ def _count(
         bounds[:] = min([*bounds[:1], min(names)]), max([*bounds[1:], max(names)])
 
 
-def indexes_of(census: Census, role_of_group: Sequence[str | None]) -> dict[str, IntArray]:
+def indexes_of(census: NameGroups, role_of_group: Sequence[str | None]) -> dict[str, IntArray]:
     """Role -> indexes of its files, for the roles that the source has."""
     found = {}
     for role in filenames.ROLES:
@@ -168,7 +168,7 @@ def study_folder(path: str, shared: int) -> Folder:
     )
 
 
-def _merge(census: Census, kinds: list[_Kind], bounds: list[str]) -> Census:
+def _merge(census: NameGroups, kinds: list[_Kind], bounds: list[str]) -> NameGroups:
     """Turn kinds of names, folder by folder, into groups of folders that look alike."""
     # What the least and the greatest name share, all between them share.
     census.shared = common_folders([name.rpartition("/")[0] for name in bounds])

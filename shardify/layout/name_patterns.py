@@ -22,12 +22,12 @@ from shardify.sources.entry_names import take
 
 __all__ = [
     "ALL_FOLDERS",
-    "ALONE",
     "LAST_FOLDER",
     "NO_FOLDER",
-    "Numbers",
-    "Outlines",
-    "Recipe",
+    "UNGROUPED",
+    "KeyPattern",
+    "NamePatterns",
+    "NumberSpans",
     "numbers_at",
     "numbers_of",
     "recipe_of",
@@ -36,7 +36,7 @@ __all__ = [
 
 IntArray = npt.NDArray[np.int32]
 
-ALONE = -1
+UNGROUPED = -1
 """The code of names that came when too many outlines were known: each is to be studied itself."""
 
 _CHUNK = 1 << 16
@@ -45,7 +45,7 @@ _REMEMBERED = 50_000
 _ANY_DIGIT = bytes.maketrans(b"123456789", b"000000000")
 
 
-class Outlines:
+class NamePatterns:
     """The outlines of a source's names.
 
     Args:
@@ -54,8 +54,8 @@ class Outlines:
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
-        self.of_name = np.full(len(names), ALONE, np.int32)
-        """(N,) int32: the number of each name's outline, or ``ALONE``."""
+        self.of_name = np.full(len(names), UNGROUPED, np.int32)
+        """(N,) int32: the number of each name's outline, or ``UNGROUPED``."""
         self.examples: list[str] = []
         """The first name of each outline."""
         known: dict[bytes, int] = {}
@@ -68,7 +68,9 @@ class Outlines:
                         new.discard(outline)
                         known[outline] = len(known)
                         self.examples.append(some[place])
-            self.of_name[first : first + len(some)] = [known.get(each, ALONE) for each in outlines]
+            self.of_name[first : first + len(some)] = [
+                known.get(each, UNGROUPED) for each in outlines
+            ]
 
     def batches(self, wanted: npt.NDArray[np.bool_]) -> Iterator[tuple[int, IntArray, list[str]]]:
         """Names of one outline at a time, some ten thousand names at most.
@@ -77,7 +79,8 @@ class Outlines:
             wanted: (N,) bool, of which names.
 
         Yields:
-            Number of the outline, or ``ALONE`` for names of any; indexes of the names; the names.
+            Number of the outline, or ``UNGROUPED`` for names of any; indexes of the names; the
+            names.
         """
         for first, some in _chunks(self._names):
             rows = np.flatnonzero(wanted[first : first + len(some)])
@@ -147,7 +150,7 @@ NO_FOLDER, LAST_FOLDER, ALL_FOLDERS = range(3)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Recipe:
+class KeyPattern:
     """How to make a key of a name."""
 
     pieces: tuple[slice, ...]
@@ -177,7 +180,7 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Numbers:
+class NumberSpans:
     """Where in a name its numbers stand; None where it has no such number."""
 
     background: slice | None
@@ -187,7 +190,7 @@ class Numbers:
     """The last run of digits of the innermost folder."""
 
 
-def recipe_of(name: str, shared: int, folders: int) -> Recipe | None:
+def recipe_of(name: str, shared: int, folders: int) -> KeyPattern | None:
     """The recipe for all names of this one's outline; None where it is not so simple.
 
     Args:
@@ -219,10 +222,10 @@ def recipe_of(name: str, shared: int, folders: int) -> Recipe | None:
                 joints.append("_" if number else "/")
             pieces.append(piece)
     lead = "/" if folders and not groups else ""
-    return Recipe(pieces=tuple(pieces), joints=tuple(joints), lower=lower != name, lead=lead)
+    return KeyPattern(pieces=tuple(pieces), joints=tuple(joints), lower=lower != name, lead=lead)
 
 
-def numbers_of(name: str, shared: int) -> Numbers | None:
+def numbers_of(name: str, shared: int) -> NumberSpans | None:
     """Where the numbers stand in all names of this one's outline; None as for ``recipe_of``."""
     lower = name.lower()
     if len(lower) != len(name):
@@ -241,7 +244,7 @@ def numbers_of(name: str, shared: int) -> Numbers | None:
             folder = _last_run(inner, part, start)
         if background is None:
             background = _found(inner, inner.background, start)
-    return Numbers(background=background, foreground=foreground, folder=folder)
+    return NumberSpans(background=background, foreground=foreground, folder=folder)
 
 
 def _parts(path: str, shared: int) -> list[tuple[int, str]]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shardify.layout import filenames
-from shardify.layout.name_groups import Census, Group, Words
+from shardify.layout.name_groups import Group, NameGroups, Words
 
 __all__ = ["Candidate", "FileClass", "candidates", "file_classes"]
 
@@ -184,7 +184,7 @@ def _files(each: FileClass) -> int:
     return each.files
 
 
-def file_classes(census: Census) -> list[list[FileClass]]:
+def file_classes(census: NameGroups) -> list[list[FileClass]]:
     """Return the partitions of the census's groups into classes, the coarsest first."""
     counts = census.counts()
     partitions: list[list[FileClass]] = []
@@ -249,7 +249,7 @@ def _spoken(group: Group) -> list[Words]:
 
 
 def _classes_of(
-    census: Census, counts: Sequence[int], parts: Sequence[list[int]]
+    census: NameGroups, counts: Sequence[int], parts: Sequence[list[int]]
 ) -> list[FileClass]:
     most = max(sum(counts[number] for number in groups) for groups in parts)
     found: list[tuple[FileClass, Counter[str]]] = []

@@ -13,10 +13,10 @@ import numpy as np
 
 from shardify.errors import LayoutError
 from shardify.layout import filenames
-from shardify.layout.name_groups import Census
+from shardify.layout.name_groups import NameGroups
 from shardify.layout.pixel_kinds import KINDS, kind_of_files
 from shardify.layout.role_candidates import Candidate, FileClass, candidates, file_classes
-from shardify.layout.sample_table import Table, join
+from shardify.layout.sample_table import SampleTable, join_by_name
 
 __all__ = ["VALIDITY", "Assignment", "assign_roles", "ignored", "validity"]
 
@@ -48,7 +48,7 @@ class Assignment:
     roles: tuple[str | None, ...]
     """Of each group; None for groups that are left aside."""
 
-    table: Table
+    table: SampleTable
     """The files joined under these roles."""
 
     evidence: dict[str, object]
@@ -64,7 +64,7 @@ class _Tried:
 
     candidate: Candidate
     roles: tuple[str | None, ...]
-    table: Table
+    table: SampleTable
     cost: float
 
     @property
@@ -75,7 +75,7 @@ class _Tried:
 
 
 def assign_roles(
-    census: Census, where: str, read: Callable[[int], bytes] | None = None
+    census: NameGroups, where: str, read: Callable[[int], bytes] | None = None
 ) -> Assignment:
     """Find the role of each group.
 
@@ -99,7 +99,7 @@ def assign_roles(
     by_words = candidates(partitions)
     if read is not None:
         _look(census, partitions, read, _LOOKS)
-    joined: dict[tuple[str | None, ...], Table] = {}
+    joined: dict[tuple[str | None, ...], SampleTable] = {}
     best, rivals = _best(census, candidates(partitions), joined)
     if rivals and read is not None:
         _look(census, partitions, read, _MORE_LOOKS)
@@ -135,7 +135,7 @@ def assign_roles(
 
 
 def _look(
-    census: Census, partitions: Sequence[Sequence[FileClass]], read: Callable[[int], bytes],
+    census: NameGroups, partitions: Sequence[Sequence[FileClass]], read: Callable[[int], bytes],
     looks: int,
 ) -> None:  # fmt: skip
     """Find out what the pixels of each class look like. Files that cannot be decoded count not."""
@@ -156,9 +156,9 @@ def _look(
 
 
 def _best(
-    census: Census,
+    census: NameGroups,
     ranked: Sequence[Candidate],
-    joined: dict[tuple[str | None, ...], Table],
+    joined: dict[tuple[str | None, ...], SampleTable],
 ) -> tuple[_Tried | None, list[_Tried]]:
     """The best candidate once its files are joined, and others that are as good but differ."""
     tried: dict[tuple[str | None, ...], _Tried] = {}
@@ -170,7 +170,7 @@ def _best(
         if roles in tried:
             continue
         if roles not in joined:
-            joined[roles] = join(census, roles)
+            joined[roles] = join_by_name(census, roles)
         found = _Tried(candidate=candidate, roles=roles, table=joined[roles], cost=0.0)
         cost = candidate.cost + _INCOMPLETE * (1 - found.complete)
         tried[roles] = _Tried(candidate=candidate, roles=roles, table=joined[roles], cost=cost)
@@ -182,7 +182,7 @@ def _best(
     return best, [each for each in near if _differs(census, best, each)]
 
 
-def _differs(census: Census, best: _Tried, other: _Tried) -> bool:
+def _differs(census: NameGroups, best: _Tried, other: _Tried) -> bool:
     """Whether two assignments mean other things, and not only a few stray files."""
     apart = 0
     for count, one, two in zip(census.counts(), best.roles, other.roles, strict=True):
@@ -193,7 +193,7 @@ def _differs(census: Census, best: _Tried, other: _Tried) -> bool:
     return apart > max(1, _STRAY * best.table.rows)
 
 
-def _evidence(census: Census, best: _Tried, decided: str) -> dict[str, object]:
+def _evidence(census: NameGroups, best: _Tried, decided: str) -> dict[str, object]:
     """Role -> its files, where they lie, and what words and pixels say of them."""
     found: dict[str, object] = {"decided by": decided}
     counts = census.counts()
@@ -223,7 +223,7 @@ def _unknown(candidate: Candidate) -> list[str]:
     return [each.name for each, role in pairs if role is None and not each.words]
 
 
-def ignored(census: Census, role_of_group: Sequence[str | None]) -> dict[str, int]:
+def ignored(census: NameGroups, role_of_group: Sequence[str | None]) -> dict[str, int]:
     """What was left aside and is no part of any sample, counted."""
     pairs = zip(role_of_group, census.counts(), strict=True)
     valid = validity(census, role_of_group)
@@ -237,7 +237,7 @@ def ignored(census: Census, role_of_group: Sequence[str | None]) -> dict[str, in
     return {what: count for what, count in left.items() if count}
 
 
-def validity(census: Census, role_of_group: Sequence[str | None]) -> int:
+def validity(census: NameGroups, role_of_group: Sequence[str | None]) -> int:
     """How many files left aside only say where a depth was measured: no mask of an object."""
     return sum(
         count

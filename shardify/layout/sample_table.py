@@ -12,17 +12,17 @@ import numpy as np
 import numpy.typing as npt
 
 from shardify.layout import filenames
-from shardify.layout.name_groups import Census, Folder, study_folder
+from shardify.layout.name_groups import Folder, NameGroups, study_folder
 from shardify.layout.name_patterns import (
     ALL_FOLDERS,
-    ALONE,
     LAST_FOLDER,
     NO_FOLDER,
-    Recipe,
+    UNGROUPED,
+    KeyPattern,
     recipe_of,
 )
 
-__all__ = ["RULES", "Table", "join", "tabulate"]
+__all__ = ["RULES", "SampleTable", "build_table", "join_by_name"]
 
 IntArray = npt.NDArray[np.int32]
 
@@ -36,7 +36,7 @@ _NO_ROLE = -1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Table:
+class SampleTable:
     """One row a sample, whole or not."""
 
     rule: str
@@ -68,7 +68,7 @@ class Table:
         return int(self.whole.sum())
 
 
-def join(census: Census, role_of_group: Sequence[str | None]) -> Table:
+def join_by_name(census: NameGroups, role_of_group: Sequence[str | None]) -> SampleTable:
     """Bring companions together by the first of ``RULES`` that does so for nearly all.
 
     Args:
@@ -85,7 +85,7 @@ def join(census: Census, role_of_group: Sequence[str | None]) -> Table:
     )
     of_name = np.where(census.group >= 0, code[census.group], np.int8(_NO_ROLE))
     most = int(np.bincount(of_name[of_name >= 0]).max())
-    best: Table | None = None
+    best: SampleTable | None = None
     for rule in RULES:
         limit = _HOPELESS * most + 1000
         table = _tabulate_batches(_keyed(census, of_name, rule), roles, rule, limit)
@@ -98,9 +98,9 @@ def join(census: Census, role_of_group: Sequence[str | None]) -> Table:
     return best
 
 
-def tabulate(
+def build_table(
     items: Iterable[tuple[int, int, str]], roles: Sequence[str], rule: str, *, most: float = np.inf
-) -> Table | None:
+) -> SampleTable | None:
     """Put what has the same key into one row.
 
     Args:
@@ -129,7 +129,7 @@ def tabulate(
     members = {
         role: np.array(column, np.int32) for role, column in zip(roles, columns, strict=True)
     }
-    return Table(rule=rule, members=members, claims=claims)
+    return SampleTable(rule=rule, members=members, claims=claims)
 
 
 def _by_path(folder: Folder, stem: str) -> str:
@@ -164,13 +164,13 @@ RULES = tuple(_RULES)
 
 
 def _keyed(
-    census: Census, of_name: npt.NDArray[np.int8], rule: str
+    census: NameGroups, of_name: npt.NDArray[np.int8], rule: str
 ) -> Iterator[tuple[IntArray, int, list[str]]]:
     """Indexes, code of the role and joining keys of the names that have a role, many at a time."""
     key, shared = _RULES[rule], census.shared
     stripped = filenames.Shapes().stripped
     folders: dict[str, Folder] = {}
-    recipes: dict[int, Recipe | None] = {}
+    recipes: dict[int, KeyPattern | None] = {}
 
     def one(name: str) -> str:
         path, _, base = name.rpartition("/")
@@ -181,7 +181,7 @@ def _keyed(
 
     for outline, indexes, names in census.outlines.batches(of_name >= 0):
         code = int(of_name[indexes[0]])
-        if outline == ALONE:
+        if outline == UNGROUPED:
             for index, name in zip(indexes, names, strict=True):
                 yield np.array([index], np.int32), int(of_name[index]), [one(name)]
             continue
@@ -200,8 +200,8 @@ def _tabulate_batches(
     roles: Sequence[str],
     rule: str,
     most: float,
-) -> Table | None:
-    """As ``tabulate``, of many names at a time."""
+) -> SampleTable | None:
+    """As ``build_table``, of many names at a time."""
     rows: dict[str, int] = {}
     columns = [np.full(1024, -1, np.int32) for _ in roles]
     claims: dict[tuple[int, str], list[int]] = {}
@@ -232,4 +232,4 @@ def _tabulate_batches(
         whole = np.full(len(rows), -1, np.int32)
         whole[: len(column)] = column[: len(rows)]
         members[role] = whole
-    return Table(rule=rule, members=members, claims=claims)
+    return SampleTable(rule=rule, members=members, claims=claims)

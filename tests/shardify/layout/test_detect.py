@@ -91,7 +91,7 @@ def test_incomplete_and_doubled_samples_are_left_out_by_name() -> None:
 
 
 def test_natural_order_counts_digits_as_numbers() -> None:
-    files = background_rules.Files(["park10", "park2", "park1", "lake3", "park02"])
+    files = background_rules.BackgroundFiles(["park10", "park2", "park1", "lake3", "park02"])
     assert [files.stems[place] for place in files.order["natural"]] == [
         "lake3", "park1", "park02", "park2", "park10",
     ]  # fmt: skip

@@ -29,10 +29,10 @@ from shardify.images.parser import parse
 from shardify.images.pixels import STANDARD, pixels
 from shardify.layout.name_patterns import (
     ALL_FOLDERS,
-    ALONE,
     LAST_FOLDER,
     NO_FOLDER,
-    Outlines,
+    UNGROUPED,
+    NamePatterns,
     numbers_at,
     numbers_of,
     recipe_of,
@@ -517,11 +517,11 @@ def test_every_wanted_name_comes_once_with_those_of_its_outline(
 ) -> None:
     names = list(itertools.chain(*groups))
     wanted = np.array([data.draw(st.booleans()) for _ in names])
-    outlines = Outlines(names)
+    outlines = NamePatterns(names)
     came: list[int] = []
     for code, indexes, some in outlines.batches(wanted):
         assert some == [names[index] for index in indexes]
-        assert code == ALONE or len({noughts(name) for name in some}) == 1
+        assert code == UNGROUPED or len({noughts(name) for name in some}) == 1
         came += indexes.tolist()
     assert sorted(came) == np.flatnonzero(wanted).tolist()
     members = np.flatnonzero(wanted).astype(np.int32)[::-1]
@@ -540,7 +540,7 @@ def noughts(name: str) -> str:
 @settings(max_examples=60, deadline=None)
 @given(alike(), st.sampled_from([NO_FOLDER, LAST_FOLDER, ALL_FOLDERS]))
 def test_the_recipe_of_one_name_serves_all_of_its_outline(names: list[str], folders: int) -> None:
-    for _, _, some in Outlines(names).batches(np.ones(len(names), bool)):
+    for _, _, some in NamePatterns(names).batches(np.ones(len(names), bool)):
         recipe, numbers = recipe_of(some[0], 0, folders), numbers_of(some[0], 0)
         assert numbers is not None
         for name in some:
