@@ -26,7 +26,7 @@ import click
 from shardify.errors import ShardifyError
 from shardify.storage.paths import PathOrUrl, as_path
 from shardify.version import version
-from shardify.workers.factory import hire
+from shardify.workers.factory import start_build_workers
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -366,7 +366,7 @@ def build(src: tuple[PathOrUrl, ...], out: PathOrUrl, as_json: bool, **options: 
     shardify build s3://bucket/data.zip s3://bucket/out --scheduler tcp://10.0.0.1:8786
     """
     chosen = {name: options[name] for name in ("codec", "res", "verify", "workers", "scheduler")}
-    with hire(src, out, **chosen) as pool:
+    with start_build_workers(src, out, **chosen) as pool:
         # They have as much to import.
         from shardify.conversion.build import build as run
         from shardify.conversion.survey import Options

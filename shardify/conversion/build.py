@@ -31,7 +31,7 @@ from shardify.storage.atomic_write import BackgroundSync
 from shardify.storage.paths import PathOrUrl, as_path
 from shardify.storage.readahead import ReadAhead, reading_ahead
 from shardify.version import version
-from shardify.workers.factory import hire
+from shardify.workers.factory import start_build_workers
 from shardify.workers.pool import Pool
 from shardify.workers.process_pool import Workers
 from shardify.writer.tasks import STATE, ShardRecord, ShardTask
@@ -155,7 +155,7 @@ def build(
 
 
 def _hired(paths: Sequence[PathOrUrl], out: PathOrUrl, options: Options) -> Pool:
-    return hire(
+    return start_build_workers(
         paths,
         out,
         codec=options.codec,

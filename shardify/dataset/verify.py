@@ -26,7 +26,7 @@ from shardify.images.parser import parse
 from shardify.images.pixels import STANDARD, pixels
 from shardify.storage.atomic_write import TEMPORARY
 from shardify.storage.paths import PathOrUrl, as_path
-from shardify.workers.factory import pool_of
+from shardify.workers.factory import create_pool
 
 __all__ = ["DecodeTask", "VerifyReport", "decode_shard", "verify"]
 
@@ -119,7 +119,7 @@ def verify(
             for shard in shards
             if not any(problem.startswith((shard.name, shard.index)) for problem in problems)
         ]
-        with pool_of(
+        with create_pool(
             "shardify.dataset.verify:decode_shard",
             workers=min(count, max(1, len(tasks))),
             places=[out],

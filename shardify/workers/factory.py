@@ -14,10 +14,10 @@ from shardify.errors import ShardifyError, StoreError
 from shardify.sources.zip_end_record import find_directory
 from shardify.storage.paths import PathOrUrl, Url, files_at
 from shardify.workers.dask_pool import Cluster
-from shardify.workers.pool import Inline, Pool
+from shardify.workers.pool import InlinePool, Pool
 from shardify.workers.process_pool import Workers
 
-__all__ = ["hire", "pool_of"]
+__all__ = ["create_pool", "start_build_workers"]
 
 _CAREFUL, _SWIFT = "shardify.writer.shard_writer:run_task", "shardify.writer.fast_worker:run_task"
 _WORTH = 30_000
@@ -26,7 +26,7 @@ measured, a build of 12,000 entries takes as long with it as without, one of 24,
 It is not lower because an installation's first use compiles, which takes 13 seconds."""
 
 
-def hire(
+def start_build_workers(
     paths: Sequence[PathOrUrl],
     out: PathOrUrl,
     *,
@@ -53,12 +53,12 @@ def hire(
     """
     copied = codec == "keep" and not res and verify != "decode"
     swift = copied and scheduler is None and sum(map(_entries_in, files_at(paths))) >= _WORTH
-    return pool_of(
+    return create_pool(
         _SWIFT if swift else _CAREFUL, workers=workers, scheduler=scheduler, places=[*paths, out]
     )
 
 
-def pool_of(
+def create_pool(
     target: str,
     *,
     workers: int | None = None,
@@ -86,7 +86,7 @@ def pool_of(
                 f"{scheduler} sees; choose s3:// or a shared folder"
             )
         return Cluster(target, scheduler, places)
-    return Inline(target) if private else Workers(target, workers or os.cpu_count() or 1)
+    return InlinePool(target) if private else Workers(target, workers or os.cpu_count() or 1)
 
 
 def _entries_in(path: Path) -> int:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Protocol
 
-from shardify.workers.process_pool import AGAIN
+from shardify.workers.process_pool import RETRY_SECONDS
 
-__all__ = ["Inline", "Pool", "awaited", "function_of"]
+__all__ = ["InlinePool", "Pool", "awaited", "function_of"]
 
 
 class Pool(Protocol):
@@ -40,14 +40,14 @@ class Pool(Protocol):
     ) -> None: ...
 
 
-class Inline:
+class InlinePool:
     """No workers at all: each task is done when its result is asked for."""
 
     def __init__(self, target: str) -> None:
         self._function = function_of(target)
         self.max_in_flight = 1
 
-    def __enter__(self) -> "Inline":
+    def __enter__(self) -> "InlinePool":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -63,7 +63,7 @@ def awaited(tasks: Iterable[Any]) -> Iterator[Any]:
     """Tasks alone: waits where there is none yet."""
     for task in tasks:
         if task is None:
-            time.sleep(AGAIN)
+            time.sleep(RETRY_SECONDS)
         else:
             yield task
 

@@ -22,11 +22,12 @@ from typing import IO, Any
 from shardify.errors import BuildError, ShardifyError
 from shardify.workers.worker_process import LENGTH, REPORT
 
-__all__ = ["AGAIN", "Workers"]
+__all__ = ["RETRY_SECONDS", "Workers"]
 
 _START = (
     "import sys; sys.path[:] = {path!r}; "
-    "from shardify.workers.worker_process import serve; serve({target!r}, {parent}, {ends!r})"
+    "from shardify.workers.worker_process import run_workers; "
+    "run_workers({target!r}, {parent}, {ends!r})"
 )
 _SETTINGS = {
     # One process a core is the plan: no threads for algebra beside.
@@ -42,7 +43,7 @@ _PIPE = 1 << 20
 """Room for two shards' tasks; more is not allowed to everyone. Bytes."""
 _PATIENCE = 10
 """How long the first process may take to end the others, before it is killed. Seconds."""
-AGAIN = 0.02
+RETRY_SECONDS = 0.02
 """Seconds until a task that was not there yet is asked for again."""
 _OVER = (-1, b"")
 
@@ -175,7 +176,7 @@ class Workers:
                         self.idle_work = None
                     if again:
                         break
-                wait = None if not again else AGAIN if self.idle_work is None else 0
+                wait = None if not again else RETRY_SECONDS if self.idle_work is None else 0
                 ready = [key.data for key, _ in selector.select(wait)]
                 for worker in ready:
                     result = self._receive(worker)

@@ -20,7 +20,7 @@ from typing import Any
 
 from shardify.errors import ShardifyError
 
-__all__ = ["LENGTH", "REPORT", "serve"]
+__all__ = ["LENGTH", "REPORT", "run_workers"]
 
 LENGTH = struct.Struct("<Q")
 """Before each pickled task and each answer: its length. Bytes."""
@@ -33,7 +33,7 @@ _NO_PROCESS = 71
 """Exit code where the system gives no more processes: ``EX_OSERR`` of sysexits.h."""
 
 
-def serve(target: str, parent: int, ends: Sequence[tuple[int, int]]) -> None:
+def run_workers(target: str, parent: int, ends: Sequence[tuple[int, int]]) -> None:
     """Fork the workers, and wait for their ends; reports go to standard output.
 
     Args:

@@ -12,7 +12,7 @@ from shardline_scenes import background, composite, depth, mask
 from shardify.conversion.build import BuildReport, build
 from shardify.conversion.survey import Options
 from shardify.storage.paths import as_path
-from shardify.workers.pool import Inline
+from shardify.workers.pool import InlinePool
 
 STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 
@@ -79,7 +79,9 @@ def shards(out: Path) -> dict[str, bytes]:
 @pytest.fixture
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
     """The work in this process: quicker than starting workers, and the same otherwise."""
-    monkeypatch.setattr("shardify.workers.factory.pool_of", lambda target, **_: Inline(target))
+    monkeypatch.setattr(
+        "shardify.workers.factory.create_pool", lambda target, **_: InlinePool(target)
+    )
 
 
 def run(sources: "list[str | Path]", out: "str | Path", **options: object) -> BuildReport:

@@ -28,7 +28,7 @@ from shardify.errors import BuildError, LayoutError, OutputError, ShardifyError
 from shardify.storage import readahead
 from shardify.storage.page_cache import Reader
 from shardify.storage.readahead import ReadAhead
-from shardify.workers.factory import hire
+from shardify.workers.factory import start_build_workers
 
 OPTIONS = Options(val=0.25, workers=1, shard_samples=5)
 
@@ -542,7 +542,7 @@ def test_workers_that_were_hired_before_are_gone_when_a_refused_build_is_taken_b
         output_folder.withdraw(*given, **how)
 
     monkeypatch.setattr("shardify.conversion.build.withdraw", withdraw_)
-    with hire([source], tmp_path / "out", **chosen) as pool:
+    with start_build_workers([source], tmp_path / "out", **chosen) as pool:
         pids += pool.pids  # type: ignore[attr-defined]
         with pytest.raises(LayoutError, match="pixels contradict"):
             build([source], tmp_path / "out", Options(verify="decode", shard_samples=20), pool=pool)

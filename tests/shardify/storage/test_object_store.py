@@ -20,7 +20,7 @@ from shardify.conversion.survey import Options, survey
 from shardify.dataset.verify import verify
 from shardify.errors import OutputError, StoreError
 from shardify.storage.paths import Url, as_path
-from shardify.workers.pool import Inline
+from shardify.workers.pool import InlinePool
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def store() -> Iterator[Store]:
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
     """The work in this process: quicker than starting workers, and the same otherwise."""
     for user in ("workers.factory", "dataset.verify"):
-        monkeypatch.setattr(f"shardify.{user}.pool_of", lambda target, **_: Inline(target))
+        monkeypatch.setattr(f"shardify.{user}.pool_of", lambda target, **_: InlinePool(target))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,9 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def local(packed: Path) -> dict[str, bytes]:
     out = packed.parent / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shardify.workers.factory.pool_of", lambda target, **_: Inline(target))
+        patch.setattr(
+            "shardify.workers.factory.create_pool", lambda target, **_: InlinePool(target)
+        )
         run(packed, out)
     return content(out)
 

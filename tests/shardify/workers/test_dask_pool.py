@@ -22,8 +22,8 @@ from shardify.errors import BuildError, StoreError
 from shardify.storage.paths import Url, as_path
 from shardify.workers import dask_pool
 from shardify.workers.dask_pool import Cluster
-from shardify.workers.factory import pool_of
-from shardify.workers.pool import Inline
+from shardify.workers.factory import create_pool
+from shardify.workers.pool import InlinePool
 from shardify.workers.process_pool import Workers
 
 
@@ -89,7 +89,9 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def local(packed: Path) -> dict[str, bytes]:
     out = packed.parent / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shardify.workers.factory.pool_of", lambda target, **_: Inline(target))
+        patch.setattr(
+            "shardify.workers.factory.create_pool", lambda target, **_: InlinePool(target)
+        )
         build([packed], out, Options(val=0.25, shard_samples=1))
     return content(out)
 
@@ -113,7 +115,9 @@ def test_a_folder_and_a_prefix_give_on_a_cluster_what_they_give_here(
     for name, data in files.items():
         store.client.put_object(Bucket=BUCKET, Key=f"set/data/{name}", Body=data)
     build([as_path(f"s3://{BUCKET}/set/data/")], as_path(f"s3://{BUCKET}/far"), options)
-    monkeypatch.setattr("shardify.workers.factory.pool_of", lambda target, **_: Inline(target))
+    monkeypatch.setattr(
+        "shardify.workers.factory.create_pool", lambda target, **_: InlinePool(target)
+    )
     build([folder], tmp_path / "near", options)
     assert content(tmp_path / "far") == content(tmp_path / "near")
     assert store.content("far") == content(tmp_path / "near")
@@ -121,17 +125,17 @@ def test_a_folder_and_a_prefix_give_on_a_cluster_what_they_give_here(
 
 def test_what_a_task_raises_is_raised_here(running: Started) -> None:
     with (
-        pool_of("shardify.cli:_fail", scheduler=running.address) as pool,
+        create_pool("shardify.cli:_fail", scheduler=running.address) as pool,
         pytest.raises(BuildError, match=r"a worker failed: .*; see its log"),
     ):
         list(pool.map([1]))
     with (
-        pool_of("shardify.dataset.manifest:Manifest.load", scheduler=running.address) as pool,
+        create_pool("shardify.dataset.manifest:Manifest.load", scheduler=running.address) as pool,
         pytest.raises(BuildError, match="a worker failed: AttributeError"),
     ):
         list(pool.map([1]))
     with (
-        pool_of("shardify.storage.readers:open_source", scheduler=running.address) as pool,
+        create_pool("shardify.storage.readers:open_source", scheduler=running.address) as pool,
         pytest.raises(StoreError, match="nosuch://x: Protocol not known"),
     ):
         list(pool.map(["nosuch://x"]))
@@ -238,15 +242,19 @@ def test_no_scheduler_is_one_line(
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(BuildError, match="not installed; pip install distributed"):
-        pool_of("x:y", scheduler="tcp://127.0.0.1:9")
+        create_pool("x:y", scheduler="tcp://127.0.0.1:9")
 
 
 def test_what_lives_in_one_process_stays_in_it() -> None:
     private = Url("memory://x.zip")
-    assert isinstance(pool_of("shardify.dataset.index:parse_index", places=[private]), Inline)
+    assert isinstance(
+        create_pool("shardify.dataset.index:parse_index", places=[private]), InlinePool
+    )
     with pytest.raises(StoreError, match=r"memory://x\.zip: lives in one process"):
-        pool_of("x:y", scheduler="tcp://127.0.0.1:9", places=[private])
-    with pool_of("shardify.dataset.index:parse_index", workers=1, places=[Path("x.zip")]) as pool:
+        create_pool("x:y", scheduler="tcp://127.0.0.1:9", places=[private])
+    with create_pool(
+        "shardify.dataset.index:parse_index", workers=1, places=[Path("x.zip")]
+    ) as pool:
         assert isinstance(pool, Workers)
 
 

@@ -75,10 +75,10 @@ def test_an_interpreter_that_cannot_be_run_is_named(monkeypatch: pytest.MonkeyPa
 def test_a_system_without_more_processes_is_no_traceback() -> None:
     program = (
         "import errno, os\n"
-        "from shardify.workers.worker_process import serve\n"
+        "from shardify.workers.worker_process import run_workers\n"
         "def fork(): raise BlockingIOError(errno.EAGAIN, 'no more')\n"
         "os.fork = fork\n"
-        "serve('math:sqrt', os.getppid(), [os.pipe()])\n"
+        "run_workers('math:sqrt', os.getppid(), [os.pipe()])\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (71, "", "")
