@@ -28,9 +28,9 @@ from shardify.sources.open_sources import open_sources
 from shardify.storage.readers import ReadHandle, pread
 from shardify.writer.fast_copy import FastCopier
 from shardify.writer.fast_worker import prepare
-from shardify.writer.sample_check import gauged
+from shardify.writer.sample_check import measure_samples
 from shardify.writer.shard_writer import run_task
-from shardify.writer.tasks import STATE, ShardTask
+from shardify.writer.tasks import STATE_FOLDER, ShardTask
 
 __all__ = ["Phase", "phases", "table"]
 
@@ -83,7 +83,7 @@ def phases(source: Path) -> list[Phase]:
     index = {name: number for number, name in enumerate(found.layout.background_ids)}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        (out / STATE).mkdir()
+        (out / STATE_FOLDER).mkdir()
         plans = [plan for split in ("train", "val") for plan in found.shards[split]]
         variants = found.options.variants()
         backgrounds = _best(lambda: write_backgrounds(found, out, variants, STANDARD))
@@ -101,7 +101,9 @@ def phases(source: Path) -> list[Phase]:
             read = share * _best(lambda: _read(tasks, handles))
             # By itself: a small difference of large times would tell little.
             measured = share * _best(
-                lambda: [gauged(each, handles, FastCopier(each, handles)) for each in tasks]
+                lambda: [
+                    measure_samples(each, handles, FastCopier(each, handles)) for each in tasks
+                ]
             )
         bare = [dataclasses.replace(each, measured=[False] * len(each.keys)) for each in tasks]
         trusted = [dataclasses.replace(each, verify="none") for each in bare]
@@ -185,5 +187,5 @@ def _write(tasks: list[ShardTask], out: Path) -> None:
 
 
 def _remove(task: ShardTask, out: Path) -> None:
-    for name in (f"{task.name}.tar", f"{task.name}.idx", f"{STATE}/{task.name}.json"):
+    for name in (f"{task.name}.tar", f"{task.name}.idx", f"{STATE_FOLDER}/{task.name}.json"):
         (out / name).unlink()

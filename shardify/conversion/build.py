@@ -34,7 +34,7 @@ from shardify.version import version
 from shardify.workers.factory import start_build_workers
 from shardify.workers.pool import Pool
 from shardify.workers.process_pool import Workers
-from shardify.writer.tasks import STATE, ShardRecord, ShardTask
+from shardify.writer.tasks import STATE_FOLDER, ShardRecord, ShardTask
 
 __all__ = ["BuildReport", "build"]
 
@@ -123,7 +123,7 @@ def build(
         with (
             pool or _hired(paths, out, options) as pool,
             reading_ahead(paths if options.scheduler is None else (), waiting) as ahead,
-            UnpackCache(out / STATE, shared=options.scheduler is not None) as work,
+            UnpackCache(out / STATE_FOLDER, shared=options.scheduler is not None) as work,
             ExitStack() as later,
         ):
             # What is put into a store, or written by a cluster, is not so easily taken back.
@@ -235,7 +235,7 @@ def _shard_tasks(
     def rows() -> Iterator[NDArray[Any]]:
         for plan, each in zip(plans, rows_read(found, plans), strict=True):
             # What an earlier run finished is looked at, not made again.
-            kept = isinstance(out, Path) and (out / STATE / f"{plan.name}.json").exists()
+            kept = isinstance(out, Path) and (out / STATE_FOLDER / f"{plan.name}.json").exists()
             yield each[:0] if kept else each
 
     yield from ahead.paced(tasks, rows, sources, under_way=pool.max_in_flight)

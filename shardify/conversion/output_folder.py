@@ -17,7 +17,7 @@ from shardify.dataset.manifest import BACKGROUNDS, NAME, REJECTED, Manifest
 from shardify.errors import OutputError
 from shardify.storage.atomic_write import TEMPORARY, write_atomic
 from shardify.storage.paths import PathOrUrl, Url
-from shardify.writer.tasks import STATE
+from shardify.writer.tasks import STATE_FOLDER
 
 __all__ = ["check_out", "claimed", "finished", "forget", "sweep", "withdraw"]
 
@@ -49,7 +49,7 @@ def check_out(out: PathOrUrl, sources: Sequence[PathOrUrl]) -> None:
                 f"{out}: holds the source {source}; expected a new or empty folder; choose "
                 "another OUT"
             )
-    if out.is_dir() and not (out / NAME).exists() and not (out / STATE).exists():
+    if out.is_dir() and not (out / NAME).exists() and not (out / STATE_FOLDER).exists():
         other = next((each.name for each in out.iterdir()), None)
         if other is not None:
             raise OutputError(
@@ -104,7 +104,7 @@ def claimed(out: PathOrUrl, identity: dict[str, Any]) -> Iterator[None]:
     A store has no locks: two builds of one identity at once put the same bytes twice, no harm
     done, and one of another identity finds the first one's statement.
     """
-    state = out / STATE
+    state = out / STATE_FOLDER
     if isinstance(state, Url):
         _state_identity(out, state / "build.json", identity)
         yield
@@ -125,7 +125,7 @@ def claimed(out: PathOrUrl, identity: dict[str, Any]) -> Iterator[None]:
 
 def forget(out: PathOrUrl) -> None:
     """Delete what only a rerun needs."""
-    state = out / STATE
+    state = out / STATE_FOLDER
     if not isinstance(state, Url):
         shutil.rmtree(state, ignore_errors=True)
     elif state.is_dir():

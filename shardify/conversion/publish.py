@@ -39,7 +39,7 @@ from shardify.layout.detect import Layout, Rejection
 from shardify.storage.atomic_write import sync_folder
 from shardify.storage.paths import PathOrUrl
 from shardify.version import version
-from shardify.writer.tasks import Moments, ShardRecord
+from shardify.writer.tasks import ChannelSums, ShardRecord
 
 __all__ = [
     "Settled",
@@ -148,9 +148,9 @@ def uses_of(
     return {split: counts.tolist() for split, counts in uses.items()}
 
 
-def stats_of(records: Sequence[ShardRecord], backgrounds: Moments) -> dict[str, Stats]:
+def stats_of(records: Sequence[ShardRecord], backgrounds: ChannelSums) -> dict[str, Stats]:
     """Means over the measured pictures of each role."""
-    total = {"bg": backgrounds, **{role: Moments() for role in MEMBERS}}
+    total = {"bg": backgrounds, **{role: ChannelSums() for role in MEMBERS}}
     for record in records:
         for role, moments in record.moments.items():
             if moments.samples:
@@ -206,7 +206,9 @@ class Settled:
     plans: list[ShardPlan]
 
 
-def publish(settled: Settled, out: PathOrUrl, results: Sequence[ShardRecord | Moments]) -> Manifest:
+def publish(
+    settled: Settled, out: PathOrUrl, results: Sequence[ShardRecord | ChannelSums]
+) -> Manifest:
     """Write the manifests, and delete what no manifest names.
 
     Args:
@@ -223,9 +225,9 @@ def publish(settled: Settled, out: PathOrUrl, results: Sequence[ShardRecord | Mo
     found, banks, plans = settled.found, settled.banks, settled.plans
     variants = found.options.variants()
     records: list[ShardRecord] = [each for each in results if isinstance(each, ShardRecord)]
-    measured = Moments()
+    measured = ChannelSums()
     for moments in results:
-        if isinstance(moments, Moments) and moments.samples:
+        if isinstance(moments, ChannelSums) and moments.samples:
             measured.add(moments.mean, moments.std, moments.samples)
     rejected = found.rejected + [each for record in records for each in rejections_of(record)]
     stats = stats_of(records, measured)

@@ -27,14 +27,14 @@ from shardify.storage.readers import ReadHandle
 from shardify.writer.fast_copy import BY_NAME, FastCopier
 from shardify.writer.tasks import ShardTask
 
-__all__ = ["Figure", "Sample", "check_picture", "gauged", "sample_of"]
+__all__ = ["CheckedSample", "Figure", "check_picture", "check_sample", "measure_samples"]
 
 Figure = tuple[list[float], list[float]]
 """Mean and deviation of one picture, by channel."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class CheckedSample:
     """One sample, found good."""
 
     members: list[tuple[str, bytes, ImageInfo]]
@@ -47,9 +47,9 @@ class Sample:
     """Of each role, if it is measured."""
 
 
-def sample_of(
+def check_sample(
     task: ShardTask, handles: Sequence[ReadHandle], number: int, figures: list[Figure]
-) -> Sample | list[str]:
+) -> CheckedSample | list[str]:
     """Read and check one sample.
 
     Args:
@@ -65,7 +65,7 @@ def sample_of(
     plain = all(variant.unchanged for variant in task.variants)
     # What is measured or encoded anew is parsed in any case.
     parsed = task.verify == "none" and (measured or not plain)
-    sample = Sample([], [], {}, figures)
+    sample = CheckedSample([], [], {}, figures)
     role = task.roles[0]
     try:
         for role, name, row in zip(task.roles, names, task.rows[number].tolist(), strict=True):
@@ -120,7 +120,7 @@ def check_picture(
     return data, picture, rule
 
 
-def gauged(
+def measure_samples(
     task: ShardTask, handles: Sequence[ReadHandle], copier: FastCopier
 ) -> dict[int, list[Figure]]:
     """Number -> figures of each role, of the measured samples that are plain and can be decoded.
@@ -131,8 +131,8 @@ def gauged(
     """
     found: dict[int, list[Figure]] = {}
     for number in compress(count(), task.measured if copier.able else ()):
-        sample = sample_of(task, handles, number, [])
-        if isinstance(sample, Sample) and not sample.rules:
+        sample = check_sample(task, handles, number, [])
+        if isinstance(sample, CheckedSample) and not sample.rules:
             found[number] = sample.stats
             copier.learn_header(sample.members)
     return found

@@ -29,21 +29,28 @@ from shardify.storage.atomic_write import AtomicFile, write_quick
 from shardify.storage.paths import Url, as_path
 from shardify.storage.readers import announce_reads
 from shardify.writer.fast_copy import CopyResult, FastCopier
-from shardify.writer.sample_check import Figure, gauged, sample_of
+from shardify.writer.sample_check import Figure, check_sample, measure_samples
 from shardify.writer.tar_writer import TarWriter
-from shardify.writer.tasks import STATE, BackgroundTask, Moments, Part, ShardRecord, ShardTask
+from shardify.writer.tasks import (
+    STATE_FOLDER,
+    BackgroundTask,
+    ChannelSums,
+    ShardRecord,
+    ShardTask,
+    VariantRecord,
+)
 
 __all__ = [
     "ENTRY_DTYPE",
-    "STATE",
+    "STATE_FOLDER",
     "BackgroundTask",
-    "Moments",
+    "ChannelSums",
     "OpenSources",
-    "Part",
     "ShardRecord",
     "ShardTask",
-    "Sink",
     "TarWriter",
+    "VariantRecord",
+    "VariantWriter",
     "measure_backgrounds",
     "prepare",
     "run_task",
@@ -51,7 +58,7 @@ __all__ = [
 ]
 
 
-class Sink:
+class VariantWriter:
     """One variant of a task's shard.
 
     Args:
@@ -119,7 +126,7 @@ class Sink:
         """The index of all that was added."""
         return head_of(self._samples).encode() + self._text
 
-    def part(self, index: bytes) -> Part:
+    def part(self, index: bytes) -> VariantRecord:
         """End the tar, and say what it holds."""
         digest = self._tar.finish()
         pictures: dict[str, dict[str, int]] = {}
@@ -129,7 +136,7 @@ class Sink:
                 kinds[each[column]] += times
             ranked = sorted(kinds.items())
             pictures[role] = {" ".join(map(str, each[:5])): times for each, times in ranked}
-        return Part(
+        return VariantRecord(
             bytes=self._tar.offset,
             sha256=digest,
             index_sha256=hashlib.sha256(index).hexdigest(),
@@ -145,7 +152,7 @@ def prepare() -> None:
     Image.preinit()
 
 
-def run_task(task: ShardTask | BackgroundTask) -> "ShardRecord | Moments":
+def run_task(task: ShardTask | BackgroundTask) -> "ShardRecord | ChannelSums":
     """What a worker does with a task, whichever it is."""
     return write_shard(task) if isinstance(task, ShardTask) else measure_backgrounds(task)
 
@@ -160,7 +167,7 @@ def write_shard(task: ShardTask) -> ShardRecord:
         BuildError: A zip cannot be read any more, or OUT cannot be written (disk full).
     """
     digest = task.digest()
-    kept = _kept(task, digest)
+    kept = _reusable_record(task, digest)
     if kept is not None:
         return kept
     out = as_path(task.out)
@@ -175,7 +182,7 @@ def write_shard(task: ShardTask) -> ShardRecord:
                     draft.publish()
         # None of this is flushed to disk: a rerun believes digests only, and before the manifest
         # appears everything is flushed at once.
-        write_quick(out / STATE / f"{task.name}.json", record.to_json().encode())
+        write_quick(out / STATE_FOLDER / f"{task.name}.json", record.to_json().encode())
     except OSError as error:
         raise BuildError(
             f"{tars[0]}: {error.strerror or error}; the shards so far are kept: see to it and run "
@@ -184,9 +191,9 @@ def write_shard(task: ShardTask) -> ShardRecord:
     return record
 
 
-def measure_backgrounds(task: BackgroundTask) -> Moments:
+def measure_backgrounds(task: BackgroundTask) -> ChannelSums:
     """Mean and deviation of some backgrounds. Those that cannot be decoded are passed over."""
-    moments = Moments()
+    moments = ChannelSums()
     with OpenSources(task.sources) as descriptors:
         announce_reads(descriptors, task.rows, task.names)
         for name, row in zip(task.names, task.rows.tolist(), strict=True):
@@ -202,13 +209,15 @@ def measure_backgrounds(task: BackgroundTask) -> Moments:
 def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRecord, list[bytes]]:
     rejected: list[list[str]] = []
     rules: Counter[str] = Counter()
-    moments = {role: Moments() for role in task.roles}
-    sinks = [Sink(task, variant, tar) for variant, tar in zip(task.variants, tars, strict=True)]
+    moments = {role: ChannelSums() for role in task.roles}
+    sinks = [
+        VariantWriter(task, variant, tar) for variant, tar in zip(task.variants, tars, strict=True)
+    ]
     samples, number = 0, 0
     with OpenSources(task.sources) as handles:
         announce_reads(handles, task.rows, map(task.names_of, range(len(task.keys))))
         copier = FastCopier(task, handles)
-        known = gauged(task, handles, copier)
+        known = measure_samples(task, handles, copier)
         copier.exclude(each for each in compress(count(), task.measured) if each not in known)
         while number < len(task.keys):
             first = number
@@ -220,7 +229,7 @@ def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRec
                 figures += [known[each] for each in range(first, number) if each in known]
             else:
                 number += 1
-                sample = sample_of(task, handles, first, known.get(first, []))
+                sample = check_sample(task, handles, first, known.get(first, []))
                 if isinstance(sample, list):
                     rejected.append(sample)
                     continue
@@ -253,11 +262,11 @@ def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRec
     return record, indexes
 
 
-def _kept(task: ShardTask, digest: str) -> ShardRecord | None:
+def _reusable_record(task: ShardTask, digest: str) -> ShardRecord | None:
     """The record of an earlier run, if the shard that it describes is there, byte for byte."""
     out = as_path(task.out)
     try:
-        record = ShardRecord.from_json((out / STATE / f"{task.name}.json").read_text())
+        record = ShardRecord.from_json((out / STATE_FOLDER / f"{task.name}.json").read_text())
         if record.task != digest:
             return None
         for variant, part in zip(task.variants, record.parts, strict=True):

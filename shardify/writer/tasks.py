@@ -17,14 +17,21 @@ from numpy.typing import NDArray
 from shardify.images.codecs import Variant
 from shardify.images.pixels import LabelEncoding
 
-__all__ = ["STATE", "BackgroundTask", "Moments", "Part", "ShardRecord", "ShardTask"]
+__all__ = [
+    "STATE_FOLDER",
+    "BackgroundTask",
+    "ChannelSums",
+    "ShardRecord",
+    "ShardTask",
+    "VariantRecord",
+]
 
-STATE = ".shardify"
+STATE_FOLDER = ".shardify"
 """Folder inside OUT for what a rerun needs; gone once the manifest is there."""
 
 
 @dataclass(kw_only=True, slots=True)
-class Moments:
+class ChannelSums:
     """Sums over pictures of per-channel mean and standard deviation."""
 
     samples: int = 0
@@ -98,7 +105,7 @@ class BackgroundTask:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
+class VariantRecord:
     """A shard in one variant."""
 
     bytes: int
@@ -117,13 +124,13 @@ class ShardRecord:
     task: str
     name: str
     samples: int
-    parts: list[Part]
+    parts: list[VariantRecord]
     """One for each variant."""
     rejected: list[list[str]]
     """``[key, member, role, reason]`` of each sample left out."""
     rules: dict[str, int]
     """Conversion rule -> pictures that it changed."""
-    moments: dict[str, Moments]
+    moments: dict[str, ChannelSums]
 
     def to_json(self) -> str:
         """One JSON object."""
@@ -133,6 +140,6 @@ class ShardRecord:
     def from_json(cls, text: str) -> "ShardRecord":
         """The record again. Raises ValueError, TypeError or KeyError if it is none."""
         values = json.loads(text)
-        values["moments"] = {role: Moments(**each) for role, each in values["moments"].items()}
-        values["parts"] = [Part(**each) for each in values["parts"]]
+        values["moments"] = {role: ChannelSums(**each) for role, each in values["moments"].items()}
+        values["parts"] = [VariantRecord(**each) for each in values["parts"]]
         return cls(**values)

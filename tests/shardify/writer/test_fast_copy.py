@@ -43,7 +43,7 @@ from shardify.writer import fast_copy
 from shardify.writer.fast_copy import FastCopier, header_length
 from shardify.writer.shard_writer import write_shard
 from shardify.writer.tar_writer import TarWriter
-from shardify.writer.tasks import STATE, ShardRecord, ShardTask
+from shardify.writer.tasks import STATE_FOLDER, ShardRecord, ShardTask
 
 if TYPE_CHECKING:
     from shardify.writer.fast_copy_kernel import Buffers, CopyPlan, KnownHeaders
@@ -98,7 +98,7 @@ def task_of(source: Path, out: Path, **other: object) -> ShardTask:
     catalog = open_catalog([source])
     count = len(catalog.names) // len(ROLES)
     joined, ends = catalog.names.joined(np.arange(len(catalog.names), dtype=np.int32))
-    (out / STATE).mkdir(parents=True)
+    (out / STATE_FOLDER).mkdir(parents=True)
     rows = np.empty((count, len(ROLES)), ENTRY_DTYPE)
     for column in ENTRY_DTYPE.names or ():
         rows[column] = getattr(catalog.entries, column).reshape(rows.shape)

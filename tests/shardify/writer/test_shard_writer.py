@@ -19,7 +19,7 @@ from shardify.images.pixels import STANDARD
 from shardify.sources.catalog import open_catalog
 from shardify.writer.shard_writer import (
     ENTRY_DTYPE,
-    STATE,
+    STATE_FOLDER,
     BackgroundTask,
     ShardTask,
     TarWriter,
@@ -62,7 +62,7 @@ def task_of(tmp_path: Path, files: dict[str, bytes], **other: object) -> ShardTa
     rows = np.empty(members.shape, ENTRY_DTYPE)
     for column in ENTRY_DTYPE.names or ():
         rows[column] = getattr(catalog.entries, column)[members]
-    (tmp_path / "out" / STATE).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "out" / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
     joined, ends = catalog.names.joined(members.ravel())
     task = ShardTask(
         out=str(tmp_path / "out"),
@@ -184,7 +184,7 @@ def test_a_shard_without_any_good_sample_is_not_written(tmp_path: Path) -> None:
     files = dict.fromkeys(payloads(2), b"text")
     record = write_shard(task_of(tmp_path, files))
     assert record.samples == 0
-    assert [each.name for each in (tmp_path / "out").iterdir()] == [STATE]
+    assert [each.name for each in (tmp_path / "out").iterdir()] == [STATE_FOLDER]
 
 
 def test_a_finished_shard_is_kept_and_a_damaged_one_written_again(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_finished_shard_is_kept_and_a_damaged_one_written_again(tmp_path: Path
     assert tar.read_bytes() == whole
     (tmp_path / "out" / "train-00000.idx").unlink()
     assert write_shard(task) == record
-    state = tmp_path / "out" / STATE / "train-00000.json"
+    state = tmp_path / "out" / STATE_FOLDER / "train-00000.json"
     state.write_text("{}")
     assert write_shard(task) == record
     other = dataclasses.replace(task, background=[5, 5, 5])
