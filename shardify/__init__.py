@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from shardify.conversion.build import BuildReport, build
-    from shardify.conversion.survey import Options as BuildOptions
+    from shardify.conversion.survey import BuildOptions
     from shardify.dataset.manifest import Manifest
     from shardify.loader.augmentation import Augmentation
     from shardify.loader.loader import Loader
@@ -18,7 +18,7 @@ __all__ = ["Augmentation", "BuildOptions", "BuildReport", "Loader", "Manifest", 
 
 _HOMES = {
     "Augmentation": "shardify.loader.augmentation:Augmentation",
-    "BuildOptions": "shardify.conversion.survey:Options",
+    "BuildOptions": "shardify.conversion.survey:BuildOptions",
     "BuildReport": "shardify.conversion.build:BuildReport",
     "Loader": "shardify.loader.loader:Loader",
     "Manifest": "shardify.dataset.manifest:Manifest",

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 from shardify.conversion.backgrounds import write_backgrounds
-from shardify.conversion.survey import Options, survey
+from shardify.conversion.survey import BuildOptions, survey
 from shardify.conversion.task_list import background_tasks, shard_tasks
 from shardify.images.pixels import STANDARD
 from shardify.layout.detect import detect
@@ -58,7 +58,7 @@ def phases(source: Path) -> list[Phase]:
     Args:
         source: A zip with at least some thousand samples.
     """
-    found = survey([source], Options())
+    found = survey([source], BuildOptions())
     samples = int(found.usable.sum())
     result: list[Phase] = []
 
@@ -90,7 +90,7 @@ def phases(source: Path) -> list[Phase]:
         told("parent", "backgrounds checked and written", backgrounds)
         handing = _best(lambda: list(shard_tasks(found, out, plans, index, STANDARD)))
         told("beside", "plans for the workers", handing)
-        whole = _best(lambda: survey([source], Options()))
+        whole = _best(lambda: survey([source], BuildOptions()))
         with UnpackCache() as work:
             less = _best(lambda: (open_sources([source], work), detect(catalog.names, where="x")))
         told("beside", "proof by pixels", whole - less)

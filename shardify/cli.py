@@ -309,9 +309,9 @@ def inspect(src: tuple[PathOrUrl, ...], as_json: bool, no_check: bool, **options
     shardify inspect data.zip --val 0.1 --json
     shardify inspect data.zip --no-check > layout.toml
     """
-    from shardify.conversion.survey import Options, survey
+    from shardify.conversion.survey import BuildOptions, survey
 
-    surveyed = survey(src, Options(**options), check=not no_check)
+    surveyed = survey(src, BuildOptions(**options), check=not no_check)
     found = {**surveyed.to_json(), "layout_file": surveyed.layout_file()}
     click.echo(json.dumps(found, indent=1) if as_json else survey_text(found))
 
@@ -369,11 +369,13 @@ def build(src: tuple[PathOrUrl, ...], out: PathOrUrl, as_json: bool, **options: 
     with start_build_workers(src, out, **chosen) as pool:
         # They have as much to import.
         from shardify.conversion.build import build as run
-        from shardify.conversion.survey import Options
+        from shardify.conversion.survey import BuildOptions
 
         with progress("samples") as bar:
             waiting = bar.waiting if bar else None
-            report = run(src, out, Options(**options), progress=bar, waiting=waiting, pool=pool)
+            report = run(
+                src, out, BuildOptions(**options), progress=bar, waiting=waiting, pool=pool
+            )
     found = report.to_json()
     click.echo(json.dumps(found, indent=1) if as_json else build_text(found))
 

@@ -9,7 +9,7 @@ import pytest
 from shardline_offline import THERE, offline
 
 from shardify.conversion.build import build
-from shardify.conversion.survey import Options
+from shardify.conversion.survey import BuildOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 ELSEWHERE = (
@@ -56,7 +56,7 @@ def test_what_is_not_there_cannot_be_imported(environment) -> None:
 
 
 def test_shards_built_there_are_the_same_to_the_byte(environment, source, tmp_path) -> None:
-    build([source], tmp_path / "here", Options(val=0.2))
+    build([source], tmp_path / "here", BuildOptions(val=0.2))
     python(environment, "-m", "shardify", "build", source, tmp_path / "there", "--val", 0.2)
     assert digests(tmp_path / "there") == digests(tmp_path / "here") != []
     said = json.loads((tmp_path / "there" / "manifest.json").read_text())["created_by"]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardify.conversion.rejects import drop_background
-from shardify.conversion.survey import Survey, check_bad, replan
+from shardify.conversion.survey import BuildPlan, check_bad, plan_splits
 from shardify.dataset.manifest import BACKGROUNDS, Background
 from shardify.errors import EntryError
 from shardify.images.codecs import Variant, resized, store
@@ -27,11 +27,11 @@ from shardify.storage.readers import announce_reads
 from shardify.writer.sample_check import check_picture
 from shardify.writer.tar_writer import TarWriter
 
-__all__ = ["Bank", "write_backgrounds"]
+__all__ = ["BackgroundTar", "write_backgrounds"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Bank:
+class BackgroundTar:
     """The backgrounds of one variant, as written."""
 
     backgrounds: list[Background] = field(default_factory=list)
@@ -47,8 +47,8 @@ class Bank:
 
 
 def write_backgrounds(
-    found: Survey, out: PathOrUrl, variants: tuple[Variant, ...], meaning: LabelEncoding
-) -> tuple[Survey, list[Bank]]:
+    found: BuildPlan, out: PathOrUrl, variants: tuple[Variant, ...], meaning: LabelEncoding
+) -> tuple[BuildPlan, list[BackgroundTar]]:
     """Write ``backgrounds.tar`` into each variant's folder.
 
     Returns:
@@ -61,7 +61,7 @@ def write_backgrounds(
     """
     layout, catalog = found.layout, found.catalog
     if not layout.background_ids:
-        return found, [Bank() for _ in variants]
+        return found, [BackgroundTar() for _ in variants]
     bad: list[tuple[int, str]] = []
     rules: Counter[str] = Counter()
     backgrounds: list[list[Background]] = [[] for _ in variants]
@@ -114,16 +114,16 @@ def write_backgrounds(
     if bad:
         found = _without(found, bad)
     return found, [
-        Bank(backgrounds=each, rules=rules, sha256=digest)
+        BackgroundTar(backgrounds=each, rules=rules, sha256=digest)
         for each, digest in zip(backgrounds, digests, strict=True)
     ]
 
 
-def _without(found: Survey, bad: list[tuple[int, str]]) -> Survey:
+def _without(found: BuildPlan, bad: list[tuple[int, str]]) -> BuildPlan:
     """The survey without the samples on bad backgrounds, planned anew."""
     usable, rejected = found.usable.copy(), list(found.rejected)
     for number, reason in bad:
         drop_background(found.layout, found.catalog, number, reason, usable, rejected)
     found = dataclasses.replace(found, usable=usable, rejected=rejected)
     check_bad(found)
-    return dataclasses.replace(found, shards=replan(found.layout, usable, found.options))
+    return dataclasses.replace(found, shards=plan_splits(found.layout, usable, found.options))

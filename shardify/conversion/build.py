@@ -19,9 +19,15 @@ from numpy.typing import NDArray
 
 from shardify.conversion.backgrounds import write_backgrounds
 from shardify.conversion.label_encoding import meaning_of
-from shardify.conversion.output_folder import check_out, claimed, finished, forget, withdraw
-from shardify.conversion.publish import Settled, publish, rejections_of
-from shardify.conversion.survey import Options, Survey, check_bad, sources_of, survey
+from shardify.conversion.output_folder import (
+    check_out,
+    finished,
+    locked_output,
+    remove_state,
+    roll_back,
+)
+from shardify.conversion.publish import BuildInputs, publish, rejections_of
+from shardify.conversion.survey import BuildOptions, BuildPlan, check_bad, sources_of, survey
 from shardify.conversion.task_list import background_tasks, rows_read, shard_tasks
 from shardify.dataset.manifest import BACKGROUNDS, Manifest
 from shardify.errors import BuildError, LayoutError
@@ -85,7 +91,7 @@ class BuildReport:
 def build(
     paths: Sequence[PathOrUrl],
     out: PathOrUrl,
-    options: Options,
+    options: BuildOptions,
     *,
     progress: Progress | None = None,
     waiting: Callable[[float], None] | None = None,
@@ -137,14 +143,14 @@ def build(
             there = finished(out, identity)
             if there is not None:
                 return _report(out, there, already=True, started=started)
-            with claimed(out, identity):
+            with locked_output(out, identity):
                 begun += [variant.folder for variant in found.options.variants()]
                 manifest = _convert(found, out, pool, ahead, progress)
-                forget(out)
+                remove_state(out)
     except LayoutError:
         # The pixels contradict what the names state: of what was written meanwhile nothing stays.
         if isinstance(out, Path) and begun:
-            withdraw(out, begun, whole=new)
+            roll_back(out, begun, whole=new)
         raise
     except OSError as error:
         raise BuildError(
@@ -154,7 +160,7 @@ def build(
     return _report(out, manifest, already=False, started=started)
 
 
-def _hired(paths: Sequence[PathOrUrl], out: PathOrUrl, options: Options) -> Pool:
+def _hired(paths: Sequence[PathOrUrl], out: PathOrUrl, options: BuildOptions) -> Pool:
     return start_build_workers(
         paths,
         out,
@@ -178,7 +184,7 @@ def _report(out: PathOrUrl, manifest: Manifest, *, already: bool, started: float
 
 
 def _convert(
-    found: Survey, out: PathOrUrl, pool: Pool, ahead: ReadAhead, progress: Progress | None
+    found: BuildPlan, out: PathOrUrl, pool: Pool, ahead: ReadAhead, progress: Progress | None
 ) -> Manifest:
     variants = found.options.variants()
     for variant in variants:
@@ -216,15 +222,15 @@ def _convert(
     return publish(settle(), out, ordered)
 
 
-def _settle(found: Survey, out: PathOrUrl) -> Settled:
+def _settle(found: BuildPlan, out: PathOrUrl) -> BuildInputs:
     meaning = meaning_of(found)
     found, banks = write_backgrounds(found, out, found.options.variants(), meaning)
     plans = [plan for split in ("train", "val") for plan in found.shards[split]]
-    return Settled(found=found, meaning=meaning, banks=banks, plans=plans)
+    return BuildInputs(found=found, meaning=meaning, banks=banks, plans=plans)
 
 
 def _shard_tasks(
-    settle: Callable[[], Settled], out: PathOrUrl, ahead: ReadAhead, pool: Pool
+    settle: Callable[[], BuildInputs], out: PathOrUrl, ahead: ReadAhead, pool: Pool
 ) -> Iterator[ShardTask | None]:
     settled = settle()
     found, plans = settled.found, settled.plans
@@ -241,7 +247,7 @@ def _shard_tasks(
     yield from ahead.paced(tasks, rows, sources, under_way=pool.max_in_flight)
 
 
-def _ahead(settle: Callable[[], Settled]) -> Iterator[None]:
+def _ahead(settle: Callable[[], BuildInputs]) -> Iterator[None]:
     """What will be needed soon, while the workers are busy and nobody waits for it."""
     settle()
     yield
@@ -249,13 +255,13 @@ def _ahead(settle: Callable[[], Settled]) -> Iterator[None]:
     yield
 
 
-def _prove(found: Survey) -> None:
+def _prove(found: BuildPlan) -> None:
     """Go through what is left of a deferred proof. Raises LayoutError."""
     for _ in found.layout.pending or ():
         pass
 
 
-def _check(found: Survey, bad: Sequence[Rejection]) -> None:
+def _check(found: BuildPlan, bad: Sequence[Rejection]) -> None:
     """Raise BuildError if too many samples are bad; or first what is wrong with them all."""
     try:
         check_bad(found, bad)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardify.conversion.survey import Survey
+from shardify.conversion.survey import BuildPlan
 from shardify.errors import BuildError, EntryError, ImageError
 from shardify.images.parser import MASK_THRESHOLD, parse
 from shardify.images.pixels import STANDARD, LabelEncoding, levels_of, peak_of
@@ -24,7 +24,7 @@ _MAX_LEVELS = 8
 """That an error names."""
 
 
-def meaning_of(found: Survey) -> LabelEncoding:
+def meaning_of(found: BuildPlan) -> LabelEncoding:
     """Look at a few masks, and at depths in floating point, to know how all are to be read.
 
     Raises:

@@ -19,7 +19,7 @@ from shardify.storage.atomic_write import TEMPORARY, write_atomic
 from shardify.storage.paths import PathOrUrl, Url
 from shardify.writer.tasks import STATE_FOLDER
 
-__all__ = ["check_out", "claimed", "finished", "forget", "sweep", "withdraw"]
+__all__ = ["check_out", "finished", "locked_output", "remove_stale", "remove_state", "roll_back"]
 
 _HALF = re.escape(TEMPORARY)
 _OURS = re.compile(
@@ -80,7 +80,7 @@ def finished(out: PathOrUrl, identity: dict[str, Any]) -> Manifest | None:
             f"{out}: holds a finished data set built from {_difference(there, identity)}; choose "
             "another OUT, or delete it"
         )
-    forget(out)
+    remove_state(out)
     return manifest
 
 
@@ -98,7 +98,7 @@ def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
 
 
 @contextmanager
-def claimed(out: PathOrUrl, identity: dict[str, Any]) -> Iterator[None]:
+def locked_output(out: PathOrUrl, identity: dict[str, Any]) -> Iterator[None]:
     """Hold OUT for one build at a time, of this identity only; clear what a kill left behind.
 
     A store has no locks: two builds of one identity at once put the same bytes twice, no harm
@@ -123,7 +123,7 @@ def claimed(out: PathOrUrl, identity: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-def forget(out: PathOrUrl) -> None:
+def remove_state(out: PathOrUrl) -> None:
     """Delete what only a rerun needs."""
     state = out / STATE_FOLDER
     if not isinstance(state, Url):
@@ -147,7 +147,7 @@ def _state_identity(out: PathOrUrl, stated: PathOrUrl, identity: dict[str, Any])
         )
 
 
-def sweep(out: PathOrUrl, manifest: Manifest) -> None:
+def remove_stale(out: PathOrUrl, manifest: Manifest) -> None:
     """Delete an earlier program's shards of the same build, and what a dead worker left behind.
 
     In a store nothing is deleted: there are no halves, and what is there may be another's.
@@ -162,7 +162,7 @@ def sweep(out: PathOrUrl, manifest: Manifest) -> None:
             file.unlink(missing_ok=True)
 
 
-def withdraw(out: Path, folders: Sequence[str], *, whole: bool) -> None:
+def roll_back(out: Path, folders: Sequence[str], *, whole: bool) -> None:
     """Delete what a refused build wrote: shards, backgrounds, state. No manifest is there yet.
 
     Args:
@@ -170,7 +170,7 @@ def withdraw(out: Path, folders: Sequence[str], *, whole: bool) -> None:
         folders: Inside it, that have shards.
         whole: Whether the build made ``out`` itself.
     """
-    forget(out)
+    remove_state(out)
     for folder in [out / name for name in folders]:
         for file in folder.iterdir() if folder.is_dir() else ():
             if _OURS.fullmatch(file.name) or file.name in (BACKGROUNDS, REJECTED):

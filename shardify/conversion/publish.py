@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shardify.conversion.backgrounds import Bank
-from shardify.conversion.output_folder import sweep
+from shardify.conversion.backgrounds import BackgroundTar
+from shardify.conversion.output_folder import remove_stale
 from shardify.conversion.rejects import tally, write_rejected
 from shardify.conversion.splits import ShardPlan
-from shardify.conversion.survey import MEMBERS, Survey, sources_of
+from shardify.conversion.survey import MEMBERS, BuildPlan, sources_of
 from shardify.dataset.manifest import (
     BACKGROUNDS,
     REJECTED,
@@ -42,7 +42,7 @@ from shardify.version import version
 from shardify.writer.tasks import ChannelSums, ShardRecord
 
 __all__ = [
-    "Settled",
+    "BuildInputs",
     "costs_of",
     "publish",
     "rejections_of",
@@ -196,18 +196,18 @@ def _ranked_sizes(counts: Counter[tuple[int, int]]) -> list[list[int]]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Settled:
+class BuildInputs:
     """What is known once masks and backgrounds have been looked at."""
 
-    found: Survey
+    found: BuildPlan
     """Without samples on bad backgrounds."""
     meaning: LabelEncoding
-    banks: list[Bank]
+    banks: list[BackgroundTar]
     plans: list[ShardPlan]
 
 
 def publish(
-    settled: Settled, out: PathOrUrl, results: Sequence[ShardRecord | ChannelSums]
+    settled: BuildInputs, out: PathOrUrl, results: Sequence[ShardRecord | ChannelSums]
 ) -> Manifest:
     """Write the manifests, and delete what no manifest names.
 
@@ -270,7 +270,7 @@ def publish(
             files=files,
             resolutions=[],
         )
-        sweep(folder, whole)
+        remove_stale(folder, whole)
         sync_folder(folder)
         whole.save(folder)
     if not manifest.resolutions:

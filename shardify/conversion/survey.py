@@ -31,11 +31,11 @@ from shardify.storage.paths import PathOrUrl
 
 __all__ = [
     "MEMBERS",
-    "Options",
-    "Survey",
+    "BuildOptions",
+    "BuildPlan",
     "check_bad",
     "entry_reader",
-    "replan",
+    "plan_splits",
     "sources_of",
     "survey",
 ]
@@ -45,7 +45,7 @@ MEMBERS = ("fg_bg", "mask", "depth")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
+class BuildOptions:
     """What a user may choose. All but who works, and ``max_bad``, decide what is written."""
 
     val: float = 0.05
@@ -84,13 +84,13 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Survey:
+class BuildPlan:
     """What a build would do, known from names and the directory alone."""
 
     where: str
     catalog: Catalog
     layout: Layout
-    options: Options
+    options: BuildOptions
     rejected: list[Rejection]
     """Samples left out so far."""
     usable: NDArray[np.bool_]
@@ -155,12 +155,12 @@ class Survey:
 
 def survey(
     paths: Sequence[PathOrUrl],
-    options: Options,
+    options: BuildOptions,
     work: UnpackCache | None = None,
     *,
     later: ExitStack | None = None,
     check: bool = True,
-) -> Survey:
+) -> BuildPlan:
     """Read the directories, detect the layout and plan; read payloads to settle doubts alone.
 
     Args:
@@ -220,10 +220,10 @@ def survey(
                 )
     options = _resolved(options, layout)
     try:
-        shards = replan(layout, usable, options)
+        shards = plan_splits(layout, usable, options)
     except PlanError as error:
         raise PlanError(f"{where}: {error}") from error
-    found = Survey(
+    found = BuildPlan(
         where=where,
         catalog=catalog,
         layout=layout,
@@ -236,14 +236,14 @@ def survey(
     return found
 
 
-def _resolved(options: Options, layout: Layout) -> Options:
+def _resolved(options: BuildOptions, layout: Layout) -> BuildOptions:
     if options.group_by is not None:
         return options
     return dataclasses.replace(options, group_by="bg" if layout.background_ids else "none")
 
 
-def replan(
-    layout: Layout, usable: NDArray[np.bool_], options: Options
+def plan_splits(
+    layout: Layout, usable: NDArray[np.bool_], options: BuildOptions
 ) -> dict[str, list[ShardPlan]]:
     """Splits and shards of the usable samples.
 
@@ -278,7 +278,7 @@ def replan(
     }
 
 
-def check_bad(found: Survey, more: Sequence[Rejection] = ()) -> None:
+def check_bad(found: BuildPlan, more: Sequence[Rejection] = ()) -> None:
     """Raise BuildError if too many samples are left out, ``more`` included, or none is left."""
     rejected, good = [*found.rejected, *more], int(found.usable.sum()) - len(more)
     refuse_many(found.where, rejected, good, found.options.max_bad)

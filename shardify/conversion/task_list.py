@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardify.conversion.splits import ShardPlan
-from shardify.conversion.survey import MEMBERS, Survey
+from shardify.conversion.survey import MEMBERS, BuildPlan
 from shardify.images.pixels import LabelEncoding
 from shardify.sources.catalog import entry_rows
 from shardify.storage.paths import PathOrUrl
@@ -28,7 +28,7 @@ _MEASURED_BACKGROUNDS = 100
 _BACKGROUNDS_A_TASK = 16
 
 
-def background_tasks(found: Survey) -> list[BackgroundTask]:
+def background_tasks(found: BuildPlan) -> list[BackgroundTask]:
     """Up to a hundred backgrounds, evenly spaced, to be measured a few at a time."""
     layout, catalog = found.layout, found.catalog
     used = np.flatnonzero(np.bincount(1 + layout.background[found.usable], minlength=1)[1:])
@@ -70,7 +70,7 @@ def _measured(background: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def shard_tasks(
-    found: Survey,
+    found: BuildPlan,
     out: PathOrUrl,
     plans: Sequence[ShardPlan],
     index: dict[str, int],
@@ -108,16 +108,16 @@ def shard_tasks(
         )
 
 
-def rows_read(found: Survey, plans: Iterable[ShardPlan]) -> Iterator[NDArray[Any]]:
+def rows_read(found: BuildPlan, plans: Iterable[ShardPlan]) -> Iterator[NDArray[Any]]:
     """What each of those tasks reads: (N, roles) of ``tasks.ROW``."""
     return (entry_rows(found.catalog, _members(found, plan)) for plan in plans)
 
 
-def _roles(found: Survey) -> tuple[str, ...]:
+def _roles(found: BuildPlan) -> tuple[str, ...]:
     return tuple(role for role in MEMBERS if role in found.layout.members)
 
 
-def _members(found: Survey, plan: ShardPlan) -> NDArray[Any]:
+def _members(found: BuildPlan, plan: ShardPlan) -> NDArray[Any]:
     """(N, roles): the entry of each member."""
     members = found.layout.members
     return np.stack([members[role][plan.samples] for role in _roles(found)], axis=1)

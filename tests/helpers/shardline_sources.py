@@ -10,7 +10,7 @@ import pytest
 from shardline_scenes import background, composite, depth, mask
 
 from shardify.conversion.build import BuildReport, build
-from shardify.conversion.survey import Options
+from shardify.conversion.survey import BuildOptions
 from shardify.storage.paths import as_path
 from shardify.workers.pool import InlinePool
 
@@ -89,7 +89,7 @@ def run(sources: "list[str | Path]", out: "str | Path", **options: object) -> Bu
     chosen = {"val": 0.25, "workers": 1, "shard_samples": 5} | options
     progress = chosen.pop("progress", None)
     return build(
-        [as_path(each) for each in sources], as_path(out), Options(**chosen), progress=progress
+        [as_path(each) for each in sources], as_path(out), BuildOptions(**chosen), progress=progress
     )  # type: ignore[arg-type]
 
 

@@ -13,7 +13,7 @@ import pytest
 from shardline_scenes import background, composite, depth, mask
 
 from shardify.conversion.build import build
-from shardify.conversion.survey import Options, entry_reader, survey
+from shardify.conversion.survey import BuildOptions, entry_reader, survey
 from shardify.dataset.verify import verify
 from shardify.errors import ImageError, ShardifyError
 from shardify.images.parser import parse
@@ -91,7 +91,7 @@ def test_a_thousand_damaged_zips_end_in_data_or_one_line(tmp_path: Path) -> None
     for seed in range(1000):
         path.write_bytes(damaged(sound, seed))
         try:
-            found = survey([path], Options(val=0, max_bad=1))
+            found = survey([path], BuildOptions(val=0, max_bad=1))
         except ShardifyError as error:
             assert "\n" not in str(error)
             refused += 1
@@ -118,7 +118,7 @@ def test_a_damaged_zip_is_built_whole_or_not_at_all(tmp_path: Path, seed: int) -
     (tmp_path / "x.zip").write_bytes(damaged(pack(files_of()), seed))
     out = tmp_path / "out"
     try:
-        report = build([tmp_path / "x.zip"], out, Options(val=0, max_bad=0.9, workers=1))
+        report = build([tmp_path / "x.zip"], out, BuildOptions(val=0, max_bad=0.9, workers=1))
     except ShardifyError as error:
         assert "\n" not in str(error)
         assert not (out / "manifest.json").exists()
@@ -144,7 +144,7 @@ def test_a_hostile_name_among_good_ones_does_no_harm(tmp_path: Path, name: str) 
     inside = tmp_path / "a" / "b"
     inside.mkdir(parents=True)
     (inside / "x.zip").write_bytes(pack(files_of() | {name: composite(99, 1)}))
-    report = build([inside / "x.zip"], inside / "out", Options(val=0, max_bad=0.5, workers=1))
+    report = build([inside / "x.zip"], inside / "out", BuildOptions(val=0, max_bad=0.5, workers=1))
     assert report.manifest.splits["train"].samples == 8
     outside = {each for each in tmp_path.rglob("*") if inside not in each.parents}
     assert outside == {inside, inside.parent}
@@ -190,7 +190,7 @@ def test_a_png_whose_picture_ends_early_is_refused_though_pillow_takes_it(
 def test_a_build_that_decodes_leaves_out_a_png_that_ends_early_by_name(tmp_path: Path) -> None:
     name = "d/fg_bg_depth/depth_fg_001_bg_002_000001.png"
     (tmp_path / "x.zip").write_bytes(pack(files_of() | {name: png(bytes(20))}))
-    options = Options(val=0, max_bad=0.5, workers=1, verify="decode")
+    options = BuildOptions(val=0, max_bad=0.5, workers=1, verify="decode")
     build([tmp_path / "x.zip"], tmp_path / "out", options)
     (line,) = (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()
     assert json.loads(line)["member"] == name
@@ -200,7 +200,7 @@ def test_a_build_that_decodes_leaves_out_a_png_that_ends_early_by_name(tmp_path:
 def test_seventy_thousand_junk_entries_are_passed_over(tmp_path: Path) -> None:
     junk = {f"__MACOSX/d/fg_bg/._{number}.jpg": b"x" for number in range(70_000)}
     (tmp_path / "x.zip").write_bytes(pack(files_of() | junk))
-    found = survey([tmp_path / "x.zip"], Options(val=0))
+    found = survey([tmp_path / "x.zip"], BuildOptions(val=0))
     assert int(found.usable.sum()) == 8
 
 
@@ -210,7 +210,7 @@ def test_a_bomb_is_refused_before_any_work(tmp_path: Path) -> None:
     path = tmp_path / "x.zip"
     path.write_bytes(pack(files))
     with pytest.raises(ShardifyError, match=r"larger than 256 MiB|bomb|more than --max-bad"):
-        build([path], tmp_path / "out", Options(val=0, workers=1))
+        build([path], tmp_path / "out", BuildOptions(val=0, workers=1))
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 

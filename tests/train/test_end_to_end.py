@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from shardline_tiny_run import TinyNet
 
 from shardify.conversion.build import build
-from shardify.conversion.survey import Options
+from shardify.conversion.survey import BuildOptions
 from shardify.errors import DataError
 from train.checkpoint.checkpoint_file import Checkpoints
 from train.checkpoint.trained_model import load_trained
@@ -48,7 +48,7 @@ def zipped(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def shards(zipped: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("shards") / "out"
-    build([zipped], out, Options(val=0.25, workers=1))
+    build([zipped], out, BuildOptions(val=0.25, workers=1))
     return out
 
 
@@ -177,7 +177,7 @@ def test_data_that_are_split_otherwise_are_refused_on_resume(
     other = tmp_path / "other"
     options = json.loads((shards / "manifest.json").read_text())["options"]
     same = {name: options[name] for name in ("val", "seed", "group_by")}
-    build([zipped], other, Options(**{**same, "workers": 1, **changed}))
+    build([zipped], other, BuildOptions(**{**same, "workers": 1, **changed}))
     base = {"out": str(tmp_path / "run"), "res": 16, "batch": 8, "device": "cpu", "threads": 1}
     base |= {"tensorboard": False, "report": False}
     config = resolve(Config(), {**base, "shards": str(shards), "max_steps": 2, "panel_rows": 0})

@@ -16,7 +16,7 @@ from shardline_scenes import background, composite, encoded, flat_mask, noise
 from shardline_sources import inline, pack, run
 
 from shardify.conversion.build import BuildReport
-from shardify.conversion.survey import Options, survey
+from shardify.conversion.survey import BuildOptions, survey
 from shardify.errors import BuildError, LayoutError
 
 pytestmark = pytest.mark.usefixtures("inline")
@@ -166,7 +166,7 @@ def test_numbers_that_count_from_zero_are_told_by_their_pixels(
     files, truth = made(rows)
     check(tmp_path, files, truth, stating(truth, "250"))
     with ExitStack() as later:
-        found = survey([tmp_path / "x.zip"], Options(), later=later).layout
+        found = survey([tmp_path / "x.zip"], BuildOptions(), later=later).layout
         assert found.pending is None
         assert [found.background_ids[each] for each in found.background] == [
             truth[key] for key in found.keys
@@ -268,7 +268,7 @@ def test_given_splits_and_foregrounds_stay_with_their_samples(tmp_path: Path) ->
     files, truth = made(rows, name=name)
     report = check(tmp_path, files, truth, stating(truth, "250"))
     keys = published(tmp_path / "out", report)
-    found = survey([tmp_path / "x.zip"], Options(group_by="fg")).layout
+    found = survey([tmp_path / "x.zip"], BuildOptions(group_by="fg")).layout
     assert found.foreground is not None and found.split is not None
     assert found.keys == sorted(keys)
     for row, key in enumerate(found.keys):
@@ -328,7 +328,7 @@ def test_the_layout_file_that_is_printed_leaves_out_the_same_samples(tmp_path: P
     files, truth = made([*states(padded()), ("250", 7)])
     plain = check(tmp_path, files, truth, stating(truth, "250"))
     source, told = tmp_path / "x.zip", tmp_path / "layout.toml"
-    told.write_text(survey([source], Options()).layout_file())
+    told.write_text(survey([source], BuildOptions()).layout_file())
     again = run([source], tmp_path / "again", shard_samples=100, layout=told)
     assert again.manifest.splits == plain.manifest.splits
     assert rejected(tmp_path / "again") == rejected(tmp_path / "out")

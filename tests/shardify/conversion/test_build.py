@@ -21,7 +21,7 @@ from shardline_scenes import SIDE, background, encoded, flat_mask, noise
 
 from shardify.conversion import output_folder
 from shardify.conversion.build import BuildReport, build
-from shardify.conversion.survey import Options, survey
+from shardify.conversion.survey import BuildOptions, survey
 from shardify.dataset.manifest import Manifest
 from shardify.dataset.verify import verify
 from shardify.errors import BuildError, LayoutError, OutputError, ShardifyError
@@ -30,7 +30,7 @@ from shardify.storage.page_cache import Reader
 from shardify.storage.readahead import ReadAhead
 from shardify.workers.factory import start_build_workers
 
-OPTIONS = Options(val=0.25, workers=1, shard_samples=5)
+OPTIONS = BuildOptions(val=0.25, workers=1, shard_samples=5)
 
 
 def files_of(samples: int = 24, backgrounds: int = 4) -> dict[str, bytes]:
@@ -53,7 +53,7 @@ def content(out: Path) -> dict[str, bytes]:
 
 def run(source: Path, out: Path, **options: object) -> BuildReport:
     return build(
-        [source], out, Options(**{"val": 0.25, "workers": 1, "shard_samples": 5} | options)
+        [source], out, BuildOptions(**{"val": 0.25, "workers": 1, "shard_samples": 5} | options)
     )  # type: ignore[arg-type]
 
 
@@ -147,7 +147,7 @@ def test_without_validation_all_samples_train(tmp_path: Path) -> None:
 
 def test_foregrounds_can_be_held_back_instead(tmp_path: Path) -> None:
     source = pack(tmp_path / "x.zip", files_of())
-    found = survey([source], Options(val=0.3, group_by="fg"))
+    found = survey([source], BuildOptions(val=0.3, group_by="fg"))
     assert found.layout.foreground is not None
     sides = [
         {int(each) for plan in plans for each in found.layout.foreground[plan.samples]}
@@ -375,7 +375,7 @@ def test_a_build_that_was_cut_off_goes_on_to_the_same_bytes(
 
 
 def test_photographs_convert_exactly(tmp_path: Path, photos: Path) -> None:
-    report = build([photos], tmp_path / "out", Options())
+    report = build([photos], tmp_path / "out", BuildOptions())
     manifest = report.manifest
     assert {name: split.samples for name, split in manifest.splits.items()} == {
         "train": 1900, "val": 100,
@@ -521,9 +521,9 @@ def test_what_killed_workers_left_goes_with_a_refused_build(
     def withdraw_(out: Path, *given: Any, **how: Any) -> None:
         for half in halves:
             (out / half).write_bytes(b"half")
-        output_folder.withdraw(out, *given, **how)
+        output_folder.roll_back(out, *given, **how)
 
-    monkeypatch.setattr("shardify.conversion.build.withdraw", withdraw_)
+    monkeypatch.setattr("shardify.conversion.build.roll_back", withdraw_)
     with pytest.raises(LayoutError, match="pixels contradict"):
         run(source, tmp_path / "out", workers=2)
     assert not (tmp_path / "out").exists()
@@ -539,13 +539,18 @@ def test_workers_that_were_hired_before_are_gone_when_a_refused_build_is_taken_b
 
     def withdraw_(*given: Any, **how: Any) -> None:
         alive.extend(pid for pid in pids if Path(f"/proc/{pid}").exists())
-        output_folder.withdraw(*given, **how)
+        output_folder.roll_back(*given, **how)
 
-    monkeypatch.setattr("shardify.conversion.build.withdraw", withdraw_)
+    monkeypatch.setattr("shardify.conversion.build.roll_back", withdraw_)
     with start_build_workers([source], tmp_path / "out", **chosen) as pool:
         pids += pool.pids  # type: ignore[attr-defined]
         with pytest.raises(LayoutError, match="pixels contradict"):
-            build([source], tmp_path / "out", Options(verify="decode", shard_samples=20), pool=pool)
+            build(
+                [source],
+                tmp_path / "out",
+                BuildOptions(verify="decode", shard_samples=20),
+                pool=pool,
+            )
     assert len(pids) == 2 and not alive
     assert not (tmp_path / "out").exists()
 
@@ -553,7 +558,7 @@ def test_workers_that_were_hired_before_are_gone_when_a_refused_build_is_taken_b
 def test_what_inspect_prints_builds_the_same_data_set_as_a_layout_file(tmp_path: Path) -> None:
     source = pack(tmp_path / "x.zip", files_of())
     (tmp_path / "layout.toml").write_text(survey([source], OPTIONS).layout_file())
-    given = survey([source], Options(val=0.25, layout=tmp_path / "layout.toml"))
+    given = survey([source], BuildOptions(val=0.25, layout=tmp_path / "layout.toml"))
     assert given.digest() == survey([source], OPTIONS).digest()
     plain = run(source, tmp_path / "plain").manifest
     told = run(source, tmp_path / "told", layout=tmp_path / "layout.toml").manifest
@@ -570,7 +575,7 @@ def test_a_layout_file_leaves_out_the_folder_that_all_share(tmp_path: Path) -> N
     found = survey([source], OPTIONS)
     assert found.layout.keys[0] == "fg_bg_bg_001_0"
     (tmp_path / "layout.toml").write_text(found.layout_file())
-    given = survey([source], Options(val=0.25, layout=tmp_path / "layout.toml"))
+    given = survey([source], BuildOptions(val=0.25, layout=tmp_path / "layout.toml"))
     assert given.layout.keys == found.layout.keys
     assert given.digest() == found.digest()
 
@@ -632,7 +637,7 @@ def test_a_stated_background_that_no_pixel_bears_out_is_refused_unless_that_is_a
     told = tmp_path / "layout.toml"
     told.write_text(survey([source], OPTIONS, check=False).layout_file())
     assert "check = false" in told.read_text()
-    again = survey([source], Options(val=0.25, layout=told))
+    again = survey([source], BuildOptions(val=0.25, layout=told))
     assert "check = false" in again.layout_file()
     manifest = run(source, tmp_path / "out", layout=told).manifest
     assert manifest.layout["background"]["proof"] == "none: check = false"  # type: ignore[index]

@@ -10,7 +10,7 @@ import pytest
 from shardline_browser import screenshot
 
 from shardify.conversion.build import build
-from shardify.conversion.survey import Options
+from shardify.conversion.survey import BuildOptions
 from shardify.dataset.manifest import Manifest
 from shardify.dataset.report import outlined, page, write_report
 from shardify.errors import OutputError
@@ -21,7 +21,7 @@ from shardify.synth.generate import make
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     make(folder / "x<&>.zip", samples=40, backgrounds=4, size=32, seed=0)
-    build([folder / "x<&>.zip"], folder / "out", Options(val=0.25, workers=1))
+    build([folder / "x<&>.zip"], folder / "out", BuildOptions(val=0.25, workers=1))
     return folder / "out"
 
 

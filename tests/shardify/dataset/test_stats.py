@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shardify.conversion.build import build
-from shardify.conversion.survey import Options
+from shardify.conversion.survey import BuildOptions
 from shardify.dataset.manifest import Manifest
 from shardify.dataset.stats import BINS, DataSet, figures, findings
 from shardify.errors import ManifestError, VerifyError
@@ -23,7 +23,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def built(source: Path) -> Path:
     out = source.parent / "out"
-    build([source], out, Options(val=0.25, shard_samples=15, workers=1))
+    build([source], out, BuildOptions(val=0.25, shard_samples=15, workers=1))
     return out
 
 
@@ -74,7 +74,7 @@ def test_figures_join_manifest_and_samples(built: Path) -> None:
 
 
 def test_raw_planes_of_several_resolutions_are_read(source: Path, tmp_path: Path) -> None:
-    build([source], tmp_path / "out", Options(res=(8, 16), codec="raw", workers=2))
+    build([source], tmp_path / "out", BuildOptions(res=(8, 16), codec="raw", workers=2))
     data = DataSet(tmp_path / "out")
     sample = next(data.samples(1))
     assert sample.planes["fg_bg"].shape == (16, 16, 3)

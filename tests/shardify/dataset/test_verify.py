@@ -13,7 +13,7 @@ import pytest
 
 from shardify.cli import main
 from shardify.conversion.build import build
-from shardify.conversion.survey import Options
+from shardify.conversion.survey import BuildOptions
 from shardify.dataset.manifest import Manifest, is_altered
 from shardify.dataset.verify import verify
 from shardify.errors import ManifestError
@@ -24,7 +24,7 @@ from shardify.synth.generate import make
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("verify")
     make(folder / "x.zip", samples=40, backgrounds=4, size=32, seed=0)
-    build([folder / "x.zip"], folder / "out", Options(val=0.25, shard_samples=15, workers=1))
+    build([folder / "x.zip"], folder / "out", BuildOptions(val=0.25, shard_samples=15, workers=1))
     return folder / "out"
 
 

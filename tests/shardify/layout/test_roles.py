@@ -12,7 +12,7 @@ from shardline_sources import pack, spread, zipped
 
 from shardify.cli import survey_text
 from shardify.conversion.build import build
-from shardify.conversion.survey import Options, survey
+from shardify.conversion.survey import BuildOptions, survey
 from shardify.errors import LayoutError
 from shardify.layout import detect, layout_file, layout_file_writer
 from shardify.storage.paths import as_path
@@ -174,7 +174,7 @@ def check_shards(out: Path, lacks: str = "") -> None:
 
 
 def run(sources: list[Path], out: Path) -> None:
-    build([as_path(each) for each in sources], out, Options(val=0.25, workers=1))
+    build([as_path(each) for each in sources], out, BuildOptions(val=0.25, workers=1))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -323,7 +323,7 @@ def test_one_zip_a_role_is_told_by_the_zips_names(tmp_path: Path) -> None:
     parts = {
         f"{name}_2024.zip": make(lambda n, _: f"export/{n:04d}.png") for name, make in plain.items()
     }
-    found = survey([as_path(each) for each in several(tmp_path, parts)], Options(val=0.25))
+    found = survey([as_path(each) for each in several(tmp_path, parts)], BuildOptions(val=0.25))
     assert found.layout.roles == ("fg_bg", "mask", "depth")
     where = {
         role: found.catalog.names[int(column[0])] for role, column in found.layout.members.items()
@@ -411,7 +411,7 @@ def test_flat_masks_of_any_level_are_two_values() -> None:
 
 def test_inspect_prints_a_line_a_role_with_what_decided(tmp_path: Path) -> None:
     source = pack(tmp_path / "x.zip", folders("a", "masks", "depth/mask"))
-    found = survey([as_path(source)], Options(val=0.25))
+    found = survey([as_path(source)], BuildOptions(val=0.25))
     lines = survey_text(found.to_json() | {"layout_file": ""}).splitlines()
     assert "# roles        decided by names" in lines
     assert "# fg_bg        24 files, a/*.png; no word; pixels of some: colour pictures (3)" in lines

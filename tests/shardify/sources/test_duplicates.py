@@ -6,7 +6,7 @@ import pytest
 from shardline_scenes import background, composite
 from shardline_sources import files_of, inline, only, pack, run, shards, spread, zipped
 
-from shardify.conversion.survey import Options, survey
+from shardify.conversion.survey import BuildOptions, survey
 from shardify.errors import LayoutError
 
 __all__ = ["inline"]
@@ -63,7 +63,7 @@ def test_different_backgrounds_of_one_name_are_refused_with_both_places(tmp_path
         LayoutError,
         match=r"named bg/park3\.jpg differ: part0/bg/park3\.jpg and part1/bg/park3\.jpg; expected",
     ):
-        survey(found, Options())
+        survey(found, BuildOptions())
 
 
 def test_other_backgrounds_of_the_second_part_are_kept(tmp_path: Path) -> None:
@@ -77,5 +77,5 @@ def test_other_backgrounds_of_the_second_part_are_kept(tmp_path: Path) -> None:
         if name.startswith("fg_bg/bg_004/"):
             two[name] = composite(number, 4)
     found = [pack(tmp_path / f"part{number}.zip", part) for number, part in enumerate((one, two))]
-    assert len(survey(found, Options()).layout.background_ids) == 4
+    assert len(survey(found, BuildOptions()).layout.background_ids) == 4
     assert only(two, "bg").keys() == {"bg/park2.jpg", "bg/park3.jpg", "bg/park4.jpg"}

@@ -20,7 +20,7 @@ from shardline_sources import (
 )
 
 from shardify.cli import main
-from shardify.conversion.survey import Options, survey
+from shardify.conversion.survey import BuildOptions, survey
 from shardify.dataset.manifest import Manifest
 from shardify.errors import OutputError, SourceError
 from shardify.sources.folder_listing import list_folder
@@ -66,7 +66,7 @@ def test_litter_and_finished_data_sets_in_the_folder_are_passed_over(
     (tmp_path / "out").rename(folder / "out")
     assert run([folder], folder / "out").already
     with pytest.raises(SourceError, match="made; expected the pictures"):
-        survey([folder / "out"], Options())
+        survey([folder / "out"], BuildOptions())
 
 
 @pytest.mark.parametrize("out", ["data", "data/out", "data/bg/../deep/out", "link/out"])
@@ -130,9 +130,9 @@ def test_links_and_devices_are_named_and_not_followed(tmp_path: Path, folder: Pa
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "data").symlink_to(folder)
     with pytest.raises(SourceError, match=r"nothing but links \(1\)"):
-        survey([tmp_path / "links"], Options())
+        survey([tmp_path / "links"], BuildOptions())
     # The user's own word for the folder may be a link.
-    assert survey([tmp_path / "links" / "data"], Options()).usable.sum() == 12
+    assert survey([tmp_path / "links" / "data"], BuildOptions()).usable.sum() == 12
 
 
 def test_a_link_put_in_place_of_a_listed_folder_is_not_followed(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from shardline_sources import (
 )
 
 from shardify.conversion.build import build
-from shardify.conversion.survey import Options, entry_reader, survey
+from shardify.conversion.survey import BuildOptions, entry_reader, survey
 from shardify.errors import ArchiveError, EntryError, OutputError, ShardifyError, StoreError
 from shardify.sources.catalog import OpenSources
 from shardify.sources.nested_zips import UnpackCache
@@ -99,7 +99,7 @@ def test_a_zip_wrapped_in_a_zip_with_prepended_bytes_is_read(
 
 def test_inspect_writes_nothing_that_stays(tmp_path: Path, files: dict[str, bytes]) -> None:
     source = pack(tmp_path / "all.zip", inner(files))
-    assert survey([source], Options()).usable.sum() == 12
+    assert survey([source], BuildOptions()).usable.sum() == 12
     assert list(tmp_path.iterdir()) == [source]
 
 
@@ -107,7 +107,7 @@ def test_workers_of_their_own_read_what_was_unpacked(
     tmp_path: Path, files: dict[str, bytes]
 ) -> None:
     source = pack(tmp_path / "all.zip", inner(files))
-    report = build([source], tmp_path / "out", Options(val=0.25, workers=1))
+    report = build([source], tmp_path / "out", BuildOptions(val=0.25, workers=1))
     assert sum(split.samples for split in report.manifest.splits.values()) == 12
 
 
@@ -162,7 +162,7 @@ def test_two_levels_are_refused_with_the_remedy(tmp_path: Path, files: dict[str,
         deep = zipped({"deep.zip": zipped(files)}, method)
         source = pack(tmp_path / f"{method}.zip", {"inner.zip": deep}, method)
         with pytest.raises(ArchiveError, match=r"inner\.zip: holds deep\.zip, .*; unpack"):
-            survey([source], Options())
+            survey([source], BuildOptions())
 
 
 def test_a_bomb_in_a_zip_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_bomb_in_a_zip_is_refused_before_it_is_unpacked(tmp_path: Path) -> Non
     bomb = zipped({f"{number:03d}.zip": layer for number in range(60)}, DEFLATED)
     (tmp_path / "bomb.zip").write_bytes(bomb)
     with pytest.raises(ArchiveError, match=r"with the zips in it, .* as a zip bomb does; refused"):
-        survey([tmp_path / "bomb.zip"], Options())
+        survey([tmp_path / "bomb.zip"], BuildOptions())
 
 
 def test_an_inner_zip_that_lies_about_its_size_is_refused(
@@ -184,14 +184,14 @@ def test_an_inner_zip_that_lies_about_its_size_is_refused(
     data[place : place + 4] = (stated - 100).to_bytes(4, "little")
     source.write_bytes(data)
     with pytest.raises(ArchiveError, match=r"x\.zip: parts/bg\.zip: unpacks to another size"):
-        survey([source], Options())
+        survey([source], BuildOptions())
 
 
 def test_a_damaged_inner_zip_is_named(tmp_path: Path, files: dict[str, bytes]) -> None:
     parts = inner(files)
     parts["parts/fg_bg.zip"] = parts["parts/fg_bg.zip"][:-30]
     with pytest.raises(ArchiveError, match=r"^x\.zip: parts/fg_bg\.zip: a zip without its end"):
-        survey([pack(tmp_path / "x.zip", parts, STORED)], Options())
+        survey([pack(tmp_path / "x.zip", parts, STORED)], BuildOptions())
 
 
 def test_damage_in_an_inner_entry_leaves_out_its_sample_alone(
@@ -277,16 +277,16 @@ def test_inner_zips_of_an_object_in_a_store_are_read_by_ranges(
 def test_other_machines_cannot_be_asked_to_read_what_only_this_one_has(tmp_path: Path) -> None:
     source = pack(tmp_path / "x.zip", {"a.zip": zipped({"a.jpg": b"x"})})
     with UnpackCache(shared=True) as work, pytest.raises(StoreError, match="every worker sees"):
-        survey([source], Options(), work)
+        survey([source], BuildOptions(), work)
 
 
 def test_one_build_at_a_time_unpacks(tmp_path: Path) -> None:
     source = pack(tmp_path / "x.zip", inner(files_of()))
     with UnpackCache(tmp_path / "out" / ".shardify") as work:
-        survey([source], Options(), work)
+        survey([source], BuildOptions(), work)
         with (
             UnpackCache(tmp_path / "out" / ".shardify") as other,
             pytest.raises(OutputError, match="another build"),
         ):
-            survey([source], Options(), other)
+            survey([source], BuildOptions(), other)
     assert not (tmp_path / "out").exists()

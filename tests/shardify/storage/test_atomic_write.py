@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from shardify.conversion.build import build
-from shardify.conversion.survey import Options
+from shardify.conversion.survey import BuildOptions
 from shardify.errors import BuildError
 from shardify.storage.atomic_write import TEMPORARY, BackgroundSync, atomic_path, write_text
 from shardify.storage.paths import Url, as_path
 from shardify.synth.generate import make
 
-OPTIONS = Options(val=0.25, workers=1, shard_samples=10)
+OPTIONS = BuildOptions(val=0.25, workers=1, shard_samples=10)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from shardline_bucket import BUCKET, Store, content, serve, small_zip
 
 from shardify.cli import main
 from shardify.conversion.build import BuildReport, build
-from shardify.conversion.survey import Options, survey
+from shardify.conversion.survey import BuildOptions, survey
 from shardify.dataset.verify import verify
 from shardify.errors import OutputError, StoreError
 from shardify.storage.paths import Url, as_path
@@ -55,7 +55,7 @@ def local(packed: Path) -> dict[str, bytes]:
 def run(source: "str | Path", out: "str | Path", **options: object) -> BuildReport:
     chosen = {"val": 0.25, "workers": 1, "shard_samples": 5} | options
     progress = chosen.pop("progress", None)
-    return build([as_path(source)], as_path(out), Options(**chosen), progress=progress)  # type: ignore[arg-type]
+    return build([as_path(source)], as_path(out), BuildOptions(**chosen), progress=progress)  # type: ignore[arg-type]
 
 
 def stop_after(shards: int) -> object:
@@ -107,7 +107,7 @@ def test_no_more_of_the_zip_is_fetched_than_is_used(store: Store, tmp_path: Path
     packed = small_zip(tmp_path / "x.zip", lead=bytes(ballast))
     used = packed.stat().st_size - ballast
     source = store.put("large.zip", packed.read_bytes())
-    survey([as_path(source)], Options(val=0.25))
+    survey([as_path(source)], BuildOptions(val=0.25))
     fetched = store.asked("GET", "large.zip")
     assert all(each.range for each in fetched)
     assert sum(each.bytes for each in fetched) < 1.5 * used + (1 << 17)
@@ -304,7 +304,7 @@ def test_a_server_that_ignores_ranges_is_refused(tmp_path: Path) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/x.zip"
         with pytest.raises(StoreError, match="expected a server that gives ranges"):
-            survey([as_path(url)], Options())
+            survey([as_path(url)], BuildOptions())
         server.shutdown()
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from shardline_sources import content, shards
 
 from shardify.conversion.build import build
-from shardify.conversion.survey import Options
+from shardify.conversion.survey import BuildOptions
 from shardify.errors import OutputError
 from shardify.layout import detect
 from shardify.synth import compose, generate
@@ -146,7 +146,7 @@ def test_published_zips_become_the_same_shards_as_the_one_zip(
     made: Path, released: Path, tmp_path: Path
 ) -> None:
     for source, out in ((made, "one"), (released, "eight")):
-        report = build([source], tmp_path / out, Options(val=0.2, workers=1))
+        report = build([source], tmp_path / out, BuildOptions(val=0.2, workers=1))
         assert sum(split.samples for split in report.manifest.splits.values()) == 60
     assert shards(tmp_path / "one") == shards(tmp_path / "eight")
 

@@ -17,7 +17,7 @@ from shardline_sources import files_of, spread
 
 from shardify.cli import main
 from shardify.conversion.build import build
-from shardify.conversion.survey import Options
+from shardify.conversion.survey import BuildOptions
 from shardify.errors import BuildError, StoreError
 from shardify.storage.paths import Url, as_path
 from shardify.workers import dask_pool
@@ -92,7 +92,7 @@ def local(packed: Path) -> dict[str, bytes]:
         patch.setattr(
             "shardify.workers.factory.create_pool", lambda target, **_: InlinePool(target)
         )
-        build([packed], out, Options(val=0.25, shard_samples=1))
+        build([packed], out, BuildOptions(val=0.25, shard_samples=1))
     return content(out)
 
 
@@ -101,7 +101,9 @@ def test_from_bucket_to_bucket_on_a_cluster(
 ) -> None:
     source = store.put("in/x.zip", packed.read_bytes())
     out = as_path(f"s3://{BUCKET}/out")
-    build([as_path(source)], out, Options(val=0.25, shard_samples=1, scheduler=running.address))
+    build(
+        [as_path(source)], out, BuildOptions(val=0.25, shard_samples=1, scheduler=running.address)
+    )
     assert store.content("out") == local
 
 
@@ -110,7 +112,7 @@ def test_a_folder_and_a_prefix_give_on_a_cluster_what_they_give_here(
 ) -> None:
     files = files_of()
     folder = spread(tmp_path / "data", files)
-    options = Options(val=0.25, shard_samples=3, scheduler=running.address)
+    options = BuildOptions(val=0.25, shard_samples=3, scheduler=running.address)
     build([folder], tmp_path / "far", options)
     for name, data in files.items():
         store.client.put_object(Bucket=BUCKET, Key=f"set/data/{name}", Body=data)
@@ -189,7 +191,7 @@ def test_a_worker_killed_in_the_middle_changes_nothing(
         killer = threading.Thread(target=kill)
         killer.start()
         try:
-            options = Options(val=0.25, shard_samples=1, scheduler=running.address)
+            options = BuildOptions(val=0.25, shard_samples=1, scheduler=running.address)
             build([packed], tmp_path / "out", options, progress=progress)
         finally:
             over.set()
@@ -211,7 +213,7 @@ def test_a_cluster_without_workers_is_given_up(
         for worker in running.workers:
             worker.kill()
 
-    options = Options(val=0.25, shard_samples=1, scheduler=running.address)
+    options = BuildOptions(val=0.25, shard_samples=1, scheduler=running.address)
     with pytest.raises(
         BuildError,
         match="no worker was left for 1 s; what is finished is kept",
