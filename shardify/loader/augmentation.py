@@ -19,13 +19,13 @@ __all__ = [
     "NOISE_MARGIN",
     "NOISE_UNIT",
     "Augmentation",
-    "Draws",
+    "AugmentationDraws",
+    "affine_matrices",
     "draw",
-    "looks",
     "matrices",
+    "no_augmentation",
     "noise_table",
     "philox",
-    "still",
 ]
 
 NOISE_MARGIN = 256
@@ -67,14 +67,14 @@ class Augmentation:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Draws:
+class AugmentationDraws:
     """The draws of n samples."""
 
     angle: Floats
     """(n,) degrees."""
 
     turn: npt.NDArray[np.float64]
-    """(n, 2, 3) that rotation of the unit square, see ``looks``."""
+    """(n, 2, 3) that rotation of the unit square, see ``affine_matrices``."""
 
     colour: Floats
     """(n, 3, 4): red, green, blue in levels of 255 become ``colour[:, :3] @ rgb + colour[:, 3]``,
@@ -86,9 +86,9 @@ class Draws:
     place: npt.NDArray[np.int32]
     """(n, 2) row and column of the noise table where the crop begins; in [0, NOISE_MARGIN)."""
 
-    def part(self, first: int, last: int) -> "Draws":
+    def part(self, first: int, last: int) -> "AugmentationDraws":
         """Those of samples ``first`` to ``last``: views."""
-        return Draws(
+        return AugmentationDraws(
             angle=self.angle[first:last],
             turn=self.turn[first:last],
             colour=self.colour[first:last],
@@ -99,7 +99,7 @@ class Draws:
 
 def draw(
     samples: Indexes, *, seed: int, epoch: int, augmentation: Augmentation | None = None
-) -> Draws:
+) -> AugmentationDraws:
     """Draw for some samples of one epoch.
 
     Half of the samples get an RGB shift, the others a change of hue, saturation and value. That
@@ -127,7 +127,7 @@ def draw(
     colour = np.where((unit[1] < 0.5)[:, None, None], shift, hsv)
     place = np.stack([second[1] >> np.uint64(8), second[1] >> np.uint64(20)], axis=1)
     angle = (even[0] * limits.angle).astype(np.float32)
-    return Draws(
+    return AugmentationDraws(
         angle=angle,
         turn=_turns(angle),
         colour=colour.astype(np.float32),
@@ -136,12 +136,12 @@ def draw(
     )
 
 
-def still(count: int) -> Draws:
+def no_augmentation(count: int) -> AugmentationDraws:
     """Draws that change nothing: a plain resize."""
     colour = np.zeros((count, 3, 4), np.float32)
     colour[:, :, :3] = np.eye(3)
     angle = np.zeros(count, np.float32)
-    return Draws(
+    return AugmentationDraws(
         angle=angle,
         turn=_turns(angle),
         colour=colour,
@@ -150,7 +150,7 @@ def still(count: int) -> Draws:
     )
 
 
-def looks(turn: npt.NDArray[np.float64], sizes: npt.ArrayLike, *, res: int) -> Floats:
+def affine_matrices(turn: npt.NDArray[np.float64], sizes: npt.ArrayLike, *, res: int) -> Floats:
     """Where in the source each output pixel looks: resize and rotation as one matrix.
 
     Both images are the unit square; the output is that square turned about its centre. With pixel
@@ -171,7 +171,7 @@ def looks(turn: npt.NDArray[np.float64], sizes: npt.ArrayLike, *, res: int) -> F
 
 
 def matrices(angle: Floats, *, width: npt.ArrayLike, height: npt.ArrayLike, res: int) -> Floats:
-    """As ``looks``, for one source of each angle.
+    """As ``affine_matrices``, for one source of each angle.
 
     Args:
         angle: (n,) degrees; a positive one turns what is seen counter-clockwise.
@@ -183,7 +183,7 @@ def matrices(angle: Floats, *, width: npt.ArrayLike, height: npt.ArrayLike, res:
         (n, 2, 3) float32.
     """
     wide, high = np.broadcast_to(width, angle.shape), np.broadcast_to(height, angle.shape)
-    return looks(_turns(angle), np.stack([wide, high], axis=-1)[:, None], res=res)[:, 0]
+    return affine_matrices(_turns(angle), np.stack([wide, high], axis=-1)[:, None], res=res)[:, 0]
 
 
 def noise_table(res: int) -> npt.NDArray[np.int8]:

@@ -23,15 +23,15 @@ import torch
 
 from shardify.dataset.manifest import Manifest
 from shardify.errors import DataError
-from shardify.loader.augmentation import NOISE_UNIT, looks, noise_table
+from shardify.loader.augmentation import NOISE_UNIT, affine_matrices, noise_table
 from shardify.loader.background_table import background_table
 from shardify.loader.batch import ROLES, Batch, fill
-from shardify.loader.batch_sampler import Feed, Step
+from shardify.loader.batch_sampler import BatchSampler, BatchSpec
 from shardify.loader.cpu_renderer import Renderer
 from shardify.loader.dali_pipeline import AHEAD, decode_faults, graph, own_tensor, reason_of
 from shardify.loader.raw_codec import check_sizes, is_raw, size_of
 
-__all__ = ["Engine", "normal_of"]
+__all__ = ["BatchProducer", "normal_of"]
 
 
 def normal_of(manifest: Manifest, folder: Path) -> npt.NDArray[np.float32]:
@@ -67,12 +67,12 @@ def normal_of(manifest: Manifest, folder: Path) -> npt.NDArray[np.float32]:
 Array = npt.NDArray[Any]
 
 
-class Engine:
+class BatchProducer:
     """The DALI pipeline of one loader, and what is done with its outputs."""
 
     def __init__(
         self,
-        feed: Feed,
+        feed: BatchSampler,
         manifest: Manifest,
         *,
         folder: Path,
@@ -97,12 +97,12 @@ class Engine:
         self._dtype = dtype
         self._channels_last = channels_last
         self._decode_only = kernel != "dali"
-        self._steps: Iterator[Step] = iter(())
-        self._next: Step | None = None
-        self._tail: Step | None = None
+        self._steps: Iterator[BatchSpec] = iter(())
+        self._next: BatchSpec | None = None
+        self._tail: BatchSpec | None = None
         self._iteration = 0
         self._inputs: list[Array] = []
-        self._waiting: collections.deque[tuple[Step | None, list[Array]]] = collections.deque()
+        self._waiting: collections.deque[tuple[BatchSpec | None, list[Array]]] = collections.deque()
         self._images = feed.shards.images
         depth_bits = manifest.roles["depth"].bits if "depth" in manifest.roles else 8
         threshold = float(("mask" in manifest.roles and manifest.roles["mask"].threshold) or 128)
@@ -154,7 +154,7 @@ class Engine:
             hw_decoder_load=hw_decoder_load,
         )
 
-    def batches(self, steps: Iterator[Step]) -> Generator[tuple[Batch, int], None, None]:
+    def batches(self, steps: Iterator[BatchSpec]) -> Generator[tuple[Batch, int], None, None]:
         """Each step's batch, with the samples of the epoch used after it."""
         if self._closed:
             raise RuntimeError("the loader is closed; open another")
@@ -208,14 +208,14 @@ class Engine:
             self._renderer.close()
         self._closed, self._pipe = True, None
 
-    def _arrays(self, step: Step) -> list[Array]:
+    def _arrays(self, step: BatchSpec) -> list[Array]:
         """What the graph takes, in the order of its inputs."""
         arrays: list[Array] = [step.shards, *step.begins[..., None], *step.sizes[..., None]]
         if self._decode_only:
             return arrays
         draws = step.draws
         # The unit square's matrix; the graph scales it to each image's size.
-        arrays.append(looks(draws.turn, np.ones((1, 1, 2)), res=self._res)[:, 0])
+        arrays.append(affine_matrices(draws.turn, np.ones((1, 1, 2)), res=self._res)[:, 0])
         if self._augment:
             arrays += [draws.colour, draws.noise / np.float32(NOISE_UNIT)]
         if len(self._backgrounds):
@@ -242,7 +242,7 @@ class Engine:
             self._waiting.popleft()
             self._pipe.release_outputs()
 
-    def _render(self, renderer: Renderer, step: Step, outputs: Any) -> Batch:
+    def _render(self, renderer: Renderer, step: BatchSpec, outputs: Any) -> Batch:
         images = self._places(step)
         for role, decoded in zip(self._images, outputs, strict=True):
             column = ROLES.index(role)
@@ -255,7 +255,7 @@ class Engine:
                 images[place, column] = decoded[place].data_ptr(), shape[1], shape[0]
         return renderer(images, step.draws)
 
-    def _render_raw(self, step: Step) -> Batch:
+    def _render_raw(self, step: BatchSpec) -> Batch:
         """Render a batch straight from the shards' bytes."""
         assert self._renderer is not None
         shards = self._feed.shards
@@ -267,7 +267,7 @@ class Engine:
             images[:, column, 1:] = size_of(self._manifest, role)
         return self._renderer(images, step.draws, packed=np.ascontiguousarray(images[:, 1:3, 0]))
 
-    def _places(self, step: Step) -> npt.NDArray[np.int64]:
+    def _places(self, step: BatchSpec) -> npt.NDArray[np.int64]:
         """(n, 4, 3) address, width and height of each image, so far of the backgrounds only."""
         images = np.zeros((len(step.indexes), 4, 3), np.int64)
         if len(table := self._backgrounds):

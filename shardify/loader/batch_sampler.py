@@ -13,19 +13,19 @@ import numpy as np
 
 from shardify.errors import DataError
 from shardify.loader import sampler
-from shardify.loader.augmentation import Augmentation, Draws, draw, still
-from shardify.loader.cpu_kernels import first_lie
+from shardify.loader.augmentation import Augmentation, AugmentationDraws, draw, no_augmentation
+from shardify.loader.cpu_kernels import first_header_mismatch
 from shardify.loader.sampler import EPOCHS, SEEDS, Indexes
 from shardify.loader.shards import Shards, chosen
 
-__all__ = ["Feed", "Step"]
+__all__ = ["BatchSampler", "BatchSpec"]
 
 _DRAWN = 2048
 """Samples drawn for at a time: NumPy takes as long over a few as over a hundred."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Step:
+class BatchSpec:
     """One rank's part of one step: n samples, n perhaps 0 in the last step of a validation."""
 
     indexes: Indexes
@@ -43,12 +43,12 @@ class Step:
     backgrounds: Indexes
     """(n,) in the manifest; 0 where there are none."""
 
-    draws: Draws
+    draws: AugmentationDraws
     used: int
     """Samples of the epoch that all ranks together have used after this step."""
 
 
-class Feed:
+class BatchSampler:
     """The steps of one rank through one split."""
 
     def __init__(
@@ -135,7 +135,7 @@ class Feed:
         )
         return self._order(epoch)[start:stop]
 
-    def steps(self, epoch: int, consumed: int) -> Generator[Step, None, None]:
+    def steps(self, epoch: int, consumed: int) -> Generator[BatchSpec, None, None]:
         """The rest of an epoch.
 
         Raises:
@@ -194,23 +194,23 @@ class Feed:
                     f"whole number from 0 to {end - 1}; go on from another one"
                 )
 
-    def _draws(self, indexes: Indexes, epoch: int) -> Draws:
+    def _draws(self, indexes: Indexes, epoch: int) -> AugmentationDraws:
         if self._augmentation is None:
-            return still(len(indexes))
+            return no_augmentation(len(indexes))
         return draw(indexes, seed=self.seed, epoch=epoch, augmentation=self._augmentation)
 
-    def _step(self, indexes: Indexes, draws: Draws, used: int) -> Step:
+    def _step(self, indexes: Indexes, draws: AugmentationDraws, used: int) -> BatchSpec:
         """Gather one step."""
         shards = self.shards
         numbers, images = shards.shard_of(indexes), len(shards.images)
         begins, sizes = shards.offsets[indexes], shards.sizes[indexes]
-        liar = first_lie(shards.base[numbers], begins, sizes)
+        liar = first_header_mismatch(shards.base[numbers], begins, sizes)
         if liar >= 0:
             index = int(indexes[liar])
             raise DataError(
                 f"{shards.where(index)}: {shards.header_fault(index)}; {shards.remedy()}"
             )
-        return Step(
+        return BatchSpec(
             indexes=indexes,
             shards=numbers,
             begins=np.ascontiguousarray(begins.T[:images]),

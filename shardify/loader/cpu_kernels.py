@@ -28,7 +28,7 @@ from numba.extending import intrinsic
 from shardify.loader.augmentation import NOISE_UNIT
 
 __all__ = [
-    "first_lie",
+    "first_header_mismatch",
     "jit",
     "load8",
     "load16",
@@ -120,7 +120,7 @@ def unpack(packed: Any, rgb: Any, mask: Any, begin: int, end: int) -> None:
 
 
 @jit
-def first_lie(base: Any, offsets: Any, sizes: Any) -> int:
+def first_header_mismatch(base: Any, offsets: Any, sizes: Any) -> int:
     """The first sample whose members are not where the index has them.
 
     Args:

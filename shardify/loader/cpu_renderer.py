@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from shardify.loader.augmentation import Draws, looks, noise_table
+from shardify.loader.augmentation import AugmentationDraws, affine_matrices, noise_table
 from shardify.loader.batch import CHANNELS, ROLES, Batch, fill
 from shardify.loader.cpu_kernels import render, unpack
 
@@ -107,7 +107,7 @@ class Renderer:
     def __call__(
         self,
         images: npt.NDArray[np.int64],
-        draws: Draws,
+        draws: AugmentationDraws,
         packed: npt.NDArray[np.int64] | None = None,
     ) -> Batch:
         """Render one batch of B samples, B >= 0.
@@ -132,7 +132,7 @@ class Renderer:
             for part, channels in zip(parts, self._channels, strict=True)
         )
         stream = self._res % 16 == 0 and flat.nbytes > _LARGE
-        matrices = looks(draws.turn, images[:, :, 1:], res=self._res)
+        matrices = affine_matrices(draws.turn, images[:, :, 1:], res=self._res)
 
         def part(first: int, last: int) -> None:
             if packed is not None:

@@ -21,7 +21,7 @@ from nvidia.dali import Pipeline, backend, fn, types
 from nvidia.dali import math as dali_math
 
 from shardify.loader.batch import ROLES
-from shardify.loader.device_tables import Picks
+from shardify.loader.device_tables import DeviceTables
 from shardify.loader.shards import Bytes
 
 __all__ = ["AHEAD", "decode_faults", "decoder", "graph", "own_tensor", "reason_of"]
@@ -154,7 +154,7 @@ def graph(
     with pipe:
         count = 1 + 2 * len(roles) + (not decode_only) + 2 * (noise is not None)
         inputs = _inputs(source, count, shards)
-        picks = Picks(backgrounds, noise, res=res, device=device)
+        picks = DeviceTables(backgrounds, noise, res=res, device=device)
         picked = _picked(source, count, picks)
         bytewise: dict[str, Any] = {"normalized_anchor": False, "normalized_shape": False}
         payloads = [
@@ -216,7 +216,7 @@ def _inputs(source: Callable[[int], list[Array]], count: int, shards: Sequence[B
     return list(made)
 
 
-def _picked(source: Callable[[int], list[Array]], count: int, picks: Picks) -> list[Any]:
+def _picked(source: Callable[[int], list[Array]], count: int, picks: DeviceTables) -> list[Any]:
     """What ``picks`` takes for each row, as the arrays of ``source`` after ``count`` say.
 
     DALI would be handed a whole table for every sample, and on a GPU copy it as many times.

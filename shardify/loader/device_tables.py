@@ -13,12 +13,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["Picks"]
+__all__ = ["DeviceTables"]
 
 Array = npt.NDArray[Any]
 
 
-class Picks:
+class DeviceTables:
     """The tables of one loader, on its device.
 
     Attributes:

@@ -19,9 +19,9 @@ import torch
 
 from shardify.loader.augmentation import Augmentation
 from shardify.loader.batch import Batch
-from shardify.loader.batch_producer import Engine
-from shardify.loader.batch_sampler import Feed
-from shardify.loader.prefetch import Ahead
+from shardify.loader.batch_producer import BatchProducer
+from shardify.loader.batch_sampler import BatchSampler
+from shardify.loader.prefetch import Prefetcher
 from shardify.loader.sampler import EPOCHS, KINDS, SEEDS, Indexes
 from shardify.loader.shards import load_manifest, open_split
 from shardify.storage.readahead import ReadAhead
@@ -118,7 +118,7 @@ class Loader:
         folder, self.manifest = load_manifest(Path(data), res=res)
         self.res = res
         self.batch_size = batch_size
-        self._feed = Feed(
+        self._feed = BatchSampler(
             open_split(folder, self.manifest, split, cache=cache, verify=verify),
             backgrounds=len(self.manifest.backgrounds),
             batch_size=batch_size,
@@ -141,11 +141,11 @@ class Loader:
         self._process, self._closed = os.getpid(), False
         # How often a loop was ended from outside it: one of an older number is no longer valid.
         self._turn = 0
-        self._ahead: Ahead[tuple[Batch, int]] | None = None
+        self._ahead: Prefetcher[tuple[Batch, int]] | None = None
         self._prefetch = prefetch
         with contextlib.ExitStack() as undo:
             undo.callback(self._reading.close)
-            self._engine = Engine(
+            self._engine = BatchProducer(
                 self._feed,
                 self.manifest,
                 folder=folder,
@@ -210,7 +210,7 @@ class Loader:
             self._epoch, self._consumed = self._epoch + 1, 0
         self._begun = True
         steps = self._feed.steps(self._epoch, self._consumed)
-        self._ahead = Ahead(self._engine.batches(steps), depth=self._prefetch)
+        self._ahead = Prefetcher(self._engine.batches(steps), depth=self._prefetch)
         return self._hand_out(self._ahead, self._turn)
 
     def state_dict(self) -> dict[str, Any]:
@@ -262,7 +262,9 @@ class Loader:
             self._ahead.close()
             self._ahead = None
 
-    def _hand_out(self, ahead: Ahead[tuple[Batch, int]], turn: int) -> Generator[Batch, None, None]:
+    def _hand_out(
+        self, ahead: Prefetcher[tuple[Batch, int]], turn: int
+    ) -> Generator[Batch, None, None]:
         with contextlib.closing(ahead):
             while True:
                 self._usable()

@@ -12,12 +12,12 @@ import threading
 from collections.abc import Generator
 from typing import Generic, TypeVar
 
-__all__ = ["Ahead"]
+__all__ = ["Prefetcher"]
 
 T = TypeVar("T")
 
 
-class Ahead(Generic[T]):
+class Prefetcher(Generic[T]):
     """Runs a generator in a thread of its own, at most ``depth`` items ahead of the taker.
 
     The generator is closed in that thread, after its last item, on an error, or on ``close``.
@@ -37,7 +37,7 @@ class Ahead(Generic[T]):
         atexit.register(self.close)
         self._thread.start()
 
-    def __iter__(self) -> "Ahead[T]":
+    def __iter__(self) -> "Prefetcher[T]":
         return self
 
     def __next__(self) -> T:

@@ -40,11 +40,11 @@ class Work:
 
 def _read(job: Job, _work: Work) -> Generator[int, None, None]:
     """Bytes of the three images, in the order of training, copied out of the shards."""
-    from shardify.loader.batch_sampler import Feed
+    from shardify.loader.batch_sampler import BatchSampler
     from shardify.loader.shards import load_manifest, open_split
 
     folder, manifest = load_manifest(Path(job.shards), res=job.res)
-    feed = Feed(
+    feed = BatchSampler(
         open_split(folder, manifest, job.split, cache=job.cache),
         backgrounds=len(manifest.backgrounds),
         batch_size=job.batch_size,

@@ -16,11 +16,11 @@ from shardify.dataset.manifest import Manifest
 from shardify.loader.augmentation import (
     NOISE_UNIT,
     Augmentation,
-    Draws,
+    AugmentationDraws,
     draw,
     matrices,
+    no_augmentation,
     noise_table,
-    still,
 )
 from shardify.loader.shards import background_payloads
 
@@ -87,10 +87,10 @@ class PillowRenderer:
         self.noise = noise_table(res)
         self.normal = {role: self._normal(role) for role in ("bg", "fg_bg")}
 
-    def draws(self, index: int, *, seed: int, epoch: int) -> Draws:
+    def draws(self, index: int, *, seed: int, epoch: int) -> AugmentationDraws:
         """The draws of one sample, as the loader makes them."""
         if not self.augment:
-            return still(1)
+            return no_augmentation(1)
         return draw(np.array([index]), seed=seed, epoch=epoch, augmentation=Augmentation())
 
     def __call__(
@@ -99,7 +99,7 @@ class PillowRenderer:
         mask: Image.Image,
         depth: Image.Image,
         background: int,
-        draws: Draws,
+        draws: AugmentationDraws,
     ) -> tuple[Floats, Floats, Floats, Floats]:
         """Render one sample.
 
@@ -123,7 +123,7 @@ class PillowRenderer:
             far[None],
         )
 
-    def encoded(self, files: Mapping[str, bytes], draws: Draws) -> tuple[Floats, ...]:
+    def encoded(self, files: Mapping[str, bytes], draws: AugmentationDraws) -> tuple[Floats, ...]:
         """Decode and render one sample.
 
         Args:
@@ -144,7 +144,7 @@ class PillowRenderer:
         mean, std = np.array(stats.mean).reshape(3, 1, 1), np.array(stats.std).reshape(3, 1, 1)
         return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
 
-    def moved(self, image: Image.Image, draws: Draws) -> Image.Image:
+    def moved(self, image: Image.Image, draws: AugmentationDraws) -> Image.Image:
         """Resize and rotation in one; black outside, as Pillow has it."""
         width, height = image.size
         matrix = matrices(draws.angle, width=width, height=height, res=self.res)[0]
@@ -155,7 +155,7 @@ class PillowRenderer:
             Image.Resampling.BILINEAR,
         )
 
-    def picture(self, image: Image.Image, draws: Draws, role: str) -> Floats:
+    def picture(self, image: Image.Image, draws: AugmentationDraws, role: str) -> Floats:
         """Warp, colour, noise, normalise: (3, R, R) float32."""
         moved = self.moved(image, draws)
         if self.augment:

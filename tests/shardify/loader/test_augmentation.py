@@ -9,12 +9,12 @@ from shardify.loader.augmentation import (
     NOISE_MARGIN,
     NOISE_UNIT,
     Augmentation,
-    Draws,
+    AugmentationDraws,
     draw,
     matrices,
+    no_augmentation,
     noise_table,
     philox,
-    still,
 )
 
 # Random123's known answers for philox4x32 with ten rounds: counter, key, result.
@@ -92,7 +92,7 @@ def test_hue_and_saturation_leave_gray_gray_and_value_scales_it() -> None:
 
 
 def test_still_draws_change_nothing() -> None:
-    drawn = still(3)
+    drawn = no_augmentation(3)
     assert np.array_equal(drawn.colour, np.tile(np.eye(3, 4), (3, 1, 1)))
     assert not drawn.angle.any()
     assert not drawn.noise.any()
@@ -127,5 +127,5 @@ def test_draws_for_many_are_those_for_each() -> None:
     together = draw(samples, seed=3, epoch=2)
     for first, last in ((0, 1), (4, 11), (29, 30), (30, 30)):
         alone, part = draw(samples[first:last], seed=3, epoch=2), together.part(first, last)
-        for field in dataclasses.fields(Draws):
+        for field in dataclasses.fields(AugmentationDraws):
             assert np.array_equal(getattr(alone, field.name), getattr(part, field.name))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from shardify.loader.augmentation import NOISE_UNIT, draw, matrices, noise_table, still
+from shardify.loader.augmentation import NOISE_UNIT, draw, matrices, no_augmentation, noise_table
 from shardify.loader.cpu_renderer import Buffers, Renderer
 from train.bench.other_loaders import warp
 
@@ -78,7 +78,7 @@ def expected(sample, drawn, n: int, res: int, depth_bits: int, augment: bool):
 @pytest.mark.parametrize("res", [16, 61])
 def test_every_pixel_is_what_numpy_says(sizes, res, depth_bits, augment) -> None:
     samples = [images_of(sizes, depth_bits, seed) for seed in range(3)]
-    drawn = draw(np.arange(3), seed=1, epoch=2) if augment else still(3)
+    drawn = draw(np.arange(3), seed=1, epoch=2) if augment else no_augmentation(3)
     batch = renderer(res, depth_bits=depth_bits, augment=augment)(table_of(samples), drawn)
     for n, sample in enumerate(samples):
         bg, fg_bg, seen, depth = expected(sample, drawn, n, res, depth_bits, augment)
@@ -130,7 +130,7 @@ def test_dtype_and_layout_are_as_asked() -> None:
 
 
 def test_a_batch_of_none_has_the_right_shapes() -> None:
-    batch = renderer(32)(np.empty((0, 4, 3), np.int64), still(0))
+    batch = renderer(32)(np.empty((0, 4, 3), np.int64), no_augmentation(0))
     assert [tuple(tensor.shape) for tensor in batch] == [
         (0, 3, 32, 32), (0, 3, 32, 32), (0, 1, 32, 32), (0, 1, 32, 32)
     ]  # fmt: skip

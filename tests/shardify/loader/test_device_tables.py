@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from shardify.loader.device_tables import Picks
+from shardify.loader.device_tables import DeviceTables
 
 CPU = torch.device("cpu")
 
@@ -10,7 +10,7 @@ def test_each_sample_gets_its_background_and_its_piece_of_the_noise() -> None:
     rng = np.random.default_rng(0)
     backgrounds = rng.integers(0, 255, (4, 6, 5, 3), np.uint8)
     noise = rng.integers(-99, 99, (3, 20, 20)).astype(np.int8)
-    picks = Picks(backgrounds, noise, res=8, device=CPU)
+    picks = DeviceTables(backgrounds, noise, res=8, device=CPU)
     numbers = np.array([2, 0, 2], np.int32)
     places = np.array([[0, 0], [3, 11], [11, 3]], np.int32)
     found, grain = picks([numbers, places])
@@ -25,9 +25,9 @@ def test_each_sample_gets_its_background_and_its_piece_of_the_noise() -> None:
 
 def test_what_there_is_none_of_is_left_out() -> None:
     noise = np.zeros((3, 9, 9), np.int8)
-    assert Picks(None, None, res=4, device=CPU).tables == 0
-    (grain,) = Picks(None, noise, res=4, device=CPU)([np.array([[4, 0]])])
+    assert DeviceTables(None, None, res=4, device=CPU).tables == 0
+    (grain,) = DeviceTables(None, noise, res=4, device=CPU)([np.array([[4, 0]])])
     assert grain.shape == (1, 4, 4, 3)
     backgrounds = np.zeros((2, 3, 3, 3), np.uint8)
-    (found,) = Picks(backgrounds, None, res=4, device=CPU)([np.array([1, 1])])
+    (found,) = DeviceTables(backgrounds, None, res=4, device=CPU)([np.array([1, 1])])
     assert found.shape == (2, 3, 3, 3)

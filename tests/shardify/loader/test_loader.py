@@ -126,7 +126,7 @@ def test_a_loader_that_does_not_start_reads_nothing_on(data, asked, monkeypatch)
     def fail(*_: object, **__: object) -> None:
         raise DataError("no")
 
-    monkeypatch.setattr("shardify.loader.loader.Engine", fail)
+    monkeypatch.setattr("shardify.loader.loader.BatchProducer", fail)
     with pytest.raises(DataError):
         Loader(str(data), split="train", res=32, batch_size=4)
     assert [each.closed for each in asked] == [True]

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from shardify.loader.prefetch import Ahead
+from shardify.loader.prefetch import Prefetcher
 
 
 def test_items_arrive_in_order_and_then_stop() -> None:
-    ahead = Ahead((number for number in range(50)), depth=2)
+    ahead = Prefetcher((number for number in range(50)), depth=2)
     assert list(ahead) == list(range(50))
     with pytest.raises(StopIteration):
         next(ahead)
@@ -24,7 +24,7 @@ def test_the_maker_runs_no_further_ahead_than_asked() -> None:
             made.append(number)
             yield number
 
-    ahead = Ahead(maker(), depth=2)
+    ahead = Prefetcher(maker(), depth=2)
     assert next(ahead) == 0
     time.sleep(0.3)
     # One taken, two waiting, one in the maker's hand.
@@ -37,7 +37,7 @@ def test_an_error_reaches_the_taker_after_what_came_before_it() -> None:
         yield 1
         raise OSError("the disk is gone")
 
-    ahead = Ahead(maker(), depth=3)
+    ahead = Prefetcher(maker(), depth=3)
     assert next(ahead) == 1
     with pytest.raises(OSError, match="the disk is gone"):
         next(ahead)
@@ -53,7 +53,7 @@ def test_closing_ends_the_thread_and_closes_the_maker_where_it_runs() -> None:
         finally:
             closed_in.append(threading.current_thread().name)
 
-    ahead = Ahead(maker(), depth=1)
+    ahead = Prefetcher(maker(), depth=1)
     next(ahead)
     ahead.close()
     ahead.close()
@@ -71,7 +71,7 @@ def test_takers_that_wait_when_it_is_closed_get_the_end(takers: int) -> None:
         go_on.wait(60)
         yield 0
 
-    ahead = Ahead(maker(), depth=1)
+    ahead = Prefetcher(maker(), depth=1)
     found: list[list[int]] = []
     threads = [
         threading.Thread(target=lambda: found.append(list(ahead)), daemon=True)
@@ -95,12 +95,12 @@ def test_the_interpreters_end_waits_for_the_maker(end: str) -> None:
         "kept = Library()\n"
         "weakref.finalize(kept, print, 'a finalizer')\n"
         "atexit.register(print, 'a library cleans up')\n"
-        "from shardify.loader.prefetch import Ahead\n"
+        "from shardify.loader.prefetch import Prefetcher\n"
         "def maker():\n"
         "    try:\n"
         "        while True: yield 0\n"
         "    finally: print('closed', flush=True)\n"
-        "ahead = Ahead(maker(), depth=1)\n"
+        "ahead = Prefetcher(maker(), depth=1)\n"
         "next(ahead)\n"
         f"{end}\n"
     )
