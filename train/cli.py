@@ -67,13 +67,13 @@ class Commands(click.Group):
             error = _nearest(found) if isinstance(found, click.NoSuchOption) else found
             if os.environ.get("WORLD_SIZE", "1") == "1":
                 raise error from found.__cause__
-            from train.distributed import Word, World
+            from train.distributed import ErrorReport, World
 
             try:
                 world = World.from_environ()
             except ConfigError:  # Not torchrun's doing.
                 raise error from None
-            word = Word(error.format_message(), error.__cause__, world)
+            word = ErrorReport(error.format_message(), error.__cause__, world)
             if word.mine():
                 error.show()
                 word.said()
@@ -235,7 +235,7 @@ def run_command(file: Path | None, resume: bool, as_json: bool, **flags: Any) ->
     train run --resume --out run
     """
     with one_line_errors():
-        from train.distributed import World, depart
+        from train.distributed import World, exit_rank
         from train.tracking.console import Screen
         from train.trainer.launch import configure, launch
 
@@ -244,7 +244,7 @@ def run_command(file: Path | None, resume: bool, as_json: bool, **flags: Any) ->
         summary = launch(config, resume=resume, screen=screen)
         screen.result(summary.to_json() if as_json else str(summary))
         if World.from_environ().size > 1:
-            depart()
+            exit_rank()
 
 
 @main.command(name="config", cls=SettingsCommand)

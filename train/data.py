@@ -1,7 +1,7 @@
 """Where a run's batches come from: the splits of a data set, opened as loaders.
 
-``Shards`` is the one that a user has; whatever offers the same few methods trains as well. Checks
-that the data set has the splits and roles that training needs; decodes nothing itself.
+``ShardDataset`` is the one that a user has; whatever offers the same few methods trains as well.
+Checks that the data set has the splits and roles that training needs; decodes nothing itself.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from shardify.loader.batch import Batch
 from shardify.loader.shards import load_manifest
 from train.distributed import World
 
-__all__ = ["Batches", "Shards", "Source"]
+__all__ = ["Batches", "Dataset", "ShardDataset"]
 
 
 class Batches(Protocol):
@@ -47,7 +47,7 @@ class Batches(Protocol):
         """Free threads and memory."""
 
 
-class Source(Protocol):
+class Dataset(Protocol):
     """A data set that networks are trained and judged on."""
 
     roles: frozenset[str]
@@ -69,7 +69,7 @@ class Source(Protocol):
         """A loader; ``train`` is permuted and drops its last partial batch, ``val`` is neither."""
 
 
-class Shards:
+class ShardDataset:
     """What `shardify build` made."""
 
     def __init__(

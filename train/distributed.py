@@ -29,7 +29,15 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 from train.errors import ConfigError, PeerError
 
-__all__ = ["SAVED", "Agreement", "Notes", "Word", "World", "connected", "depart"]
+__all__ = [
+    "SAVED",
+    "ErrorReport",
+    "RankAgreement",
+    "RankMessages",
+    "World",
+    "connected",
+    "exit_rank",
+]
 
 
 LOST = re.compile(r"gloo|connection (closed|reset|refused)|broken pipe|timed? ?out", re.IGNORECASE)
@@ -101,7 +109,7 @@ class World:
             dist.barrier()
 
 
-class Agreement:
+class RankAgreement:
     """What at least one rank wishes, known to all ranks at the same point of the program.
 
     Every rank asks at the same points. The answer covers the wishes of the point before: it has
@@ -160,7 +168,7 @@ class Agreement:
             self._sent = None
 
 
-def depart() -> NoReturn:
+def exit_rank() -> NoReturn:
     """End a process that trained with others and has nothing left to do, with exit code 0.
 
     Not by the interpreter's own end: the backend's threads, if still at work, can abort that.
@@ -259,14 +267,14 @@ SAVED = "saved"
 ANY = "any"
 
 
-class Notes:
+class RankMessages:
     """The notes of one start of all ranks."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     @classmethod
-    def of(cls, world: World, environ: Mapping[str, str] = os.environ) -> "Notes | None":
+    def of(cls, world: World, environ: Mapping[str, str] = os.environ) -> "RankMessages | None":
         """Those of this process's ranks; None where there is no store to leave them in."""
         if world.size == 1 or environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             return None
@@ -301,7 +309,7 @@ class Notes:
         return int(self._store.add(name, 1)) == 1
 
 
-class Word:
+class ErrorReport:
     """What a rank has to say at its end: each thing is said once, by the lowest rank in time."""
 
     def __init__(self, text: str, error: BaseException | None, world: World) -> None:
@@ -313,7 +321,7 @@ class Word:
             world: Place among other processes.
         """
         self._world = world
-        self._notes = Notes.of(world)
+        self._notes = RankMessages.of(world)
         self._lost = isinstance(error, PeerError)
         # Every rank names itself in what it says of lost others.
         self._name = "lost" if self._lost else hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from train.distributed import Agreement, World, connected
+from train.distributed import RankAgreement, World, connected
 from train.errors import ConfigError, PeerError
 
 
@@ -31,7 +31,7 @@ def test_a_world_of_one_needs_no_process_group() -> None:
         assert not torch.distributed.is_initialized()
         tensor = torch.tensor([1.0, 2.0])
         assert world.sum_(tensor) is tensor and tensor.tolist() == [1.0, 2.0]
-        assert Agreement(world).ask(True, False) == (True, False)
+        assert RankAgreement(world).ask(True, False) == (True, False)
         assert world.same(3)
         world.barrier()
 
@@ -57,8 +57,8 @@ def test_a_lost_rank_is_told_without_the_backends_source_and_advice(
 
 def test_a_rank_that_is_done_ends_with_all_it_said_and_nothing_more() -> None:
     program = (
-        "import atexit; from train.distributed import depart\n"
-        "atexit.register(print, 'late'); print('done'); depart()"
+        "import atexit; from train.distributed import exit_rank\n"
+        "atexit.register(print, 'late'); print('done'); exit_rank()"
     )
     done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert (done.returncode, done.stdout) == (0, "done\n")

@@ -19,7 +19,7 @@ from train.checkpoint.checkpoint_file import Checkpoints
 from train.checkpoint.trained_model import load_trained
 from train.cli import main
 from train.config import Config
-from train.data import Shards
+from train.data import ShardDataset
 from train.distributed import World
 from train.inference.input_pairs import pair
 from train.inference.predict import Predictor, read_image
@@ -196,7 +196,7 @@ def test_missing_roles_are_named_before_anything_is_written(
     (tmp_path / "manifest.json").write_text(json.dumps(document))
     there = ", ".join(sorted(document["roles"]))
     with pytest.raises(DataError, match=f"only the roles {there}; training needs fg_bg, and mask"):
-        Shards(str(tmp_path), world=World(), device=CPU, res=32)
+        ShardDataset(str(tmp_path), world=World(), device=CPU, res=32)
 
 
 def test_a_split_smaller_than_a_batch_is_refused(shards: Path, tmp_path: Path) -> None:

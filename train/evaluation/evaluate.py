@@ -14,7 +14,7 @@ from model.registry import check_resolution
 from shardify.errors import DataError
 from shardify.loader.batch import Batch
 from train.checkpoint.trained_model import Trained, load_trained
-from train.data import Shards, Source
+from train.data import Dataset, ShardDataset
 from train.distributed import World
 from train.errors import ConfigError
 from train.evaluation.metrics import Scores
@@ -69,7 +69,7 @@ def evaluate(
     )
 
 
-def common_targets(trained: Trained, source: Source) -> tuple[str, ...]:
+def common_targets(trained: Trained, source: Dataset) -> tuple[str, ...]:
     """What a network can be judged by: what it was trained to say, and the data set has.
 
     Raises:
@@ -86,7 +86,7 @@ def common_targets(trained: Trained, source: Source) -> tuple[str, ...]:
 
 def judge(
     trained: Trained,
-    source: Source,
+    source: Dataset,
     *,
     split: str,
     res: int,
@@ -155,7 +155,7 @@ def judge_shards(
         raise ConfigError(f"--res {size}: {error}") from error
     world = World()
     where = pick_device(device, world)
-    source = Shards(shards, world=world, device=where, threads=threads, res=size)
+    source = ShardDataset(shards, world=world, device=where, threads=threads, res=size)
     return judge(trained, source, split=split, res=size, batch=batch, device=where)
 
 

@@ -18,7 +18,7 @@ from model.registry import MakeModel, create
 from shardify import html
 from shardify.storage.atomic_write import write_text
 from train.checkpoint.trained_model import load_trained
-from train.data import Shards, Source
+from train.data import Dataset, ShardDataset
 from train.distributed import World
 from train.errors import RunError
 from train.evaluation.evaluate import common_targets
@@ -72,7 +72,7 @@ def report_of(
     """
     trained = load_trained(run)
     where = pick_device(device, World())
-    source = Shards(
+    source = ShardDataset(
         shards or trained.config.data.shards, world=World(), device=where, res=trained.res
     )
     return write_report(run, source, out=out, device=where)
@@ -80,7 +80,7 @@ def report_of(
 
 def write_report(
     run: Path,
-    source: Source,
+    source: Dataset,
     *,
     out: Path | None = None,
     device: torch.device,

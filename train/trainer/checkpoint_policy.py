@@ -15,7 +15,7 @@ from torch import Tensor
 
 from train.config import Run
 from train.data import Batches
-from train.distributed import SAVED, Agreement, Notes, World
+from train.distributed import SAVED, RankAgreement, RankMessages, World
 from train.errors import DivergedError, Interrupted
 from train.tracking.console import Screen
 from train.tracking.run_folder import Folder
@@ -63,7 +63,7 @@ class Keeper:
         self._world = world
         self._screen = screen
         self._stop = stop
-        self._agreement = Agreement(world)
+        self._agreement = RankAgreement(world)
         # On a GPU, the sums would have to be waited for after each step.
         self._tells_sums = world.size > 1 and device.type == "cpu"
         self._told_sums = False
@@ -164,7 +164,7 @@ class Keeper:
             self._out.checkpoint(step, state)
         self._screen.end()
         line = self._out.farewell(step)
-        if notes := Notes.of(self._world):
+        if notes := RankMessages.of(self._world):
             notes.leave(SAVED)
         return line
 
@@ -176,7 +176,7 @@ class Keeper:
         """
         with suppress(RuntimeError):  # The first one is gone; perhaps it saved.
             self._agreement.sums()
-        notes = Notes.of(self._world)
+        notes = RankMessages.of(self._world)
         return "" if notes and notes.wait(SAVED, FOLLOW) else None
 
     def _diverged(self, found: str) -> str:

@@ -15,8 +15,8 @@ from model.registry import MakeModel, check_resolution, create
 from shardify.errors import ShardifyError
 from train.checkpoint.checkpoint_file import Checkpoints, Stored
 from train.config import Config
-from train.data import Shards, Source
-from train.distributed import SAVED, Notes, World, connected
+from train.data import Dataset, ShardDataset
+from train.distributed import SAVED, RankMessages, World, connected
 from train.errors import ConfigError, Interrupted, PeerError, RunError, TrainError
 from train.optim.compute import choose_algorithms, pick_device
 from train.report.run_report import write_report
@@ -54,7 +54,7 @@ NEEDS = {
 }
 """Settings that mean something only where another has a certain value: its section, name, value."""
 
-MakeSource = Callable[[Config, World, torch.device], Source]
+MakeSource = Callable[[Config, World, torch.device], Dataset]
 """Settings, place and device → the data set."""
 
 
@@ -171,7 +171,7 @@ def _parting(world: World, stop: Stop) -> Iterator[None]:
     try:
         yield
     except PeerError:
-        notes = Notes.of(world) if stop.asked else None
+        notes = RankMessages.of(world) if stop.asked else None
         if notes and notes.left(SAVED):
             raise Interrupted("") from None
         raise
@@ -254,10 +254,10 @@ def _check_flags(config: Config, flags: Mapping[str, object]) -> None:
             )
 
 
-def _shards(config: Config, world: World, device: torch.device) -> Source:
+def _shards(config: Config, world: World, device: torch.device) -> Dataset:
     if not config.data.shards:
         raise ConfigError("--shards: not given; expected the folder that `shardify build` made")
-    return Shards(
+    return ShardDataset(
         config.data.shards,
         world=world,
         device=device,

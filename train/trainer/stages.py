@@ -8,7 +8,7 @@ from typing import Any
 
 from shardify.loader.batch import Batch
 from train.config import Config
-from train.data import Batches, Source
+from train.data import Batches, Dataset
 from train.distributed import World
 from train.optim.memory import release
 from train.tracking.console import Screen
@@ -83,7 +83,7 @@ class StageLoaders:
 
     def __init__(
         self,
-        source: Source,
+        source: Dataset,
         *,
         res: int,
         batch: int,
@@ -130,7 +130,7 @@ class Stages:
     """The stages of one run, on one process."""
 
     def __init__(
-        self, config: Config, source: Source, state: State, *, world: World, screen: Screen
+        self, config: Config, source: Dataset, state: State, *, world: World, screen: Screen
     ) -> None:
         """Plan them; nothing is opened yet.
 

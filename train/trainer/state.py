@@ -16,7 +16,7 @@ from torch import Tensor
 from model.registry import MakeModel
 from shardify.errors import DataError
 from train.config import Config
-from train.data import Source
+from train.data import Dataset
 from train.distributed import World
 from train.evaluation.metrics import Scores
 from train.optim.compute import precision_of
@@ -37,7 +37,7 @@ class State:
     def __init__(
         self,
         config: Config,
-        source: Source,
+        source: Dataset,
         *,
         world: World,
         device: torch.device,

@@ -21,7 +21,7 @@ from shardify.errors import DataError
 from shardify.loader.batch import Batch
 from train.checkpoint.trained_model import weights_in, weights_metadata
 from train.config import Config
-from train.data import Source
+from train.data import Dataset
 from train.distributed import World
 from train.evaluation.evaluate import evaluate
 from train.evaluation.metrics import Scores
@@ -52,7 +52,7 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        source: Source,
+        source: Dataset,
         *,
         world: World | None = None,
         device: torch.device | None = None,
