@@ -12,7 +12,7 @@ from model.registry import create
 from shardify.loader.batch import synthetic
 from train.bench.cases import begin
 from train.bench.fixtures import Job, Shelf
-from train.optim.compute import choose_algorithms, precision_of
+from train.optim.compute import precision_of, set_cudnn_algorithms
 from train.optim.step import TrainStep
 
 ON_BOTH = [
@@ -90,7 +90,7 @@ def test_what_is_measured_runs(pixels, device) -> None:
 @pytest.mark.parametrize("device", ON_BOTH)
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_algorithms_can_be_chosen(device, deterministic) -> None:
-    choose_algorithms(torch.device(device), deterministic=deterministic)
+    set_cudnn_algorithms(torch.device(device), deterministic=deterministic)
     if device != "cpu":
         assert torch.backends.cudnn.benchmark == (not deterministic)
         assert torch.are_deterministic_algorithms_enabled() == deterministic

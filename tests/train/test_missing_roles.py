@@ -22,7 +22,7 @@ from train.evaluation.metrics import describe
 from train.inference.export import export
 from train.inference.input_pairs import pair
 from train.inference.predict import Predictor, predict_files
-from train.optim.wrapped_model import Networks
+from train.optim.wrapped_model import WrappedModel
 from train.report.compare import compare
 from train.report.run_report import write_report
 from train.settings import resolve
@@ -186,7 +186,7 @@ def test_a_weight_of_0_for_all_there_is_is_refused(tmp_path: Path) -> None:
 def test_what_serves_the_missing_target_alone_rests(target: str) -> None:
     """The depth decoder feeds the mask's; the mask's feeds nothing."""
     torch.manual_seed(0)
-    networks = Networks(
+    networks = WrappedModel(
         config(Path("run"), deep_supervision=0.5, ema=0.5), world=World(), device=CPU,
         make_model=create, targets=(target,),
     )  # fmt: skip

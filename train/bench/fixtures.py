@@ -16,7 +16,7 @@ import torch
 from model.losses import Criterion
 from model.registry import create
 from shardify.loader.batch import Batch, synthetic
-from train.optim.compute import choose_algorithms, precision_of
+from train.optim.compute import precision_of, set_cudnn_algorithms
 from train.optim.step import TrainStep
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _train_step(job: Job) -> Callable[[Batch], object]:
     """A step like `train run`'s, without averages and scores; a GPU is two behind at most."""
     torch.manual_seed(0)
     device = torch.device(job.device)
-    choose_algorithms(device)
+    set_cudnn_algorithms(device)
     model = create(job.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     network: torch.nn.Module = model
     if job.compile != "no":

@@ -18,7 +18,7 @@ from train.data import Dataset, ShardDataset
 from train.distributed import World
 from train.errors import ConfigError
 from train.evaluation.metrics import Scores
-from train.optim.compute import pick_device, place, precision_of
+from train.optim.compute import move_model, pick_device, precision_of
 from train.optim.step import EvalStep
 from train.tracking.image_panels import ROLES, Rows
 
@@ -119,7 +119,7 @@ def judge(
     if source.samples(split) == 0:
         raise DataError(f"split {split!r}: has no samples here; judge on another with --split")
     world = world or World()
-    model = place(trained.model, device, channels_last=channels_last)
+    model = move_model(trained.model, device, channels_last=channels_last)
     targets = common_targets(trained, source)
     criterion = replace(trained.criterion, targets=targets)
     step = EvalStep(model.eval(), criterion, precision_of(precision, device))

@@ -14,7 +14,7 @@ import torch
 from shardify.loader.batch import Batch
 from train.checkpoint.trained_model import Trained
 from train.data import Batches
-from train.optim.compute import place, precision_of
+from train.optim.compute import move_model, precision_of
 from train.optim.step import EvalStep
 from train.tracking.image_panels import ROLES, Rows
 
@@ -100,7 +100,7 @@ def fare(
         Every sample's figures in the loader's order; the worst samples for a panel, worst first,
         and their figures.
     """
-    model = place(trained.model, device, channels_last=True).eval()
+    model = move_model(trained.model, device, channels_last=True).eval()
     targets = [target for target in trained.targets if target in roles]
     step = EvalStep(model, trained.criterion, precision_of(precision, device))
     found: list[Fare] = []

@@ -23,7 +23,7 @@ from train.checkpoint.trained_model import Trained, load_trained
 from train.distributed import World
 from train.errors import ConfigError
 from train.inference.input_pairs import MARK, Job, is_prediction, pair
-from train.optim.compute import pick_device, place
+from train.optim.compute import move_model, pick_device
 
 __all__ = ["Maps", "Predictor", "predict", "predict_files", "read_image"]
 
@@ -67,7 +67,7 @@ class Predictor:
             raise ConfigError(f"--res {self.res}: {error}") from error
         device = device or pick_device("auto", World())
         self._device = device
-        self._model = place(trained.model.eval(), device, channels_last=True)
+        self._model = move_model(trained.model.eval(), device, channels_last=True)
         self._criterion = trained.criterion
         self.targets = trained.targets
         """Of mask and depth, what it was trained to say."""

@@ -8,7 +8,7 @@ from torch import nn
 from train.distributed import World
 from train.errors import ConfigError
 
-__all__ = ["Precision", "choose_algorithms", "pick_device", "place", "precision_of"]
+__all__ = ["Precision", "move_model", "pick_device", "precision_of", "set_cudnn_algorithms"]
 
 
 def pick_device(name: str, world: World) -> torch.device:
@@ -29,7 +29,7 @@ def pick_device(name: str, world: World) -> torch.device:
     return torch.device("cuda", int(index))
 
 
-def place(model: nn.Module, device: torch.device, *, channels_last: bool) -> nn.Module:
+def move_model(model: nn.Module, device: torch.device, *, channels_last: bool) -> nn.Module:
     """Move a network to where and how it computes; returns the same object."""
     model.to(device)
     if channels_last:
@@ -69,7 +69,7 @@ def precision_of(name: str, device: torch.device) -> Precision:
     )
 
 
-def choose_algorithms(device: torch.device, *, deterministic: bool = False) -> None:
+def set_cudnn_algorithms(device: torch.device, *, deterministic: bool = False) -> None:
     """Say, for the whole process, which algorithms a GPU may compute with.
 
     Args:

@@ -8,10 +8,10 @@ import copy
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Average"]
+__all__ = ["WeightAverage"]
 
 
-class Average:
+class WeightAverage:
     """The exponential moving average of a network.
 
     Batch norm's running statistics are averaged with the weights they belong to; counters are

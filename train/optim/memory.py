@@ -20,8 +20,8 @@ __all__ = [
     "is_out_of_memory",
     "largest_batch",
     "next_of",
+    "oom_message",
     "peak_mb",
-    "refusal",
     "release",
 ]
 
@@ -105,10 +105,10 @@ def fitting(step: TrainStep, batches: list[Batch], *, channels_last: bool) -> li
     # Outside the handler: the failed step's tensors are free only when its traceback is.
     (samples, _, _, res), device = batches[0].mask.shape, batches[0].mask.device
     batches.clear()
-    raise FitError(refusal(step, samples, res, device, channels_last=channels_last))
+    raise FitError(oom_message(step, samples, res, device, channels_last=channels_last))
 
 
-def refusal(
+def oom_message(
     step: TrainStep, batch: int, res: int, device: torch.device, *, channels_last: bool
 ) -> str:
     """The line for a batch that did not fit, with the largest that would.

@@ -20,17 +20,17 @@ from model.registry import MakeModel
 from train.config import Config
 from train.distributed import World
 from train.errors import ConfigError
-from train.optim.compute import place
-from train.optim.ema import Average
+from train.optim.compute import move_model
+from train.optim.ema import WeightAverage
 
-__all__ = ["Networks", "alone", "compiling"]
+__all__ = ["WrappedModel", "alone", "compiling"]
 
 
 COMPILERS = ("torch._dynamo", "torch._inductor")
 """Whose errors are of compiling; everything else is of computing."""
 
 
-class Networks:
+class WrappedModel:
     """One network, and what stands around it."""
 
     def __init__(
@@ -66,10 +66,10 @@ class Networks:
             except ValueError as error:
                 raise ConfigError(f"--deep-supervision: {error}") from error
             self._heads = supervised.heads
-        place(whole, device, channels_last=config.compute.channels_last)
+        move_model(whole, device, channels_last=config.compute.channels_last)
         if set(targets) != set(TARGETS):
             _rest(whole, targets, device)
-        self.average = Average(self.model, config.optim.ema) if config.optim.ema else None
+        self.average = WeightAverage(self.model, config.optim.ema) if config.optim.ema else None
         self.parameters: list[Tensor] = [p for p in whole.parameters() if p.requires_grad]
         """All that training moves, the network's own first."""
         self.training = self._compiled(self._shared(whole))

@@ -18,7 +18,7 @@ from train.config import Config
 from train.data import Dataset, ShardDataset
 from train.distributed import SAVED, RankMessages, World, connected
 from train.errors import ConfigError, Interrupted, PeerError, RunError, TrainError
-from train.optim.compute import choose_algorithms, pick_device
+from train.optim.compute import pick_device, set_cudnn_algorithms
 from train.report.run_report import write_report
 from train.settings import from_text, from_toml, resolve, settings
 from train.tracking.console import Screen
@@ -274,7 +274,7 @@ def _set_up_torch(config: Config, device: torch.device) -> None:
     """Process-wide switches: threads, and which algorithms a GPU may take."""
     if config.compute.torch_threads:
         torch.set_num_threads(config.compute.torch_threads)
-    choose_algorithms(device, deterministic=config.compute.deterministic)
+    set_cudnn_algorithms(device, deterministic=config.compute.deterministic)
 
 
 def _newest(config: Config) -> Stored | None:

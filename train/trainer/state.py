@@ -23,7 +23,7 @@ from train.optim.compute import precision_of
 from train.optim.criterion import criterion_of, targets_of
 from train.optim.optimizer import LearningRate, load_optimizer, make_optimizer
 from train.optim.step import EvalStep, TrainStep
-from train.optim.wrapped_model import Networks
+from train.optim.wrapped_model import WrappedModel
 from train.settings import to_toml
 from train.tracking.image_panels import ROLES
 from train.trainer.progress import Position
@@ -61,7 +61,7 @@ class State:
         self.at = Position()
         self.res = config.data.res[-1]
         """Resolution that the weights were trained at last. Pixels."""
-        self.networks = Networks(
+        self.networks = WrappedModel(
             config,
             world=world,
             device=device,

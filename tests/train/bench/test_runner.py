@@ -20,7 +20,7 @@ from train.bench.runner import Report, Result, _Racer, bench
 from train.bench.sweep import Sweep, sweep
 from train.bench.sweep_group import convoy
 from train.errors import ConfigError, RunError
-from train.optim.compute import choose_algorithms
+from train.optim.compute import set_cudnn_algorithms
 
 
 @pytest.fixture(scope="module")
@@ -291,9 +291,9 @@ def test_a_gpu_is_chosen_by_its_number_alone(monkeypatch) -> None:
     before = torch.get_float32_matmul_precision()
     try:
         for device in ("cpu", "cuda", "cuda:1"):
-            choose_algorithms(torch.device(device))
+            set_cudnn_algorithms(torch.device(device))
             assert torch.backends.cudnn.benchmark == (device != "cpu")
-        choose_algorithms(torch.device("cuda"), deterministic=True)
+        set_cudnn_algorithms(torch.device("cuda"), deterministic=True)
         assert torch.backends.cudnn.deterministic
         assert not torch.backends.cudnn.benchmark
     finally:

@@ -3,7 +3,7 @@ import copy
 import torch
 from torch import nn
 
-from train.optim.ema import Average
+from train.optim.ema import WeightAverage
 
 
 def make() -> nn.Module:
@@ -23,7 +23,7 @@ def move(model: nn.Module) -> None:
 
 def test_each_step_leaves_the_decays_share_of_what_was() -> None:
     model = make()
-    average = Average(model, 0.9)
+    average = WeightAverage(model, 0.9)
     expected = {name: value.clone() for name, value in model.state_dict().items()}
     for step in range(1, 200):
         move(model)
@@ -41,7 +41,7 @@ def test_each_step_leaves_the_decays_share_of_what_was() -> None:
 def test_the_network_that_trains_is_left_alone() -> None:
     model = make()
     before = copy.deepcopy(model.state_dict())
-    average = Average(model, 0.5)
+    average = WeightAverage(model, 0.5)
     average.update(1)
     assert model.training and not average.model.training
     for name, value in model.state_dict().items():
@@ -51,13 +51,13 @@ def test_the_network_that_trains_is_left_alone() -> None:
 
 def test_an_average_loaded_from_contiguous_tensors_goes_on_bit_for_bit() -> None:
     model = make()
-    average = Average(model, 0.9)
+    average = WeightAverage(model, 0.9)
     move(model)
     average.update(1)
     stored = {name: value.contiguous().clone() for name, value in average.state_dict().items()}
     other_model = make()
     other_model.load_state_dict(model.state_dict())
-    other = Average(other_model, 0.9)
+    other = WeightAverage(other_model, 0.9)
     other.load_state_dict(stored)
     for each in (average, other):
         torch.manual_seed(1)

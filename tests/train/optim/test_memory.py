@@ -11,7 +11,7 @@ from shardify.loader.batch import Batch, synthetic
 from train.errors import FitError
 from train.optim import memory
 from train.optim.compute import precision_of
-from train.optim.memory import is_out_of_memory, largest_batch, next_of, peak_mb, refusal
+from train.optim.memory import is_out_of_memory, largest_batch, next_of, oom_message, peak_mb
 from train.optim.step import TrainStep
 
 CPU = torch.device("cpu")
@@ -83,7 +83,7 @@ def test_a_refusal_names_the_batch_that_would_have_fitted(most: int, says: str) 
         clip=0.0,
         clip_by="norm",
     )
-    line = refusal(step, 64, 16, CPU, channels_last=False)
+    line = oom_message(step, 64, 16, CPU, channels_last=False)
     assert line.startswith("--batch 64: does not fit into the memory of cpu at 16 px; ")
     assert says in line and "\n" not in line
 

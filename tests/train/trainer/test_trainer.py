@@ -21,7 +21,7 @@ from train.config import Config
 from train.distributed import World
 from train.errors import ConfigError, DivergedError, FitError, Interrupted, PeerError
 from train.evaluation.evaluate import judge, load_trained
-from train.optim.wrapped_model import Networks, compiling
+from train.optim.wrapped_model import WrappedModel, compiling
 from train.settings import resolve
 from train.tracking import run_folder
 from train.tracking.console import Screen
@@ -574,7 +574,7 @@ def test_cuda_graphs_take_one_batch_a_step_on_one_gpu(accum: int, ranks: int) ->
         _config=config, _device=torch.device("cuda"), _world=SimpleNamespace(size=ranks)
     )
     with pytest.raises(ConfigError, match=r"--compile graphs: one GPU and one batch a step only"):
-        Networks._compiled(asked, torch.nn.Identity())
+        WrappedModel._compiled(asked, torch.nn.Identity())
 
 
 def test_cuda_graphs_need_a_gpu(tmp_path: Path) -> None:
