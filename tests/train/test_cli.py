@@ -15,7 +15,7 @@ from train.cli import main
 from train.config import Config
 from train.errors import ConfigError, RunError
 from train.settings import resolve, settings, to_toml
-from train.tracking.metrics_log import JsonLines
+from train.tracking.metrics_log import MetricsLog
 from train.trainer.launch import configure, launch
 
 SHORT = [
@@ -58,7 +58,7 @@ def test_run_prints_epochs_and_a_summary_and_resumes(tmp_path: Path) -> None:
     second = call("run", "--resume", "--out", out, "--max-steps", 0)
     assert second.exit_code == 0, second.output
     assert "going on after step 3" in second.stdout
-    assert [record["epoch"] for record in JsonLines(out / "metrics.jsonl").read()] == [0, 1]
+    assert [record["epoch"] for record in MetricsLog(out / "metrics.jsonl").read()] == [0, 1]
     assert "max_steps = 0" in (out / "config.toml").read_text()
 
 
@@ -205,7 +205,7 @@ def test_a_resumed_run_may_be_given_more_epochs_but_no_other_past(tmp_path: Path
     again = ["run", "--resume", "--out", out]
     assert_one_line(call(*again, "--res", "32"), 2, "epoch 0 was trained at 16 px, and 32 px")
     assert call(*again, "--res", "16,32", "--epochs", "2,1").exit_code == 0
-    assert [r["res"] for r in JsonLines(out / "metrics.jsonl").read()] == [16, 16, 32]
+    assert [r["res"] for r in MetricsLog(out / "metrics.jsonl").read()] == [16, 16, 32]
 
 
 def test_a_page_that_cannot_be_written_does_not_fail_the_run(

@@ -25,7 +25,7 @@ from train.inference.input_pairs import pair
 from train.inference.predict import Predictor, read_image
 from train.optim.criterion import criterion_of
 from train.settings import resolve
-from train.tracking.metrics_log import JsonLines
+from train.tracking.metrics_log import MetricsLog
 from train.trainer.launch import launch
 
 CPU = torch.device("cpu")
@@ -77,7 +77,7 @@ def trained(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_real_network_trains_on_photographs_and_is_judged_alike(
     shards: Path, trained: Path
 ) -> None:
-    (record,) = JsonLines(trained / "metrics.jsonl").read()
+    (record,) = MetricsLog(trained / "metrics.jsonl").read()
     assert record["step"] == 3 and 0 < record["val"]["loss"] < 3
     assert (trained / "report.html").stat().st_size > 10_000
     assert any((trained / "tensorboard").iterdir())
@@ -145,7 +145,7 @@ def test_a_run_on_the_real_loader_resumes_bit_for_bit(shards: Path, tmp_path: Pa
         launch(config, make_model=TinyNet, resume=resume)
 
     train("whole")
-    steps = JsonLines(tmp_path / "whole" / "metrics.jsonl").read()[0]["step"]
+    steps = MetricsLog(tmp_path / "whole" / "metrics.jsonl").read()[0]["step"]
     assert steps >= 5
     train("parts", max_steps=2)
     for stop in (steps + 3, 2 * steps, 2 * steps + 2, 0):
@@ -164,7 +164,7 @@ def test_a_run_on_the_real_loader_resumes_bit_for_bit(shards: Path, tmp_path: Pa
     for name in ("last.safetensors", "best.safetensors"):
         one, other = (load_file(tmp_path / run / name) for run in ("whole", "parts"))
         assert all(torch.equal(one[key], other[key]) for key in one)
-    records = [JsonLines(out / "metrics.jsonl").read() for out in folders]
+    records = [MetricsLog(out / "metrics.jsonl").read() for out in folders]
     for mine, theirs in zip(*records, strict=True):
         assert all(mine[key] == theirs[key] for key in ("epoch", "step", "lr", "train", "val"))
 

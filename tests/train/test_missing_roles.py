@@ -28,7 +28,7 @@ from train.report.run_report import write_report
 from train.settings import resolve
 from train.tracking.console import Screen
 from train.tracking.image_panels import COLUMNS, GAP, SMALLEST
-from train.tracking.metrics_log import JsonLines
+from train.tracking.metrics_log import MetricsLog
 from train.tracking.run_folder_setup import prepare
 from train.trainer.trainer import Trainer
 
@@ -71,7 +71,7 @@ def test_only_what_there_is_truth_for_is_trained_and_told(
     said = capsys.readouterr().out
     assert said.count(f"this data set has no {lacking}: training the {kept} only\n") == 1
     assert ("IoU" in said, "RMSE" in said) == (kept == "mask", kept == "depth")
-    for record in JsonLines(out / "metrics.jsonl").read():
+    for record in MetricsLog(out / "metrics.jsonl").read():
         for split in ("train", "val"):
             assert not any(lacking in name for name in record[split])
             weight = {"mask": 2.0, "depth": 1.0}[kept]
@@ -103,7 +103,7 @@ def test_without_validation_a_run_is_judged_by_its_training_and_says_so(
     Trainer(settings, data, make_model=TinyNet, screen=Screen()).run()
     says = "this data set has no validation samples: the training loss judges the run\n"
     assert capsys.readouterr().out.count(says) == 1
-    records = JsonLines(out / "metrics.jsonl").read()
+    records = MetricsLog(out / "metrics.jsonl").read()
     assert len(records) == 2 and all(record["val"] is None for record in records)
     trained = load_trained(out, make_model=TinyNet)
     page = write_report(out, data, out=tmp_path / "r.html", device=CPU, make_model=TinyNet)
@@ -119,7 +119,7 @@ def test_eval_report_and_export_know_what_is_missing(
 ) -> None:
     run = runs[lacking]
     trained = load_trained(run, make_model=TinyNet)
-    (record,) = (r for r in JsonLines(run / "metrics.jsonl").read() if r["step"] == trained.step)
+    (record,) = (r for r in MetricsLog(run / "metrics.jsonl").read() if r["step"] == trained.step)
     for data in (source(lacking), source()):  # A data set that has more adds nothing.
         figures = judge(trained, data, split="val", res=16, batch=8, device=CPU)
         assert list(figures) == [*record["val"], "samples"]

@@ -11,7 +11,7 @@ from typing import Any
 from train.errors import RunError
 from train.evaluation.metrics import FIGURES
 from train.settings import from_toml, settings
-from train.tracking.metrics_log import JsonLines, plain
+from train.tracking.metrics_log import MetricsLog, plain
 
 __all__ = ["Comparison", "compare"]
 
@@ -61,7 +61,7 @@ def compare(paths: Sequence[Path]) -> Comparison:
     """
     configs, runs = [], []
     for path in paths:
-        records = JsonLines(path / "metrics.jsonl").figures()
+        records = MetricsLog(path / "metrics.jsonl").figures()
         if not (path / "config.toml").is_file() or not records:
             raise RunError(f"{path}: no run that has judged an epoch; expected one of `train run`")
         configs.append(from_toml(path / "config.toml"))

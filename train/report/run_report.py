@@ -27,7 +27,7 @@ from train.evaluation.per_sample import Band, Fare, bands, fare
 from train.optim.compute import pick_device
 from train.report.charts import chart
 from train.tracking.image_panels import draw
-from train.tracking.metrics_log import JsonLines
+from train.tracking.metrics_log import MetricsLog
 
 __all__ = ["report_of", "write_report"]
 
@@ -99,7 +99,7 @@ def write_report(
         RunError: There are no records, or the page cannot be written.
         CheckpointError: There are no weights.
     """
-    records = JsonLines(run / "metrics.jsonl").figures()
+    records = MetricsLog(run / "metrics.jsonl").figures()
     if not records:
         raise RunError(f"{run}: no metrics.jsonl, or an empty one; train first")
     trained = load_trained(run, make_model=make_model)

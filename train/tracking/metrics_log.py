@@ -15,14 +15,14 @@ from typing import Any
 from shardify.storage.atomic_write import write_text
 from train.errors import RunError
 
-__all__ = ["JsonLines", "plain"]
+__all__ = ["MetricsLog", "plain"]
 
 
 NUMBERS = ("step", "res", "lr", "samples_per_s", "data_wait", "peak_memory_mb")
 """What an epoch's record has besides the figures of its splits."""
 
 
-class JsonLines:
+class MetricsLog:
     """``metrics.jsonl``: an object a line, appended and flushed to the disk."""
 
     def __init__(self, path: Path) -> None:

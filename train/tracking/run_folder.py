@@ -16,13 +16,13 @@ from train.checkpoint.checkpoint_file import Checkpoints, save
 from train.config import Config
 from train.tracking import image_panels
 from train.tracking.console import Screen, epoch_line
-from train.tracking.metrics_log import JsonLines
-from train.tracking.tensorboard import Board
+from train.tracking.metrics_log import MetricsLog
+from train.tracking.tensorboard import TensorBoardLog
 
-__all__ = ["Folder"]
+__all__ = ["RunFolder"]
 
 
-class Folder:
+class RunFolder:
     """Where a run writes; only the first rank has one that does."""
 
     def __init__(self, out: Path, *, keep: int, screen: Screen) -> None:
@@ -35,11 +35,11 @@ class Folder:
         """
         self.out = out
         self.panel: Path | None = None
-        self.metrics = JsonLines(out / "metrics.jsonl")
+        self.metrics = MetricsLog(out / "metrics.jsonl")
         self._checkpoints = Checkpoints(out / "checkpoints", keep=keep)
         self._writer = Writer()
         self._screen = screen
-        self._board: Board | None = None
+        self._board: TensorBoardLog | None = None
 
     def checkpoint(self, step: int, state: dict[str, Any]) -> None:
         """Have the state after ``step`` written; it is copied before this returns."""
@@ -60,7 +60,7 @@ class Folder:
     def board(self, config: Config, step: int) -> None:
         """Write for TensorBoard too, from ``step`` on, if it is installed."""
         try:
-            self._board = Board(self.out / "tensorboard", config, step=step)
+            self._board = TensorBoardLog(self.out / "tensorboard", config, step=step)
         except ImportError as error:
             self._screen.say(f"Without TensorBoard ({error}); --no-tensorboard says so at once")
 

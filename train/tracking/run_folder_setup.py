@@ -14,9 +14,9 @@ from shardify.storage.atomic_write import TEMPORARY, write_text
 from train.config import Config
 from train.errors import RunError
 from train.settings import to_toml
-from train.tracking.metrics_log import JsonLines
+from train.tracking.metrics_log import MetricsLog
 
-__all__ = ["CONFIG", "held", "prepare", "readable", "refuse_again", "refuse_other", "writable"]
+__all__ = ["CONFIG", "prepare", "readable", "refuse_again", "refuse_other", "run_lock", "writable"]
 
 
 @contextmanager
@@ -37,7 +37,7 @@ CONFIG = "config.toml"
 
 
 @contextmanager
-def held(out: Path) -> Iterator[None]:
+def run_lock(out: Path) -> Iterator[None]:
     """Make the folder and keep other runs out of it for the length of the block.
 
     A folder that was made here and is still empty at the end is removed again. The lock lies on the
@@ -128,7 +128,7 @@ def prepare(out: Path, config: Config, epoch: int) -> None:
         RunError: The folder cannot be made or written, or its records are damaged: then nothing
             is changed.
     """
-    metrics = JsonLines(out / "metrics.jsonl")
+    metrics = MetricsLog(out / "metrics.jsonl")
     metrics.read()
     with writable(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -141,7 +141,7 @@ def prepare(out: Path, config: Config, epoch: int) -> None:
 
 def _refuse_lost(out: Path, checkpoints: Path) -> None:
     remedy = f"put one back into {checkpoints}, or start a new run with another --out"
-    epochs = len(JsonLines(out / "metrics.jsonl").read())
+    epochs = len(MetricsLog(out / "metrics.jsonl").read())
     weights = sorted(out.glob("*.safetensors"))
     if epochs or (weights and (out / CONFIG).is_file()):
         what = f"{epochs} epoch{'s' * (epochs > 1)} of a run" if epochs else weights[0].name

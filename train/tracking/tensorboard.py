@@ -13,10 +13,10 @@ from PIL import Image
 from train.config import Config
 from train.settings import settings, to_toml
 
-__all__ = ["Board"]
+__all__ = ["TensorBoardLog"]
 
 
-class Board:
+class TensorBoardLog:
     """The folder ``tensorboard`` of a run."""
 
     def __init__(self, folder: Path, config: Config, *, step: int) -> None:

@@ -18,7 +18,7 @@ from train.data import Batches
 from train.distributed import SAVED, RankAgreement, RankMessages, World
 from train.errors import DivergedError, Interrupted
 from train.tracking.console import Screen
-from train.tracking.run_folder import Folder
+from train.tracking.run_folder import RunFolder
 from train.trainer.signals import Stop
 from train.trainer.state import State
 
@@ -34,7 +34,7 @@ class Keeper:
     def __init__(
         self,
         state: State,
-        out: Folder,
+        out: RunFolder,
         run: Run,
         *,
         world: World,

@@ -24,11 +24,11 @@ from train.settings import from_text, from_toml, resolve, settings
 from train.tracking.console import Screen
 from train.tracking.run_folder_setup import (
     CONFIG,
-    held,
     prepare,
     readable,
     refuse_again,
     refuse_other,
+    run_lock,
 )
 from train.trainer.progress import Summary
 from train.trainer.signals import Stop
@@ -124,7 +124,7 @@ def launch(
     with ExitStack() as to_the_end:
         with _parting(world, stop), connected(world, device):
             if world.first:
-                to_the_end.enter_context(held(out))
+                to_the_end.enter_context(run_lock(out))
                 if not resume:
                     refuse_other(out)
             found = _newest(config) if resume else None

@@ -32,7 +32,7 @@ from train.optim.step import StepResult
 from train.optim.wrapped_model import alone, compiling
 from train.tracking import image_panels
 from train.tracking.console import Screen
-from train.tracking.run_folder import Folder
+from train.tracking.run_folder import RunFolder
 from train.trainer.checkpoint_policy import Keeper
 from train.trainer.profiler_trace import Tracer
 from train.trainer.progress import Pace, Position, Summary
@@ -91,7 +91,7 @@ class Trainer:
             config, source, world=self.world, device=self.device, make_model=make_model
         )
         self._val_scores = Scores(self.device, targets_of(source.roles))
-        self._out = Folder(Path(config.run.out), keep=config.run.keep, screen=self.screen)
+        self._out = RunFolder(Path(config.run.out), keep=config.run.keep, screen=self.screen)
         self._keeper = Keeper(
             self.state,
             self._out,

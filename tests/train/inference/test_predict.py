@@ -229,9 +229,9 @@ def test_a_run_its_weights_and_its_checkpoints_all_serve(run: Path, which: str) 
 
 
 def test_judging_afterwards_gives_the_figures_of_the_run(run: Path) -> None:
-    from train.tracking.metrics_log import JsonLines
+    from train.tracking.metrics_log import MetricsLog
 
-    record = JsonLines(run / "metrics.jsonl").read()[-1]["val"]
+    record = MetricsLog(run / "metrics.jsonl").read()[-1]["val"]
     trained = load_trained(run / "last.safetensors", make_model=TinyNet)
     # Another batch size: no figure depends on it.
     figures = judge(trained, TinySource(64, 10), split="val", res=32, batch=3, device=CPU)

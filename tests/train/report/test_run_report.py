@@ -22,7 +22,7 @@ from train.report.charts import COLOURS, chart
 from train.report.compare import compare
 from train.report.run_report import write_report
 from train.settings import resolve
-from train.tracking.metrics_log import JsonLines
+from train.tracking.metrics_log import MetricsLog
 from train.trainer.launch import launch
 from train.trainer.trainer import Trainer
 
@@ -103,7 +103,7 @@ def test_a_report_stands_alone_and_shows_everything(run: Path, tmp_path: Path) -
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert page.count("data:image/jpeg;base64,") == 8 + 1  # The panels, and the worst.
     assert page.count("<svg") == 8
-    last = JsonLines(run / "metrics.jsonl").read()[-1]
+    last = MetricsLog(run / "metrics.jsonl").read()[-1]
     for name, what in FIGURES.items():
         assert what.replace("&", "&amp;").replace("<", "&lt;").replace("|", "|") in page
         assert f"{last['val'][name]:.4f}" in page
@@ -199,7 +199,7 @@ def test_tensorboard_gets_figures_panels_and_settings(run: Path) -> None:
 
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0})
     events.Reload()
-    records = JsonLines(run / "metrics.jsonl").read()
+    records = MetricsLog(run / "metrics.jsonl").read()
     assert [(event.step, event.value) for event in events.Scalars("mask/iou/val")] == [
         (r["step"], pytest.approx(r["val"]["mask_iou"], rel=1e-6)) for r in records
     ]
@@ -220,7 +220,7 @@ def test_runs_are_compared_by_what_differs_and_by_their_best_epoch(
     first, second = json.loads(result.stdout)["runs"]
     assert first["settings"] == {"optim.lr": 0.1, "run.seed": 0, "run.tensorboard": True}
     assert second["settings"] == {"optim.lr": 0.01, "run.seed": 5, "run.tensorboard": False}
-    records = JsonLines(run / "metrics.jsonl").read()[6:]
+    records = MetricsLog(run / "metrics.jsonl").read()[6:]
     best = min(records, key=lambda record: record["val"]["loss"])
     assert first["mask_iou"] == best["val"]["mask_iou"] and first["res"] == 32
     table = str(compare([run, train(tmp_path / "small", res=(32,), epochs=(1,))]))

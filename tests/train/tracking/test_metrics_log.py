@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from train.tracking.console import Screen, epoch_line
-from train.tracking.metrics_log import JsonLines
+from train.tracking.metrics_log import MetricsLog
 
 FIGURES = {
     "loss": 0.5, "mask_iou": 0.8, "mask_dice": 0.9, "mask_precision": 0.7, "mask_recall": 0.6,
@@ -20,7 +20,7 @@ RECORD = {
 
 
 def test_lines_come_back_as_they_were_written(tmp_path: Path) -> None:
-    lines = JsonLines(tmp_path / "m.jsonl")
+    lines = MetricsLog(tmp_path / "m.jsonl")
     assert lines.read() == []
     lines.append({"epoch": 0, "loss": 0.1})
     lines.append({"epoch": 1, "val": {"x": float("nan")}, "list": [float("inf"), 1]})
@@ -31,7 +31,7 @@ def test_lines_come_back_as_they_were_written(tmp_path: Path) -> None:
 
 
 def test_a_line_cut_by_a_kill_is_dropped_and_epochs_to_run_again_too(tmp_path: Path) -> None:
-    lines = JsonLines(tmp_path / "m.jsonl")
+    lines = MetricsLog(tmp_path / "m.jsonl")
     for epoch in range(4):
         lines.append({"epoch": epoch})
     with lines.path.open("a") as file:
@@ -46,7 +46,7 @@ def test_a_line_cut_by_a_kill_is_dropped_and_epochs_to_run_again_too(tmp_path: P
 def test_of_a_line_that_finds_no_room_nothing_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines = JsonLines(tmp_path / "m.jsonl")
+    lines = MetricsLog(tmp_path / "m.jsonl")
     lines.append({"epoch": 0})
 
     def full(_: int) -> None:
@@ -61,7 +61,7 @@ def test_of_a_line_that_finds_no_room_nothing_is_left(
 
 
 def test_lines_that_are_no_records_of_a_run_are_passed_over(tmp_path: Path) -> None:
-    lines = JsonLines(tmp_path / "m.jsonl")
+    lines = MetricsLog(tmp_path / "m.jsonl")
     lines.path.write_text('{"a": 1}\n{"epoch": "x"}\n{"epoch": 0}\n')
     assert lines.read() == [{"epoch": 0}]
     lines.keep_before(1)

@@ -21,8 +21,8 @@ from train.config import Config
 from train.distributed import World
 from train.errors import ConfigError, RunError
 from train.settings import resolve
-from train.tracking.metrics_log import JsonLines
-from train.tracking.run_folder_setup import held, prepare
+from train.tracking.metrics_log import MetricsLog
+from train.tracking.run_folder_setup import prepare, run_lock
 from train.trainer.launch import configure, launch
 
 SHORT = [
@@ -77,9 +77,9 @@ def test_a_folder_is_held_by_one_and_let_go_of_at_the_end_and_after_an_error(
     out.mkdir()
     says = "run: another run is at work in it; wait for it to end, or choose another --out"
     for _ in range(2):
-        with held(out), pytest.raises(RunError, match=says), held(out):
+        with run_lock(out), pytest.raises(RunError, match=says), run_lock(out):
             raise AssertionError("held by two")
-        with pytest.raises(ZeroDivisionError), held(out):
+        with pytest.raises(ZeroDivisionError), run_lock(out):
             raise ZeroDivisionError
     assert list(out.iterdir()) == []
 
@@ -96,11 +96,11 @@ def test_a_run_goes_without_a_lock_where_there_are_none(
 
 def test_a_folder_that_was_made_for_nothing_is_removed_again(tmp_path: Path) -> None:
     out = tmp_path / "a" / "b" / "run"
-    with held(out):
+    with run_lock(out):
         assert out.is_dir()
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "mine").mkdir()
-    with held(tmp_path / "mine"):
+    with run_lock(tmp_path / "mine"):
         pass
     assert (tmp_path / "mine").is_dir()
 
@@ -172,11 +172,11 @@ def test_a_damaged_record_within_is_refused_and_no_later_one_erased(
     assert_one_line(call("compare", out, out), line)
     metrics.write_bytes(first + b"\n\n" + second)
     assert call(*again).exit_code == 0
-    assert [record["epoch"] for record in JsonLines(metrics).read()] == [0, 1, 2]
+    assert [record["epoch"] for record in MetricsLog(metrics).read()] == [0, 1, 2]
 
 
 def test_a_last_line_that_a_kill_cut_is_dropped_whatever_its_bytes(tmp_path: Path) -> None:
-    lines = JsonLines(tmp_path / "m.jsonl")
+    lines = MetricsLog(tmp_path / "m.jsonl")
     for half in (b'{"epoch": 1, "x', b"\xc3", b"\0\0\0"):
         lines.path.write_bytes(b'{"epoch": 0}\n' + half)
         assert lines.read() == [{"epoch": 0}]
@@ -240,7 +240,7 @@ def test_records_come_with_their_figures_or_one_line(tmp_path: Path) -> None:
         "train": {"loss": None, "mask_iou": 0.5},
         "val": None,
     }
-    lines = JsonLines(tmp_path / "m.jsonl")
+    lines = MetricsLog(tmp_path / "m.jsonl")
     lines.path.write_text(json.dumps(good))
     assert lines.figures() == [good]
     for change, wrong in (

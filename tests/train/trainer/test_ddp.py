@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from train.checkpoint.checkpoint_file import Checkpoints
 from train.evaluation.metrics import FIGURES
-from train.tracking.metrics_log import JsonLines
+from train.tracking.metrics_log import MetricsLog
 
 pytestmark = pytest.mark.ddp
 SCRIPT = Path(__file__).resolve().parents[2] / "helpers" / "shardline_tiny_run.py"
@@ -58,7 +58,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_equal_runs(one: Path, other: Path, *, tolerance: float) -> None:
-    mine, theirs = (JsonLines(out / "metrics.jsonl").read() for out in (one, other))
+    mine, theirs = (MetricsLog(out / "metrics.jsonl").read() for out in (one, other))
     assert [r["step"] for r in mine] == [r["step"] for r in theirs]
     assert [r["lr"] for r in mine] == [r["lr"] for r in theirs]
     for a, b in zip(mine, theirs, strict=True):

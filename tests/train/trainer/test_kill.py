@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from train.checkpoint.checkpoint_file import Checkpoints
-from train.tracking.metrics_log import JsonLines
+from train.tracking.metrics_log import MetricsLog
 
 SCRIPT = Path(__file__).resolve().parents[2] / "helpers" / "shardline_tiny_run.py"
 # 8 steps an epoch; 2 epochs at 16 px, 1 at 32 px: boundaries at 8, 16 (resolution), 24.
@@ -75,7 +75,7 @@ def assert_same_end(one: Path, other: Path) -> None:
     assert_equal(mine, theirs)
     for name in ("last.safetensors", "best.safetensors"):
         assert_equal(load_file(one / name), load_file(other / name))
-    records = [JsonLines(out / "metrics.jsonl").read() for out in (one, other)]
+    records = [MetricsLog(out / "metrics.jsonl").read() for out in (one, other)]
     for mine, theirs in zip(*records, strict=True):
         for key in mine.keys() - CLOCK:
             assert mine[key] == theirs[key], key

@@ -25,7 +25,7 @@ from train.optim.wrapped_model import WrappedModel, compiling
 from train.settings import resolve
 from train.tracking import run_folder
 from train.tracking.console import Screen
-from train.tracking.metrics_log import JsonLines
+from train.tracking.metrics_log import MetricsLog
 from train.trainer.signals import Stop
 from train.trainer.trainer import Trainer
 
@@ -72,7 +72,7 @@ def figures(out: Path) -> list[dict[str, Any]]:
     """Every epoch's record, but for what the clock decides."""
     return [
         {key: value for key, value in record.items() if key not in TIMES}
-        for record in JsonLines(out / "metrics.jsonl").read()
+        for record in MetricsLog(out / "metrics.jsonl").read()
     ]
 
 
@@ -106,7 +106,7 @@ def assert_equal(one: Any, other: Any, at: str = "") -> None:
 def test_a_run_learns_and_leaves_what_it_promises(tmp_path: Path) -> None:
     out = tmp_path / "run"
     summary = make(out, epochs=(6, 2)).run()
-    records = JsonLines(out / "metrics.jsonl").read()
+    records = MetricsLog(out / "metrics.jsonl").read()
     assert [(r["epoch"], r["stage"], r["res"]) for r in records] == [
         *((epoch, 0, 16) for epoch in range(6)),
         *((epoch, 1, 32) for epoch in (6, 7)),
@@ -138,7 +138,7 @@ def test_a_resumed_run_is_bit_for_bit_the_one_that_never_stopped(
     assert newest(tmp_path / "parts").state["position"]["step"] == stop_at
     second = make(tmp_path / "parts")
     second.load_state(newest(tmp_path / "parts").state)
-    JsonLines(tmp_path / "parts" / "metrics.jsonl").keep_before(second.at.epoch)
+    MetricsLog(tmp_path / "parts" / "metrics.jsonl").keep_before(second.at.epoch)
     second.run()
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
@@ -149,7 +149,7 @@ def test_adamw_and_runs_without_validation_resume_exactly_too(tmp_path: Path) ->
     make(tmp_path / "parts", TinySource(40, 0), max_steps=8, **options).run()
     second = make(tmp_path / "parts", TinySource(40, 0), **options)
     second.load_state(newest(tmp_path / "parts").state)
-    JsonLines(tmp_path / "parts" / "metrics.jsonl").keep_before(second.at.epoch)
+    MetricsLog(tmp_path / "parts" / "metrics.jsonl").keep_before(second.at.epoch)
     second.run()
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     records = figures(tmp_path / "whole")
@@ -191,7 +191,7 @@ def test_a_signal_saves_the_state_and_the_run_goes_on_exactly(
     assert signal.getsignal(number) == before
     second = make(tmp_path / "parts")
     second.load_state(newest(tmp_path / "parts").state)
-    JsonLines(tmp_path / "parts" / "metrics.jsonl").keep_before(second.at.epoch)
+    MetricsLog(tmp_path / "parts" / "metrics.jsonl").keep_before(second.at.epoch)
     second.run()
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
@@ -232,7 +232,7 @@ def test_schedules_averages_and_heads_go_on_bit_for_bit(
         make(tmp_path / "parts", Signalling("train", at, signal.SIGTERM), **options).run()
     second = make(tmp_path / "parts", **options)
     second.load_state(newest(tmp_path / "parts").state)
-    JsonLines(tmp_path / "parts" / "metrics.jsonl").keep_before(second.at.epoch)
+    MetricsLog(tmp_path / "parts" / "metrics.jsonl").keep_before(second.at.epoch)
     second.run()
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
@@ -327,7 +327,7 @@ def test_figures_and_weights_say_that_a_checkpoint_stood(
 ) -> None:
     """So that a run without one is known for one that lost it, however early it was killed."""
     written: list[str] = []
-    real, append = run_folder.Checkpoints.save, run_folder.JsonLines.append
+    real, append = run_folder.Checkpoints.save, run_folder.MetricsLog.append
 
     def slow(self: Checkpoints, step: int, state: dict[str, Any]) -> Path:
         time.sleep(0.2)
@@ -338,12 +338,12 @@ def test_figures_and_weights_say_that_a_checkpoint_stood(
     def weights(path: Path, *_: object) -> None:
         written.append(path.stem)
 
-    def line(self: JsonLines, record: dict[str, Any]) -> None:
+    def line(self: MetricsLog, record: dict[str, Any]) -> None:
         written.append(f"epoch {record['epoch']}")
         append(self, record)
 
     monkeypatch.setattr(run_folder.Checkpoints, "save", slow)
-    monkeypatch.setattr(run_folder.JsonLines, "append", line)
+    monkeypatch.setattr(run_folder.MetricsLog, "append", line)
     monkeypatch.setattr(run_folder, "save", weights)
     make(tmp_path / "run", epochs=(1,), res=(16,)).run()
     assert written == ["step-00000005", "last", "best", "epoch 0", "step-00000005"]
@@ -584,7 +584,7 @@ def test_cuda_graphs_need_a_gpu(tmp_path: Path) -> None:
 
 def test_fp16_trains_on_a_cpu_too(tmp_path: Path) -> None:
     make(tmp_path / "run", precision="fp16", epochs=(1, 1), panel_rows=0).run()
-    plain, half = JsonLines(tmp_path / "run" / "metrics.jsonl").read()
+    plain, half = MetricsLog(tmp_path / "run" / "metrics.jsonl").read()
     assert half["res"] == 32 and half["train"]["loss"] < plain["train"]["loss"]
 
 
