@@ -17,7 +17,7 @@ from train.checkpoint.checkpoint_file import Checkpoints
 from train.config import Config
 from train.distributed import World
 from train.errors import ConfigError
-from train.evaluation.evaluate import judge, load_trained
+from train.evaluation.evaluate import evaluate_split, load_trained
 from train.evaluation.metrics import describe
 from train.inference.export import export
 from train.inference.input_pairs import pair
@@ -109,7 +109,7 @@ def test_without_validation_a_run_is_judged_by_its_training_and_says_so(
     page = write_report(out, data, out=tmp_path / "r.html", device=CPU, make_model=TinyNet)
     assert "Worst samples (train)" in page.read_text() and "tiny0" in page.read_text()
     with pytest.raises(DataError, match=r"^split 'val': has no samples here; .* --split$"):
-        judge(trained, data, split="val", res=16, batch=8, device=CPU)
+        evaluate_split(trained, data, split="val", res=16, batch=8, device=CPU)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -121,7 +121,7 @@ def test_eval_report_and_export_know_what_is_missing(
     trained = load_trained(run, make_model=TinyNet)
     (record,) = (r for r in MetricsLog(run / "metrics.jsonl").read() if r["step"] == trained.step)
     for data in (source(lacking), source()):  # A data set that has more adds nothing.
-        figures = judge(trained, data, split="val", res=16, batch=8, device=CPU)
+        figures = evaluate_split(trained, data, split="val", res=16, batch=8, device=CPU)
         assert list(figures) == [*record["val"], "samples"]
         assert figures["loss"] == pytest.approx(record["val"]["loss"])
     assert len(describe(figures).splitlines()) == len(record["val"]) + 1
@@ -166,7 +166,7 @@ def test_runs_on_other_roles_stand_side_by_side(runs: dict[str, Path]) -> None:
 def test_nothing_in_common_to_judge_by_is_refused(runs: dict[str, Path]) -> None:
     trained = load_trained(runs["mask"], make_model=TinyNet)
     with pytest.raises(DataError, match="was trained for depth, which this data set lacks"):
-        judge(trained, source("depth"), split="val", res=16, batch=8, device=CPU)
+        evaluate_split(trained, source("depth"), split="val", res=16, batch=8, device=CPU)
 
 
 def test_a_run_does_not_go_on_with_other_roles(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -17,18 +17,25 @@ from train.checkpoint.trained_model import Trained, load_trained
 from train.data import Dataset, ShardDataset
 from train.distributed import World
 from train.errors import ConfigError
-from train.evaluation.metrics import Scores
+from train.evaluation.metrics import Metrics
 from train.optim.compute import move_model, pick_device, precision_of
 from train.optim.step import EvalStep
 from train.tracking.image_panels import ROLES, Rows
 
-__all__ = ["common_targets", "evaluate", "judge", "judge_shards", "load_trained", "pick_device"]
+__all__ = [
+    "common_targets",
+    "evaluate",
+    "evaluate_split",
+    "judge_shards",
+    "load_trained",
+    "pick_device",
+]
 
 
 def evaluate(
     step: EvalStep,
     batches: Iterable[Batch],
-    scores: Scores,
+    scores: Metrics,
     *,
     rows: int = 0,
     roles: frozenset[str] = ROLES,
@@ -84,7 +91,7 @@ def common_targets(trained: Trained, source: Dataset) -> tuple[str, ...]:
     return both
 
 
-def judge(
+def evaluate_split(
     trained: Trained,
     source: Dataset,
     *,
@@ -123,7 +130,7 @@ def judge(
     targets = common_targets(trained, source)
     criterion = replace(trained.criterion, targets=targets)
     step = EvalStep(model.eval(), criterion, precision_of(precision, device))
-    scores = Scores(device, targets)
+    scores = Metrics(device, targets)
     loader = source.open(split, res=res, batch=batch, augment=False, seed=0)
     try:
         evaluate(step, loader, scores)
@@ -142,7 +149,7 @@ def judge_shards(
     device: str,
     threads: int,
 ) -> dict[str, float]:
-    """`judge` from what stands on a command line; ``res`` None is the last it was trained at.
+    """Call `evaluate_split` as a command line says; ``res`` None is the last it was trained at.
 
     Raises:
         TrainError: The network, the data set, the split or the device is not what is needed.
@@ -156,7 +163,7 @@ def judge_shards(
     world = World()
     where = pick_device(device, world)
     source = ShardDataset(shards, world=world, device=where, threads=threads, res=size)
-    return judge(trained, source, split=split, res=size, batch=batch, device=where)
+    return evaluate_split(trained, source, split=split, res=size, batch=batch, device=where)
 
 
 def _rows(batch: Batch, prediction: Prediction, most: int) -> Rows:

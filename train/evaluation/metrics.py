@@ -22,7 +22,7 @@ from shardify.loader.batch import Batch
 from train.distributed import World
 from train.optim.step import StepResult
 
-__all__ = ["FIGURES", "AbsoluteRelativeError", "DepthAccuracy", "SampleMean", "Scores", "describe"]
+__all__ = ["FIGURES", "AbsoluteRelativeError", "DepthAccuracy", "Metrics", "SampleMean", "describe"]
 
 FIGURES = {
     "loss": "total loss",
@@ -37,7 +37,7 @@ FIGURES = {
     "depth_absrel": "mean of |error| / true depth, where that is not 0",
     "depth_delta1": "share of pixels within a factor 1.25, where the true depth is not 0",
 }
-"""What `Scores.compute` returns, in the order it is shown."""
+"""What `Metrics.compute` returns, in the order it is shown."""
 
 
 def describe(figures: Mapping[str, float]) -> str:
@@ -136,7 +136,7 @@ class SampleMean(Metric):
         return self.total / self.count
 
 
-class Scores:
+class Metrics:
     """Every figure of ``FIGURES`` for one pass over a split, of what there is truth for."""
 
     def __init__(self, device: torch.device, targets: tuple[str, ...] = TARGETS) -> None:
@@ -184,7 +184,7 @@ class Scores:
 
     def compute(self, world: World) -> dict[str, float]:
         """All figures over all ranks; waits for the device. NaN where nothing was counted."""
-        reduced = Scores(next(iter(self._states().values())).device, self._targets)
+        reduced = Metrics(next(iter(self._states().values())).device, self._targets)
         reduced.load_state_dict(self.state_dict(world))
         values: dict[str, float] = {}
         with warnings.catch_warnings():

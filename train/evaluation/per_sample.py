@@ -18,11 +18,11 @@ from train.optim.compute import move_model, precision_of
 from train.optim.step import EvalStep
 from train.tracking.image_panels import ROLES, Rows
 
-__all__ = ["Band", "Fare", "bands", "fare"]
+__all__ = ["SampleMetrics", "SizeGroup", "evaluate_samples", "group_by_size"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Fare:
+class SampleMetrics:
     """One sample's figures."""
 
     key: str
@@ -51,7 +51,7 @@ class Fare:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Band:
+class SizeGroup:
     """Samples whose objects are of similar size, counted together."""
 
     low: float
@@ -76,7 +76,7 @@ class Band:
     """Mean over samples of the depth's error."""
 
 
-def fare(
+def evaluate_samples(
     trained: Trained,
     loader: Batches,
     *,
@@ -84,7 +84,7 @@ def fare(
     precision: str,
     worst: int,
     roles: frozenset[str] = ROLES,
-) -> tuple[list[Fare], Rows | None, list[Fare]]:
+) -> tuple[list[SampleMetrics], Rows | None, list[SampleMetrics]]:
     """Run a network over one pass of a loader.
 
     Args:
@@ -103,9 +103,9 @@ def fare(
     model = move_model(trained.model, device, channels_last=True).eval()
     targets = [target for target in trained.targets if target in roles]
     step = EvalStep(model, trained.criterion, precision_of(precision, device))
-    found: list[Fare] = []
+    found: list[SampleMetrics] = []
     # The heap's root is the best of the worst: the one to give way.
-    heap: list[tuple[tuple[float, float], int, Fare, Rows]] = []
+    heap: list[tuple[tuple[float, float], int, SampleMetrics, Rows]] = []
     epoch = loader.state_dict()["epoch"]
     count = itertools.count()
     for number, batch in enumerate(loader):
@@ -124,7 +124,7 @@ def fare(
         keys = loader.keys(loader.samples_of(epoch, number))
         for row, (key, values) in enumerate(zip(keys, zip(*_read(sums), strict=True), strict=True)):
             area, hit, false, missed, rmse = values
-            one = Fare(
+            one = SampleMetrics(
                 key=key,
                 area=area,
                 hit=hit * pixels,
@@ -158,7 +158,7 @@ def _read(sums: Sequence[torch.Tensor]) -> list[list[float]]:
     return read
 
 
-def bands(fares: Sequence[Fare], count: int = 4) -> list[Band]:
+def group_by_size(fares: Sequence[SampleMetrics], count: int = 4) -> list[SizeGroup]:
     """Samples by the size of their objects, in ``count`` groups of equal number, smallest first.
 
     Samples without any object stand in no group.
@@ -170,11 +170,11 @@ def bands(fares: Sequence[Fare], count: int = 4) -> list[Band]:
     return [_band(group) for group in groups if group]
 
 
-def _band(group: Sequence[Fare]) -> Band:
+def _band(group: Sequence[SampleMetrics]) -> SizeGroup:
     hit, false, missed = (
         sum(getattr(one, name) for one in group) for name in ("hit", "false", "missed")
     )
-    return Band(
+    return SizeGroup(
         low=group[0].area,
         high=group[-1].area,
         samples=len(group),

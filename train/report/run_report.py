@@ -23,7 +23,7 @@ from train.distributed import World
 from train.errors import RunError
 from train.evaluation.evaluate import common_targets
 from train.evaluation.metrics import FIGURES
-from train.evaluation.per_sample import Band, Fare, bands, fare
+from train.evaluation.per_sample import SampleMetrics, SizeGroup, evaluate_samples, group_by_size
 from train.optim.compute import pick_device
 from train.report.charts import chart
 from train.tracking.image_panels import draw
@@ -108,7 +108,7 @@ def write_report(
     batch = min(16, source.samples(split))  # A full one, also of a small training split.
     loader = source.open(split, res=trained.res, batch=batch, augment=False, seed=0)
     try:
-        fares, rows, worst = fare(
+        fares, rows, worst = evaluate_samples(
             trained, loader, device=device, precision="auto", worst=WORST, roles=source.roles
         )
     finally:
@@ -135,7 +135,7 @@ def write_report(
         f"<h2>Worst samples ({split})</h2><p>By {WORST_BY[targets[0]]} first.</p>",
         _worst(worst, targets),
         picture,
-        _sizes(bands(fares), targets) if "mask" in targets else "",
+        _sizes(group_by_size(fares), targets) if "mask" in targets else "",
         f"<h2>Settings</h2><pre>{escape(_text(run / 'config.toml'))}</pre>",
     ]
     try:
@@ -194,7 +194,7 @@ def _panels(folder: Path) -> list[str]:
     return [_image(path) for path in files] or ["<p>None were drawn.</p>"]
 
 
-def _worst(worst: Sequence[Fare], targets: tuple[str, ...]) -> str:
+def _worst(worst: Sequence[SampleMetrics], targets: tuple[str, ...]) -> str:
     heads, rows = ["sample"], [[one.key] for one in worst]
     if "mask" in targets:
         heads += ["IoU", "object"]
@@ -207,7 +207,7 @@ def _worst(worst: Sequence[Fare], targets: tuple[str, ...]) -> str:
     return html.table(rows, heads)
 
 
-def _sizes(groups: Sequence[Band], targets: tuple[str, ...]) -> str:
+def _sizes(groups: Sequence[SizeGroup], targets: tuple[str, ...]) -> str:
     """Small objects against large ones."""
     deep = "depth" in targets
     rows = [

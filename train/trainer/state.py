@@ -18,7 +18,7 @@ from shardify.errors import DataError
 from train.config import Config
 from train.data import Dataset
 from train.distributed import World
-from train.evaluation.metrics import Scores
+from train.evaluation.metrics import Metrics
 from train.optim.compute import precision_of
 from train.optim.criterion import criterion_of, targets_of
 from train.optim.optimizer import LearningRate, load_optimizer, make_optimizer
@@ -83,7 +83,7 @@ class State:
             supervision=config.loss.deep_supervision,
         )
         self.eval_step = EvalStep(self.networks.judged, criterion, precision)
-        self.scores = Scores(device, targets)
+        self.scores = Metrics(device, targets)
         """Sums of the epoch's training so far, of this rank."""
         names = {name for name, _ in self.networks.model.named_buffers()}
         self._moving = {

@@ -24,7 +24,7 @@ from train.config import Config
 from train.data import Dataset
 from train.distributed import World
 from train.evaluation.evaluate import evaluate
-from train.evaluation.metrics import Scores
+from train.evaluation.metrics import Metrics
 from train.optim.compute import pick_device
 from train.optim.criterion import missing, targets_of
 from train.optim.memory import fitting, next_of, peak_mb
@@ -90,7 +90,7 @@ class Trainer:
         self.state = State(
             config, source, world=self.world, device=self.device, make_model=make_model
         )
-        self._val_scores = Scores(self.device, targets_of(source.roles))
+        self._val_scores = Metrics(self.device, targets_of(source.roles))
         self._out = RunFolder(Path(config.run.out), keep=config.run.keep, screen=self.screen)
         self._keeper = Keeper(
             self.state,
@@ -294,5 +294,5 @@ class Trainer:
                 )
             if loaders.shown is None or not rows:
                 return None
-            unread = Scores(self.device, targets_of(roles))
+            unread = Metrics(self.device, targets_of(roles))
             return evaluate(step, [loaders.shown], unread, rows=rows, roles=roles)

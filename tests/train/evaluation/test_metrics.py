@@ -16,7 +16,13 @@ from model.blocks import Prediction
 from model.losses import LossParts
 from shardify.loader.batch import Batch
 from train.distributed import World
-from train.evaluation.metrics import FIGURES, AbsoluteRelativeError, DepthAccuracy, Scores, describe
+from train.evaluation.metrics import (
+    FIGURES,
+    AbsoluteRelativeError,
+    DepthAccuracy,
+    Metrics,
+    describe,
+)
 from train.optim.step import StepResult
 
 CPU = torch.device("cpu")
@@ -38,7 +44,7 @@ def example(samples: int, seed: int = 0) -> tuple[StepResult, Batch]:
 
 
 def scored(examples: list[tuple[StepResult, Batch]]) -> dict[str, float]:
-    scores = Scores(CPU)
+    scores = Metrics(CPU)
     for result, batch in examples:
         scores.update(result, batch)
     return scores.compute(ALONE)
@@ -102,7 +108,7 @@ def test_a_pass_that_stopped_and_went_on_gives_the_figures_of_one_that_did_not(
     sizes: list[int], cut: int
 ) -> None:
     examples = [example(size, seed) for seed, size in enumerate(sizes)]
-    first, second = Scores(CPU), Scores(CPU)
+    first, second = Metrics(CPU), Metrics(CPU)
     for result, batch in examples[:cut]:
         first.update(result, batch)
     second.load_state_dict(first.state_dict(ALONE))
@@ -122,7 +128,7 @@ def test_nothing_counted_gives_no_figure_and_no_error() -> None:
 
 
 def test_reset_forgets() -> None:
-    scores = Scores(CPU)
+    scores = Metrics(CPU)
     scores.update(*example(2, 1))
     scores.reset()
     scores.update(*example(2, 2))

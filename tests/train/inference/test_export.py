@@ -15,7 +15,7 @@ from train.checkpoint.trained_model import Trained, load_trained
 from train.cli import main
 from train.config import Config
 from train.errors import CheckpointError, ConfigError, RunError
-from train.evaluation.evaluate import judge
+from train.evaluation.evaluate import evaluate_split
 from train.inference.export import Deployed, export
 from train.optim.criterion import criterion_of
 from train.settings import resolve
@@ -119,7 +119,7 @@ def test_plain_weights_of_a_checkpoint_serve_like_the_checkpoint(run: Path, tmp_
     newest = sorted((run / "checkpoints").iterdir())[-1]
     path = export(newest, kind="safetensors", out=tmp_path / "w.safetensors", make_model=TinyNet)
     figures = [
-        judge(
+        evaluate_split(
             load_trained(file, make_model=TinyNet), TinySource(64, 10), split="val", res=16,
             batch=4, device=CPU,
         )

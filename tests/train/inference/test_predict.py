@@ -14,7 +14,7 @@ from train.checkpoint.trained_model import Trained, load_trained
 from train.config import Config
 from train.distributed import World
 from train.errors import CheckpointError, ConfigError
-from train.evaluation.evaluate import judge
+from train.evaluation.evaluate import evaluate_split
 from train.evaluation.metrics import FIGURES
 from train.inference import predict as module
 from train.inference.input_pairs import Job, pair
@@ -223,7 +223,7 @@ def test_a_run_its_weights_and_its_checkpoints_all_serve(run: Path, which: str) 
         path = sorted(path.iterdir())[-1]
     trained = load_trained(path, make_model=TinyNet)
     assert trained.res == 32 and not trained.model.training
-    figures = judge(trained, TinySource(64, 10), split="val", res=32, batch=4, device=CPU)
+    figures = evaluate_split(trained, TinySource(64, 10), split="val", res=32, batch=4, device=CPU)
     assert list(figures) == [*FIGURES, "samples"]
     assert figures["samples"] == 10
 
@@ -234,7 +234,7 @@ def test_judging_afterwards_gives_the_figures_of_the_run(run: Path) -> None:
     record = MetricsLog(run / "metrics.jsonl").read()[-1]["val"]
     trained = load_trained(run / "last.safetensors", make_model=TinyNet)
     # Another batch size: no figure depends on it.
-    figures = judge(trained, TinySource(64, 10), split="val", res=32, batch=3, device=CPU)
+    figures = evaluate_split(trained, TinySource(64, 10), split="val", res=32, batch=3, device=CPU)
     for name in FIGURES:
         assert figures[name] == pytest.approx(record[name], rel=1e-4), name
 
@@ -256,7 +256,7 @@ def test_what_holds_no_usable_weights_is_refused(run: Path, tmp_path: Path) -> N
 def test_a_split_without_samples_and_a_missing_gpu_are_refused(run: Path) -> None:
     trained = load_trained(run, make_model=TinyNet)
     with pytest.raises(DataError, match="split 'val': has no samples here"):
-        judge(trained, TinySource(64, 0), split="val", res=32, batch=4, device=CPU)
+        evaluate_split(trained, TinySource(64, 0), split="val", res=32, batch=4, device=CPU)
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="torch sees no GPU"):
             pick_device("cuda", World())

@@ -15,9 +15,9 @@ from train.checkpoint.checkpoint_file import load, save
 from train.cli import main
 from train.config import Config
 from train.errors import CheckpointError, RunError
-from train.evaluation.evaluate import judge, load_trained
+from train.evaluation.evaluate import evaluate_split, load_trained
 from train.evaluation.metrics import FIGURES
-from train.evaluation.per_sample import Fare, bands, fare
+from train.evaluation.per_sample import SampleMetrics, evaluate_samples, group_by_size
 from train.report.charts import COLOURS, chart
 from train.report.compare import compare
 from train.report.run_report import write_report
@@ -49,8 +49,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_samples_together_make_the_figures_of_the_split(run: Path) -> None:
     trained = load_trained(run, make_model=TinyNet)
     loader = TinySource(64, 21).open("val", res=32, batch=8, augment=False, seed=0)
-    fares, rows, worst = fare(trained, loader, device=CPU, precision="fp32", worst=4)
-    figures = judge(trained, TinySource(64, 21), split="val", res=32, batch=8, device=CPU)
+    fares, rows, worst = evaluate_samples(trained, loader, device=CPU, precision="fp32", worst=4)
+    figures = evaluate_split(trained, TinySource(64, 21), split="val", res=32, batch=8, device=CPU)
     assert [one.key for one in fares] == [f"tiny{100_000 + i:06d}" for i in range(21)]
     hit, false, missed = (sum(getattr(f, n) for f in fares) for n in ("hit", "false", "missed"))
     assert hit / (hit + false + missed) == pytest.approx(figures["mask_iou"], rel=1e-6)
@@ -64,15 +64,15 @@ def test_samples_together_make_the_figures_of_the_split(run: Path) -> None:
 
 def test_bands_are_of_equal_number_from_small_to_large() -> None:
     fares = [
-        Fare(key=str(i), area=i / 100, hit=3.0 * i, false=1.0, missed=float(i), rmse=0.1)
+        SampleMetrics(key=str(i), area=i / 100, hit=3.0 * i, false=1.0, missed=float(i), rmse=0.1)
         for i in range(9)
     ]
-    found = bands(fares)
+    found = group_by_size(fares)
     assert [band.samples for band in found] == [2, 2, 2, 2]  # One has no object.
     assert (found[0].low, found[-1].high) == (0.01, 0.08)
     assert found[0].recall == pytest.approx(0.75) and found[0].precision == pytest.approx(9 / 11)
     assert [band.precision for band in found] == sorted(band.precision for band in found)
-    assert bands([]) == []
+    assert group_by_size([]) == []
 
 
 def test_a_chart_shows_every_point_and_leaves_gaps() -> None:

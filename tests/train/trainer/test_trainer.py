@@ -20,7 +20,7 @@ from train.checkpoint.checkpoint_file import Checkpoints, Stored
 from train.config import Config
 from train.distributed import World
 from train.errors import ConfigError, DivergedError, FitError, Interrupted, PeerError
-from train.evaluation.evaluate import judge, load_trained
+from train.evaluation.evaluate import evaluate_split, load_trained
 from train.optim.wrapped_model import WrappedModel, compiling
 from train.settings import resolve
 from train.tracking import run_folder
@@ -280,7 +280,7 @@ def test_averaged_weights_are_what_is_judged_and_kept(tmp_path: Path) -> None:
     trained = load_trained(Checkpoints(out / "checkpoints", keep=9).files()[0], make_model=TinyNet)
     for name, weight in trained.model.state_dict().items():
         assert torch.equal(weight, kept[name])
-    figures_again = judge(
+    figures_again = evaluate_split(
         trained, TinySource(40, 10), split="val", res=16, batch=8, device=torch.device("cpu")
     )
     (record,) = figures(out)
