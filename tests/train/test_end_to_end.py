@@ -21,7 +21,7 @@ from train.cli import main
 from train.config import Config
 from train.data import ShardDataset
 from train.distributed import World
-from train.inference.input_pairs import pair
+from train.inference.input_pairs import find_pairs
 from train.inference.predict import Predictor, read_image
 from train.optim.criterion import criterion_of
 from train.settings import resolve
@@ -95,7 +95,7 @@ def test_predict_writes_three_files_a_photograph(
     zipped: Path, trained: Path, tmp_path: Path
 ) -> None:
     unpacked = unpack(zipped, tmp_path)
-    jobs = pair(unpacked / "bg", unpacked / "fg_bg" / "bg_021")
+    jobs = find_pairs(unpacked / "bg", unpacked / "fg_bg" / "bg_021")
     assert {job.bg.stem for job in jobs} == {"park021"} and len(jobs) > 5
     folders = ["--bg", unpacked / "bg", "--fg-bg", unpacked / "fg_bg" / "bg_021"]
     call("predict", trained, *folders, "--out", tmp_path / "maps", "--bits", "16")
@@ -115,7 +115,7 @@ def test_pictures_reach_the_network_as_the_loader_brings_them(
     from shardify.loader.loader import Loader
 
     unpacked = unpack(zipped, tmp_path)
-    jobs = {job.fg_bg.stem: job for job in pair(unpacked / "bg", unpacked / "fg_bg")}
+    jobs = {job.fg_bg.stem: job for job in find_pairs(unpacked / "bg", unpacked / "fg_bg")}
     predictor = Predictor(load_trained(trained), device=CPU)
     with Loader(shards, split="val", res=32, batch_size=4, augment=False, threads=1) as loader:
         batch = next(iter(loader))

@@ -20,7 +20,7 @@ from train.errors import ConfigError
 from train.evaluation.evaluate import evaluate_split, load_trained
 from train.evaluation.metrics import describe
 from train.inference.export import export
-from train.inference.input_pairs import pair
+from train.inference.input_pairs import find_pairs
 from train.inference.predict import Predictor, predict_files
 from train.optim.wrapped_model import WrappedModel
 from train.report.compare import compare
@@ -150,11 +150,11 @@ def test_predict_writes_what_the_network_was_trained_for(
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "x.png")
     predictor = Predictor(load_trained(runs[lacking], make_model=TinyNet), device=CPU)
     background = None if lacking == "bg" else tmp_path / "x.png"
-    files = predict_files(predictor, pair(background, tmp_path / "x.png"), tmp_path / "out")
+    files = predict_files(predictor, find_pairs(background, tmp_path / "x.png"), tmp_path / "out")
     assert [file.name for file in files] == names
     if lacking != "bg":
         with pytest.raises(ConfigError, match="--bg: missing"):
-            predict_files(predictor, pair(None, tmp_path / "x.png"), tmp_path / "none")
+            predict_files(predictor, find_pairs(None, tmp_path / "x.png"), tmp_path / "none")
 
 
 def test_runs_on_other_roles_stand_side_by_side(runs: dict[str, Path]) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from shardify.errors import DataError
 
-__all__ = ["MARK", "Job", "is_prediction", "pair"]
+__all__ = ["MARK", "InputPair", "find_pairs", "is_prediction"]
 
 MARK = "shardline train predict"
 """What a predicted PNG says of its origin, under Software."""
@@ -21,7 +21,7 @@ _PREDICTED = re.compile(r"_(?:mask|depth|overlay)\.png$")
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
-class Job(NamedTuple):
+class InputPair(NamedTuple):
     """One picture and its background."""
 
     fg_bg: Path
@@ -31,7 +31,7 @@ class Job(NamedTuple):
     """The same scene without it; None for a network that looks at none."""
 
 
-def pair(bg: Path | None, fg_bg: Path) -> list[Job]:
+def find_pairs(bg: Path | None, fg_bg: Path) -> list[InputPair]:
     """Which background belongs to which picture.
 
     One background serves for every picture. In a folder, a picture's background is the file of the
@@ -50,10 +50,10 @@ def pair(bg: Path | None, fg_bg: Path) -> list[Job]:
         twice = next(stem for stem in stems if stems.count(stem) > 1)
         raise DataError(f"{fg_bg}: several pictures are named {twice}; predict folder by folder")
     if bg is None:
-        return [Job(picture, None) for picture in pictures]
+        return [InputPair(picture, None) for picture in pictures]
     backgrounds = _files(bg)
     if len(backgrounds) == 1:
-        return [Job(picture, backgrounds[0]) for picture in pictures]
+        return [InputPair(picture, backgrounds[0]) for picture in pictures]
     by_stem: dict[str, list[Path]] = {}
     by_number: dict[int, list[Path]] = {}
     for file in backgrounds:
@@ -71,7 +71,7 @@ def pair(bg: Path | None, fg_bg: Path) -> list[Job]:
                 f"{picture}: backgrounds that its name fits in {bg}: {what}; expected one of the "
                 "same stem, or numbered as bg_NUMBER in its name; or pass one file as --bg"
             )
-        jobs.append(Job(picture, found[0]))
+        jobs.append(InputPair(picture, found[0]))
     return jobs
 
 

@@ -22,16 +22,16 @@ from shardify.storage.atomic_write import atomic_path
 from train.checkpoint.trained_model import Trained, load_trained
 from train.distributed import World
 from train.errors import ConfigError
-from train.inference.input_pairs import MARK, Job, is_prediction, pair
+from train.inference.input_pairs import MARK, InputPair, find_pairs, is_prediction
 from train.optim.compute import move_model, pick_device
 
-__all__ = ["Maps", "Predictor", "predict", "predict_files", "read_image"]
+__all__ = ["PredictedMaps", "Predictor", "predict", "predict_files", "read_image"]
 
 OVERLAY = (255, 40, 40)
 """Colour that the overlay lays over the object. RGB."""
 
 
-class Maps(NamedTuple):
+class PredictedMaps(NamedTuple):
     """What the network says of one picture, at that picture's size.
 
     What it was not trained to say (``Trained.targets``) means nothing.
@@ -77,7 +77,9 @@ class Predictor:
         self._std = {role: _column(trained.std[role], device) for role in ("bg", "fg_bg")}
 
     @torch.inference_mode()
-    def __call__(self, pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> list[Maps]:
+    def __call__(
+        self, pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]]
+    ) -> list[PredictedMaps]:
         """Predict a batch.
 
         Args:
@@ -101,7 +103,7 @@ class Predictor:
         )
         prediction = self._criterion.activate(raw)
         return [
-            Maps(
+            PredictedMaps(
                 _resized(prediction.mask[i : i + 1], image.shape[:2]),
                 _resized(prediction.depth[i : i + 1], image.shape[:2]),
             )
@@ -118,7 +120,7 @@ class Predictor:
 
 
 def predict_files(
-    predictor: Predictor, jobs: Sequence[Job], out: Path, *, batch: int = 8, bits: int = 8
+    predictor: Predictor, jobs: Sequence[InputPair], out: Path, *, batch: int = 8, bits: int = 8
 ) -> list[Path]:
     """Write ``NAME_mask.png``, ``NAME_depth.png`` and ``NAME_overlay.png`` for every picture.
 
@@ -127,7 +129,7 @@ def predict_files(
 
     Args:
         predictor: The network.
-        jobs: From `train.inference.input_pairs.pair`.
+        jobs: From `train.inference.input_pairs.find_pairs`.
         out: Folder to write to; made if missing; predictions that it holds are replaced.
         batch: Pictures a step.
         bits: Of the depth PNG: 8 or 16.
@@ -186,7 +188,7 @@ def predict(
     Raises:
         TrainError: See the tree.
     """
-    jobs = pair(bg, fg_bg)
+    jobs = find_pairs(bg, fg_bg)
     where = pick_device(device, World())
     predictor = Predictor(load_trained(trained), device=where, res=res)
     return predict_files(predictor, jobs, out, batch=batch, bits=bits)
@@ -241,14 +243,14 @@ def _resized(plane: Tensor, size: tuple[int, ...]) -> NDArray[np.float32]:
     return full[0, 0].cpu().numpy()
 
 
-def _named(job: Job, targets: Collection[str]) -> dict[str, str]:
+def _named(job: InputPair, targets: Collection[str]) -> dict[str, str]:
     """What is drawn of a picture → its file's name."""
     kinds = [kind for kind in ("mask", "depth") if kind in targets]
     kinds += ["overlay"] if "mask" in targets else []
     return {kind: f"{job.fg_bg.stem}_{kind}.png" for kind in kinds}
 
 
-def _drawn(kind: str, image: NDArray[np.uint8], maps: Maps, bits: int) -> Image.Image:
+def _drawn(kind: str, image: NDArray[np.uint8], maps: PredictedMaps, bits: int) -> Image.Image:
     if kind == "mask":
         return _gray(maps.mask > 0.5, 8)
     return _gray(maps.depth, bits) if kind == "depth" else _overlay(image, maps.mask)

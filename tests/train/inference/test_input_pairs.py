@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from shardify.errors import DataError
-from train.inference.input_pairs import pair
+from train.inference.input_pairs import find_pairs
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -16,7 +16,7 @@ def touch(folder: Path, *names: str) -> None:
 
 
 def paired(folder: Path) -> dict[str, str]:
-    return {job.fg_bg.name: job.bg.name for job in pair(folder / "bg", folder / "fg")}
+    return {job.fg_bg.name: job.bg.name for job in find_pairs(folder / "bg", folder / "fg")}
 
 
 def test_pictures_find_their_background_by_stem_or_by_the_number_after_bg(tmp_path: Path) -> None:
@@ -49,20 +49,20 @@ def test_a_picture_without_exactly_one_background_is_refused(
     touch(tmp_path / "bg", *backgrounds)
     touch(tmp_path / "fg", picture)
     with pytest.raises(DataError, match=says):
-        pair(tmp_path / "bg", tmp_path / "fg")
+        find_pairs(tmp_path / "bg", tmp_path / "fg")
 
 
 def test_pictures_that_would_overwrite_each_other_are_refused(tmp_path: Path) -> None:
     touch(tmp_path / "bg", "b.jpg")
     touch(tmp_path / "fg", "a/1.jpg", "b/1.jpg")
     with pytest.raises(DataError, match="several pictures are named 1"):
-        pair(tmp_path / "bg", tmp_path / "fg")
+        find_pairs(tmp_path / "bg", tmp_path / "fg")
 
 
 def test_what_holds_no_picture_is_refused_by_name(tmp_path: Path) -> None:
     touch(tmp_path, "x.jpg")
     with pytest.raises(DataError, match=r"none\.jpg: no such file"):
-        pair(tmp_path / "none.jpg", tmp_path / "x.jpg")
+        find_pairs(tmp_path / "none.jpg", tmp_path / "x.jpg")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no pictures in it"):
-        pair(tmp_path / "empty", tmp_path / "x.jpg")
+        find_pairs(tmp_path / "empty", tmp_path / "x.jpg")

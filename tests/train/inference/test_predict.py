@@ -17,7 +17,7 @@ from train.errors import CheckpointError, ConfigError
 from train.evaluation.evaluate import evaluate_split
 from train.evaluation.metrics import FIGURES
 from train.inference import predict as module
-from train.inference.input_pairs import Job, pair
+from train.inference.input_pairs import InputPair, find_pairs
 from train.inference.predict import Predictor, predict, predict_files, read_image
 from train.optim.compute import pick_device
 from train.optim.criterion import criterion_of
@@ -117,7 +117,7 @@ def test_files_are_written_at_the_pictures_size(tmp_path: Path, bits: int, top: 
     for folder, name, rgb in (("bg", "b.png", (255, 0, 0)), ("fg", "x.png", (0, 0, 102))):
         (tmp_path / folder).mkdir()
         Image.fromarray(plain(12, 18, rgb)).save(tmp_path / folder / name)
-    jobs = pair(tmp_path / "bg", tmp_path / "fg")
+    jobs = find_pairs(tmp_path / "bg", tmp_path / "fg")
     files = predict_files(Predictor(echo(), device=CPU), jobs, tmp_path / "out" / "deep", bits=bits)
     names = ["x_mask.png", "x_depth.png", "x_overlay.png"]
     assert [file.name for file in files] == names
@@ -132,7 +132,7 @@ def test_files_are_written_at_the_pictures_size(tmp_path: Path, bits: int, top: 
 def test_a_failure_leaves_no_empty_folder(tmp_path: Path) -> None:
     Image.fromarray(plain(12, 18, (1, 2, 3))).save(tmp_path / "b.png")
     (tmp_path / "x.png").write_bytes(b"no picture")
-    jobs = [Job(tmp_path / "x.png", tmp_path / "b.png")]
+    jobs = [InputPair(tmp_path / "x.png", tmp_path / "b.png")]
     with pytest.raises(DataError, match=r"x\.png: no picture"):
         predict_files(Predictor(echo(), device=CPU), jobs, tmp_path / "out" / "deep")
     assert not (tmp_path / "out").exists()
@@ -143,7 +143,10 @@ def test_a_file_that_cannot_be_written_leaves_the_older_one(
 ) -> None:
     for name in ("b.png", "x.png"):
         Image.fromarray(plain(12, 18, (1, 2, 3))).save(tmp_path / name)
-    jobs, predictor = [Job(tmp_path / "x.png", tmp_path / "b.png")], Predictor(echo(), device=CPU)
+    jobs, predictor = (
+        [InputPair(tmp_path / "x.png", tmp_path / "b.png")],
+        Predictor(echo(), device=CPU),
+    )
     before = {file: file.read_bytes() for file in predict_files(predictor, jobs, tmp_path / "out")}
     save = Image.Image.save
 
@@ -162,7 +165,10 @@ def test_what_stands_in_the_way_is_replaced_only_if_it_is_a_prediction(tmp_path:
     for name in ("b.png", "x.png", "x_mask.png"):
         Image.fromarray(plain(12, 18, (1, 2, 3))).save(tmp_path / name)
     truth = (tmp_path / "x_mask.png").read_bytes()
-    jobs, predictor = [Job(tmp_path / "x.png", tmp_path / "b.png")], Predictor(echo(), device=CPU)
+    jobs, predictor = (
+        [InputPair(tmp_path / "x.png", tmp_path / "b.png")],
+        Predictor(echo(), device=CPU),
+    )
     with pytest.raises(DataError, match=r"x_mask\.png: is no prediction of ours; choose another"):
         predict_files(predictor, jobs, tmp_path)
     assert (tmp_path / "x_mask.png").read_bytes() == truth
@@ -178,7 +184,7 @@ def test_predictions_among_the_pictures_are_not_predicted_from(tmp_path: Path) -
     (tmp_path / "fg" / "._x.png").write_bytes(b"what macOS leaves in archives")
     (tmp_path / "fg" / "folder.jpg").mkdir()
     for _ in range(2):
-        jobs = pair(tmp_path / "b.png", tmp_path / "fg")
+        jobs = find_pairs(tmp_path / "b.png", tmp_path / "fg")
         assert [job.fg_bg.name for job in jobs] == ["his_mask.png", "x.png"]
         predict_files(Predictor(echo(), device=CPU), jobs, tmp_path / "fg")
 
