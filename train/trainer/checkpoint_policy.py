@@ -19,16 +19,16 @@ from train.distributed import SAVED, RankAgreement, RankMessages, World
 from train.errors import DivergedError, Interrupted
 from train.tracking.console import Screen
 from train.tracking.run_folder import RunFolder
-from train.trainer.signals import Stop
+from train.trainer.signals import StopSignal
 from train.trainer.state import State
 
-__all__ = ["Keeper"]
+__all__ = ["CheckpointPolicy"]
 
 FOLLOW = 8.0
 """How long a rank waits for the first one to save. Seconds."""
 
 
-class Keeper:
+class CheckpointPolicy:
     """Watches over one run's state, on one process."""
 
     def __init__(
@@ -40,7 +40,7 @@ class Keeper:
         world: World,
         device: torch.device,
         screen: Screen,
-        stop: Stop,
+        stop: StopSignal,
     ) -> None:
         """All ranks together make one.
 

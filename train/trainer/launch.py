@@ -31,7 +31,7 @@ from train.tracking.run_folder_setup import (
     run_lock,
 )
 from train.trainer.progress import Summary
-from train.trainer.signals import Stop
+from train.trainer.signals import StopSignal
 from train.trainer.stages import plan, stage_of
 from train.trainer.trainer import Trainer
 
@@ -119,7 +119,7 @@ def launch(
     out = Path(config.run.out)
     # torchrun starts all ranks again when one of them died: that is no new run.
     resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    stop = Stop()
+    stop = StopSignal()
     screen = screen or Screen()
     with ExitStack() as to_the_end:
         with _parting(world, stop), connected(world, device):
@@ -166,7 +166,7 @@ def launch(
 
 
 @contextmanager
-def _parting(world: World, stop: Stop) -> Iterator[None]:
+def _parting(world: World, stop: StopSignal) -> Iterator[None]:
     """After a signal, a rank that finds the first one gone, its state saved, is stopped too."""
     try:
         yield

@@ -11,7 +11,7 @@ from typing import Any
 
 from train.tracking.metrics_log import plain
 
-__all__ = ["Pace", "Position", "Summary"]
+__all__ = ["Position", "Summary", "Throughput"]
 
 
 @dataclass(slots=True)
@@ -31,7 +31,7 @@ class Position:
     """Lowest watched loss at this resolution; None before the first."""
 
 
-class Pace:
+class Throughput:
     """How fast an epoch goes: whoever trains counts, the clock runs."""
 
     def __init__(self) -> None:

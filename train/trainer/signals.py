@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["GRACE", "Stop"]
+__all__ = ["GRACE", "StopSignal"]
 
 GRACE = 2.0
 """How long the step at work may go on after the first signal. Seconds."""
@@ -29,7 +29,7 @@ Rescue = Callable[[], str | None]
 """Saves what there is; returns the line to leave with, or None to stay."""
 
 
-class Stop:
+class StopSignal:
     """Whether somebody asked the run to end; and the end itself, if nobody listens."""
 
     def __init__(self, leave: Callable[[int], object] = os._exit) -> None:

@@ -33,10 +33,10 @@ from train.optim.wrapped_model import alone, compiling
 from train.tracking import image_panels
 from train.tracking.console import Screen
 from train.tracking.run_folder import RunFolder
-from train.trainer.checkpoint_policy import Keeper
+from train.trainer.checkpoint_policy import CheckpointPolicy
 from train.trainer.profiler_trace import Tracer
-from train.trainer.progress import Pace, Position, Summary
-from train.trainer.signals import Stop
+from train.trainer.progress import Position, Summary, Throughput
+from train.trainer.signals import StopSignal
 from train.trainer.stages import Stage, StageLoaders, Stages
 from train.trainer.state import State
 
@@ -58,7 +58,7 @@ class Trainer:
         device: torch.device | None = None,
         make_model: MakeModel = create,
         screen: Screen | None = None,
-        stop: Stop | None = None,
+        stop: StopSignal | None = None,
     ) -> None:
         """Build everything that a run needs; the disk is not touched yet.
 
@@ -92,17 +92,17 @@ class Trainer:
         )
         self._val_scores = Metrics(self.device, targets_of(source.roles))
         self._out = RunFolder(Path(config.run.out), keep=config.run.keep, screen=self.screen)
-        self._keeper = Keeper(
+        self._keeper = CheckpointPolicy(
             self.state,
             self._out,
             config.run,
             world=self.world,
             device=self.device,
             screen=self.screen,
-            stop=stop or Stop(),
+            stop=stop or StopSignal(),
         )
         self._stages = Stages(config, source, self.state, world=self.world, screen=self.screen)
-        self._pace = Pace()
+        self._pace = Throughput()
         self._record: dict[str, Any] | None = None
         self._tracer: Tracer | None = None
 

@@ -26,7 +26,7 @@ from train.settings import resolve
 from train.tracking import run_folder
 from train.tracking.console import Screen
 from train.tracking.metrics_log import MetricsLog
-from train.trainer.signals import Stop
+from train.trainer.signals import StopSignal
 from train.trainer.trainer import Trainer
 
 TIMES = {"samples_per_s", "data_wait", "seconds", "val_seconds", "peak_memory_mb"}
@@ -201,11 +201,11 @@ def test_a_rank_that_lost_another_is_not_ended_before_it_said_so() -> None:
     before = signal.getsignal(signal.SIGTERM)
     try:
         for several, after in ((False, before), (True, signal.SIG_IGN)):
-            with pytest.raises(PeerError), Stop().listening(several=several):
+            with pytest.raises(PeerError), StopSignal().listening(several=several):
                 raise PeerError("another rank ended")
             assert signal.getsignal(signal.SIGTERM) == after
         signal.signal(signal.SIGTERM, before)
-        with Stop().listening(several=True):
+        with StopSignal().listening(several=True):
             pass
         assert signal.getsignal(signal.SIGTERM) == before
     finally:
