@@ -11,7 +11,7 @@ from model.losses import Criterion
 from model.registry import create
 from shardify.loader.batch import synthetic
 from train.bench.cases import begin
-from train.bench.fixtures import Job, Shelf
+from train.bench.fixtures import BenchConfig, FixtureCache
 from train.optim.compute import precision_of, set_cudnn_algorithms
 from train.optim.step import TrainStep
 
@@ -76,8 +76,8 @@ def test_bf16_is_near_fp32(device) -> None:
 
 @pytest.mark.parametrize("device", ON_BOTH)
 def test_what_is_measured_runs(pixels, device) -> None:
-    job = Job(shards=str(pixels), res=32, batch_size=4, threads=2, device=device)
-    shelf = Shelf()
+    job = BenchConfig(shards=str(pixels), res=32, batch_size=4, threads=2, device=device)
+    shelf = FixtureCache()
     try:
         for name in ("to device", "model alone", "end to end"):
             samples = begin(name, job, shelf).samples

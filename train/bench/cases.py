@@ -20,13 +20,13 @@ from typing import Any
 import torch
 
 from shardify.loader.batch import Batch
-from train.bench.fixtures import Job, Shelf
+from train.bench.fixtures import BenchConfig, FixtureCache
 
-__all__ = ["OWN", "PEERS", "Work", "available", "begin"]
+__all__ = ["OWN", "PEERS", "RunningCase", "available", "begin"]
 
 
 @dataclass(kw_only=True, slots=True)
-class Work:
+class RunningCase:
     """A contender at work."""
 
     samples: Iterator[int]
@@ -35,10 +35,10 @@ class Work:
     waited: list[float]
     """Seconds spent waiting for data, a number a batch; only where a network trains."""
 
-    shelf: Shelf = field(default_factory=Shelf)
+    shelf: FixtureCache = field(default_factory=FixtureCache)
 
 
-def _read(job: Job, _work: Work) -> Generator[int, None, None]:
+def _read(job: BenchConfig, _work: RunningCase) -> Generator[int, None, None]:
     """Bytes of the three images, in the order of training, copied out of the shards."""
     from shardify.loader.batch_sampler import BatchSampler
     from shardify.loader.shards import load_manifest, open_split
@@ -63,31 +63,31 @@ def _read(job: Job, _work: Work) -> Generator[int, None, None]:
             yield len(step.indexes)
 
 
-def _batches(job: Job, work: Work, **options: Any) -> Generator[Batch, None, None]:
+def _batches(job: BenchConfig, work: RunningCase, **options: Any) -> Generator[Batch, None, None]:
     """The loader, epoch after epoch, as training has it."""
     loader = work.shelf.loader(job, options)
     while True:
         yield from loader
 
 
-def _decode(job: Job, work: Work) -> Generator[int, None, None]:
+def _decode(job: BenchConfig, work: RunningCase) -> Generator[int, None, None]:
     for _ in _batches(job, work, kernel="none", device=job.device):
         yield job.batch_size
 
 
-def _augment(job: Job, work: Work) -> Generator[int, None, None]:
+def _augment(job: BenchConfig, work: RunningCase) -> Generator[int, None, None]:
     for batch in _batches(job, work):
         yield len(batch.bg)
 
 
-def _to_device(job: Job, work: Work) -> Generator[int, None, None]:
+def _to_device(job: BenchConfig, work: RunningCase) -> Generator[int, None, None]:
     for batch in _batches(job, work, device=job.device, channels_last=True):
         if batch.bg.is_cuda:
             torch.cuda.synchronize()
         yield len(batch.bg)
 
 
-def _model(job: Job, work: Work) -> Generator[int, None, None]:
+def _model(job: BenchConfig, work: RunningCase) -> Generator[int, None, None]:
     step = work.shelf.step(job)
     batch = work.shelf.batch(job)
     while True:
@@ -95,7 +95,7 @@ def _model(job: Job, work: Work) -> Generator[int, None, None]:
         yield job.batch_size
 
 
-def _train(job: Job, work: Work) -> Generator[int, None, None]:
+def _train(job: BenchConfig, work: RunningCase) -> Generator[int, None, None]:
     step = work.shelf.step(job)
     batches = _batches(job, work, device=job.device, channels_last=True)
     while True:
@@ -106,7 +106,7 @@ def _train(job: Job, work: Work) -> Generator[int, None, None]:
         yield len(batch.bg)
 
 
-def _webdataset(job: Job, _work: Work) -> Generator[int, None, None]:
+def _webdataset(job: BenchConfig, _work: RunningCase) -> Generator[int, None, None]:
     from train.bench.other_loaders import webdataset_batches
 
     for batch in webdataset_batches(
@@ -120,7 +120,7 @@ def _webdataset(job: Job, _work: Work) -> Generator[int, None, None]:
         yield len(batch.bg)
 
 
-def _zip(job: Job, _work: Work) -> Generator[int, None, None]:
+def _zip(job: BenchConfig, _work: RunningCase) -> Generator[int, None, None]:
     from train.bench.other_loaders import write_zip, zip_batches
 
     path = Path(job.scratch) / f"{job.split}.zip"
@@ -137,10 +137,10 @@ def _zip(job: Job, _work: Work) -> Generator[int, None, None]:
         yield len(batch.bg)
 
 
-def _copied(name: str) -> Callable[[Job, Work], Generator[int, None, None]]:
+def _copied(name: str) -> Callable[[BenchConfig, RunningCase], Generator[int, None, None]]:
     """A contender that reads a copy in a library's own format."""
 
-    def contender(job: Job, _work: Work) -> Generator[int, None, None]:
+    def contender(job: BenchConfig, _work: RunningCase) -> Generator[int, None, None]:
         from train.bench import other_loaders
 
         for batch in getattr(other_loaders, f"{name}_batches")(
@@ -156,7 +156,7 @@ def _copied(name: str) -> Callable[[Job, Work], Generator[int, None, None]]:
     return contender
 
 
-Contender = Callable[[Job, Work], Generator[int, None, None]]
+Contender = Callable[[BenchConfig, RunningCase], Generator[int, None, None]]
 
 OWN: dict[str, Contender] = {
     "read": _read,
@@ -196,7 +196,7 @@ def available(name: str) -> bool:
     return trial.returncode == 0
 
 
-def begin(name: str, job: Job, shelf: Shelf | None = None) -> Work:
+def begin(name: str, job: BenchConfig, shelf: FixtureCache | None = None) -> RunningCase:
     """Start a contender; it begins to work with the first ``next``.
 
     Args:
@@ -208,17 +208,19 @@ def begin(name: str, job: Job, shelf: Shelf | None = None) -> Work:
     if job.device.startswith("cuda:"):
         # Events and synchronisation are of the current GPU.
         torch.cuda.set_device(int(job.device.partition(":")[2]))
-    work = Work(samples=iter(()), waited=[], shelf=shelf or Shelf())
+    work = RunningCase(samples=iter(()), waited=[], shelf=shelf or FixtureCache())
     samples = {**OWN, **PEERS}[name](job, work)
     work.samples = samples if shelf else _closing(samples, work.shelf)
     return work
 
 
-def _closing(samples: Generator[int, None, None], shelf: Shelf) -> Generator[int, None, None]:
+def _closing(
+    samples: Generator[int, None, None], shelf: FixtureCache
+) -> Generator[int, None, None]:
     with contextlib.closing(shelf), contextlib.closing(samples):
         yield from samples
 
 
 def scratch() -> "tempfile.TemporaryDirectory[str]":
-    """A folder for ``Job.scratch`` that goes away by itself."""
+    """A folder for ``BenchConfig.scratch`` that goes away by itself."""
     return tempfile.TemporaryDirectory(prefix="shardline-bench-")

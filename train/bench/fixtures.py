@@ -22,13 +22,13 @@ from train.optim.step import TrainStep
 if TYPE_CHECKING:
     from shardify.loader.loader import Loader
 
-__all__ = ["Job", "Shelf"]
+__all__ = ["BenchConfig", "FixtureCache"]
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
+class BenchConfig:
     """What is measured; the same for all contenders."""
 
     shards: str
@@ -54,7 +54,7 @@ class Job:
     """Share of the JPEGs for a GPU's decoding engine, in [0, 1]."""
 
 
-class Shelf:
+class FixtureCache:
     """Keeps them for the next contender of the same job.
 
     Contenders that share one run one after the other, never at once.
@@ -65,7 +65,7 @@ class Shelf:
         self._steps: dict[Any, Callable[[Batch], object]] = {}
         self._batches: dict[Any, Batch] = {}
 
-    def loader(self, job: Job, options: dict[str, Any]) -> "Loader":
+    def loader(self, job: BenchConfig, options: dict[str, Any]) -> "Loader":
         """The loader of a job; another one, if there is one, is closed."""
         from shardify.loader.loader import Loader
 
@@ -85,12 +85,12 @@ class Shelf:
             )
         return self._loaders[key]
 
-    def step(self, job: Job) -> Callable[[Batch], object]:
+    def step(self, job: BenchConfig) -> Callable[[Batch], object]:
         """The training step of a job's network; another one is dropped."""
         key = (job.model, job.device, job.res, job.batch_size, job.compile)
         return _only(self._steps, key, lambda: _train_step(job))
 
-    def batch(self, job: Job) -> Batch:
+    def batch(self, job: BenchConfig) -> Batch:
         """A resident batch for a job's network: drawing one takes seconds where it is large."""
         key = (job.device, job.res, job.batch_size)
         draw = functools.partial(synthetic, device=job.device, channels_last=True)
@@ -118,7 +118,7 @@ _COMPILED: dict[str, dict[str, Any]] = {
 }
 
 
-def _train_step(job: Job) -> Callable[[Batch], object]:
+def _train_step(job: BenchConfig) -> Callable[[Batch], object]:
     """A step like `train run`'s, without averages and scores; a GPU is two behind at most."""
     torch.manual_seed(0)
     device = torch.device(job.device)

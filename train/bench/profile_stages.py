@@ -20,12 +20,12 @@ import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]  # torch lists it nowhere
 from torch.profiler import ProfilerActivity, profile
 
-from train.bench.cases import Work, begin
-from train.bench.fixtures import Job, Shelf
+from train.bench.cases import RunningCase, begin
+from train.bench.fixtures import BenchConfig, FixtureCache
 from train.bench.sweep import about, write_json
 from train.optim.memory import release
 
-__all__ = ["Dissection", "bound", "covered", "dissect"]
+__all__ = ["ProfileConfig", "bound", "covered", "dissect"]
 
 NETWORK = ("model alone", "end to end")
 """Contenders that train."""
@@ -46,7 +46,7 @@ _WAITS = ("Synchronize", "cudaStreamWait", "cudaEventQuery")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Dissection:
+class ProfileConfig:
     """Which stages to look at."""
 
     shards: str
@@ -73,20 +73,20 @@ class Dissection:
     compile: str = "no"
 
 
-def dissect(wanted: Dissection) -> list[Path]:
+def dissect(wanted: ProfileConfig) -> list[Path]:
     """Look at every stage; the files, in order.
 
     A stage that fails is written with its ``error``; the others go on.
     """
     torch.set_num_threads(wanted.threads)
-    shelf = Shelf()
+    shelf = FixtureCache()
     with contextlib.closing(shelf):
         return [_stage(name, wanted, shelf) for name in wanted.stages]
 
 
-def _stage(name: str, wanted: Dissection, shelf: Shelf) -> Path:
+def _stage(name: str, wanted: ProfileConfig, shelf: FixtureCache) -> Path:
     size = wanted.network_batch if name in NETWORK else wanted.batch
-    job = Job(
+    job = BenchConfig(
         shards=wanted.shards, res=wanted.res, batch_size=size, threads=wanted.threads,
         device=wanted.device, compile=wanted.compile,
     )  # fmt: skip
@@ -138,7 +138,7 @@ def bound(found: Mapping[str, Any]) -> str:
     return f"neither GPU (idle {1 - busy:.0%}) nor CPU: copies, the JPEG engine, or waiting"
 
 
-def _look(work: Work, name: str, wanted: Dissection, trace: Path) -> dict[str, Any]:
+def _look(work: RunningCase, name: str, wanted: ProfileConfig, trace: Path) -> dict[str, Any]:
     on_gpu = wanted.device.startswith("cuda")
     count = wanted.batches * (1 if name in NETWORK else _AHEAD)
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])
@@ -154,7 +154,7 @@ def _look(work: Work, name: str, wanted: Dissection, trace: Path) -> dict[str, A
     return _found(seen, wall=wall, cpu=cpu, waited=work.waited, batches=count, wanted=wanted)
 
 
-def _batches(work: Work, count: int, on_gpu: bool) -> None:
+def _batches(work: RunningCase, count: int, on_gpu: bool) -> None:
     for _ in range(count):
         next(work.samples)
     if on_gpu:
@@ -168,7 +168,7 @@ def _found(
     cpu: float,
     waited: list[float],
     batches: int,
-    wanted: Dissection,
+    wanted: ProfileConfig,
 ) -> dict[str, Any]:
     """What a profile says. Its own times are microseconds."""
     on_device = [
@@ -218,7 +218,7 @@ def _heaviest(rows: list[tuple[str, float, int]], each: float) -> list[dict[str,
 def main() -> None:
     """Exit 1 if a stage failed, and say which."""
     failed = 0
-    for path in dissect(Dissection(**json.loads(sys.argv[1]))):
+    for path in dissect(ProfileConfig(**json.loads(sys.argv[1]))):
         found = json.loads(path.read_text())
         failed += "error" in found
         print(f"{path.stem}: {found.get('error') or found['bound']}", flush=True)

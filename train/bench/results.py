@@ -17,7 +17,7 @@ from shardify.storage.atomic_write import atomic_path, write_text
 from train.bench.cases import PEERS
 from train.tracking.run_folder_setup import writable
 
-__all__ = ["EPOCH", "Report", "Result"]
+__all__ = ["EPOCH", "BenchReport", "Result"]
 
 EPOCH = 400_000
 """Samples of the epoch whose time is projected."""
@@ -47,7 +47,7 @@ class Result:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Report:
+class BenchReport:
     """Everything that was measured, and what follows from it."""
 
     date: str
@@ -196,7 +196,7 @@ def _span(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
-def _chart(report: Report) -> Image.Image:
+def _chart(report: BenchReport) -> Image.Image:
     """Bars of median rates with their min and max, stages above, other loaders below."""
     width, row, top = 900, 34, 60
     left = max(220, 40 + 8 * max(len(result.name) for result in report.results))

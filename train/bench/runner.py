@@ -23,13 +23,13 @@ import torch
 
 from shardify.errors import DataError
 from train.bench.cases import OWN, PEERS, available, begin, scratch
-from train.bench.fixtures import Job
+from train.bench.fixtures import BenchConfig
 from train.bench.hardware import hardware, versions
-from train.bench.results import EPOCH, Report, Result
+from train.bench.results import EPOCH, BenchReport, Result
 from train.bench.timing import tree, window
 from train.errors import ConfigError, RunError
 
-__all__ = ["EPOCH", "Report", "Result", "bench", "hardware", "versions", "window"]
+__all__ = ["EPOCH", "BenchReport", "Result", "bench", "hardware", "versions", "window"]
 
 _GLANCE = 1.0
 """How often a contender that does not answer is looked after. Seconds."""
@@ -52,7 +52,7 @@ def bench(
     built: tuple[str, ...] = (),
     out: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
-) -> Report:
+) -> BenchReport:
     """Measure the loader's stages, the network and other loaders, interleaved.
 
     Args:
@@ -91,7 +91,7 @@ def bench(
         _try(out)
     left_out = {name: "not installed, or not importable" for name in wanted if not available(name)}
     with scratch() as folder:
-        job = Job(
+        job = BenchConfig(
             shards=shards,
             split=split,
             res=res,
@@ -109,12 +109,12 @@ def bench(
                 if name not in left_out:
                     say(f"starting {name}")
                     with _deaf():
-                        racers.append(_Racer(name, job))
+                        racers.append(_CaseProcess(name, job))
             for other in built:
                 say(f"starting augment on {other}")
                 again = dataclasses.replace(job, shards=other)
                 with _deaf():
-                    racers.append(_Racer("augment", again, f"augment, {other}"))
+                    racers.append(_CaseProcess("augment", again, f"augment, {other}"))
             for racer in racers:
                 racer.wait()
             for window in range(windows):
@@ -126,7 +126,7 @@ def bench(
                 racer.close()
     settings = dataclasses.asdict(job)
     del settings["scratch"]
-    return Report(
+    return BenchReport(
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         job=settings,
@@ -170,10 +170,10 @@ def _deaf() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class _Racer:
+class _CaseProcess:
     """A contender in its own process, asked for windows through a pipe."""
 
-    def __init__(self, name: str, job: Job, shown: str | None = None) -> None:
+    def __init__(self, name: str, job: BenchConfig, shown: str | None = None) -> None:
         context = multiprocessing.get_context("spawn")
         self.name = shown or name
         self._pipe, theirs = context.Pipe()
@@ -240,7 +240,7 @@ class _Racer:
         return f"its process died ({how}); see what it printed, or use --only for the others"
 
 
-def _serve(pipe: Connection, name: str, job: Job) -> None:
+def _serve(pipe: Connection, name: str, job: BenchConfig) -> None:
     """The contender's process: a window for each number that arrives, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(job.threads)

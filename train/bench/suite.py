@@ -29,7 +29,7 @@ from shardify.errors import DataError
 from shardify.storage.atomic_write import TEMPORARY, write_text
 from train.bench.hardware import driver_cuda_version, driver_version, hardware, versions
 from train.bench.suite_page import page
-from train.bench.suite_steps import FULL, ROOT, TENTH, Size, Step, steps
+from train.bench.suite_steps import FULL, ROOT, TENTH, Step, SuiteSize, steps
 from train.distributed import World
 from train.errors import ConfigError, Interrupted, RunError
 from train.evaluation.evaluate import pick_device
@@ -78,7 +78,7 @@ def suite(
     out: Path,
     *,
     device: str = "cuda",
-    size: Size | None = None,
+    size: SuiteSize | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Outcome]:
     """Go through all steps; everything they find is in ``out``.

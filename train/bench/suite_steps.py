@@ -13,7 +13,7 @@ from typing import Any
 
 from train.bench.hardware import visible_gpu
 
-__all__ = ["FULL", "ROOT", "TENTH", "Size", "Step", "steps"]
+__all__ = ["FULL", "ROOT", "TENTH", "Step", "SuiteSize", "steps"]
 
 ROOT = Path(__file__).resolve().parents[2]
 """Where the packages and the tests lie."""
@@ -24,7 +24,7 @@ ALL = [*LOADER, *NETWORK]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Size:
+class SuiteSize:
     """How much of everything."""
 
     samples: int
@@ -68,12 +68,12 @@ class Size:
     """What every step's limit is multiplied by."""
 
 
-FULL = Size(
+FULL = SuiteSize(
     samples=20_000, backgrounds=100, res=(64, 128, 256), batches=(16, 64, 256), network=None,
     trained=6_000, train_batch=64, epochs=(2, 1), max_steps=0, windows=3, seconds=0.4, profiled=6,
     compile=("yes", "graphs"), budget=9 * 60,
 )  # fmt: skip
-TENTH = Size(
+TENTH = SuiteSize(
     samples=2_000, backgrounds=20, res=(64, 128, 256), batches=(16, 64, 256), network=(2, 1, 1),
     trained=20, train_batch=2, epochs=(1, 1), max_steps=9, windows=1, seconds=0.05, profiled=1,
     compile=("trace", "trace"), budget=60 * 60, threads=1, patience=15.0,
@@ -99,7 +99,7 @@ class Step:
     """Seconds that must be left for it to begin."""
 
 
-def steps(size: Size, *, device: str, out: Path, scratch: Path) -> list[Step]:
+def steps(size: SuiteSize, *, device: str, out: Path, scratch: Path) -> list[Step]:
     """What is done, the most valuable first.
 
     Args:
@@ -117,7 +117,7 @@ def steps(size: Size, *, device: str, out: Path, scratch: Path) -> list[Step]:
 class _Agenda:
     """The steps of one size on one device."""
 
-    def __init__(self, size: Size, device: str, out: Path, scratch: Path) -> None:
+    def __init__(self, size: SuiteSize, device: str, out: Path, scratch: Path) -> None:
         self.size, self.device, self.out, self.scratch = size, device, out, scratch
         self.threads = size.threads or len(os.sched_getaffinity(0))
         self._asked: set[str] = set()

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from shardify.storage.atomic_write import write_text
-from train.bench.cases import Work, begin
-from train.bench.fixtures import Job, Shelf
+from train.bench.cases import RunningCase, begin
+from train.bench.fixtures import BenchConfig, FixtureCache
 from train.bench.hardware import GpuMonitor, driver_version, gpu_of, hardware, versions
 from train.bench.timing import window
 from train.optim.memory import release
@@ -65,10 +65,10 @@ def sweep(wanted: Sweep) -> list[Path]:
     """
     torch.set_num_threads(wanted.threads)
     files = []
-    shelf = Shelf()
+    shelf = FixtureCache()
     with contextlib.closing(shelf):
         for batch, load in itertools.product(wanted.batches, wanted.loads):
-            job = Job(
+            job = BenchConfig(
                 shards=wanted.shards, res=wanted.res, batch_size=batch, threads=wanted.threads,
                 device=wanted.device, compile=wanted.compile, hw_decoder_load=load,
             )  # fmt: skip
@@ -91,7 +91,7 @@ def ready(turn: str | Path) -> Path:
     return Path(f"{turn}.ready")
 
 
-def _wait_for_turn(job: Job, wanted: Sweep, shelf: Shelf) -> None:
+def _wait_for_turn(job: BenchConfig, wanted: Sweep, shelf: FixtureCache) -> None:
     """Start what is slow to start, then stand still until it is one's turn.
 
     What fails here is tried again then, and told of: others may have filled the GPU's memory.
@@ -107,7 +107,7 @@ def _wait_for_turn(job: Job, wanted: Sweep, shelf: Shelf) -> None:
         time.sleep(0.02)
 
 
-def _warm(work: Work, wanted: Sweep) -> None:
+def _warm(work: RunningCase, wanted: Sweep) -> None:
     """A few batches: the first compiles, or looks for algorithms."""
     with contextlib.closing(work.samples):  # type: ignore[type-var]
         for _ in range(3):
@@ -116,7 +116,7 @@ def _warm(work: Work, wanted: Sweep) -> None:
             torch.cuda.synchronize()
 
 
-def _measure(work: Work, wanted: Sweep) -> dict[str, Any]:
+def _measure(work: RunningCase, wanted: Sweep) -> dict[str, Any]:
     on_gpu = wanted.device.startswith("cuda")
     with contextlib.closing(work.samples):  # type: ignore[type-var]
         next(work.samples)

@@ -8,7 +8,7 @@ import os
 import time
 from pathlib import Path
 
-from train.bench.cases import Work
+from train.bench.cases import RunningCase
 
 __all__ = ["tree", "window"]
 
@@ -17,7 +17,7 @@ _AHEAD = 0.4
 """Seconds of work that are thrown away before each window: what had been made ahead."""
 
 
-def window(work: Work, seconds: float, *, idle: bool = True) -> dict[str, float]:
+def window(work: RunningCase, seconds: float, *, idle: bool = True) -> dict[str, float]:
     """Let a contender work for some seconds, once what was made ahead is used up.
 
     Args:

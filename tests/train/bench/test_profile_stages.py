@@ -6,7 +6,7 @@ from shardline_samples import write_data_set
 from torch.autograd import DeviceType
 
 from train.bench import profile_stages as module
-from train.bench.profile_stages import Dissection, bound, covered, dissect
+from train.bench.profile_stages import ProfileConfig, bound, covered, dissect
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_gpus_time_is_of_its_kernels_not_of_annotations_over_them() -> None:
         event(cpu, 0, 9000, key="cudaDeviceSynchronize", self_cpu_time_total=9000.0),
     ]  # fmt: skip
     seen = SimpleNamespace(events=lambda: events, key_averages=lambda: events)
-    wanted = Dissection(
+    wanted = ProfileConfig(
         shards="", out="", label="keep", res=64, batch=8, network_batch=8, stages=[],
         device="cuda", threads=16,
     )  # fmt: skip
@@ -81,7 +81,7 @@ def test_a_gpus_time_is_of_its_kernels_not_of_annotations_over_them() -> None:
 
 def test_a_stage_that_fails_is_written_and_the_next_one_goes_on(tmp_path) -> None:
     data = write_data_set(tmp_path / "data", train=32)
-    wanted = Dissection(
+    wanted = ProfileConfig(
         shards=str(data), out=str(tmp_path / "out"), label="keep", res=16, batch=8,
         network_batch=2, stages=["nonsense", "model alone"], device="cpu", threads=1, skipped=0,
         batches=1,

@@ -15,8 +15,8 @@ from shardline_samples import write_data_set
 from shardify.errors import DataError
 from shardify.loader.loader import Loader
 from train.bench.cases import OWN, PEERS, begin
-from train.bench.fixtures import Job
-from train.bench.runner import Report, Result, _Racer, bench
+from train.bench.fixtures import BenchConfig
+from train.bench.runner import BenchReport, Result, _CaseProcess, bench
 from train.bench.sweep import Sweep, sweep
 from train.bench.sweep_group import convoy
 from train.errors import ConfigError, RunError
@@ -28,11 +28,11 @@ def data(tmp_path_factory) -> Path:
     return write_data_set(tmp_path_factory.mktemp("bench") / "data", train=64)
 
 
-def report(rates: dict[str, list[float]], **extra) -> Report:
+def report(rates: dict[str, list[float]], **extra) -> BenchReport:
     results = [
         Result(name=name, rates=found, cpu_ms=1.0, memory_mb=100.0) for name, found in rates.items()
     ]
-    return Report(
+    return BenchReport(
         date="", command="train bench", job={"shards": "x", "res": 64, "batch_size": 16,
         "threads": 2}, windows=1, seconds=1.0, hardware={}, versions={}, results=results, **extra,
     )  # fmt: skip
@@ -91,7 +91,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_starts(
     data, tmp_path, monkeypatch
 ) -> None:
     started: list[object] = []
-    monkeypatch.setattr("train.bench.runner._Racer", lambda *words: started.append(words))
+    monkeypatch.setattr("train.bench.runner._CaseProcess", lambda *words: started.append(words))
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file" / "deeper"):
         with pytest.raises(RunError, match=r"cannot be written .*expected a folder with room"):
@@ -138,7 +138,7 @@ def test_a_contender_that_is_killed_is_named(data, when) -> None:
 
 def test_a_contender_is_known_to_be_dead_while_its_workers_hold_the_pipe(monkeypatch) -> None:
     monkeypatch.setattr("train.bench.runner._GLANCE", 0.1)
-    racer = _Racer.__new__(_Racer)
+    racer = _CaseProcess.__new__(_CaseProcess)
     racer.name = "one"
     racer._pipe, held = multiprocessing.Pipe()
     racer._process = multiprocessing.get_context("spawn").Process(target=os._exit, args=(3,))
@@ -215,7 +215,7 @@ def test_a_contender_works_on_the_gpu_that_was_asked_for(monkeypatch) -> None:
     options = {"shards": "", "split": "train", "res": 64, "batch_size": 8, "threads": 1,
                "model": "resunet", "scratch": ""}  # fmt: skip
     for device in ("cpu", "cuda", "cuda:3"):
-        begin("to device", Job(device=device, **options))
+        begin("to device", BenchConfig(device=device, **options))
     assert chosen == [3]
 
 
