@@ -23,7 +23,8 @@ ORDER = {
         "compiling", "copier", "careful", "sinks", "writer", "swift", "reading", "rejects",
         "survey", "meanings", "handout", "output", "summary", "bank", "publish", "build", "verify",
         "stats", "report", "textures", "canvas", "scenes",
-        "cutouts", "composites", "zipwriter", "synth", "benchpage", "phases", "bench", "texts",
+        "cutouts", "composites", "zipwriter", "synth", "enlarge", "cost", "benchpage",
+        "phases", "bench", "texts",
         "progress", "options", "cli", "interrupts", "__main__",
     ),
     "model": (

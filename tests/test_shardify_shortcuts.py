@@ -18,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from shardify import copier, swift
+from shardify import copier, joining, swift
 from shardify.archive import open_catalog
 from shardify.beginnings import beginning
+from shardify.census import take_census
 from shardify.codecs import Variant
 from shardify.copier import Copier
 from shardify.errors import BuildError, ImageError
@@ -490,6 +491,25 @@ def test_the_recipe_of_one_name_serves_all_of_its_outline(names: list[str], fold
         for where in (numbers.background, numbers.foreground, numbers.folder):
             if where is not None:
                 assert numbers_at(some, where).tolist() == [int(name[where]) for name in some]
+
+
+TREES = st.sampled_from(["{}", "mask/{}", "z_{}", "depth_7/fg_bg/{}", "q/{}", "fg_bg_2/{}"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(alike(), TREES, TREES, st.data())
+def test_rules_passed_over_unseen_are_those_that_complete_nothing(
+    names: list[str], one: str, other: str, data: st.DataObject
+) -> None:
+    census = take_census([tree.format(name) for tree in (one, other) for name in names])
+    roles = [data.draw(st.sampled_from(["fg_bg", "mask"])) for _ in census.groups]
+    found = joining.join(census, roles)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(joining, "_may_meet", lambda *_: True)
+        thorough = joining.join(census, roles)
+    assert found.complete == thorough.complete
+    if found.complete:
+        assert found.rule == thorough.rule
 
 
 def test_companions_get_one_key_by_their_own_recipes() -> None:
