@@ -22,23 +22,21 @@ Text in, text out; it measures nothing.
 
 import argparse
 import datetime
-import importlib.metadata
 import io
 import json
 import os
-import platform
 import shutil
 import statistics
-import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from shardify.process_cost import Run, conditions, run_measured
 
 __all__ = ["CONTENDERS", "Run", "main", "measure", "page", "summarise"]
 
@@ -127,18 +125,6 @@ def _phases(found: list[dict[str, Any]], samples: int) -> list[str]:
 _SHARD = 1000
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Run:
-    """One conversion, measured from outside."""
-
-    wall: float
-    """Seconds from the start of its process to its end."""
-    cpu: float
-    """Seconds, user and system, of the process and its children."""
-    memory: int
-    """Largest resident size of any one of its processes. Bytes."""
-
-
 def _samples(source: zipfile.ZipFile) -> Iterator[tuple[str, list[tuple[str, zipfile.ZipInfo]]]]:
     """The stand-in's samples by name: key, and (extension, entry) of each member."""
     entries = {info.filename: info for info in source.infolist()}
@@ -211,10 +197,6 @@ CONTENDERS: dict[str, list[str]] = {
 """Name -> arguments to the interpreter."""
 
 
-# As after an installation: modules are compiled once, not at every start.
-_ENV = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-
-
 def measure(name: str, source: Path, folder: Path) -> Run:
     """Run one contender into a fresh folder inside ``folder``, and remove what it wrote.
 
@@ -223,21 +205,9 @@ def measure(name: str, source: Path, folder: Path) -> Run:
     """
     out = folder / "out"
     words = [word.format(source=source, out=out) for word in CONTENDERS[name]]
-    os.sync()  # What the one before left to be written is not this one's to wait for.
-    begun = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=_ENV
-    )
-    assert process.stderr is not None
-    errors = process.stderr.read()
-    process.stderr.close()
-    _, status, usage = os.wait4(process.pid, 0)
-    wall = time.perf_counter() - begun
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{name}: exit code {process.returncode}: {errors.decode()[-500:]}")
+    found = run_measured(words)
     shutil.rmtree(out)
-    return Run(wall=wall, cpu=usage.ru_utime + usage.ru_stime, memory=usage.ru_maxrss * 1024)
+    return found
 
 
 def summarise(runs: dict[str, list[Run]], samples: int) -> dict[str, dict[str, float]]:
@@ -331,16 +301,7 @@ def main(arguments: list[str] | None = None) -> None:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "samples": samples,
         "bytes": chosen.source.stat().st_size,
-        "machine": {
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "load_before": load,
-            "python": platform.python_version(),
-        },
-        "versions": {
-            name: importlib.metadata.version(name)
-            for name in ("shardline", "numpy", "numba", "isal", "deflate", "webdataset")
-        },
+        **conditions(load),
         "table": table,
         "phases": [asdict(part) for part in parts],
         "runs": {name: [asdict(run) for run in each] for name, each in runs.items()},
@@ -349,16 +310,6 @@ def main(arguments: list[str] | None = None) -> None:
         chosen.json.write_text(json.dumps(found, indent=1) + "\n")
     if chosen.page:
         chosen.page.write_text(page(found))
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.machine()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from shardify.dataset.manifest import DIGEST, Manifest
+from shardify.synth.generate import make
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,6 +28,7 @@ def script(name: str) -> Any:
 
 make_commands = script("make_commands")
 make_schema = script("make_schema")
+make_full_size = script("make_full_size")
 make_training = script("make_training")
 
 COMMANDS = list(make_commands.commands())
@@ -74,6 +76,18 @@ def test_pages_call_only_commands_that_exist(page: Path) -> None:
 def test_the_training_page_shows_the_figures_that_were_measured() -> None:
     page, figures = make_training.PAGE.read_text(), json.loads(make_training.FIGURES.read_text())
     assert page == make_training.render(page, figures), "run `python docs/make_training.py`"
+
+
+def test_the_full_size_page_shows_the_figures_that_were_measured() -> None:
+    page, figures = make_full_size.PAGE.read_text(), make_full_size.FIGURES.read_text()
+    assert page == make_full_size.render(json.loads(figures)), "run `python docs/make_full_size.py`"
+
+
+def test_a_survey_is_taken_apart_into_what_its_parts_take(tmp_path: Path) -> None:
+    source = tmp_path / "x.zip"
+    make(source, samples=12, backgrounds=3, size=32, seed=0, workers=1)
+    found = make_full_size.survey_parts(source)
+    assert 0 < found["join"] < found["assign_roles"] < found["survey"]
 
 
 def test_every_table_of_the_training_page_holds_a_default_that_was_measured() -> None:

@@ -34,6 +34,11 @@ _HOPELESS = 1.5
 
 _NO_ROLE = -1
 
+_MOST_OUTLINES = 1000
+"""Of more outlines than this no rule is ruled out beforehand."""
+
+_ANY_DIGIT = bytes.maketrans(b"123456789", b"000000000")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleTable:
@@ -87,6 +92,8 @@ def join_by_name(census: NameGroups, role_of_group: Sequence[str | None]) -> Sam
     most = int(np.bincount(of_name[of_name >= 0]).max())
     best: SampleTable | None = None
     for rule in RULES:
+        if not _may_meet(census, of_name, rule, len(roles)):
+            continue
         limit = _HOPELESS * most + 1000
         table = _tabulate_batches(_keyed(census, of_name, rule), roles, rule, limit)
         if table and (best is None or table.complete > best.complete):
@@ -193,6 +200,24 @@ def _keyed(
 
 _PARTS = {"same path": ALL_FOLDERS, "same folder and name": LAST_FOLDER, "same name": NO_FOLDER}
 """Rules whose keys are cut out of names at the same places for all of an outline."""
+
+
+def _may_meet(census: NameGroups, of_name: npt.NDArray[np.int8], rule: str, roles: int) -> bool:
+    """Whether a key can be that of a name of every role. Looks at one name an outline.
+
+    Keys of one outline's names differ in digits alone, unless a rule makes numbers of them.
+    """
+    rows, examples = of_name >= 0, census.outlines.examples
+    outlines = census.outlines.of_name[rows]
+    if rule not in _PARTS or len(examples) > _MOST_OUTLINES or (outlines == UNGROUPED).any():
+        return True
+    keys: list[set[bytes]] = [set() for _ in range(roles)]
+    for pair in np.flatnonzero(np.bincount(outlines * roles + of_name[rows])).tolist():
+        path, _, base = examples[pair // roles].rpartition("/")
+        stem = filenames.strip_words(base.rpartition(".")[0])
+        key = _RULES[rule](study_folder(path, census.shared), stem)
+        keys[pair % roles].add(key.encode("utf-8", "surrogatepass").translate(_ANY_DIGIT))
+    return bool(set.intersection(*keys))
 
 
 def _tabulate_batches(

@@ -28,7 +28,7 @@ from shardify.synth.textures import random_numbers
 from shardify.synth.zip_writer import MANY, WIDE, Packed, Section, finish, pack
 from shardify.workers.process_pool import Workers
 
-__all__ = ["FOREGROUNDS", "SynthReport", "make"]
+__all__ = ["FOREGROUNDS", "SynthReport", "make", "open_zips"]
 
 FOREGROUNDS = 100
 """How many different objects there are; each also mirrored."""
@@ -137,7 +137,7 @@ def make(
         with ExitStack() as stack:
             if released:
                 temporary.mkdir()
-            zips = _open_zips(temporary, samples, released, stack)
+            zips = open_zips(temporary, samples, released, stack)
             sections = [section for each in zips for section in each]
             tasks = list(_tasks(samples, backgrounds, size, seed))
             # Closed whatever happens, so that no worker is left behind.
@@ -178,7 +178,7 @@ def make(
     )
 
 
-def _open_zips(
+def open_zips(
     where: Path, samples: int, released: bool, stack: ExitStack
 ) -> list[tuple[Section, ...]]:
     """Each zip's sections: in all, those of backgrounds, composites, masks, and then depth maps.

@@ -27,6 +27,8 @@ from shardify.images.channel_stats import measure, reduced_stats
 from shardify.images.codecs import Variant
 from shardify.images.parser import parse
 from shardify.images.pixels import STANDARD, pixels
+from shardify.layout import sample_table
+from shardify.layout.name_groups import group_names
 from shardify.layout.name_patterns import (
     ALL_FOLDERS,
     LAST_FOLDER,
@@ -552,6 +554,25 @@ def test_the_recipe_of_one_name_serves_all_of_its_outline(names: list[str], fold
         for where in (numbers.background, numbers.foreground, numbers.folder):
             if where is not None:
                 assert numbers_at(some, where).tolist() == [int(name[where]) for name in some]
+
+
+TREES = st.sampled_from(["{}", "mask/{}", "z_{}", "depth_7/fg_bg/{}", "q/{}", "fg_bg_2/{}"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(alike(), TREES, TREES, st.data())
+def test_rules_passed_over_unseen_are_those_that_complete_nothing(
+    names: list[str], one: str, other: str, data: st.DataObject
+) -> None:
+    census = group_names([tree.format(name) for tree in (one, other) for name in names])
+    roles = [data.draw(st.sampled_from(["fg_bg", "mask"])) for _ in census.groups]
+    found = sample_table.join_by_name(census, roles)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample_table, "_may_meet", lambda *_: True)
+        thorough = sample_table.join_by_name(census, roles)
+    assert found.complete == thorough.complete
+    if found.complete:
+        assert found.rule == thorough.rule
 
 
 def test_companions_get_one_key_by_their_own_recipes() -> None:
