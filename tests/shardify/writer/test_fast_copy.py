@@ -329,7 +329,7 @@ def unwritable(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
     shutil.copytree(
         ROOT / "shardify", folder / "shardify", ignore=shutil.ignore_patterns("__pycache__")
     )
-    (folder / "shardify" / "__pycache__").touch()
+    (folder / "shardify" / "writer" / "__pycache__").touch()
     (folder / "home").touch()
     dropped = ("XDG_CACHE_HOME", "NUMBA_CACHE_DIR", "PYTHONPATH")
     kept = {name: value for name, value in os.environ.items() if name not in dropped}
@@ -369,7 +369,7 @@ def test_a_place_that_cannot_be_written_is_named_with_a_remedy(
         env=environment,
     )
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith(f"Error: {folder / 'shardify'}: ")
+    assert done.stderr.startswith(f"Error: {folder / 'shardify' / 'writer'}: ")
     assert "NUMBA_CACHE_DIR" in done.stderr
 
 
