@@ -3,10 +3,13 @@
     python docs/make_training.py --run RUNS --data photos=PHOTOS --data synth=SYNTH
     python docs/make_training.py
 
-The first trains what RUNS does not hold yet (two runs at a time, a thread each), then writes
-``docs/training.json`` and the pictures in ``docs/training/``. The second fills the tables of
-``docs/training.md`` from that JSON; ``tests/test_docs.py`` fails when they are not what it would
+The first trains what RUNS does not hold yet (one run at a time, one thread), then adds the figures
+to ``docs/training.json`` and draws the pictures in ``docs/training/``. The second fills the tables
+of ``docs/training.md`` from that JSON; ``tests/test_docs.py`` fails when they are not what it would
 write. Every figure is the last epoch's, on the validation split.
+
+A run is trained with the default augmentation, and its name says how far that rotates. Only the
+tables that show runs of today's angle are trained, see ``ANGLES``.
 """
 
 from __future__ import annotations
@@ -17,13 +20,13 @@ import os
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
+from shardify import Augmentation
 from train.report.charts import chart
 
 HERE = Path(__file__).parent
@@ -79,7 +82,7 @@ TABLES: dict[str, list[Row]] = {
         Row("SGD, plateau, deep supervision 0.5", "--deep-supervision 0.5"),
     ],
     "authors": [
-        Row("**the default recipe**", "--ema 0.98", SEEDS),
+        Row("**the default recipe**", "--ema 0.98"),
         Row("the authors', lr 0.002", f"{AUTHORS} --lr 0.002"),
         Row("the authors', lr 0.01", f"{AUTHORS} --lr 0.01"),
         Row("the authors', lr 0.05", f"{AUTHORS} --lr 0.05"),
@@ -87,57 +90,61 @@ TABLES: dict[str, list[Row]] = {
 }
 LONG_TABLES: dict[str, list[Row]] = {
     "long": [
-        Row("**the default recipe**", "--ema 0.98", SEEDS),
-        Row("the default without averaging", "", SEEDS),
+        Row("**the default recipe**", "--ema 0.98"),
         Row("the authors', lr 0.01", f"{AUTHORS} --lr 0.01"),
     ],
+    "averaging": [
+        Row("**the default recipe**", "--ema 0.98", SEEDS),
+        Row("the default without averaging", "", SEEDS),
+    ],
 }
+ANGLES = dict.fromkeys(["rate", "loss", "outputs", "weights", "schedule", "averaging"], 20.0)
+ANGLES |= {"authors": 10.0, "long": 10.0}
+"""The rotation, in degrees either way, of the runs that a table shows."""
+
 PANEL = [(row.label.strip("*"), row.flags) for row in TABLES["loss"]]
 
 
-def name_of(budget: str, flags: str, seed: int) -> str:
-    """A folder's name for a run: ``e1_loss-bce_s0``."""
+def run_name(budget: str, flags: str, seed: int, angle: float) -> str:
+    """A folder's name for a run: ``e1_loss-bce_s0_a20``."""
     text = re.sub(r"\s*--", "_", " " + flags).strip()
-    return f"e{budget.split()[-1]}{text.replace(' ', '-')}_s{seed}"
+    return f"e{budget.split()[-1]}{text.replace(' ', '-')}_s{seed}_a{angle:g}"
 
 
-def wanted() -> list[tuple[str, str, int]]:
-    """Every run as (budget, flags, seed), each once."""
-    short = [(SHORT, row.flags, s) for rows in TABLES.values() for row in rows for s in row.seeds]
-    long = [
-        (LONG, row.flags, s) for rows in LONG_TABLES.values() for row in rows for s in row.seeds
-    ]
-    return list(dict.fromkeys(short + long))
+def wanted() -> dict[str, tuple[str, str, int]]:
+    """Every run at today's angle by its name, as (budget, flags, seed)."""
+    angle = Augmentation().angle
+    return {
+        run_name(budget, row.flags, seed, angle): (budget, row.flags, seed)
+        for tables, budget in ((TABLES, SHORT), (LONG_TABLES, LONG))
+        for table, rows in tables.items()
+        if ANGLES[table] == angle
+        for row in rows
+        for seed in row.seeds
+    }
 
 
 def run_all(runs: Path, data: dict[str, Path]) -> None:
     """Train what ``runs`` lacks; a run that failed leaves its log beside its folder."""
-
-    def one(job: tuple[str, tuple[str, str, int]]) -> None:
-        name, (budget, flags, seed) = job
-        out = runs / name / name_of(budget, flags, seed)
-        if (out / "report.html").is_file():
-            return
-        out.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "train", "run", "--shards", str(data[name])]
-        command += [*f"{ALWAYS} {budget} {flags} --seed {seed}".split(), "--out", str(out)]
-        with out.with_suffix(".log").open("w") as log:
-            done = subprocess.run(
-                command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
-            )
-        print(f"{out}: exit {done.returncode}", flush=True)
-
-    jobs = [(name, run) for run in wanted() for name in data]
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(one, jobs))
+    for name, (budget, flags, seed) in wanted().items():
+        for data_set, shards in data.items():
+            out = runs / data_set / name
+            if (out / "report.html").is_file():
+                continue
+            out.parent.mkdir(parents=True, exist_ok=True)
+            command = [sys.executable, "-m", "train", "run", "--shards", str(shards)]
+            command += [*f"{ALWAYS} {budget} {flags} --seed {seed}".split(), "--out", str(out)]
+            with Path(f"{out}.log").open("w") as log:
+                done = subprocess.run(
+                    command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
+                )
+            print(f"{out}: exit {done.returncode}", flush=True)
 
 
-def collect(runs: Path) -> dict[str, Any]:
-    """``{data set: {run: {flags, seed, epochs: [figures of an epoch]}}}`` of what is there."""
-    found: dict[str, Any] = {}
+def collect(runs: Path, found: dict[str, Any]) -> None:
+    """Add to ``{data set: {run: {flags, seed, angle, epochs: [figures]}}}`` what is there."""
     for place in sorted(p for p in runs.iterdir() if p.is_dir()):
-        for budget, flags, seed in wanted():
-            name = name_of(budget, flags, seed)
+        for name, (budget, flags, seed) in wanted().items():
             log = place / name / "metrics.jsonl"
             if not log.is_file():
                 continue
@@ -147,6 +154,7 @@ def collect(runs: Path) -> dict[str, Any]:
             found.setdefault(place.name, {})[name] = {
                 "flags": flags,
                 "seed": seed,
+                "angle": Augmentation().angle,
                 "epochs": [
                     {
                         "step": record["step"],
@@ -157,18 +165,24 @@ def collect(runs: Path) -> dict[str, Any]:
                     for record in records
                 ],
             }
-    return found
 
 
-def table(figures: dict[str, Any], rows: list[Row], budget: str) -> str:
-    """A Markdown table: mask IoU and depth RMSE of each row on each data set that has a run."""
+def table(figures: dict[str, Any], rows: list[Row], budget: str, angle: float) -> str:
+    """A Markdown table: mask IoU and depth RMSE of each row on each data set that has a run.
+
+    Only runs that rotated within ``angle`` are shown; the first cell says so.
+    """
     sets = [
         name
         for name, runs in figures.items()
-        if any(name_of(budget, row.flags, seed) in runs for row in rows for seed in row.seeds)
+        if any(
+            run_name(budget, row.flags, seed, angle) in runs for row in rows for seed in row.seeds
+        )
     ]
     lines = [
-        "| | " + " | ".join(f"{s}: mask IoU | depth RMSE" for s in sets) + " |",
+        f"| rotation ±{angle:g}° | "
+        + " | ".join(f"{s}: mask IoU | depth RMSE" for s in sets)
+        + " |",
         "|---" * (1 + 2 * len(sets)) + "|",
     ]
     for row in rows:
@@ -176,7 +190,7 @@ def table(figures: dict[str, Any], rows: list[Row], budget: str) -> str:
         for name in sets:
             ends = [
                 figures[name][key]["epochs"][-1]
-                for key in (name_of(budget, row.flags, seed) for seed in row.seeds)
+                for key in (run_name(budget, row.flags, seed, angle) for seed in row.seeds)
                 if key in figures[name]
             ]
             for figure, digits in (("mask_iou", 3), ("depth_rmse", 4)):
@@ -201,7 +215,8 @@ def render(page: str, figures: dict[str, Any]) -> str:
             begin, end = f"<!-- table {name} -->", "<!-- end -->"
             assert begin in page, f"{PAGE.name} has no {begin}"
             before, rest = page.split(begin, 1)
-            page = f"{before}{begin}\n{table(figures, rows, budget)}\n{end}{rest.split(end, 1)[1]}"
+            text = table(figures, rows, budget, ANGLES[name])
+            page = f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}"
     return page
 
 
@@ -216,7 +231,7 @@ def draw_panel(runs: Path, data: str, path: Path, *, rows: int = 3) -> None:
     """
     gap, head, cell = 4, 36, 128
     panels = [
-        (label, runs / data / name_of(SHORT, flags, 0) / "panels" / "epoch-000.png")
+        (label, runs / data / run_name(SHORT, flags, 0, ANGLES["loss"]) / "panels/epoch-000.png")
         for label, flags in PANEL
     ]
     columns: list[tuple[str, Path, int]] = [("fg_bg", panels[0][1], 1), ("mask", panels[0][1], 2)]
@@ -248,19 +263,18 @@ def draw_curves(figures: dict[str, Any]) -> None:
         "text{font:12px sans-serif}.title{font-weight:bold}.end{text-anchor:end}"
         "line{stroke:#ddd}polyline{fill:none;stroke-width:2}svg{background:white}"
     )
+    names = {row.label: run_name(LONG, row.flags, 0, ANGLES["long"]) for row in LONG_TABLES["long"]}
     for data, runs in figures.items():
-        if not any(name_of(LONG, row.flags, 0) in runs for row in LONG_TABLES["long"]):
+        if not any(name in runs for name in names.values()):
             continue
         parts = []
         for figure, title in (("mask_iou", "mask IoU"), ("depth_rmse", "depth RMSE")):
             lines = {
-                _short(row.label): [
+                _short(label): [
                     (step + 1, float(epoch[figure]))
-                    for step, epoch in enumerate(
-                        runs.get(name_of(LONG, row.flags, 0), {"epochs": []})["epochs"]
-                    )
+                    for step, epoch in enumerate(runs.get(name, {"epochs": []})["epochs"])
                 ]
-                for row in LONG_TABLES["long"]
+                for label, name in names.items()
             }
             parts.append(chart(f"{data}: {title}", lines))
         PICTURES.mkdir(exist_ok=True)
@@ -274,7 +288,6 @@ def draw_curves(figures: dict[str, Any]) -> None:
 
 def _short(label: str) -> str:
     """A label that fits into a chart's head."""
-    label = label.replace("default without averaging", "--ema 0")
     for word in ("*", "the ", " recipe", ", lr 0.01"):
         label = label.replace(word, "")
     return label
@@ -291,10 +304,12 @@ def main() -> None:
     if options.run:
         run_all(runs, {k: Path(v) for k, v in (pair.split("=", 1) for pair in options.data)})
     if runs:
-        figures = collect(runs)
+        figures = json.loads(FIGURES.read_text())
+        collect(runs, figures)
         FIGURES.write_text(json.dumps(figures, indent=1) + "\n")
-        for data in figures:
-            draw_panel(runs, data, PICTURES / f"losses_{data}.png")
+        if ANGLES["loss"] == Augmentation().angle:
+            for place in filter(Path.is_dir, runs.iterdir()):
+                draw_panel(runs, place.name, PICTURES / f"losses_{place.name}.png")
         draw_curves(figures)
     PAGE.write_text(render(PAGE.read_text(), json.loads(FIGURES.read_text())))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from shardify import Augmentation
 from shardify.dataset.manifest import DIGEST, Manifest
 from shardify.synth.generate import make
 
@@ -95,4 +96,30 @@ def test_every_table_of_the_training_page_holds_a_default_that_was_measured() ->
     for name, rows in make_training.TABLES.items():
         default = [row for row in rows if row.label.startswith("**")]
         assert len(default) == 1, name
-        assert "not run" not in make_training.table(figures, default, make_training.SHORT)
+        angle = make_training.ANGLES[name]
+        assert "not run" not in make_training.table(figures, default, make_training.SHORT, angle)
+
+
+def test_a_table_shows_runs_of_its_own_angle_alone() -> None:
+    row = make_training.Row("**SGD, plateau, EMA 0.98**", "--ema 0.98")
+    figures = {
+        "photos": {
+            make_training.run_name(make_training.SHORT, row.flags, 0, angle): {
+                "epochs": [{"mask_iou": angle / 100, "depth_rmse": angle / 1000}]
+            }
+            for angle in (10.0, 20.0)
+        }
+    }
+    for angle, cells in ((10.0, "0.100 | 0.0100"), (20.0, "0.200 | 0.0200")):
+        table = make_training.table(figures, [row], make_training.SHORT, angle).splitlines()
+        assert table[0].startswith(f"| rotation ±{angle:g}° |")
+        assert table[2] == f"| {row.label} | {cells} |"
+
+
+def test_only_tables_of_todays_angle_are_trained() -> None:
+    for name in make_training.wanted():
+        assert name.endswith(f"_a{Augmentation().angle:g}")
+    assert (
+        make_training.run_name(make_training.SHORT, "--loss bce", 0, 20.0) == "e1_loss-bce_s0_a20"
+    )
+    assert "e1_loss-bce_s0_a10" not in make_training.wanted()
