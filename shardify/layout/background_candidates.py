@@ -1,7 +1,4 @@
-"""A candidate: one way to find every sample's background, or nearly every one's.
-
-Holds and counts; it proposes no rule and judges none.
-"""
+"""A candidate rule that gives each sample, or nearly each, a background."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,57 +6,67 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SINGLE", "CandidateRule", "nearly"]
+__all__ = ["ONE_TO_ONE_RULES", "CandidateRule", "make_candidate"]
 
 IntArray = npt.NDArray[np.int32]
 
-SINGLE = ("number", "order")
-"""Rules by which a number means one background, and no two the same."""
+ONE_TO_ONE_RULES = ("number", "order")
+"""Rules that map each number to one background, and no two numbers to the same."""
 
-_NEARLY = 0.9
-"""Share of the samples to which a rule must give a background; the others are left out by name."""
+_MIN_COVERED_SHARE = 0.9
+"""Share of the samples to which a rule must give a background; the others are rejected."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CandidateRule:
-    """One way to find every sample's background."""
+    """A rule and the background that it gives each sample."""
 
     rule: str
-    """In words, for people."""
+    """Description for messages."""
 
     settings: Mapping[str, str | int]
-    """The same as a layout file's ``[background]`` would say it."""
+    """The rule as the ``[background]`` table of a layout file."""
 
-    of_sample: IntArray
-    """(N,) int32, index into the background files; -1 where the one that is meant is not there."""
+    background_index: IntArray
+    """(N,) int32, index into the background files; -1 where the stated one does not exist."""
 
-    lacks: Callable[[int], str] = str
-    """What the name of such a sample states instead, by its row."""
+    missing_reason: Callable[[int], str] = str
+    """Row of a sample without a background -> why it has none."""
 
     warnings: tuple[str, ...] = ()
-    """What a user should know of where it comes from."""
+    """Warnings for the user about the source of this rule."""
 
     @property
-    def whole(self) -> bool:
-        """Whether every sample has one."""
-        return bool((self.of_sample >= 0).all())
+    def complete(self) -> bool:
+        """Whether every sample has a background."""
+        return bool((self.background_index >= 0).all())
 
-    def counts(self, slot: str) -> bool:
-        """Whether each value of a slot means one background, and no two the same."""
-        return self.settings["rule"] in SINGLE and self.settings["number"] == slot
+    def is_one_to_one(self, slot: str) -> bool:
+        """Whether each number of ``slot`` means one background, and no two the same."""
+        return self.settings["rule"] in ONE_TO_ONE_RULES and self.settings["number"] == slot
 
     def extends(self, other: "CandidateRule") -> bool:
-        """Whether it gives every sample that has one by ``other`` the same."""
-        return bool((self.of_sample == other.of_sample)[other.of_sample >= 0].all())
+        """Whether both agree on every sample to which ``other`` gives a background."""
+        return bool(
+            (self.background_index == other.background_index)[other.background_index >= 0].all()
+        )
 
 
-def nearly(
+def make_candidate(
     rule: str,
     settings: Mapping[str, str | int],
-    of_sample: IntArray,
-    lacks: Callable[[int], str],
+    background_index: IntArray,
+    missing_reason: Callable[[int], str],
 ) -> CandidateRule | None:
-    """A candidate, unless it gives so few samples a background that it is no rule at all."""
-    if np.count_nonzero(of_sample < 0) > (1 - _NEARLY) * len(of_sample) + 1e-9:
+    """Return the candidate; None if it gives too few samples a background."""
+    if (
+        np.count_nonzero(background_index < 0)
+        > (1 - _MIN_COVERED_SHARE) * len(background_index) + 1e-9
+    ):
         return None
-    return CandidateRule(rule=rule, settings=settings, of_sample=of_sample, lacks=lacks)
+    return CandidateRule(
+        rule=rule,
+        settings=settings,
+        background_index=background_index,
+        missing_reason=missing_reason,
+    )

@@ -1,8 +1,7 @@
-"""The background of every sample: what names state is checked, what they leave open is settled.
+"""Decide the background of every sample, and check the decision by pixels.
 
-Puts what ``claims`` gives, and the guesses of ``backing``, before the pixels of ``settle`` and
-judges. A rule is taken when it is the only one that fits; where none does, or pixels do not bear
-the names out, the source is refused with the scores of what was tried.
+A rule is accepted if it is the only one that fits. If none fits, or pixels contradict the names,
+the source is refused with a ``LayoutError`` that shows the scores of the rules that were tried.
 """
 
 import dataclasses
@@ -17,11 +16,11 @@ from shardify.layout import background_rules
 from shardify.layout.background_candidates import CandidateRule
 from shardify.layout.background_rules import (
     BackgroundQuery,
-    all_stated,
-    by_map,
-    files_of,
+    all_stated_rules,
+    background_files,
     is_shifted,
     rule_from_layout_file,
+    rule_from_map,
 )
 from shardify.layout.background_scores import Scores, run_all, score_steps
 from shardify.layout.layout_file import Rules
@@ -31,33 +30,37 @@ __all__ = ["BackgroundMatch", "match_backgrounds"]
 IntArray = npt.NDArray[np.int32]
 Read = Callable[[int], bytes]
 
-_CHECKED = 48
-"""Samples on which a stated background is checked."""
+_CHECKED_SAMPLES = 48
+"""Number of samples on which a stated background is checked."""
 
-_AGREES = 0.9
-_BORNE = 0.1
-"""Share of the samples that can be opened which some background must fit at all."""
+_MIN_AGREEMENT = 0.9
+"""Share of the decisive samples that a stated rule must fit."""
 
-_SHOWN = 4
+_MIN_MATCHED_SHARE = 0.1
+"""Share of the decoded samples that at least one background must fit."""
+
+_MAX_SHOWN_RULES = 4
+"""Number of rules that an error message lists."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BackgroundMatch:
-    """The answer."""
+    """The background of every sample, and how it was found."""
 
-    of_sample: IntArray
-    """(N,) int32, index into the question's files; -1 where ``lacking`` tells why there is none."""
+    background_index: IntArray
+    """(N,) int32, index into the query's files; -1 for the samples in ``missing``."""
     description: dict[str, object]
-    lacking: dict[int, str] = field(default_factory=dict)
-    """Rows of samples whose background does not exist -> what is wrong with it."""
+    """Rule, settings and proof; can be written as JSON."""
+    missing: dict[int, str] = field(default_factory=dict)
+    """Row of each sample whose background does not exist -> the reason."""
     warnings: tuple[str, ...] = ()
     proof: Generator[None, None, "BackgroundMatch"] | None = None
-    """The steps that are left, where the proof was deferred; at their end the same answer, proven,
-    or a LayoutError."""
+    """Remaining steps of a deferred check. Returns the same match with its proof, or raises
+    LayoutError."""
 
 
 def match_backgrounds(
-    question: BackgroundQuery,
+    query: BackgroundQuery,
     layout: Rules | None,
     read: Read | None,
     *,
@@ -67,18 +70,18 @@ def match_backgrounds(
     """Find the background of every sample.
 
     Args:
-        question: What is known.
+        query: The samples and the background files.
         layout: A layout file's rules; their background rule is the only candidate.
-        read: Gives a file's bytes; without it nothing is proven.
-        defer: Whether the proof of a background that names state may be left for later.
-        check: Whether there is to be a proof at all; the layout may say so as well.
+        read: Returns the bytes of the file with an index; without it nothing is checked.
+        defer: Whether the check of stated backgrounds may be returned as ``proof``.
+        check: Whether to check by pixels; the layout file can turn it off as well.
 
     Raises:
-        LayoutError: No rule fits the names, none or several fit the pixels, or the pixels
-            contradict what the names state, or no pixel bears it out.
+        LayoutError: No rule fits the names, none or several fit the pixels, or the pixels do not
+            confirm what the names state.
     """
-    tried = (
-        [rule_from_layout_file(question, layout)] if layout is not None else all_stated(question)
+    candidates = (
+        [rule_from_layout_file(query, layout)] if layout is not None else all_stated_rules(query)
     )
     check = check and (layout is None or layout.check)
     why = ""
@@ -86,84 +89,92 @@ def match_backgrounds(
         why = "check = false"
     elif read is None:
         why = "only the names were looked at"
-    elif "mask" not in question.members:
-        why = "without masks, nothing tells where a background shows"
-    blind = bool(why)
-    for each in tried if blind else ():
-        if layout is not None or each.whole or not is_shifted(question, each):
-            found = _answer(each, {"proof": f"none: {why}"})
+    elif "mask" not in query.members:
+        why = "without masks, it is unknown where the background is visible"
+    skip_pixels = bool(why)
+    for candidate in candidates if skip_pixels else ():
+        if layout is not None or candidate.complete or not is_shifted(query, candidate):
+            match = _answer(candidate, {"proof": f"none: {why}"})
             if not check:
-                found.description["settings"] = {**each.settings, "check": False}
-            return found
-    steps = _decide(question, layout, tried, None if blind else read)
-    if defer and len(tried) == 1 and (layout is not None or tried[0].whole):
-        # Whatever the pixels say, it is this one or none.
-        decided = _answer(tried[0], {})
+                match.description["settings"] = {**candidate.settings, "check": False}
+            return match
+    steps = _decide_by_pixels(query, layout, candidates, None if skip_pixels else read)
+    if defer and len(candidates) == 1 and (layout is not None or candidates[0].complete):
+        # Pixels can only accept or refuse this one.
+        decided = _answer(candidates[0], {})
         return dataclasses.replace(decided, proof=steps)
     return run_all(steps)
 
 
-def _decide(
-    question: BackgroundQuery, layout: Rules | None, tried: list[CandidateRule], read: Read | None
+def _decide_by_pixels(
+    query: BackgroundQuery, layout: Rules | None, candidates: list[CandidateRule], read: Read | None
 ) -> Generator[None, None, BackgroundMatch]:
-    """What the pixels say, in small steps."""
-    # Numbers that no background has may all be counted otherwise: what they state is a guess.
-    doubtful = next((each for each in tried if layout is None and not each.whole), None)
-    if tried and read and not doubtful:
-        scores = yield from _compare(question, tried, read)
-        if len(tried) == 1 and _holds(scores):
-            return _answer(tried[0], _proof(scores, 0))
-        if len(tried) > 1 and scores.winner is not None:
-            return _answer(tried[scores.winner], _proof(scores, scores.winner))
-    known = 0 if doubtful else len(tried)
+    """Decide by pixels; yield after each small step."""
+    # If some numbers match no background, all may have an offset: the rule is only a guess.
+    doubtful = next(
+        (candidate for candidate in candidates if layout is None and not candidate.complete), None
+    )
+    if candidates and read and not doubtful:
+        scores = yield from _compare(query, candidates, read)
+        if len(candidates) == 1 and _confirms(scores):
+            return _answer(candidates[0], _proof(scores, 0))
+        if len(candidates) > 1 and scores.winner is not None:
+            return _answer(candidates[scores.winner], _proof(scores, scores.winner))
+    known = 0 if doubtful else len(candidates)
     guesses = background_rules.guessed_rules(
-        files_of(question), {**question.slots, **question.runs()}, tried
+        background_files(query), {**query.slots, **query.runs()}, candidates
     )
     if doubtful:
-        # Where a name states what is not there, no other number of it is asked instead.
-        slot = "bg" if "bg" in question.slots else "folder"
-        counts = [each for each in guesses if each.counts(slot)]
-        others = [each for each in guesses if not each.counts(slot)]
-        partial = [doubtful, *(each for each in counts if not each.whole)]
-        guesses = counts + [
-            each for each in others if not any(each.extends(other) for other in partial)
+        # Where a stated number has no background, do not try other numbers of the name.
+        slot = "bg" if "bg" in query.slots else "folder"
+        one_to_one = [candidate for candidate in guesses if candidate.is_one_to_one(slot)]
+        others = [candidate for candidate in guesses if not candidate.is_one_to_one(slot)]
+        partial = [doubtful, *(candidate for candidate in one_to_one if not candidate.complete)]
+        guesses = one_to_one + [
+            candidate
+            for candidate in others
+            if not any(candidate.extends(other) for other in partial)
         ]
-    tried = tried + guesses
-    if not tried or read is None:
-        raise LayoutError(_no_rule(question, tried))
-    scores = yield from _compare(question, tried, read)
+    candidates = candidates + guesses
+    if not candidates or read is None:
+        raise LayoutError(_no_rule_message(query, candidates))
+    scores = yield from _compare(query, candidates, read)
     if known:
-        if not scores.opened:
-            # Who writes the shards meets these files again, and names them.
-            proof = f"none: none of {scores.looked} samples can be opened"
-            return _answer(tried[0], {"proof": proof})
-        borne = scores.samples >= _BORNE * scores.opened
-        if borne and scores.scores[0].agrees >= _AGREES:
-            return _answer(tried[0], _proof(scores, 0))
+        if not scores.decoded:
+            # The build reads these files again and reports them.
+            proof = f"none: none of {scores.examined} samples can be opened"
+            return _answer(candidates[0], {"proof": proof})
+        matched = scores.samples >= _MIN_MATCHED_SHARE * scores.decoded
+        if matched and scores.scores[0].agreement >= _MIN_AGREEMENT:
+            return _answer(candidates[0], _proof(scores, 0))
         says = "names state" if layout is None else "the layout file states"
-        what = f"the pixels contradict: {_ranking(tried, scores)}" if borne else _unborne(scores)
+        what = (
+            f"the pixels contradict: {_ranked_candidates(candidates, scores)}"
+            if matched
+            else _no_match_message(scores)
+        )
         remedy = "pass --layout with a rule for backgrounds"
-        if not borne:
+        if not matched:
             remedy = "correct backgrounds or masks (are these inverted?), or set check = false"
             remedy += " in a layout file (shardify inspect --no-check)" if layout is None else ""
         elif layout is not None:
             remedy = "correct [background], or set check = false"
         raise LayoutError(
-            f"{question.where}: {says} the background ({tried[0].rule}), but {what}; expected "
+            f"{query.where}: {says} the background ({candidates[0].rule}), but {what}; expected "
             f"composites that equal their background outside the mask; {remedy}"
         )
     if scores.winner is None:
-        _, lacking = by_map(question)
-        told = f", {lacking}," if lacking else ","
+        _, missing = rule_from_map(query)
+        reason = f", {missing}," if missing else ","
         if doubtful:
-            row = int(np.flatnonzero(doubtful.of_sample < 0)[0])
-            told = f" ({doubtful.lacks(row)}),"
+            row = int(np.flatnonzero(doubtful.background_index < 0)[0])
+            reason = f" ({doubtful.missing_reason(row)}),"
         raise LayoutError(
-            f"{question.where}: names do not tell the background{told} and the pixels of "
-            f"{scores.samples} samples single out no rule: {_ranking(tried, scores)}; expected one "
-            f"that fits{_REMEDY}"
+            f"{query.where}: names do not tell the background{reason} and the pixels of "
+            f"{scores.samples} samples single out no rule: "
+            f"{_ranked_candidates(candidates, scores)}; expected one that fits{_REMEDY}"
         )
-    return _answer(tried[scores.winner], _proof(scores, scores.winner))
+    return _answer(candidates[scores.winner], _proof(scores, scores.winner))
 
 
 _REMEDY = "; pass --layout with a rule for backgrounds"
@@ -172,32 +183,32 @@ _REMEDY = "; pass --layout with a rule for backgrounds"
 def _answer(candidate: CandidateRule, proof: dict[str, object]) -> BackgroundMatch:
     description = {"rule": candidate.rule, "settings": dict(candidate.settings), **proof}
     return BackgroundMatch(
-        of_sample=candidate.of_sample,
+        background_index=candidate.background_index,
         description=description,
-        lacking={
-            row: f"its background does not exist: {candidate.lacks(row)}"
-            for row in np.flatnonzero(candidate.of_sample < 0).tolist()
+        missing={
+            row: f"its background does not exist: {candidate.missing_reason(row)}"
+            for row in np.flatnonzero(candidate.background_index < 0).tolist()
         },
         warnings=candidate.warnings,
     )
 
 
 def _compare(
-    question: BackgroundQuery, tried: Sequence[CandidateRule], read: Read
+    query: BackgroundQuery, candidates: Sequence[CandidateRule], read: Read
 ) -> Generator[None, None, Scores]:
     return score_steps(
-        [each.of_sample for each in tried],
-        composites=question.members["fg_bg"],
-        masks=question.members["mask"],
-        files=question.files,
+        [candidate.background_index for candidate in candidates],
+        composites=query.members["fg_bg"],
+        masks=query.members["mask"],
+        files=query.files,
         read=read,
-        samples=_CHECKED if len(tried) == 1 else 2 * _CHECKED,
+        samples=_CHECKED_SAMPLES if len(candidates) == 1 else 2 * _CHECKED_SAMPLES,
     )
 
 
-def _holds(scores: Scores) -> bool:
-    """Whether a lone candidate fits so many samples that no other can be meant."""
-    return scores.samples * 2 >= scores.looked and scores.scores[0].agrees >= _AGREES
+def _confirms(scores: Scores) -> bool:
+    """Whether a single candidate fits enough samples to need no comparison with others."""
+    return scores.samples * 2 >= scores.examined and scores.scores[0].agreement >= _MIN_AGREEMENT
 
 
 def _proof(scores: Scores, number: int) -> dict[str, object]:
@@ -205,51 +216,55 @@ def _proof(scores: Scores, number: int) -> dict[str, object]:
     proof: dict[str, object] = {
         "proof": "pixels outside the mask",
         "samples": scores.samples,
-        "agrees": round(best.agrees, 4),
+        "agrees": round(best.agreement, 4),
         "error": round(best.error, 2),
     }
     return proof | ({"margin": round(scores.margin, 2)} if scores.margin else {})
 
 
-def _unborne(scores: Scores) -> str:
-    """What there is instead of agreement, where no background fits."""
-    known = scores.opened > scores.covered
+def _no_match_message(scores: Scores) -> str:
+    """Describe the pixels of samples that no background fits."""
+    known = scores.decoded > scores.covered
     apart = f"it differs by {scores.scores[0].error:.1f} of 255 outside the mask, " if known else ""
     covered = f", {scores.covered} masks leave nothing outside" if scores.covered else ""
-    fits = f"any fits {scores.samples} of {scores.opened} samples"
+    fits = f"any fits {scores.samples} of {scores.decoded} samples"
     return f"no pixels bear it out: {apart}{fits}{covered}"
 
 
-def _ranking(tried: Sequence[CandidateRule], scores: Scores) -> str:
-    """The best candidates, each with its share of fitting samples and its error."""
+def _ranked_candidates(candidates: Sequence[CandidateRule], scores: Scores) -> str:
+    """List the best candidates, each with its share of fitting samples and its error."""
     ranked = sorted(
-        zip(tried, scores.scores, strict=True), key=lambda pair: (-pair[1].agrees, pair[1].error)
+        zip(candidates, scores.scores, strict=True),
+        key=lambda pair: (-pair[1].agreement, pair[1].error),
     )
-    told = [
-        f"{each.rule} fits {found.agrees:.0%} (error {found.error:.1f})"
-        for each, found in ranked[:_SHOWN]
-    ]
-    return ", ".join(told)
+    return ", ".join(
+        f"{candidate.rule} fits {score.agreement:.0%} (error {score.error:.1f})"
+        for candidate, score in ranked[:_MAX_SHOWN_RULES]
+    )
 
 
-def _no_rule(question: BackgroundQuery, tried: Sequence[CandidateRule]) -> str:
-    """Why names alone cannot decide, in one line."""
-    files = files_of(question)
-    _, lacking = by_map(question)
-    if lacking:
-        what = f"no name tells the background, and {lacking}"
-    elif "bg" not in question.slots:
-        sample = question.names[int(question.members["fg_bg"][0])]
-        what = f"names do not tell which background a sample has (nothing like bg_012 in {sample})"
+def _no_rule_message(query: BackgroundQuery, candidates: Sequence[CandidateRule]) -> str:
+    """Explain in one line why names alone do not decide."""
+    files = background_files(query)
+    _, missing = rule_from_map(query)
+    if missing:
+        what = f"no name states the background, and {missing}"
+    elif "bg" not in query.slots:
+        sample = query.names[int(query.members["fg_bg"][0])]
+        what = f"names do not state which background a sample has (nothing like bg_012 in {sample})"
     elif files.unnumbered:
-        what = f"backgrounds cannot be told by number: {files.unnumbered} has none of its own"
+        what = f"backgrounds have no unique numbers: {files.unnumbered}"
     else:
-        wanted = np.unique(question.slots["bg"]).tolist()
-        absent = next((each for each in wanted if each not in files.of_number), wanted[0])
+        wanted = np.unique(query.slots["bg"]).tolist()
+        absent = next((number for number in wanted if number not in files.by_number), wanted[0])
         what = (
             f"samples name background {absent}, but backgrounds are numbered "
-            f"{min(files.of_number)} to {max(files.of_number)}"
+            f"{min(files.by_number)} to {max(files.by_number)}"
         )
-    whole = [each for each in tried if each.whole]
-    rules = f"{len(whole)} rules are possible, such as {whole[0].rule}" if whole else "no rule fits"
-    return f"{question.where}: {what}; expected names or pixels that decide: {rules}{_REMEDY}"
+    complete = [candidate for candidate in candidates if candidate.complete]
+    rules = (
+        f"{len(complete)} rules are possible, such as {complete[0].rule}"
+        if complete
+        else "no rule fits"
+    )
+    return f"{query.where}: {what}; expected names or pixels that decide: {rules}{_REMEDY}"

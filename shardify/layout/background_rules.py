@@ -1,16 +1,10 @@
-"""On which background a sample stands: every rule that its name allows.
+"""List candidate rules for the background of each sample.
 
-Names and numbers in, candidates out. A candidate that the names state in so many words is marked;
-the others are guesses that only pixels can settle (``settle``). Reads no payload.
-
-On which backgrounds samples are said to stand: by their names, by a map, or by a layout file.
-
-Puts the question to ``backing`` and ``pairs`` and gives their candidates. It judges none: whether
-a claim holds is ``prove``'s word.
+A rule is stated by names, by a map or by a layout file, or it is a guess from numbers in the names.
+Pixels decide about guesses, see ``background_match``.
 """
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,58 +13,56 @@ import numpy.typing as npt
 
 from shardify.errors import LayoutError
 from shardify.layout import filenames
-from shardify.layout.background_candidates import SINGLE, CandidateRule, nearly
+from shardify.layout.background_candidates import ONE_TO_ONE_RULES, CandidateRule, make_candidate
 from shardify.layout.csv_map import Row, backgrounds_by_map
-from shardify.layout.layout_file import Rules, text_of
+from shardify.layout.layout_file import Rules, group_text
 from shardify.layout.name_patterns import (
     UNGROUPED,
     NamePatterns,
     NumberSpans,
-    numbers_at,
-    numbers_of,
+    find_number_spans,
+    read_numbers,
 )
 
 __all__ = [
     "ORDERS",
     "BackgroundFiles",
     "BackgroundQuery",
-    "all_stated",
-    "by_map",
-    "by_rule",
-    "files_of",
+    "all_stated_rules",
+    "background_files",
+    "digit_runs",
     "guessed_rules",
     "is_shifted",
+    "number_slots",
     "rule_from_layout_file",
-    "runs_of",
-    "slots_of",
+    "rule_from_map",
+    "rule_from_settings",
     "stated_rules",
 ]
 
 
 IntArray = npt.NDArray[np.int32]
 
-_BLOCKS = (200, 400, 800, 1000, 2000, 4000, 8000)
-"""Sizes of blocks that are tried besides those that follow from the counts."""
-
-_RUNS = re.compile(r"(\d+)")
+_COMMON_BLOCK_SIZES = (200, 400, 800, 1000, 2000, 4000, 8000)
+"""Block sizes that are tried besides those that follow from the counts."""
 
 
 class BackgroundFiles:
-    """The background files, in every order in which somebody may have counted them."""
+    """The background files by number, and sorted in each of ``ORDERS``."""
 
     def __init__(self, stems: Sequence[str]) -> None:
         self.stems = [stem.lower() for stem in stems]
         places = range(len(stems))
         self.order = {
             "lexicographic": sorted(places, key=lambda place: stems[place]),
-            "natural": sorted(places, key=lambda place: _natural(stems[place])),
+            "natural": sorted(places, key=lambda place: filenames.natural_sort_key(stems[place])),
         }
-        self.of_number: dict[int, int] = {}
+        self.by_number: dict[int, int] = {}
         self.unnumbered = ""
-        """A stem without a number of its own; empty where every file has one."""
+        """A stem without a unique number; empty if every file has one."""
         for place, stem in enumerate(stems):
-            found = filenames.numbers(stem)
-            if not found or self.of_number.setdefault(found[-1], place) != place:
+            values = filenames.numbers(stem)
+            if not values or self.by_number.setdefault(values[-1], place) != place:
                 self.unnumbered = stem
 
     def __len__(self) -> int:
@@ -78,42 +70,45 @@ class BackgroundFiles:
 
 
 ORDERS = ("lexicographic", "natural")
-"""park1, park10, park2, or park1, park2, park10."""
+"""park1, park10, park2; or park1, park2, park10."""
 
 
-def slots_of(outlines: NamePatterns, members: IntArray, shared: int) -> dict[str, IntArray]:
-    """The numbers that a word or a folder gives all samples.
+def number_slots(patterns: NamePatterns, members: IntArray, shared: int) -> dict[str, IntArray]:
+    """Return the numbers that all samples have after a word or in a folder.
 
     Args:
-        outlines: Of the source's names.
-        members: (N,) index of each sample's composite.
-        shared: How many leading folders to pass over.
+        patterns: Patterns of the source's names.
+        members: (N,) int32, index of each sample's composite.
+        shared: Number of leading folders to skip.
 
     Returns:
-        slot -> (N,) int32, all at least 0. Slots: ``bg`` where a word like ``bg_012`` says what
-        the number is, ``fg`` likewise, ``folder`` for the innermost folder's last number.
+        slot -> (N,) int32, all at least 0. Slots: ``bg`` for the number in a word like ``bg_012``,
+        ``fg`` likewise, ``folder`` for the last number of the innermost folder.
     """
-    shapes, folders = filenames.Shapes(), dict[str, tuple[int, int]]()
+    stems, folders = filenames.StemCache(), dict[str, tuple[int, int]]()
     places: dict[int, NumberSpans | None] = {}
     slots = {name: np.full(len(members), -1, np.int32) for name in ("bg", "fg", "folder")}
     bg, fg, folder = slots.values()
-    for outline, rows, names in outlines.groups(members):
+    for outline, rows, names in patterns.groups(members):
         if outline not in places:
-            places[outline] = None if outline == UNGROUPED else numbers_of(names[0], shared)
+            places[outline] = None if outline == UNGROUPED else find_number_spans(names[0], shared)
         known = places[outline]
         if known is not None:
             for values, where in (
                 (bg, known.background), (fg, known.foreground), (folder, known.folder)
             ):  # fmt: skip
                 if where is not None:
-                    values[rows] = numbers_at(names, where)
+                    values[rows] = read_numbers(names, where)
             continue
         for row, name in zip(rows.tolist(), names, strict=True):
             path, _, base = name.rpartition("/")
             stem = base.rpartition(".")[0].lower()
-            shape, text = shapes.of(stem), shapes.stripped(stem)
+            shape, text = stems.shape(stem), stems.stripped(stem)
             if path not in folders:
-                folders[path] = filenames.folder_number(path, shared), _innermost(path, shared)
+                folders[path] = (
+                    filenames.folder_number(path, shared),
+                    _last_folder_number(path, shared),
+                )
             stated, folder[row] = folders[path]
             bg[row] = int(text[shape.background]) if shape.background else stated
             if shape.foreground:
@@ -121,21 +116,22 @@ def slots_of(outlines: NamePatterns, members: IntArray, shared: int) -> dict[str
     return {name: values for name, values in slots.items() if (values >= 0).all()}
 
 
-def runs_of(names: Sequence[str], members: IntArray) -> dict[str, IntArray]:
-    """The runs of digits that all samples' stems have, stripped of words for roles.
+def digit_runs(names: Sequence[str], members: IntArray) -> dict[str, IntArray]:
+    """Return the numbers at each position of the stems, without words for roles.
 
     Returns:
-        ``1``, ``2``, … -> (N,) int32, at most 2**31 - 1.
+        ``1``, ``2``, … (position) -> (N,) int32, at most 2**31 - 1; only positions that all
+        samples have.
     """
-    shapes = filenames.Shapes()
+    stems = filenames.StemCache()
     runs: list[IntArray] | None = None
     for row, index in enumerate(members.tolist()):
-        stem = names[index].rpartition("/")[2].rpartition(".")[0].lower()
-        found = filenames.numbers(shapes.stripped(stem))
+        stem = filenames.file_stem(names[index]).lower()
+        values = filenames.numbers(stems.stripped(stem))
         if runs is None:
-            runs = [np.full(len(members), -1, np.int32) for _ in found]
-        for place, value in enumerate(found[: len(runs)]):
-            runs[place][row] = min(value, 2**31 - 1)
+            runs = [np.full(len(members), -1, np.int32) for _ in values]
+        for place, value in enumerate(values[: len(runs)]):
+            runs[place][row] = min(value, filenames.MAX_INT32)
     numbered = enumerate(runs or (), 1)
     return {str(place): values for place, values in numbered if (values >= 0).all()}
 
@@ -146,59 +142,63 @@ def stated_rules(
     texts: Iterable[Sequence[str]],
     count: int,
 ) -> list[CandidateRule]:
-    """The candidates that names state in so many words, those first that do so more clearly.
+    """Return the candidates that names state explicitly, the clearest first.
 
     Args:
         files: The backgrounds.
         slots: Numbers of the samples; see ``slots_of``.
-        texts: For each sample the words that may be its background's whole name.
+        texts: For each sample, the texts that may be the whole name of its background.
         count: N, the number of samples.
     """
-    found = [by_rule(files, slots, {"rule": "number", "number": "bg"})]
+    candidates = [rule_from_settings(files, slots, {"rule": "number", "number": "bg"})]
     if "bg" not in slots:
-        found.append(_by_text(files, texts, count))
-    if len(files) == 1 and not any(found):
+        candidates.append(_rule_from_names(files, texts, count))
+    if len(files) == 1 and not any(candidates):
         only = np.zeros(count, np.int32)
-        found.append(CandidateRule(rule="the only one", settings={"rule": "only"}, of_sample=only))
-    return [each for each in found if each]
+        candidates.append(
+            CandidateRule(rule="the only one", settings={"rule": "only"}, background_index=only)
+        )
+    return [each for each in candidates if each]
 
 
 def guessed_rules(
     files: BackgroundFiles, slots: Mapping[str, IntArray], before: Sequence[CandidateRule] = ()
 ) -> list[CandidateRule]:
-    """Every rule that names allow and that gives each sample one of the files, or nearly each.
+    """Return every rule that gives each sample, or nearly each, one of the files.
 
     Args:
         files: The backgrounds.
         slots: Numbers of the samples; see ``slots_of`` and ``runs_of``.
-        before: Candidates that there are already.
+        before: Existing candidates.
 
     Returns:
-        No two, also of ``before``, give the same backgrounds to all samples.
+        Candidates that differ from each other and from those of ``before``.
     """
     seen = {_digest(each) for each in before}
-    found = []
+    candidates = []
     for slot, values in slots.items():
-        for settings in _guesses(files, values) if slot != "fg" else ():
-            candidate = by_rule(files, slots, {"number": slot, **settings})
-            if candidate is None or not (candidate.whole or settings["rule"] in SINGLE):
+        for settings in _possible_settings(files, values) if slot != "fg" else ():
+            candidate = rule_from_settings(files, slots, {"number": slot, **settings})
+            if candidate is None or not (
+                candidate.complete or settings["rule"] in ONE_TO_ONE_RULES
+            ):
                 continue
             if (digest := _digest(candidate)) not in seen:
                 seen.add(digest)
-                found.append(candidate)
-    return found
+                candidates.append(candidate)
+    return candidates
 
 
 def _digest(candidate: CandidateRule) -> bytes:
-    return hashlib.sha256(candidate.of_sample.tobytes()).digest()
+    return hashlib.sha256(candidate.background_index.tobytes()).digest()
 
 
-def by_rule(
+def rule_from_settings(
     files: BackgroundFiles,
     slots: Mapping[str, IntArray],
     settings: Mapping[str, str | int],
 ) -> CandidateRule | None:
-    """The candidate of one rule; None where it does not give nearly every sample a file.
+    """Return the candidate of one rule; None if too few samples get a file.
 
     Args:
         files: The backgrounds.
@@ -216,10 +216,10 @@ def by_rule(
         if files.unnumbered:
             return None
         wanted, row = np.unique(values + offset, return_inverse=True)
-        table = np.array([files.of_number.get(each, -1) for each in wanted.tolist()], np.int32)
+        table = np.array([files.by_number.get(each, -1) for each in wanted.tolist()], np.int32)
         by = f" {offset:+d}" if offset else ""
-        there = f"{len(files)} backgrounds ({min(files.of_number)} to {max(files.of_number)})"
-        return nearly(
+        there = f"{len(files)} backgrounds ({min(files.by_number)} to {max(files.by_number)})"
+        return make_candidate(
             f"background numbered as {where}{by}",
             settings,
             table[row],
@@ -234,7 +234,7 @@ def by_rule(
     elif rule == "modulo":
         place, words = place % len(files), f"{words}, modulo {len(files)}"
     ranked = np.array([*files.order[order], -1], np.int32)
-    return nearly(
+    return make_candidate(
         f"{words}, in {order} order",
         settings,
         ranked[np.where((place < 0) | (place >= len(files)), len(files), place)],
@@ -242,8 +242,8 @@ def by_rule(
     )
 
 
-def _guesses(files: BackgroundFiles, values: IntArray) -> list[dict[str, str | int]]:
-    """Rules worth a try for one slot, the likelier first."""
+def _possible_settings(files: BackgroundFiles, values: IntArray) -> list[dict[str, str | int]]:
+    """Return the settings to try for one slot, the likelier first."""
     low, high = int(values.min(initial=0)), int(values.max(initial=0))
     guesses: list[dict[str, str | int]] = [
         {"rule": "number", **({"offset": offset} if offset else {})} for offset in (0, 1, -1)
@@ -256,7 +256,7 @@ def _guesses(files: BackgroundFiles, values: IntArray) -> list[dict[str, str | i
             -(-len(values) // len(files)),
             -(-(high - low + 1) // len(files)),
         }
-        sizes = sorted(exact) + [size for size in _BLOCKS if size not in exact]
+        sizes = sorted(exact) + [size for size in _COMMON_BLOCK_SIZES if size not in exact]
         guesses += [
             {"rule": "block", "size": size, "order": order, "first": first}
             for size in sizes
@@ -272,179 +272,177 @@ def _guesses(files: BackgroundFiles, values: IntArray) -> list[dict[str, str | i
     return guesses
 
 
-def _by_text(
+def _rule_from_names(
     files: BackgroundFiles, texts: Iterable[Sequence[str]], count: int
 ) -> CandidateRule | None:
-    """The background whose whole name is a word of the sample's: its folder, or how it begins."""
+    """Match backgrounds whose whole name is a folder or the beginning of the sample's name."""
     place = {stem: index for index, stem in enumerate(files.stems)}
     if len(place) < len(files):
         return None
-    of_sample = np.full(count, -1, np.int32)
+    background_index = np.full(count, -1, np.int32)
     for row, words in enumerate(texts):
-        of_sample[row] = next((place[word] for word in words if word in place), -1)
-    return nearly(
+        background_index[row] = next((place[word] for word in words if word in place), -1)
+    return make_candidate(
         "background's name in the sample's",
         {"rule": "name"},
-        of_sample,
+        background_index,
         lambda _: f"no part of its path is the name of one of {len(files)} backgrounds",
     )
 
 
-def _innermost(path: str, shared: int) -> int:
+def _last_folder_number(path: str, shared: int) -> int:
     parts = path.split("/")[shared:]
-    found = filenames.numbers(filenames.strip_words(parts[-1])) if parts else []
-    return min(found[-1], 2**31 - 1) if found else -1
-
-
-def _natural(stem: str) -> tuple[list[tuple[int, str]], str]:
-    """A key by which digits sort as numbers, however long, and before all else."""
-    parts = (part.lstrip("0") if part.isdecimal() else part for part in _RUNS.split(stem))
-    runs = [(len(part), part) if place % 2 else (0, part) for place, part in enumerate(parts)]
-    return runs, stem
+    values = filenames.numbers(filenames.strip_words(parts[-1])) if parts else []
+    return min(values[-1], filenames.MAX_INT32) if values else -1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BackgroundQuery:
-    """All that is known of samples whose backgrounds are sought."""
+    """The samples whose backgrounds are wanted, and the background files."""
 
     names: Sequence[str]
+    """All names of the source."""
     files: Sequence[int]
     """Indexes of the backgrounds, in the order of their names."""
     members: Mapping[str, IntArray]
+    """role -> (N,) int32, index of each sample's file."""
     slots: Mapping[str, IntArray]
+    """Numbers of the samples; see ``number_slots``."""
     runs: Callable[[], Mapping[str, IntArray]]
-    """Further numbers, for guesses."""
-    shared: int
-    maps: Callable[[], list[Row]]
+    """Returns further numbers, for guesses; see ``digit_runs``."""
+    shared_folders: int
+    """Number of leading folders that all names share."""
+    read_maps: Callable[[], list[Row]]
+    """Returns the rows of the source's maps."""
     where: str
+    """Name of the source in errors."""
 
 
-def files_of(question: BackgroundQuery) -> BackgroundFiles:
-    """The backgrounds, in every order in which somebody may have counted them."""
-    return BackgroundFiles([_stem(question.names[index]) for index in question.files])
+def background_files(query: BackgroundQuery) -> BackgroundFiles:
+    """Return the background files of a query, numbered and sorted."""
+    return BackgroundFiles([filenames.file_stem(query.names[index]) for index in query.files])
 
 
-def all_stated(question: BackgroundQuery) -> list[CandidateRule]:
-    """What names state, or else a map in the source.
+def all_stated_rules(query: BackgroundQuery) -> list[CandidateRule]:
+    """Return the rules that names state; if none is complete, also that of a map in the source.
 
     Raises:
         LayoutError: The map's rows contradict each other.
     """
-    count = len(question.members["fg_bg"])
-    tried = stated_rules(files_of(question), question.slots, _texts(question), count)
-    if not any(each.whole for each in tried):
-        mapped, _ = by_map(question)
-        tried = [mapped, *tried] if mapped else tried
-    return tried
+    count = len(query.members["fg_bg"])
+    candidates = stated_rules(background_files(query), query.slots, _possible_names(query), count)
+    if not any(each.complete for each in candidates):
+        mapped, _ = rule_from_map(query)
+        candidates = [mapped, *candidates] if mapped else candidates
+    return candidates
 
 
-def rule_from_layout_file(question: BackgroundQuery, layout: Rules) -> CandidateRule:
-    """The candidate of a layout file's rule.
+def rule_from_layout_file(query: BackgroundQuery, layout: Rules) -> CandidateRule:
+    """Return the candidate of a layout file's rule.
 
     Raises:
         LayoutError: The rule does not give nearly every sample a background.
     """
     settings, rule = layout.background, str(layout.background["rule"])
-    names = question.names
-    stems = [text_of(layout, names[index], "bg") or _stem(names[index]) for index in question.files]
-    told: CandidateRule | None
+    names = query.names
+    stems = [
+        group_text(layout, names[index], "bg") or filenames.file_stem(names[index])
+        for index in query.files
+    ]
+    candidate: CandidateRule | None
     if rule == "map":
-        told, lacking = by_map(question)
-        if lacking:
+        candidate, missing = rule_from_map(query)
+        if missing:
             raise LayoutError(
-                f"{question.where}: {lacking}; expected a row for each sample; complete the map"
+                f"{query.where}: {missing}; expected a row for each sample; complete the map"
             )
     elif rule == "name":
         place = {stem.lower(): number for number, stem in enumerate(stems)}
-        texts = [text_of(layout, names[i], "bg") for i in question.members["fg_bg"].tolist()]
-        found = [place.get((text or "").lower(), -1) for text in texts]
-        told = nearly(
+        texts = [group_text(layout, names[i], "bg") for i in query.members["fg_bg"].tolist()]
+        indexes = [place.get((text or "").lower(), -1) for text in texts]
+        candidate = make_candidate(
             "the group bg",
             settings,
-            np.array(found, np.int32),
+            np.array(indexes, np.int32),
             lambda row: f"its name states {texts[row]}, which is none of {len(stems)} backgrounds",
         )
     elif rule == "only":
-        only = np.zeros(len(question.members["fg_bg"]), np.int32)
-        told = CandidateRule(rule="the only one", settings=settings, of_sample=only)
-        told = told if len(stems) == 1 else None
+        only = np.zeros(len(query.members["fg_bg"]), np.int32)
+        candidate = CandidateRule(rule="the only one", settings=settings, background_index=only)
+        candidate = candidate if len(stems) == 1 else None
     else:
-        told = by_rule(BackgroundFiles(stems), question.slots, settings)
-    if told is None:
+        candidate = rule_from_settings(BackgroundFiles(stems), query.slots, settings)
+    if candidate is None:
         raise LayoutError(
-            f"{question.where}: the layout file's background rule ({rule}) does not give every "
+            f"{query.where}: the layout file's background rule ({rule}) does not give every "
             f"sample one of {len(stems)} backgrounds; expected numbers or names that do; correct "
             f"[background] or the patterns"
         )
-    return told
+    return candidate
 
 
-def is_shifted(question: BackgroundQuery, candidate: CandidateRule) -> bool:
-    """Whether the numbers of a candidate that lacks some samples can be counted otherwise.
+def is_shifted(query: BackgroundQuery, candidate: CandidateRule) -> bool:
+    """Whether another counting of a candidate's numbers gives more samples a background.
 
-    They can where, taken as one more or less or as places in a sorted list, they give a background
-    to all samples that it covers, and to others.
+    Tries the numbers plus or minus one, and as positions in a sorted list. The other counting must
+    give a background to all samples that the candidate covers, and to more.
     """
-    files, covered = files_of(question), candidate.of_sample >= 0
-    slots = {**question.slots, **question.runs()}
-    moved: list[dict[str, str | int]] = [{"rule": "number", "offset": by} for by in (1, -1)]
-    moved += [
+    files, covered = background_files(query), candidate.background_index >= 0
+    slots = {**query.slots, **query.runs()}
+    shifted: list[dict[str, str | int]] = [{"rule": "number", "offset": by} for by in (1, -1)]
+    shifted += [
         {"rule": "order", "order": order, "first": first} for order in ORDERS for first in (0, 1)
     ]
     for slot in slots:
-        plain = by_rule(files, slots, {"rule": "number", "number": slot})
+        plain = rule_from_settings(files, slots, {"rule": "number", "number": slot})
         if plain is None or not plain.extends(candidate):
             continue
-        for settings in moved:
-            other = by_rule(files, slots, {"number": slot, **settings})
+        for settings in shifted:
+            other = rule_from_settings(files, slots, {"number": slot, **settings})
             if other is not None:
-                more = other.of_sample >= 0
+                more = other.background_index >= 0
                 if more[covered].all() and more.sum() > covered.sum():
                     return True
     return False
 
 
-def by_map(question: BackgroundQuery) -> tuple[CandidateRule | None, str]:
-    """What the source's map says; or, where that is not enough, what it lacks.
+def rule_from_map(query: BackgroundQuery) -> tuple[CandidateRule | None, str]:
+    """Return the candidate of the source's map; or None and what the map lacks.
 
     Raises:
         LayoutError: Its rows contradict each other.
     """
-    rows = question.maps()
+    rows = query.read_maps()
     if not rows:
         return None, ""
-    names, members = question.names, question.members
-    found = backgrounds_by_map(names, members, question.files, rows, where=question.where)
-    lacking = np.flatnonzero(found.of_sample < 0)
-    if lacking.size == len(found.of_sample):
+    names, members = query.names, query.members
+    mapped = backgrounds_by_map(names, members, query.files, rows, where=query.where)
+    missing = np.flatnonzero(mapped.background_index < 0)
+    if missing.size == len(mapped.background_index):
         return None, ""
-    if lacking.size:
-        first = names[int(members["fg_bg"][lacking[0]])]
+    if missing.size:
+        first = names[int(members["fg_bg"][missing[0]])]
         return None, (
-            f"{rows[0].file} gives {lacking.size} of {len(found.of_sample)} samples no background "
-            f"(such as {first})"
+            f"{rows[0].file} gives {missing.size} of {len(mapped.background_index)} samples "
+            f"no background (such as {first})"
         )
-    told = CandidateRule(
+    candidate = CandidateRule(
         rule="a map in the source",
         settings={"rule": "map"},
-        of_sample=found.of_sample,
-        warnings=found.warnings,
+        background_index=mapped.background_index,
+        warnings=mapped.warnings,
     )
-    return told, ""
+    return candidate, ""
 
 
-def _texts(question: BackgroundQuery) -> Iterator[list[str]]:
-    """For each sample, what may be its background's name: its folders, and how its name begins."""
+def _possible_names(query: BackgroundQuery) -> Iterator[list[str]]:
+    """Yield, for each sample, texts that may name its background: folders, name beginnings."""
     folders: dict[str, list[str]] = {}
-    for index in question.members["fg_bg"].tolist():
-        path, _, base = question.names[index].lower().rpartition("/")
+    for index in query.members["fg_bg"].tolist():
+        path, _, base = query.names[index].lower().rpartition("/")
         if path not in folders:
-            parts = path.split("/")[question.shared :]
+            parts = path.split("/")[query.shared_folders :]
             folders[path] = [*reversed(parts), *map(filenames.strip_words, reversed(parts))]
         stem = base.rpartition(".")[0]
         cuts = [place for place, mark in enumerate(stem) if mark in "-_ ."]
         yield folders[path] + [stem[:place] for place in reversed(cuts)]
-
-
-def _stem(name: str) -> str:
-    return name.rpartition("/")[2].rpartition(".")[0]

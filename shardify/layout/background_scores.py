@@ -1,11 +1,7 @@
-"""Proof by pixels: outside its mask, a composite *is* its background.
+"""Score candidate rules by pixels: outside its mask, a composite equals its background.
 
-Scores candidates by a few samples, whose pictures ``likeness`` compares. It never proposes a rule
-of its own, and says so when no candidate, or more than one, fits.
-
-How like samples are to backgrounds, outside their masks, in small pictures of both.
-
-Reads payloads through a callable it is given. Which rule that speaks for, ``settle`` says.
+Compares thumbnails of a few samples with thumbnails of the backgrounds. A sample is decisive if at
+least one background fits it.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -36,61 +32,61 @@ __all__ = [
 IntArray = npt.NDArray[np.int32]
 Read = Callable[[int], bytes]
 
-_FITS = 12.0
-"""Mean difference, of 255, up to which a background can be the composite's at all."""
+_MAX_ERROR = 12.0
+"""Largest mean difference, in 1/255, between a composite and a background that fits it."""
 
-_ROOM = 0.12
-"""Share of the picture that must lie outside the mask for a sample to tell anything."""
+_MIN_UNMASKED_SHARE = 0.12
+"""Share of the picture that must lie outside the mask of a usable sample."""
 
 
 class PixelComparer:
-    """Small pictures of the samples looked at, and how far each is from each background."""
+    """Compares thumbnails of samples with those of backgrounds; keeps the errors."""
 
     def __init__(
         self, composites: IntArray, masks: IntArray, files: Sequence[int], read: Read
     ) -> None:
         self._composites, self._masks, self._files, self._read = composites, masks, files, read
-        self._backs: dict[int, npt.NDArray[np.int16] | None] = {}
+        self._thumbnails: dict[int, npt.NDArray[np.int16] | None] = {}
         self._pool: list[int] = []
         self._known: list[int] = []
         self._stack = np.empty((0, 3, 0), np.int16)
         self.errors: dict[int, dict[int, tuple[float, float]]] = {}
-        """row -> background -> error, squashed to the composite's shape and cut to it."""
+        """row -> background -> errors of the background resized to a square, and cropped to one."""
         self.covered = 0
-        """Samples whose mask leaves no room for a comparison."""
+        """Number of samples whose mask leaves too little to compare."""
 
-    def look(self, row: int, pool: Sequence[int]) -> None:
-        """Measure one sample against every background of the pool."""
-        front = self._small(int(self._composites[row]), "RGB")
-        mask = self._small(int(self._masks[row]), "mask")
+    def measure(self, row: int, pool: Sequence[int]) -> None:
+        """Compute the errors of one sample with every background of the pool."""
+        front = self._thumbnail(int(self._composites[row]), "RGB")
+        mask = self._thumbnail(int(self._masks[row]), "mask")
         if front is None or mask is None:
             return
         # A mask of 0 and 1 is as good as one of 0 and 255.
         free = np.flatnonzero(mask.astype(np.int32) * 255 < 5 * max(1, int(mask.max())))
-        if free.size < _ROOM * mask.size:
+        if free.size < _MIN_UNMASKED_SHARE * mask.size:
             self.covered += 1
             return
-        self._gather(pool)
+        self._load_backgrounds(pool)
         if not self._known:
             return
-        # (free, 3, 2 * backgrounds): the last axis is long and contiguous, so this is quick.
-        apart = self._stack[free]
-        apart -= front.reshape(-1, 3)[free][:, :, None]
-        np.abs(apart, out=apart)
-        errors = apart.sum(axis=(0, 1), dtype=np.int64) / (3 * free.size)
+        # (free, 3, 2 * backgrounds): fast because the last axis is long and contiguous.
+        differing = self._stack[free]
+        differing -= front.reshape(-1, 3)[free][:, :, None]
+        np.abs(differing, out=differing)
+        errors = differing.sum(axis=(0, 1), dtype=np.int64) / (3 * free.size)
         squashed, cut = errors.reshape(2, -1).tolist()
         self.errors[row] = dict(zip(self._known, zip(squashed, cut, strict=True), strict=True))
 
-    def _gather(self, pool: Sequence[int]) -> None:
-        """The pool's backgrounds as (GRID * GRID, 3, 2 * backgrounds): squashed ones, cut ones."""
+    def _load_backgrounds(self, pool: Sequence[int]) -> None:
+        """Stack the pool as (GRID * GRID, 3, 2 * backgrounds): resized ones, then cropped ones."""
         if list(pool) == self._pool:
             return
         for number in pool:
-            if number not in self._backs:
-                self._backs[number] = self._both(self._files[number])
+            if number not in self._thumbnails:
+                self._thumbnails[number] = self._background_thumbnails(self._files[number])
         self._pool = list(pool)
-        self._known = [number for number in pool if self._backs[number] is not None]
-        both = [back for number in pool if (back := self._backs[number]) is not None]
+        self._known = [number for number in pool if self._thumbnails[number] is not None]
+        both = [back for number in pool if (back := self._thumbnails[number]) is not None]
         stack = np.empty((2, len(both), GRID * GRID, 3), np.int16)
         for place, back in enumerate(both):
             stack[:, place] = back.reshape(2, -1, 3)
@@ -98,13 +94,13 @@ class PixelComparer:
             stack.transpose(2, 3, 0, 1).reshape(GRID * GRID, 3, 2 * len(both))
         )
 
-    def _small(self, index: int, mode: str) -> npt.NDArray[np.int16] | None:
-        picture = self._picture(index, mode)
+    def _thumbnail(self, index: int, mode: str) -> npt.NDArray[np.int16] | None:
+        picture = self._open(index, mode)
         return None if picture is None else shrink(picture)
 
-    def _both(self, index: int) -> npt.NDArray[np.int16] | None:
-        """(2, GRID, GRID, 3): the background squashed to a square, and cut to one."""
-        picture = self._picture(index, "RGB")
+    def _background_thumbnails(self, index: int) -> npt.NDArray[np.int16] | None:
+        """Return (2, GRID, GRID, 3): the background resized to a square, and cropped to one."""
+        picture = self._open(index, "RGB")
         if picture is None:
             return None
         width, height = picture.size
@@ -113,7 +109,7 @@ class PixelComparer:
         middle = picture.crop((left, top, left + side, top + side))
         return np.stack([shrink(picture), shrink(middle)])
 
-    def _picture(self, index: int, mode: str) -> "Image.Image | None":
+    def _open(self, index: int, mode: str) -> "Image.Image | None":
         try:
             data = self._read(index)
         except ShardifyError:
@@ -122,51 +118,51 @@ class PixelComparer:
             return open_mask(data, 2 * GRID)
         return open_small(data, mode, 2 * GRID)
 
-    def telling(self) -> list[int]:
-        """Rows that some background fits."""
-        way = self._way()
+    def decisive_rows(self) -> list[int]:
+        """Return the rows that at least one background fits."""
+        mode_index = self._fit_mode()
         return [
             row
-            for row, found in self.errors.items()
-            if min(each[way] for each in found.values()) <= _FITS
+            for row, errors in self.errors.items()
+            if min(each[mode_index] for each in errors.values()) <= _MAX_ERROR
         ]
 
-    def agreement(self, table: Sequence[IntArray], rows: Sequence[int]) -> list[float]:
-        """Share of the telling rows on which each candidate's background fits best, or nearly.
+    def agreement(self, candidates: Sequence[IntArray], rows: Sequence[int]) -> list[float]:
+        """Return the share of ``rows`` on which each candidate's background fits best, or nearly.
 
-        Of those rows, for each, to which it gives a background.
+        Only decisive rows count to which the candidate gives a background.
         """
-        way, wanted = self._way(), set(rows)
-        telling = [row for row in self.telling() if row in wanted]
-        hits, said = np.zeros(len(table)), np.zeros(len(table))
-        for row in telling:
-            found = self.errors[row]
-            limit = 1.4 * min(each[way] for each in found.values()) + 1.0
-            for number, each in enumerate(table):
-                claimed = found.get(int(each[row]))
-                hits[number] += claimed is not None and claimed[way] <= limit
-                said[number] += each[row] >= 0
-        return [float(each) for each in hits / np.maximum(1, said)]
+        mode_index, wanted = self._fit_mode(), set(rows)
+        decisive_rows = [row for row in self.decisive_rows() if row in wanted]
+        hits, covered = np.zeros(len(candidates)), np.zeros(len(candidates))
+        for row in decisive_rows:
+            errors = self.errors[row]
+            limit = 1.4 * min(each[mode_index] for each in errors.values()) + 1.0
+            for number, each in enumerate(candidates):
+                claimed = errors.get(int(each[row]))
+                hits[number] += claimed is not None and claimed[mode_index] <= limit
+                covered[number] += each[row] >= 0
+        return [float(each) for each in hits / np.maximum(1, covered)]
 
     def error(self, candidate: IntArray, rows: Sequence[int]) -> float:
-        """Median error of one candidate; 255 where what it says was never measured."""
-        way = self._way()
-        found = [
-            self.errors[row].get(int(candidate[row]), (255.0, 255.0))[way]
+        """Return the median error of one candidate; a background not compared counts as 255."""
+        mode_index = self._fit_mode()
+        errors = [
+            self.errors[row].get(int(candidate[row]), (255.0, 255.0))[mode_index]
             for row in rows
             if candidate[row] >= 0
         ]
-        return float(np.median(found)) if found else 255.0
+        return float(np.median(errors)) if errors else 255.0
 
-    def _way(self) -> int:
-        """0 where squashed backgrounds fit more samples, or more closely; 1 where cut ones do."""
+    def _fit_mode(self) -> int:
+        """Return 0 if resized backgrounds fit more samples, or better; 1 if cropped ones do."""
         best = np.array([
-            [min(each[way] for each in found.values()) for way in (0, 1)]
-            for found in self.errors.values()
+            [min(each[mode_index] for each in errors.values()) for mode_index in (0, 1)]
+            for errors in self.errors.values()
         ])  # fmt: skip
         if not best.size:
             return 0
-        fits = (best <= _FITS).sum(axis=0)
+        fits = (best <= _MAX_ERROR).sum(axis=0)
         if fits[0] != fits[1]:
             return int(fits[1] > fits[0])
         return int(np.median(best[:, 1]) < np.median(best[:, 0]))
@@ -174,51 +170,52 @@ class PixelComparer:
 
 T = TypeVar("T")
 
-_AGREES = 0.9
-"""Share of the telling samples that the right rule must fit."""
+_MIN_AGREEMENT = 0.9
+"""Share of the decisive samples that the right rule must fit."""
 
-_ENOUGH = 6
-"""Telling samples without which nothing is decided, where there are that many samples."""
+_MIN_DECISIVE_SAMPLES = 6
+"""Fewest decisive samples for a decision, in a source with at least that many samples."""
 
-_MOST_BACKGROUNDS = 400
+_MAX_BACKGROUNDS = 400
+"""Number of backgrounds that a sample is compared with."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
-    """How well one candidate fits."""
+    """Fit of one candidate."""
 
     error: float
-    """Median over telling samples of the mean difference outside the mask, in 1/255; over all that
-    were measured, where none is telling."""
+    """Median of the mean difference outside the mask, in 1/255: over the decisive samples, or over
+    all that were compared if none is decisive."""
 
-    agrees: float
-    """Share of the telling samples on which no other background fits clearly better."""
+    agreement: float
+    """Share of the decisive samples on which no other background fits clearly better."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
-    """What the pixels say of all candidates."""
+    """Scores of all candidates, and the winner."""
 
     scores: list[Score]
     """One for each candidate."""
 
     samples: int
-    """How many samples were telling: something fitted them, outside a mask that leaves room."""
+    """Number of decisive samples."""
 
-    looked: int
-    """How many samples were looked at."""
+    examined: int
+    """Number of samples that were read."""
 
-    opened: int
-    """How many of these have a composite and a mask that can be decoded."""
+    decoded: int
+    """Number of these whose composite and mask can be decoded."""
 
     covered: int
-    """How many of those have a mask that leaves next to nothing outside it."""
+    """Number of those whose mask leaves too little to compare."""
 
     winner: int | None
-    """The one candidate that fits; None where none does, or several that differ do."""
+    """Index of the only candidate that fits; None if none fits, or several that differ do."""
 
     margin: float
-    """Error of the best other candidate over the winner's, on samples where they differ; 0 where
+    """Error of the best other candidate divided by the winner's, on samples where they differ; 0 if
     there is no other."""
 
 
@@ -234,13 +231,13 @@ def score(
     """Compare samples with the backgrounds that each candidate gives them.
 
     Args:
-        candidates: (N,) int32 each, index into ``files``; -1 for a sample of which it says nothing.
-        composites: (N,) index that ``read`` takes, of each sample's composite.
-        masks: (N,) likewise.
-        files: Indexes that ``read`` takes, of the backgrounds.
-        read: Gives a file's bytes; what it raises of ``ShardifyError`` passes over the file.
-        samples: How many to look at first. Where candidates that fit still differ, more are
-            taken from the samples on which they do.
+        candidates: (N,) int32 each, index into ``files``; -1 for a sample without a background.
+        composites: (N,) int32, index of each sample's composite, for ``read``.
+        masks: (N,) int32, likewise.
+        files: Indexes of the backgrounds, for ``read``.
+        read: Returns a file's bytes; a file for which it raises ``ShardifyError`` is skipped.
+        samples: Number of samples to compare first. While candidates that fit differ, samples on
+            which they differ are added.
     """
     steps = score_steps(
         candidates, composites=composites, masks=masks, files=files, read=read, samples=samples
@@ -249,7 +246,7 @@ def score(
 
 
 def run_all(steps: Generator[None, None, T]) -> T:
-    """What work in small steps comes to, all of them taken at once."""
+    """Run a generator to its end and return its result."""
     while True:
         try:
             next(steps)
@@ -266,107 +263,119 @@ def score_steps(
     read: Read,
     samples: int = 96,
 ) -> Generator[None, None, Scores]:
-    """``score`` in small steps, for who has other things to do between them."""
-    table = list(candidates)
-    view = PixelComparer(composites, masks, files, read)
-    rows = _spread(np.arange(len(composites)), samples)
-    looked: list[int] = []
-    left = list(range(len(table)))
+    """Run ``score`` in small steps, so that the caller can do other work between them."""
+    comparer = PixelComparer(composites, masks, files, read)
+    rows = _pick_evenly(np.arange(len(composites)), samples)
+    examined: list[int] = []
+    remaining = list(range(len(candidates)))
     for _ in range(8):
-        pool = _pool(table, rows, len(files))
+        pool = _backgrounds_to_compare(candidates, rows, len(files))
         for row in rows.tolist():
-            view.look(row, pool)
+            comparer.measure(row, pool)
             yield
-        looked += rows.tolist()
-        agrees = view.agreement(table, looked)
-        left = [number for number in left if agrees[number] >= _AGREES]
+        examined += rows.tolist()
+        agrees = comparer.agreement(candidates, examined)
+        remaining = [number for number in remaining if agrees[number] >= _MIN_AGREEMENT]
         differ = np.zeros(len(composites), np.bool_)
-        for number in left[1:]:
-            differ |= table[number] != table[left[0]]
-        rows = _spread(np.setdiff1d(np.flatnonzero(differ), looked), 48)
+        for number in remaining[1:]:
+            differ |= candidates[number] != candidates[remaining[0]]
+        rows = _pick_evenly(np.setdiff1d(np.flatnonzero(differ), examined), 48)
         if not rows.size:
             break
-    left = _supported(table, _drop_contradicted(table, left, view), view)
-    telling = view.telling()
-    errors = [view.error(each, telling or list(view.errors)) for each in table]
-    winner = left[0] if len(left) == 1 and len(telling) >= min(_ENOUGH, len(composites)) else None
+    remaining = _resolve_extensions(
+        candidates, _drop_contradicted(candidates, remaining, comparer), comparer
+    )
+    decisive_rows = comparer.decisive_rows()
+    errors = [comparer.error(each, decisive_rows or list(comparer.errors)) for each in candidates]
+    winner = (
+        remaining[0]
+        if len(remaining) == 1 and len(decisive_rows) >= min(_MIN_DECISIVE_SAMPLES, len(composites))
+        else None
+    )
     margin = 0.0
     if winner is not None:
-        for number, other in enumerate(table):
-            mine = table[winner]
+        for number, other in enumerate(candidates):
+            mine = candidates[winner]
             both = (mine >= 0) & (other >= 0)
-            apart = [row for row in telling if both[row] and other[row] != mine[row]]
-            if number != winner and apart:
-                ratio = view.error(other, apart) / max(view.error(table[winner], apart), 0.5)
+            differing = [row for row in decisive_rows if both[row] and other[row] != mine[row]]
+            if number != winner and differing:
+                ratio = comparer.error(other, differing) / max(
+                    comparer.error(candidates[winner], differing), 0.5
+                )
                 margin = min(margin, ratio) if margin else ratio
     return Scores(
         scores=[
-            Score(error=error, agrees=share)
-            for error, share in zip(errors, view.agreement(table, looked), strict=True)
+            Score(error=error, agreement=share)
+            for error, share in zip(errors, comparer.agreement(candidates, examined), strict=True)
         ],
-        samples=len(telling),
-        looked=len(looked),
-        opened=len(view.errors) + view.covered,
-        covered=view.covered,
+        samples=len(decisive_rows),
+        examined=len(examined),
+        decoded=len(comparer.errors) + comparer.covered,
+        covered=comparer.covered,
         winner=winner,
         margin=margin,
     )
 
 
 def _drop_contradicted(
-    table: Sequence[IntArray], left: list[int], view: PixelComparer
+    candidates: Sequence[IntArray], remaining: list[int], comparer: PixelComparer
 ) -> list[int]:
-    """Drop candidates that are wrong where those that are left differ."""
-    telling = view.telling()
-    for number in list(left):
-        others = [table[each] for each in left if each != number]
-        mine = table[number]
-        apart = [
+    """Drop candidates that do not fit the samples on which the remaining ones differ."""
+    decisive_rows = comparer.decisive_rows()
+    for number in list(remaining):
+        others = [candidates[each] for each in remaining if each != number]
+        mine = candidates[number]
+        differing = [
             row
-            for row in telling
+            for row in decisive_rows
             if mine[row] >= 0 and any(each[row] != mine[row] for each in others)
         ]
-        if apart and view.agreement([table[number]], apart)[0] < _AGREES:
-            left = [each for each in left if each != number]
-    return left
+        if differing and comparer.agreement([candidates[number]], differing)[0] < _MIN_AGREEMENT:
+            remaining = [each for each in remaining if each != number]
+    return remaining
 
 
-def _supported(table: Sequence[IntArray], left: list[int], view: PixelComparer) -> list[int]:
-    """Of two that differ in that one says more, keep that one if pixels bear the rest out.
+def _resolve_extensions(
+    candidates: Sequence[IntArray], remaining: list[int], comparer: PixelComparer
+) -> list[int]:
+    """Drop one of each two candidates of which one only adds samples to the other.
 
-    They do where as many of those samples are telling, or half as many, as of all.
+    The longer one is kept if the added samples confirm it: it fits them, and the share of decisive
+    samples among them is at least half of that among all.
     """
-    telling = view.telling()
-    for number in list(left):
-        for other in list(left):
-            said, more = table[number] >= 0, table[other] >= 0
-            extra = more & ~said
-            if not extra.any() or (table[number] != table[other])[said].any():
+    decisive_rows = comparer.decisive_rows()
+    for number in list(remaining):
+        for other in list(remaining):
+            covered, more = candidates[number] >= 0, candidates[other] >= 0
+            extra = more & ~covered
+            if not extra.any() or (candidates[number] != candidates[other])[covered].any():
                 continue
-            opened = [row for row in view.errors if extra[row]]
-            told = [row for row in telling if extra[row]]
-            borne = (
-                told
-                and 2 * len(told) * len(view.errors) >= len(opened) * len(telling)
-                and view.agreement([table[other]], told)[0] >= _AGREES
+            decoded = [row for row in comparer.errors if extra[row]]
+            decisive = [row for row in decisive_rows if extra[row]]
+            confirmed = (
+                decisive
+                and 2 * len(decisive) * len(comparer.errors) >= len(decoded) * len(decisive_rows)
+                and comparer.agreement([candidates[other]], decisive)[0] >= _MIN_AGREEMENT
             )
-            left = [each for each in left if each != (number if borne else other)]
-    return left
+            remaining = [each for each in remaining if each != (number if confirmed else other)]
+    return remaining
 
 
-def _pool(table: Sequence[IntArray], rows: npt.NDArray[np.int64], files: int) -> list[int]:
-    """Backgrounds to compare with: all, or those that are claimed where that is many fewer."""
-    if files <= _MOST_BACKGROUNDS and len(table) > 1:
+def _backgrounds_to_compare(
+    candidates: Sequence[IntArray], rows: npt.NDArray[np.int64], files: int
+) -> list[int]:
+    """Return the backgrounds to compare: all, or only those that candidates give the rows."""
+    if files <= _MAX_BACKGROUNDS and len(candidates) > 1:
         return list(range(files))
     claimed: set[int] = set()
-    for each in table:
+    for each in candidates:
         claimed.update(each[rows].tolist())
     claimed.discard(-1)
-    return sorted(claimed)[:_MOST_BACKGROUNDS]
+    return sorted(claimed)[:_MAX_BACKGROUNDS]
 
 
-def _spread(rows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-    """At most ``count`` of the rows, evenly spread."""
+def _pick_evenly(rows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """Return at most ``count`` of the rows, evenly spread."""
     if len(rows) <= count:
         return rows
     return rows[np.linspace(0, len(rows) - 1, count).astype(np.int64)]

@@ -1,17 +1,8 @@
-"""From names to samples: which files are one sample, in which role, on which background.
+"""Detect the layout of a source: its samples, their roles, backgrounds and splits.
 
-Names in, a ``Layout`` out; the order of the names does not matter. No file is opened here: where
-names leave a doubt, payloads come through a callable that is passed in. Nothing is ever paired by
-position; what neither names nor pixels can decide is refused with ``LayoutError``.
-
-Which files of a source are one sample, before anything is known of backgrounds.
-
-By names (``roles``, ``joining``), by a map in the source, or by a layout file's rules. Opens no
-file but texts that may be maps, through a callable that is passed in.
-
-Splits that a data set brings along: ``train`` and ``val`` folders, or what a layout file names.
-
-Names in, numbers out. Draws nothing: samples without such a word are for others to divide.
+Takes names and returns a ``Layout``; the order of the names does not matter. If names leave a
+doubt, pixels are read through the ``read`` callable. Files are never paired by position. A source
+that neither names nor pixels decide is refused with ``LayoutError``.
 """
 
 import dataclasses
@@ -24,9 +15,9 @@ import numpy.typing as npt
 from shardify.errors import LayoutError, ShardifyError
 from shardify.layout import background_match, background_rules, filenames, layout_file, roles
 from shardify.layout.background_rules import BackgroundQuery
-from shardify.layout.csv_map import Row, join_by_map, rows_of
+from shardify.layout.csv_map import Row, join_by_map, parse_rows
 from shardify.layout.filenames import unique_keys
-from shardify.layout.name_groups import NameGroups, group_names, indexes_of
+from shardify.layout.name_groups import NameGroups, group_names, indexes_by_role
 from shardify.layout.name_patterns import UNGROUPED, NamePatterns
 from shardify.layout.sample_table import SampleTable
 from shardify.sources.entry_names import common_folders
@@ -42,170 +33,174 @@ __all__ = [
 ]
 
 
+IntArray = npt.NDArray[np.int32]
 Read = Callable[[int], bytes]
 
-_MAPS = 8
-"""Most text files that are looked into for a map."""
+_MAX_MAPS = 8
+"""Number of text files that are read in search of a map."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JoinedFiles:
-    """Companions, before anything is known of backgrounds."""
+    """Files joined into samples, without their backgrounds."""
 
     table: SampleTable
     backgrounds: list[int]
-    told: dict[str, object]
+    """Indexes of the background files, sorted by name."""
+    evidence: dict[str, object]
+    """role -> what decided it; can be written as JSON."""
     ignored: dict[str, int]
-    shared: int
-    maps: Callable[[], list[Row]]
-    unknown: list[str]
-    """Images that have no role for want of a word; see ``roles.Assignment``."""
+    """Kind of unused file -> count."""
+    shared_folders: int
+    """Number of leading folders that all images share."""
+    read_maps: Callable[[], list[Row]]
+    """Returns the rows of the maps."""
+    unknown_images: list[str]
+    """Images without a role; see ``roles.Assignment``."""
     map: str | None
-    """Name of the map, if there is one to use."""
-    outlines: NamePatterns | None = None
-    """Of the names, where they were sorted by them."""
+    """Name of the map, if there is one."""
+    patterns: NamePatterns | None = None
+    """Patterns of the names; None with a layout file."""
 
 
 def join_by_names(names: Sequence[str], where: str, read: Read | None) -> JoinedFiles:
-    """Find them by what names say, or by a map where names say too little.
+    """Join files by their names, or by a map if names join too few.
 
     Args:
-        names: Of the source.
-        where: What to call it in an error.
-        read: Gives the bytes of the file of an index; without it no map is looked into.
+        names: All names of the source.
+        where: Name of the source in errors.
+        read: Returns the bytes of the file with an index; without it no map is read.
 
     Raises:
-        LayoutError: There is no image, a role is missing that is needed, or a map contradicts
-            itself.
+        LayoutError: There is no image, a needed role is missing, or a map contradicts itself.
     """
-    census = group_names(names)
-    assigned = roles.assign_roles(census, where, read)
+    name_groups = group_names(names)
+    assigned = roles.assign_roles(name_groups, where, read)
     role_of_group, table = assigned.roles, assigned.table
 
-    def maps() -> list[Row]:
-        return _maps(census, read)
+    def read_maps() -> list[Row]:
+        return _read_maps(name_groups, read)
 
-    files = indexes_of(census, role_of_group)
+    files = indexes_by_role(name_groups, role_of_group)
     backgrounds = files.pop("bg", np.zeros(0, np.int32)).tolist()
-    if table.complete * 2 < max(map(len, files.values())) and census.texts:
-        mapped = join_by_map(names, files, backgrounds, maps(), where=where)
-        if mapped and mapped.complete > table.complete:
+    if table.complete_count * 2 < max(map(len, files.values())) and name_groups.map_files:
+        mapped = join_by_map(names, files, backgrounds, read_maps(), where=where)
+        if mapped and mapped.complete_count > table.complete_count:
             table = mapped
     return JoinedFiles(
         table=table,
         backgrounds=sorted(backgrounds, key=names.__getitem__),
-        told=assigned.evidence,
-        ignored=roles.ignored(census, role_of_group),
-        shared=census.shared,
-        maps=maps,
-        unknown=assigned.unknown,
-        map=min((names[index] for index in census.texts), default=None),
-        outlines=census.outlines,
+        evidence=assigned.evidence,
+        ignored=roles.count_ignored(name_groups, role_of_group),
+        shared_folders=name_groups.shared_folders,
+        read_maps=read_maps,
+        unknown_images=assigned.unknown_images,
+        map=min((names[index] for index in name_groups.map_files), default=None),
+        patterns=name_groups.patterns,
     )
 
 
 def join_by_layout_file(
     names: Sequence[str], where: str, layout: layout_file.Rules, read: Read | None
 ) -> JoinedFiles:
-    """Find them by a layout file. Arguments as for ``join_by_names``.
+    """Join files by a layout file. Arguments as for ``join_by_names``.
 
     Raises:
         LayoutError: The rules match nothing, or the map is missing or contradicts itself.
     """
 
-    def maps() -> list[Row]:
+    def read_maps() -> list[Row]:
         return layout_file.map_rows(layout, names, read)
 
-    applied = layout_file.apply(layout, names, maps, where=where)
-    used = [index for column in applied.table.members.values() for index in column.tolist()]
-    paths = [names[index] for index in (*used, *applied.backgrounds) if index >= 0]
+    matched = layout_file.apply(layout, names, read_maps, where=where)
+    used = [index for column in matched.table.members.values() for index in column.tolist()]
+    paths = [names[index] for index in (*used, *matched.backgrounds) if index >= 0]
     wanted = layout.background["rule"] != "none"
     return JoinedFiles(
-        table=applied.table,
-        backgrounds=sorted(applied.backgrounds, key=names.__getitem__) if wanted else [],
-        told={
+        table=matched.table,
+        backgrounds=sorted(matched.backgrounds, key=names.__getitem__) if wanted else [],
+        evidence={
             role: {"patterns": [each.pattern for each in patterns]}
             for role, patterns in layout.patterns.items()
         },
-        ignored={"no pattern matches": applied.unmatched} if applied.unmatched else {},
-        # As where names are sorted by themselves: keys shall be the same.
-        shared=common_folders([path.rpartition("/")[0] for path in paths]),
-        maps=maps,
-        unknown=[],
+        ignored={"no pattern matches": matched.unmatched} if matched.unmatched else {},
+        # Same rule as in detection, so that the keys are the same.
+        shared_folders=common_folders([path.rpartition("/")[0] for path in paths]),
+        read_maps=read_maps,
+        unknown_images=[],
         map=layout.map,
     )
 
 
-def _maps(census: NameGroups, read: Read | None) -> list[Row]:
-    """The rows of all files that may be maps."""
+def _read_maps(name_groups: NameGroups, read: Read | None) -> list[Row]:
+    """Return the rows of all files that may be maps."""
     rows: list[Row] = []
-    for index in sorted(census.texts, key=census.names.__getitem__)[:_MAPS] if read else ():
+    for index in (
+        sorted(name_groups.map_files, key=name_groups.names.__getitem__)[:_MAX_MAPS] if read else ()
+    ):
         try:
             data = read(index) if read else b""
         except ShardifyError:
             continue
-        rows += rows_of(data, census.names[index])
+        rows += parse_rows(data, name_groups.names[index])
     return rows
-
-
-IntArray = npt.NDArray[np.int32]
 
 
 def split_from_source(
     names: Sequence[str],
     members: IntArray,
     layout: layout_file.Rules | None,
-    outlines: NamePatterns | None = None,
+    patterns: NamePatterns | None = None,
 ) -> tuple[IntArray | None, npt.NDArray[np.bool_], int]:
-    """The source's own split.
+    """Return the train and validation split that the source's folders or a layout file give.
 
-    A ``test`` split stands for ``val`` where there is none, and is left aside where there is.
+    A ``test`` split is used as ``val`` if there is no ``val``; otherwise its samples are dropped.
 
     Args:
-        names: Of the source.
-        members: (N,) index of each sample's composite.
-        layout: A layout file's rules, whose group ``split`` counts if it has one.
-        outlines: Of the names, where they are known: then it is quick.
+        names: All names of the source.
+        members: (N,) int32, index of each sample's composite.
+        layout: A layout file's rules; its group ``split``, if any, takes the place of folders.
+        patterns: Patterns of the names, if known; faster with them.
 
     Returns:
-        (N,) int32, 0 train and 1 val, or None where not every sample says so or all say the same;
-        (N,) bool, which samples to keep; how many those are that are not kept.
+        (N,) int32, 0 train and 1 val, or None unless all samples have a split and both occur; (N,)
+        bool, which samples to keep; the number of dropped samples.
     """
     known: dict[str, str | None] = {}
-    said = np.zeros(len(members), np.int32)
+    codes_by_sample = np.zeros(len(members), np.int32)
     codes = {"train": 0, "val": 1, "test": 2, None: 3}
-    if outlines is not None and layout is None:
-        for outline, rows, group in outlines.groups(members):
+    if patterns is not None and layout is None:
+        for outline, rows, group in patterns.groups(members):
             paths = [
                 name.rpartition("/")[0] for name in group[: 1 if outline != UNGROUPED else None]
             ]
-            said[rows] = [codes[filenames.split_of(path)] for path in paths]
+            codes_by_sample[rows] = [codes[filenames.split_in_path(path)] for path in paths]
         members = members[:0]
     for row, index in enumerate(members.tolist()):
         path = names[index].rpartition("/")[0]
         if layout is not None and any(
             "split" in pattern.groupindex for pattern in layout.patterns["fg_bg"]
         ):
-            path = layout_file.text_of(layout, names[index], "split") or ""
+            path = layout_file.group_text(layout, names[index], "split") or ""
         if path not in known:
-            known[path] = filenames.split_of(path)
-        said[row] = codes[known[path]]
-    kept = np.ones(len(said), np.bool_)
-    has = set(np.flatnonzero(np.bincount(said)).tolist())
+            known[path] = filenames.split_in_path(path)
+        codes_by_sample[row] = codes[known[path]]
+    kept = np.ones(len(codes_by_sample), np.bool_)
+    has = set(np.flatnonzero(np.bincount(codes_by_sample)).tolist())
     if 3 in has or 0 not in has or len(has) < 2:
         return None, kept, 0
     if 1 in has:
-        kept = said != 2
-        return said, kept, int((~kept).sum())
-    return np.minimum(said, 1), kept, 0
+        kept = codes_by_sample != 2
+        return codes_by_sample, kept, int((~kept).sum())
+    return np.minimum(codes_by_sample, 1), kept, 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rejection:
-    """One sample that is left out, and why."""
+    """A sample that is left out, and the reason."""
 
     key: str
-    """Key the sample would have had."""
+    """Key that the sample would have had."""
 
     member: str
     """Name of one of its files."""
@@ -218,41 +213,41 @@ class Rejection:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """What a source holds: whole samples, their backgrounds, and what was left out."""
+    """Complete samples of a source, their backgrounds, and what was left out."""
 
     roles: tuple[str, ...]
-    """Those of ``naming.ROLES`` that the source has, in that order."""
+    """Roles that the source has, in the order of ``filenames.ROLES``."""
 
     keys: list[str]
     """N keys: ASCII letters, digits, ``_`` and ``-``; unique; sorted."""
 
     members: dict[str, IntArray]
-    """role -> (N,) int32, index into the names; every sample here is whole."""
+    """role -> (N,) int32, index into the names; no sample lacks a file."""
 
     background: IntArray
-    """(N,) int32, index into ``background_ids``; -1 where there is no ``bg`` role."""
+    """(N,) int32, index into ``background_ids``; -1 without a ``bg`` role."""
 
     background_ids: list[str]
-    """Sorted. Only backgrounds that some sample uses."""
+    """Keys of the backgrounds that samples use, sorted."""
 
     background_members: IntArray
     """(len(background_ids),) int32, index into the names."""
 
     foreground: IntArray | None
-    """(N,) int32, the foreground's number, where names tell one for every sample; else None."""
+    """(N,) int32, number of the foreground; None unless all names have one."""
 
     split: IntArray | None
-    """(N,) int32, 0 train and 1 val, where the source itself says so for all; else None."""
+    """(N,) int32, 0 train and 1 val, if the source gives a split; else None."""
 
     rejected: list[Rejection]
-    """Samples that are not whole, or whose background does not exist; sorted by key."""
+    """Incomplete samples, and samples whose background does not exist; sorted by key."""
 
     description: dict[str, object]
     """What was detected and why; can be written as JSON."""
 
     pending: Iterator[None] | None = None
-    """The steps of the proof by pixels that were deferred: to be gone through before anything is
-    believed. They raise LayoutError, and complete the description."""
+    """Remaining steps of the check by pixels, if it was deferred. Run them before the layout is
+    used: they raise LayoutError if pixels contradict it, and complete the description."""
 
 
 def detect(
@@ -268,78 +263,77 @@ def detect(
     """Find the samples among the names of a source.
 
     Args:
-        names: Paths with ``/`` between folders, in any order, files and litter alike.
-        where: What to call the source in an error.
-        read: Gives the bytes of the file of an index, raising ``ShardifyError`` where it cannot.
-            Without it nothing is proven, and doubts that only pixels settle are refused.
-        layout: Rules that take the place of detection.
-        single: Drops, from the backgrounds' indexes, those that are there twice.
-        defer: Whether the proof of backgrounds that names state may be left for later.
-        check: Whether what states the backgrounds is proven by pixels at all.
-
-    Returns:
-        The layout; see there.
+        names: All paths of the source, with ``/`` between folders, in any order.
+        where: Name of the source in errors.
+        read: Returns the bytes of the file with an index, or raises ``ShardifyError``. Without it
+            nothing is checked, and a source that only pixels can decide is refused.
+        layout: A layout file's rules, used in place of detection.
+        single: Returns the backgrounds' indexes without duplicates.
+        defer: Whether the check of stated backgrounds may be returned as ``Layout.pending``.
+        check: Whether backgrounds are checked by pixels.
 
     Raises:
-        LayoutError: There is no image, a role is missing that is needed, nothing belongs
-            together, or neither names nor pixels tell the backgrounds; or they contradict.
+        LayoutError: There is no image, a needed role is missing, no files belong together, or names
+            and pixels do not decide the backgrounds or contradict each other.
     """
     if layout is None:
-        found = join_by_names(names, where, read)
+        joined = join_by_names(names, where, read)
     else:
-        found = join_by_layout_file(names, where, layout, read)
-    if single is not None and found.backgrounds:
-        once = single(found.backgrounds)
-        if len(once) < len(found.backgrounds):
-            repeats = len(found.backgrounds) - len(once)
-            found.ignored["backgrounds that another part repeats"] = repeats
-            found = dataclasses.replace(found, backgrounds=once)
-    whole = np.flatnonzero(found.table.whole)
-    if not whole.size:
-        raise LayoutError(_nothing_fits(names, found.table, where))
-    keys = unique_keys(names, found.table.members["fg_bg"][whole], found.shared)
+        joined = join_by_layout_file(names, where, layout, read)
+    if single is not None and joined.backgrounds:
+        unique = single(joined.backgrounds)
+        if len(unique) < len(joined.backgrounds):
+            repeats = len(joined.backgrounds) - len(unique)
+            joined.ignored["backgrounds that another part repeats"] = repeats
+            joined = dataclasses.replace(joined, backgrounds=unique)
+    complete = np.flatnonzero(joined.table.is_complete)
+    if not complete.size:
+        raise LayoutError(_no_samples_message(names, joined.table, where))
+    keys = unique_keys(names, joined.table.members["fg_bg"][complete], joined.shared_folders)
     order = sorted(range(len(keys)), key=keys.__getitem__)
-    rows = whole[order]
+    rows = complete[order]
     keys = [keys[place] for place in order]
-    members = {role: column[rows] for role, column in found.table.members.items()}
-    split, kept, tests = split_from_source(names, members["fg_bg"], layout, found.outlines)
+    members = {role: column[rows] for role, column in joined.table.members.items()}
+    split, kept, tests = split_from_source(names, members["fg_bg"], layout, joined.patterns)
     if tests:
-        found.ignored["samples of a test split"] = tests
+        joined.ignored["samples of a test split"] = tests
     if not kept.all():
         keys = [key for key, keep in zip(keys, kept.tolist(), strict=True) if keep]
         members = {role: column[kept] for role, column in members.items()}
         split = split[kept] if split is not None else None
-    if found.outlines is not None:
-        slots = background_rules.slots_of(found.outlines, members["fg_bg"], found.shared)
+    if joined.patterns is not None:
+        slots = background_rules.number_slots(
+            joined.patterns, members["fg_bg"], joined.shared_folders
+        )
     elif layout is not None:
-        slots = layout_file.slots_of(layout, names, members["fg_bg"])
-    description: dict[str, object] = {"join": found.table.rule, "roles": found.told}
-    if roles.VALIDITY in found.ignored:
+        slots = layout_file.number_groups(layout, names, members["fg_bg"])
+    description: dict[str, object] = {"join": joined.table.rule, "roles": joined.evidence}
+    if roles.VALIDITY_MASKS in joined.ignored:
         description["validity"] = "ignored: a depth counts where none was measured, too"
-    has = list(members)
+    present = list(members)
     background = np.full(len(keys), -1, np.int32)
     ids: list[str] = []
     used = np.zeros(0, np.int32)
     pending: Iterator[None] | None = None
-    warnings = [*found.table.warnings]
+    warnings = [*joined.table.warnings]
     absent: list[Rejection] = []
-    if layout is None and not found.backgrounds and "bg" in slots and found.unknown:
+    if layout is None and not joined.backgrounds and "bg" in slots and joined.unknown_images:
         raise LayoutError(
             f"{where}: samples name a background (such as {int(slots['bg'][0])}), but no folder is "
-            f"named for backgrounds; expected bg or background; if {found.unknown[0]} are meant, "
-            f"pass --layout"
+            f"named for backgrounds; expected bg or background; if {joined.unknown_images[0]} "
+            f"are meant, pass --layout"
         )
-    if found.backgrounds:
-        has = ["bg", *has]
+    if joined.backgrounds:
+        present = ["bg", *present]
         decided = background_match.match_backgrounds(
             BackgroundQuery(
                 names=names,
-                files=found.backgrounds,
+                files=joined.backgrounds,
                 members=members,
                 slots=slots,
-                runs=lambda: {} if layout else background_rules.runs_of(names, members["fg_bg"]),
-                shared=found.shared,
-                maps=found.maps,
+                runs=lambda: {} if layout else background_rules.digit_runs(names, members["fg_bg"]),
+                shared_folders=joined.shared_folders,
+                read_maps=joined.read_maps,
                 where=where,
             ),
             layout,
@@ -347,40 +341,40 @@ def detect(
             defer=defer,
             check=check,
         )
-        there = decided.of_sample >= 0
-        if lacking := decided.lacking:
-            at = {row: names[int(members["fg_bg"][row])] for row in lacking}
+        there = decided.background_index >= 0
+        if missing := decided.missing:
+            at = {row: names[int(members["fg_bg"][row])] for row in missing}
             absent = [
                 Rejection(key=keys[row], member=at[row], role="bg", reason=reason)
-                for row, reason in lacking.items()
+                for row, reason in missing.items()
             ]
-            keys = [key for row, key in enumerate(keys) if row not in lacking]
+            keys = [key for row, key in enumerate(keys) if row not in missing]
             members = {role: column[there] for role, column in members.items()}
             slots = {slot: values[there] for slot, values in slots.items()}
             split = split[there] if split is not None else None
-        numbers, row = np.unique(decided.of_sample[there], return_inverse=True)
-        used = np.array(found.backgrounds, np.int32)[numbers]
-        ids = unique_keys(names, used, found.shared)
+        numbers, row = np.unique(decided.background_index[there], return_inverse=True)
+        used = np.array(joined.backgrounds, np.int32)[numbers]
+        ids = unique_keys(names, used, joined.shared_folders)
         by_id = sorted(range(len(ids)), key=ids.__getitem__)
         background = np.argsort(by_id).astype(np.int32)[row]
         warnings += decided.warnings
         ids, used = [ids[place] for place in by_id], used[by_id]
-        counts: dict[str, object] = {"files": len(found.backgrounds), "used": len(ids)}
+        counts: dict[str, object] = {"files": len(joined.backgrounds), "used": len(ids)}
         description["background"] = {**decided.description, **counts}
         if decided.proof is not None:
-            pending = _prove(decided.proof, description, counts)
+            pending = _finish_proof(decided.proof, description, counts)
         settings = decided.description["settings"]
         if isinstance(settings, dict) and settings["rule"] == "map":
-            description["map"] = found.map
-    if found.table.rule == "rows of a map":
-        description["map"] = found.map
+            description["map"] = joined.map
+    if joined.table.rule == "rows of a map":
+        description["map"] = joined.map
     if split is not None:
         description["splits"] = "given by the source's folders"
-    description["ignored"] = found.ignored
+    description["ignored"] = joined.ignored
     if warnings:
         description["warnings"] = warnings
     return Layout(
-        roles=tuple(has),
+        roles=tuple(present),
         keys=keys,
         members=members,
         background=background,
@@ -389,7 +383,7 @@ def detect(
         foreground=slots.get("fg"),
         split=split,
         rejected=sorted(
-            _rejections(names, found.table, found.ignored) + absent,
+            _rejections(names, joined.table, joined.ignored) + absent,
             key=lambda rejection: (rejection.key, rejection.member),
         ),
         description=description,
@@ -397,17 +391,17 @@ def detect(
     )
 
 
-def _prove(
+def _finish_proof(
     proof: Generator[None, None, background_match.BackgroundMatch],
     description: dict[str, object],
     counts: dict[str, object],
 ) -> Iterator[None]:
-    """Go through a deferred proof, and put what it finds into the description."""
+    """Run a deferred check, and put its result into the description."""
     decided = yield from proof
     description["background"] = {**decided.description, **counts}
 
 
-def _nothing_fits(names: Sequence[str], table: SampleTable, where: str) -> str:
+def _no_samples_message(names: Sequence[str], table: SampleTable, where: str) -> str:
     samples = []
     for column in table.members.values():
         place = column[column >= 0]
@@ -419,20 +413,16 @@ def _nothing_fits(names: Sequence[str], table: SampleTable, where: str) -> str:
     )
 
 
-def _stem(name: str) -> str:
-    return name.rpartition("/")[2].rpartition(".")[0]
-
-
 def _rejections(
     names: Sequence[str], table: SampleTable, ignored: dict[str, int]
 ) -> list[Rejection]:
-    """One for each row that is not whole, but for a test split that has no labels at all."""
+    """Return the incomplete rows, except images of a test split without any labels."""
     claims: dict[int, tuple[str, list[int]]] = {}
     for (row, role), indexes in table.claims.items():
         claims.setdefault(row, (role, indexes))
     columns = list(table.members.items())
     rejected, unlabelled = [], []
-    for row in np.flatnonzero(~table.whole).tolist():
+    for row in np.flatnonzero(~table.is_complete).tolist():
         if row in claims:
             role, indexes = claims[row]
             member = min(names[index] for index in indexes)
@@ -442,10 +432,13 @@ def _rejections(
             role = next(role for role, column in columns if column[row] < 0)
             member = there.get("fg_bg") or next(iter(there.values()))
             reason = "incomplete: no " + ", no ".join(r for r, _ in columns if r not in there)
-            if list(there) == ["fg_bg"] and filenames.split_of(member.rpartition("/")[0]) == "test":
+            if (
+                list(there) == ["fg_bg"]
+                and filenames.split_in_path(member.rpartition("/")[0]) == "test"
+            ):
                 unlabelled.append(member)
                 continue
-        key = filenames.safe_key(_stem(member))
+        key = filenames.safe_key(filenames.file_stem(member))
         rejected.append(Rejection(key=key, member=member, role=role, reason=reason))
     if unlabelled:
         ignored["images of a test split without labels"] = len(unlabelled)

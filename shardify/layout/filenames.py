@@ -1,11 +1,6 @@
-"""What one file's name says: its role, what it shares with its companions, its numbers.
+"""Parse file and folder names: role words, numbers, split, and the keys of samples.
 
-Strings in, strings and numbers out. This module looks at one name at a time: it compares no two
-names, counts nothing and reads no file. ``layout`` does the comparing.
-
-The keys that samples and backgrounds have in a shard, made of their names.
-
-Names in, keys out: unique, and the same whatever the order of the names.
+Keys are unique and do not depend on the order of the names.
 """
 
 import hashlib
@@ -20,32 +15,44 @@ import numpy.typing as npt
 from shardify.sources.entry_names import take
 
 __all__ = [
+    "MAX_CACHED_OUTLINES",
+    "MAX_INT32",
     "ROLES",
-    "Shape",
-    "Shapes",
+    "StemCache",
+    "StemShape",
     "background_number",
+    "file_stem",
     "folder_number",
+    "natural_sort_key",
     "numbers",
+    "parse_stem",
+    "role_words",
     "safe_key",
-    "shape_of",
-    "split_of",
+    "split_in_path",
     "strip_words",
+    "strip_zeros",
     "unique_keys",
-    "words",
+    "zero_digits",
 ]
 
 
 ROLES = ("bg", "fg_bg", "mask", "depth")
-"""The roles a file may have, in the order in which they are shown."""
+"""Roles that a file may have, in the order in which they are shown."""
 
+IntArray = npt.NDArray[np.int32]
 
 KEY_LIMIT = 80
-"""Longest key. Characters: KEY.fg_bg.jpeg must fit the 100 bytes of a tar header's name."""
+"""Longest key, in characters: KEY.fg_bg.jpeg must fit the 100 bytes of a tar header's name."""
 
-_WORD = re.compile(r"[^-_ .]+")
+MAX_INT32 = 2**31 - 1
 
-_LABELS = re.compile(
-    # What only says where a depth was measured, and masks of what was not pasted yet.
+MAX_CACHED_OUTLINES = 50_000
+"""Number of distinct outlines (names with every digit as 0) whose parsed parts are kept."""
+
+_PART = re.compile(r"[^-_ .]+")
+
+_TARGET_WORDS = re.compile(
+    # Validity masks of depth maps, and masks of foregrounds before composition.
     r"(?P<validity>depths?(?:[-_ .]?maps?)?[-_ .]?(?:masks?|valid(?:ity)?)(?![a-z])"
     r"|(?<![a-z])validity(?![a-z]))"
     r"|(?P<cutout>(?<![a-z])(?<!bg[-_ .])(?:fg|foreground)s?[-_ .]?masks?(?![a-z]))"
@@ -55,31 +62,31 @@ _LABELS = re.compile(
     r"|(?P<label>segmentation|ground[-_ .]?truth|matting|annotation|annot(?![a-z])"
     r"|(?<![a-z])(?:labels?|gts?|segs?|alphas?|phas?)(?![a-z]))"
 )
-_OTHER = re.compile(
+_UNUSED_WORDS = re.compile(
     r"gtfine|gtcoarse|labelids|labeltrainids|instanceids|rightimg|(?<![a-z])normals?(?![a-z])"
 )
-_FOR_THE_EYE = re.compile(
+_VISUALIZATION_WORDS = re.compile(
     r"(?<![a-z])(?:vis|viz|visuali[sz]ations?|previews?|thumbs?|thumbnails?|colou?red|edges?"
     r"|contours?|boundar(?:y|ies)|skeletons?)(?![a-z])"
 )
-_SPLIT = re.compile(
+_SPLIT_WORDS = re.compile(
     r"(?<![a-z])(?:(train(?:ing)?)|(val(?:id(?:ation)?)?|dev)|(test(?:ing)?))(?![a-z])"
 )
-_BOTH = re.compile(
+_COMPOSITE_WORDS = re.compile(
     r"fgs?[-_ .]?bg|bgs?[-_ .]?fg|overla(?:y|id)|composite|(?<![a-z])merged(?![a-z])"
     r"|(?<![a-z])fg[-_ .]?\d.*(?<![a-z])bg[-_ .]?\d"
     r"|(?<![a-z])bg[-_ .]?\d.*(?<![a-z])fg[-_ .]?\d"
-    # Single letters only with separators around: hexadecimal names are full of b1 and f0.
+    # Single letters only with separators around: b1 and f0 are common in hexadecimal names.
     r"|(?:^|[-_ .])(?:f\d+[-_ .]b|b\d+[-_ .]f)\d+(?![a-z\d])"
 )
-_BACKGROUND = re.compile(
+_BACKGROUND_WORDS = re.compile(
     r"(?<![a-z])(?:bgs?|backs?|backgrounds?)(?:(?![a-z])|(?=images?(?![a-z])|imgs?(?![a-z])))"
 )
 _BACKGROUND_NUMBERED = re.compile(r"(?<![a-z])(?:bg|back|background)[-_ .]?\d")
-_FOREGROUND = re.compile(
+_FOREGROUND_WORDS = re.compile(
     r"^(?:fgs?|foregrounds?|cut[-_ ]?outs?)(?:[-_ ](?:images?|png|jpe?g|rgba))?$"
 )
-_PICTURE = re.compile(
+_IMAGE_WORDS = re.compile(
     r"(?<![a-z])(?:images?|imgs?|pictures?|photos?|rgb|colou?rs?)(?![a-z])|leftimg"
 )
 
@@ -93,149 +100,166 @@ _ROLE_WORDS = re.compile(
 _BACKGROUND_NUMBER = re.compile(r"(?<![a-z])(?:bg|b|back|background)[-_ .]?(\d{1,9})(?!\d)")
 _FOREGROUND_NUMBER = re.compile(r"(?<![a-z])(?:fg|f|fore|foreground)[-_ .]?(\d{1,9})(?!\d)")
 _DIGITS = re.compile(r"\d+")
+_NUMBER_PARTS = re.compile(r"(\d+)")
 _ANY_DIGIT = bytes.maketrans(b"123456789", b"000000000")
-_REMEMBERED = 50_000
-_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+_UNSAFE_CHARACTERS = re.compile(r"[^A-Za-z0-9_-]+")
 
 
-def words(part: str) -> tuple[str, ...]:
-    """The words for a role in one folder's name, or in one file's stem, from left to right.
+def role_words(part: str) -> tuple[str, ...]:
+    """Return the words for a role in one folder's name or one file's stem, from left to right.
 
     Returns:
-        ``mask``, ``depth``, ``fg_bg``, ``bg``, each as often as it stands there; ``label`` for
-        words such as ``annotation``, which may be any target; ``validity`` for ``depth_mask``,
-        which says where a depth was measured; ``trimap``, a mask where there is no other;
-        ``cutout`` for masks of foregrounds alone; ``eye`` for what was made to be looked at;
-        ``other`` for what is no role here. Only where there is none of these: ``numbered`` for
-        ``bg_007``, which may be a background or the folder of what was pasted on it; ``fg`` for
-        foregrounds; ``picture`` for words such as ``images``.
+        ``mask``, ``depth``, ``fg_bg``, ``bg``, each as often as it occurs; ``label`` for words such
+        as ``annotation``, which may be any target; ``validity`` for ``depth_mask``, which marks
+        where a depth was measured; ``trimap``, a mask if there is no other; ``cutout`` for masks of
+        foregrounds alone; ``eye`` for visualisations; ``other`` for files that are never used. Only
+        if there is none of these: ``numbered`` for ``bg_007``, which may be a background or a
+        folder of composites on it; ``fg`` for foregrounds; ``picture`` for words such as
+        ``images``.
     """
     part = part.lower()
-    if _OTHER.search(part):
+    if _UNUSED_WORDS.search(part):
         return ("other",)
-    found = [(each.start(), str(each.lastgroup)) for each in _LABELS.finditer(part)]
-    found += [(each.start(), "eye") for each in _FOR_THE_EYE.finditer(part)]
-    both = [(each.start(), "fg_bg") for each in _BOTH.finditer(part)]
+    matches = [(each.start(), str(each.lastgroup)) for each in _TARGET_WORDS.finditer(part)]
+    matches += [(each.start(), "eye") for each in _VISUALIZATION_WORDS.finditer(part)]
+    both = [(each.start(), "fg_bg") for each in _COMPOSITE_WORDS.finditer(part)]
     numbered = _BACKGROUND_NUMBERED.search(part)
-    if not both and not numbered and (back := _BACKGROUND.search(part)):
-        found.append((back.start(), "bg"))
-    found += both
-    if found:
-        return tuple(word for _, word in sorted(found))
+    if not both and not numbered and (back := _BACKGROUND_WORDS.search(part)):
+        matches.append((back.start(), "bg"))
+    matches += both
+    if matches:
+        return tuple(word for _, word in sorted(matches))
     if numbered:
         return ("numbered",)
-    if _FOREGROUND.match(part):
+    if _FOREGROUND_WORDS.match(part):
         return ("fg",)
-    return ("picture",) if _PICTURE.search(part) else ()
+    return ("picture",) if _IMAGE_WORDS.search(part) else ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Shape:
-    """What all stems that differ in their digits alone have in common."""
+class StemShape:
+    """Positions in a stem, the same for all stems that differ only in their digits."""
 
     pieces: tuple[slice, ...]
-    """Where the stem's characters lie that are no words for a role; joined by ``_``."""
+    """Spans of the stem without words for roles; the stripped stem joins them by ``_``."""
 
     background: slice | None
-    """Where, in the joined pieces, the background's number lies."""
+    """Span of the background's number in the joined pieces."""
 
     foreground: slice | None
-    """Where, in the joined pieces, the foreground's number lies."""
+    """Span of the foreground's number in the joined pieces."""
 
 
-def shape_of(stem: str) -> Shape:
-    """Study one stem (lower case). The result holds for every stem with other digits in it."""
+def parse_stem(stem: str) -> StemShape:
+    """Parse a stem in lower case. The result holds for every stem that differs only in digits."""
     pieces = _pieces(stem)
     text = "_".join(stem[piece] for piece in pieces)
-    return Shape(
+    return StemShape(
         pieces=pieces,
         background=_number_span(_BACKGROUND_NUMBER, text),
         foreground=_number_span(_FOREGROUND_NUMBER, text),
     )
 
 
-class Shapes:
-    """What stems say, remembered by their shape, so that a million names cost a few studies.
+class StemCache:
+    """Caches parsed stems by their outline, so that a million names need a few parses.
 
-    Each question is remembered apart: names that share no shape pay for what is asked alone.
+    Each method has its own cache: names without a common outline pay only for the methods called.
     """
 
     def __init__(self) -> None:
         self._words: dict[bytes, tuple[str, ...]] = {}
         self._pieces: dict[bytes, tuple[slice, ...]] = {}
-        self._shapes: dict[bytes, Shape] = {}
+        self._shapes: dict[bytes, StemShape] = {}
 
-    def words(self, stem: str) -> tuple[str, ...]:
-        """``words`` of a stem in lower case."""
-        outline = _outline(stem)
-        found = self._words.get(outline)
-        if found is None:
-            found = words(stem)
-            if len(self._words) < _REMEMBERED:
-                self._words[outline] = found
-        return found
+    def role_words(self, stem: str) -> tuple[str, ...]:
+        """Return ``role_words`` of a stem in lower case."""
+        outline = zero_digits(stem)
+        parsed = self._words.get(outline)
+        if parsed is None:
+            parsed = role_words(stem)
+            if len(self._words) < MAX_CACHED_OUTLINES:
+                self._words[outline] = parsed
+        return parsed
 
-    def of(self, stem: str) -> Shape:
-        """The shape of a stem in lower case."""
-        outline = _outline(stem)
+    def shape(self, stem: str) -> StemShape:
+        """Return ``parse_stem`` of a stem in lower case."""
+        outline = zero_digits(stem)
         shape = self._shapes.get(outline)
         if shape is None:
-            shape = shape_of(stem)
-            if len(self._shapes) < _REMEMBERED:
+            shape = parse_stem(stem)
+            if len(self._shapes) < MAX_CACHED_OUTLINES:
                 self._shapes[outline] = shape
         return shape
 
     def stripped(self, stem: str) -> str:
-        """``strip_words`` of a stem in lower case."""
-        outline = _outline(stem)
+        """Return ``strip_words`` of a stem in lower case."""
+        outline = zero_digits(stem)
         pieces = self._pieces.get(outline)
         if pieces is None:
             pieces = _pieces(stem)
-            if len(self._pieces) < _REMEMBERED:
+            if len(self._pieces) < MAX_CACHED_OUTLINES:
                 self._pieces[outline] = pieces
         if len(pieces) == 1:
             return stem[pieces[0]]
         return "_".join([stem[piece] for piece in pieces])
 
 
-def _outline(stem: str) -> bytes:
-    return stem.encode("utf-8", "surrogatepass").translate(_ANY_DIGIT)
+def zero_digits(text: str) -> bytes:
+    """Return the outline of a name: UTF-8 with every digit as 0."""
+    return text.encode("utf-8", "surrogatepass").translate(_ANY_DIGIT)
 
 
 def strip_words(part: str) -> str:
-    """A folder's name or a stem without the words that only tell its role, in lower case.
+    """Return a folder's name or a stem without words for roles, in lower case.
 
-    What is left is what companions share: ``mask_fg_015_bg_085_7`` and ``fg_015_bg_085_7``
-    give the same.
+    Files of one sample share the result: ``mask_fg_015_bg_085_7`` and ``fg_015_bg_085_7`` give the
+    same.
     """
     part = part.lower()
     return "_".join(part[piece] for piece in _pieces(part))
 
 
 def numbers(text: str) -> list[int]:
-    """Every run of digits, as a number, from left to right; of a very long one its last 18."""
+    """Return every number in a text, from left to right; of a long one its last 18 digits."""
     return [int(digits[-18:]) for digits in _DIGITS.findall(text)]
 
 
-def background_number(text: str) -> int:
-    """The number that follows ``bg``, ``b``, ``back`` or ``background``; -1 without one.
+def file_stem(name: str) -> str:
+    """Return the file name of a path without folders and extension; empty without a dot."""
+    return name.rpartition("/")[2].rpartition(".")[0]
 
-    ``text`` is stripped of role words, so that the 638 of ``fg_bg_638`` is not taken for one.
+
+def strip_zeros(text: str) -> str:
+    """Return a number without leading zeros; any other text unchanged."""
+    return text.lstrip("0") if text.isdecimal() else text
+
+
+def natural_sort_key(text: str) -> tuple[list[tuple[int, str]], str]:
+    """Return a key that sorts numbers by value, however long, and before other characters."""
+    parts = enumerate(map(strip_zeros, _NUMBER_PARTS.split(text)))
+    return [(len(part), part) if place % 2 else (0, part) for place, part in parts], text
+
+
+def background_number(text: str) -> int:
+    """Return the number after ``bg``, ``b``, ``back`` or ``background``; -1 without one.
+
+    Strip role words from ``text`` first, so that ``fg_bg_638`` is not read as background 638.
     """
     span = _number_span(_BACKGROUND_NUMBER, text)
     return int(text[span]) if span else -1
 
 
-def split_of(path: str) -> str | None:
-    """``train``, ``val`` or ``test``, where a folder's path says so; the outermost word counts."""
-    found = _SPLIT.search(path.lower())
-    return ("train", "val", "test")[(found.lastindex or 1) - 1] if found else None
+def split_in_path(path: str) -> str | None:
+    """Return ``train``, ``val`` or ``test`` by the first such word in a folder path, else None."""
+    match = _SPLIT_WORDS.search(path.lower())
+    return ("train", "val", "test")[(match.lastindex or 1) - 1] if match else None
 
 
 def folder_number(path: str, shared: int) -> int:
-    """The number of the background after which a folder, or one around it, is named; or -1.
+    """Return the background number of the innermost folder that has one; -1 without one.
 
-    The outermost ``shared`` folders are not looked at.
+    Skips the outermost ``shared`` folders.
     """
     for part in reversed(path.split("/")[shared:]):
         number = background_number(strip_words(part))
@@ -244,51 +268,49 @@ def folder_number(path: str, shared: int) -> int:
     return -1
 
 
-def safe_key(text: str, *, of: str = "") -> str:
-    """``text`` as a shard's key: ASCII letters, digits, ``_`` and ``-``; at most 80 characters.
+def safe_key(text: str, *, hashed: str = "") -> str:
+    """Return ``text`` as a key: ASCII letters, digits, ``_`` and ``-``; at most 80 characters.
 
-    Where it is too long, or ``of`` is given, 16 hexadecimal digits end it: of the SHA-256 of
-    ``of``, or of the text itself.
+    If it is too long, or ``hashed`` is given, it ends in 16 hexadecimal digits of the SHA-256 of
+    ``hashed`` or of the text.
     """
-    key = _UNSAFE.sub("_", text).strip("_-")
-    if 0 < len(key) <= KEY_LIMIT and not of:
+    key = _UNSAFE_CHARACTERS.sub("_", text).strip("_-")
+    if 0 < len(key) <= KEY_LIMIT and not hashed:
         return key
-    digest = hashlib.sha256((of or text).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    digest = hashlib.sha256((hashed or text).encode("utf-8", "surrogatepass")).hexdigest()[:16]
     return f"{key[: KEY_LIMIT - 17]}-{digest}" if key else f"k-{digest}"
 
 
 def _pieces(part: str) -> tuple[slice, ...]:
-    """The spans of ``part`` that are neither a role's word nor a separator.
+    """Return the spans of ``part`` that are neither a role word nor a separator.
 
-    Spans that one underscore parts are given as one.
+    Spans with a single underscore between them are merged.
     """
-    blank = _ROLE_WORDS.sub(lambda found: " " * len(found[0]), part)
+    blank = _ROLE_WORDS.sub(lambda match: " " * len(match[0]), part)
     pieces: list[slice] = []
-    for found in _WORD.finditer(blank):
-        if pieces and found.start() == pieces[-1].stop + 1 and blank[pieces[-1].stop] == "_":
-            pieces[-1] = slice(pieces[-1].start, found.end())
+    for match in _PART.finditer(blank):
+        if pieces and match.start() == pieces[-1].stop + 1 and blank[pieces[-1].stop] == "_":
+            pieces[-1] = slice(pieces[-1].start, match.end())
         else:
-            pieces.append(slice(*found.span()))
+            pieces.append(slice(*match.span()))
     return tuple(pieces)
 
 
 def _number_span(pattern: re.Pattern[str], text: str) -> slice | None:
-    """Where the first match of ``pattern`` has its digits."""
-    found = pattern.search(text)
-    return slice(*found.span(1)) if found else None
+    """Return the span of group 1 in the first match of ``pattern``."""
+    match = pattern.search(text)
+    return slice(*match.span(1)) if match else None
 
 
-_SAFE = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-\n"
-
-IntArray = npt.NDArray[np.int32]
+_SAFE_BYTES = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-\n"
 
 
 def unique_keys(names: Sequence[str], members: IntArray, shared: int) -> list[str]:
-    """A safe key for each file: its stem, or its path where stems repeat.
+    """Return a safe key for each file: its stem, or its path if stems repeat.
 
-    Paths that are alike once made safe are told apart by digits of their SHA-256.
+    Paths that give the same key get digits of their SHA-256. Skips ``shared`` leading folders.
     """
-    stems = [name.rpartition("/")[2].rpartition(".")[0] for name in take(names, members)]
+    stems = [file_stem(name) for name in take(names, members)]
     keys = stems if _all_safe(stems) else list(map(safe_key, stems))
     if len(set(keys)) == len(keys):
         return keys
@@ -296,21 +318,21 @@ def unique_keys(names: Sequence[str], members: IntArray, shared: int) -> list[st
         "/".join(names[index].split("/")[shared:]).rpartition(".")[0] for index in members.tolist()
     ]
     keys = [safe_key(path) for path in paths]
-    often = {key for key, count in Counter(keys).items() if count > 1}
+    repeated = {key for key, count in Counter(keys).items() if count > 1}
     return [
-        safe_key(key, of=names[index]) if key in often else key
+        safe_key(key, hashed=names[index]) if key in repeated else key
         for key, index in zip(keys, members.tolist(), strict=True)
     ]
 
 
 def _all_safe(stems: list[str]) -> bool:
-    """Whether every stem is a safe key as it is; quick, and False where in doubt."""
+    """Whether every stem is a safe key already; fast, and False if in doubt."""
     lines = "\n" + "\n".join(stems) + "\n"
     return (
         all(stems)
         and max(map(len, stems)) <= KEY_LIMIT
         and lines.isascii()
-        and not lines.encode().translate(None, _SAFE)
+        and not lines.encode().translate(None, _SAFE_BYTES)
         and lines.count("\n") == len(stems) + 1
         and not any(edge in lines for edge in ("\n_", "\n-", "_\n", "-\n"))
     )

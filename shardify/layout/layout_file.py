@@ -1,8 +1,8 @@
-r"""Layout files: a data set's own rules, where detection cannot find them or should not guess.
+r"""Parse layout files and apply their rules: roles and backgrounds given by the user.
 
 A layout file is TOML::
 
-    join = 'names'       # or 'map': what stands in one row of the map is one sample
+    join = 'names'       # or 'map': the files in one row of the map are one sample
     map = 'pairs.csv'    # if needed: a csv, tsv or txt beside this file, or in the source
 
     [roles]              # regular expressions for whole paths
@@ -13,15 +13,13 @@ A layout file is TOML::
     [background]
     rule = 'number'      # number, order, block, modulo, name, map, only or none
     number = 'bg'        # the group that holds the sample's number
-    check = true         # prove it by pixels
+    check = true         # check it by pixels
 
-Files whose common named groups are equal (as numbers, where they are) are one sample. Groups with
-a meaning of their own: ``bg``, the background's name or number; ``fg``, the foreground's;
-``split``, ``train`` or ``val``. ``number`` takes ``offset``; ``order`` takes ``order``
-(lexicographic or natural) and ``first`` (0 or 1), as do ``modulo`` and ``block``, which also takes
-``size``.
-
-This module parses and applies rules. It proposes none, and knows no pixel.
+Files whose common named groups are equal (compared as numbers if they are) are one sample. Groups
+with a meaning of their own: ``bg``, the background's name or number; ``fg``, the foreground's;
+``split``, ``train`` or ``val``. The rule ``number`` takes ``offset``; the rules ``order``,
+``modulo`` and ``block`` take ``order`` (lexicographic or natural) and ``first`` (0 or 1); ``block``
+also takes ``size``.
 """
 
 import re
@@ -36,71 +34,73 @@ import numpy.typing as npt
 
 from shardify.errors import LayoutError
 from shardify.layout import filenames
-from shardify.layout.csv_map import Row, join_by_map, rows_of
+from shardify.layout.csv_map import Row, join_by_map, parse_rows
 from shardify.layout.sample_table import SampleTable, build_table
 
 __all__ = [
     "BACKGROUND_RULES",
-    "Applied",
+    "MatchedFiles",
     "Rules",
     "apply",
+    "group_text",
     "load",
     "map_rows",
-    "match",
+    "match_role",
+    "number_groups",
     "parse",
-    "slots_of",
-    "text_of",
 ]
 
 IntArray = npt.NDArray[np.int32]
 
 BACKGROUND_RULES = ("number", "order", "block", "modulo", "name", "map", "only", "none")
 
-_SETTINGS: dict[str, type] = {
+_SETTING_TYPES: dict[str, type] = {
     "rule": str, "number": str, "order": str, "offset": int, "first": int,
     "size": int, "check": bool,
 }  # fmt: skip
 _PRECEDENCE = ("depth", "mask", "bg", "fg_bg")
-"""Where a path matches the patterns of several roles, the first of these has it."""
+"""A path that matches the patterns of several roles gets the first of these roles."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rules:
-    """What a layout file says."""
+    """The rules of a layout file."""
 
     patterns: Mapping[str, tuple[re.Pattern[str], ...]]
+    """role -> patterns for whole paths."""
     background: Mapping[str, str | int]
+    """The table ``[background]`` without ``check``."""
     check: bool = True
-    """Whether pixels must agree."""
+    """Whether backgrounds are checked by pixels."""
     map: str | None = None
     """Name of the map."""
     join: str = "names"
     """``names`` or ``map``."""
     rows: Sequence[Row] | None = None
-    """Of the map, where it lies beside the layout file."""
+    """Rows of the map, if it is beside the layout file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Applied:
-    """What rules make of a source's names."""
+class MatchedFiles:
+    """The files of a source by the rules of a layout file."""
 
     table: SampleTable
     backgrounds: list[int]
     """Indexes of the background files."""
     unmatched: int
-    """Files that no pattern matches."""
+    """Number of files that no pattern matches."""
 
 
 def load(path: Path) -> Rules:
-    """Read a layout file, and the map beside it, if it names one and that is there.
+    """Read a layout file, and its map if that is beside it.
 
     Raises:
-        LayoutError: It cannot be read, is no TOML, or says what no rule understands.
+        LayoutError: It cannot be read, is no TOML, or has an unknown key or value.
     """
     try:
         rules = parse(path.read_text(encoding="utf-8"), where=str(path))
         beside = path.parent / rules.map if rules.map else None
-        rows = rows_of(beside.read_bytes(), beside.name) if beside and beside.is_file() else None
+        rows = parse_rows(beside.read_bytes(), beside.name) if beside and beside.is_file() else None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise LayoutError(
@@ -110,10 +110,10 @@ def load(path: Path) -> Rules:
 
 
 def parse(text: str, *, where: str) -> Rules:
-    """The rules in a layout file's text.
+    """Parse the text of a layout file.
 
     Raises:
-        LayoutError: It is no TOML, or says what no rule understands.
+        LayoutError: It is no TOML, or has an unknown key or value.
     """
     try:
         table = tomllib.loads(text)
@@ -124,8 +124,8 @@ def parse(text: str, *, where: str) -> Rules:
         raise LayoutError(
             f"{where}: {min(unknown)} means nothing; expected join, map, [roles], [background]"
         )
-    patterns = _patterns(table.get("roles"), where)
-    settings = _settings(
+    patterns = _parse_patterns(table.get("roles"), where)
+    settings = _parse_background(
         table.get("background", {"rule": "number" if "bg" in patterns else "none"}), where
     )
     file, join = table.get("map"), table.get("join", "names")
@@ -138,32 +138,32 @@ def parse(text: str, *, where: str) -> Rules:
 
 
 def map_rows(rules: Rules, names: Sequence[str], read: Callable[[int], bytes] | None) -> list[Row]:
-    """The rows of the map that the rules name: beside the layout file, or else in the source."""
+    """Return the rows of the rules' map: beside the layout file, or else in the source."""
     if rules.rows is not None or rules.map is None:
         return list(rules.rows or ())
     tail = f"/{rules.map.strip('/')}"
-    found = [index for index, name in enumerate(names) if f"/{name}".endswith(tail)]
-    if len(found) != 1 or read is None:
+    matches = [index for index, name in enumerate(names) if f"/{name}".endswith(tail)]
+    if len(matches) != 1 or read is None:
         raise LayoutError(
-            f"{rules.map}: the layout file's map is not beside it, and {len(found)} files of the "
+            f"{rules.map}: the layout file's map is not beside it, and {len(matches)} files of the "
             f"source have this name; expected one"
         )
-    return rows_of(read(found[0]), names[found[0]])
+    return parse_rows(read(matches[0]), names[matches[0]])
 
 
 def apply(
     rules: Rules, names: Sequence[str], rows: Callable[[], list[Row]], *, where: str
-) -> Applied:
-    """Match every name and bring companions together.
+) -> MatchedFiles:
+    """Match every name and join the files of each sample.
 
     Args:
-        rules: What to apply.
-        names: Of the source.
-        rows: Gives the map's rows, where the rules join by it.
-        where: What to call the source in an error.
+        rules: The rules of a layout file.
+        names: All names of the source.
+        rows: Returns the map's rows; called if the rules join by map.
+        where: Name of the source in errors.
 
     Raises:
-        LayoutError: A role's patterns match nothing, or nothing tells which files are companions.
+        LayoutError: A role's patterns match nothing, or share no group that joins files.
     """
     roles = [role for role in filenames.ROLES if role in rules.patterns and role != "bg"]
     shared = _shared_groups(rules, roles, where) if rules.join == "names" else []
@@ -172,14 +172,14 @@ def apply(
 
     def items() -> Iterator[tuple[int, int, str]]:
         for index, name in enumerate(names):
-            role, found = match(rules, name)
-            if role is None or found is None:
+            role, match = match_role(rules, name)
+            if role is None or match is None:
                 unmatched.append(index)
             elif role == "bg":
                 backgrounds.append(index)
             else:
-                values = (found.groupdict().get(each) or "" for each in shared)
-                key = "/".join(each.lstrip("0") if each.isdecimal() else each for each in values)
+                values = (match.groupdict().get(each) or "" for each in shared)
+                key = "/".join(filenames.strip_zeros(each) for each in values)
                 yield index, roles.index(role), key
 
     table: SampleTable | None
@@ -198,25 +198,25 @@ def apply(
                 f"{rules.patterns[role][0].pattern}) and the map, if any; correct the layout file"
             )
     assert table is not None
-    return Applied(table=table, backgrounds=backgrounds, unmatched=len(unmatched))
+    return MatchedFiles(table=table, backgrounds=backgrounds, unmatched=len(unmatched))
 
 
-def match(rules: Rules, name: str) -> tuple[str | None, re.Match[str] | None]:
-    """Role of one path, and how it matched."""
+def match_role(rules: Rules, name: str) -> tuple[str | None, re.Match[str] | None]:
+    """Return the role of a path and its match; None and None without one."""
     for role in _PRECEDENCE:
         for pattern in rules.patterns.get(role, ()):
-            found = pattern.fullmatch(name)
-            if found:
-                return role, found
+            match = pattern.fullmatch(name)
+            if match:
+                return role, match
     return None, None
 
 
-def slots_of(rules: Rules, names: Sequence[str], members: IntArray) -> dict[str, IntArray]:
-    """Every named group of the composites that is a number in all of them."""
+def number_groups(rules: Rules, names: Sequence[str], members: IntArray) -> dict[str, IntArray]:
+    """Return every named group that is a number in all composites: group -> (N,) int32."""
     values: dict[str, list[int]] = {}
     for row, index in enumerate(members.tolist()):
-        _, found = match(rules, names[index])
-        for name, text in (found.groupdict() if found else {}).items():
+        _, match = match_role(rules, names[index])
+        for name, text in (match.groupdict() if match else {}).items():
             if text and text.isdecimal() and len(text) < 10:
                 column = values.setdefault(name, [])
                 if len(column) == row:
@@ -228,14 +228,14 @@ def slots_of(rules: Rules, names: Sequence[str], members: IntArray) -> dict[str,
     }
 
 
-def text_of(rules: Rules, name: str, group: str) -> str | None:
-    """What a group holds in one path; None where it has no such group."""
-    _, found = match(rules, name)
-    return found.groupdict().get(group) if found else None
+def group_text(rules: Rules, name: str, group: str) -> str | None:
+    """Return the text of a group in one path; None without such a group."""
+    _, match = match_role(rules, name)
+    return match.groupdict().get(group) if match else None
 
 
 def _shared_groups(rules: Rules, roles: Sequence[str], where: str) -> list[str]:
-    """The named groups that the patterns of all roles have."""
+    """Return the named groups that the patterns of all roles have."""
     groups = [
         {name for pattern in rules.patterns[role] for name in pattern.groupindex} for role in roles
     ]
@@ -248,7 +248,7 @@ def _shared_groups(rules: Rules, roles: Sequence[str], where: str) -> list[str]:
     return shared
 
 
-def _patterns(roles: object, where: str) -> dict[str, tuple[re.Pattern[str], ...]]:
+def _parse_patterns(roles: object, where: str) -> dict[str, tuple[re.Pattern[str], ...]]:
     if not isinstance(roles, dict):
         raise LayoutError(f"{where}: no [roles]; expected a list of patterns for each role")
     patterns = {}
@@ -273,14 +273,14 @@ def _patterns(roles: object, where: str) -> dict[str, tuple[re.Pattern[str], ...
     return patterns
 
 
-def _settings(background: object, where: str) -> dict[str, str | int]:
+def _parse_background(background: object, where: str) -> dict[str, str | int]:
     if not isinstance(background, dict):
         raise LayoutError(f"{where}: background is no table; expected [background]")
     for name, value in background.items():
-        if name not in _SETTINGS or not isinstance(value, _SETTINGS[name]):
+        if name not in _SETTING_TYPES or not isinstance(value, _SETTING_TYPES[name]):
             raise LayoutError(
                 f"{where}: background.{name} = {value!r} is not understood; expected "
-                f"{', '.join(_SETTINGS)}"
+                f"{', '.join(_SETTING_TYPES)}"
             )
     settings = dict(background)
     if settings.get("rule") not in BACKGROUND_RULES:

@@ -1,12 +1,7 @@
-"""Where, in all names of one outline, what companions share stands, and what the numbers mean.
+"""Group names by their outline, and cut keys and numbers out of all names of a group at once.
 
-Studies one name and says at which places of any name alike something is to be cut out.
-
-Names sorted by their outline: what is left when every digit is a nought.
-
-A million names of a data set have a handful of outlines, so whatever a name says but for its
-numbers is found once for each outline, and numbers are cut out of all its names in one go. What a
-name says is ``naming``'s to tell.
+The outline of a name is the name with every digit as 0. A million names of a data set have a
+handful of outlines, so one name of each is parsed, and the positions found hold for all of them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shardify.layout import filenames
+from shardify.layout.filenames import MAX_CACHED_OUTLINES, MAX_INT32
 from shardify.sources.entry_names import take
 
 __all__ = [
@@ -28,58 +24,52 @@ __all__ = [
     "KeyPattern",
     "NamePatterns",
     "NumberSpans",
-    "numbers_at",
-    "numbers_of",
-    "recipe_of",
+    "find_key_pattern",
+    "find_number_spans",
+    "read_numbers",
 ]
 
 
 IntArray = npt.NDArray[np.int32]
 
 UNGROUPED = -1
-"""The code of names that came when too many outlines were known: each is to be studied itself."""
+"""Outline of names that came after ``MAX_CACHED_OUTLINES`` others; each is parsed alone."""
 
-_CHUNK = 1 << 16
-_MOST = 2**31 - 1
-_REMEMBERED = 50_000
-_ANY_DIGIT = bytes.maketrans(b"123456789", b"000000000")
+_CHUNK_NAMES = 1 << 16
+"""Number of names that are handled at once."""
 
 
 class NamePatterns:
-    """The outlines of a source's names.
-
-    Args:
-        names: Of the source.
-    """
+    """The names of a source, grouped by outline."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
-        self.of_name = np.full(len(names), UNGROUPED, np.int32)
-        """(N,) int32: the number of each name's outline, or ``UNGROUPED``."""
+        self.outline_index = np.full(len(names), UNGROUPED, np.int32)
+        """(N,) int32, outline of each name, or ``UNGROUPED``."""
         self.examples: list[str] = []
-        """The first name of each outline."""
+        """First name of each outline."""
         known: dict[bytes, int] = {}
         for first, some in _chunks(names):
             outlines = _outlines(some)
             new = set(outlines) - known.keys()
             if new:
                 for place, outline in enumerate(outlines):
-                    if outline in new and len(known) < _REMEMBERED:
+                    if outline in new and len(known) < MAX_CACHED_OUTLINES:
                         new.discard(outline)
                         known[outline] = len(known)
                         self.examples.append(some[place])
-            self.of_name[first : first + len(some)] = [
+            self.outline_index[first : first + len(some)] = [
                 known.get(each, UNGROUPED) for each in outlines
             ]
 
     def batches(self, wanted: npt.NDArray[np.bool_]) -> Iterator[tuple[int, IntArray, list[str]]]:
-        """Names of one outline at a time, some ten thousand names at most.
+        """Yield wanted names, those of one outline together, at most 65,536 at a time.
 
         Args:
-            wanted: (N,) bool, of which names.
+            wanted: (N,) bool, which names to yield.
 
         Yields:
-            Number of the outline, or ``UNGROUPED`` for names of any; indexes of the names; the
+            Outline, or ``UNGROUPED`` for names without one; (n,) int32, indexes of the names; the
             names.
         """
         for first, some in _chunks(self._names):
@@ -89,113 +79,113 @@ class NamePatterns:
             yield from self._sorted(indexes, names, indexes)
 
     def groups(self, members: IntArray) -> Iterator[tuple[int, IntArray, list[str]]]:
-        """The same of chosen names; in place of the indexes, places in ``members``."""
-        for first in range(0, len(members), _CHUNK):
-            some = members[first : first + _CHUNK]
+        """Like ``batches`` for chosen names; yields positions in ``members`` instead of indexes."""
+        for first in range(0, len(members), _CHUNK_NAMES):
+            some = members[first : first + _CHUNK_NAMES]
             names = take(self._names, some)
             for code, places, group in self._sorted(some, names, np.arange(len(some))):
                 yield code, (first + places).astype(np.int32), group
 
     def _sorted(
-        self, indexes: npt.NDArray[Any], names: list[str], told: npt.NDArray[Any]
+        self, indexes: npt.NDArray[Any], names: list[str], labels: npt.NDArray[Any]
     ) -> Iterator[tuple[int, IntArray, list[str]]]:
-        codes = self.of_name[indexes]
+        codes = self.outline_index[indexes]
         steps = np.diff(codes)
         order = None if (steps >= 0).all() else np.argsort(codes, kind="stable")
         if order is not None:
-            codes, told, steps = codes[order], told[order], np.diff(codes[order])
+            codes, labels, steps = codes[order], labels[order], np.diff(codes[order])
             names = [names[row] for row in order.tolist()]
         edges = [0, *(np.flatnonzero(steps) + 1).tolist(), len(codes)]
         for first, last in pairwise(edges) if len(codes) else ():
-            yield int(codes[first]), told[first:last].astype(np.int32), names[first:last]
+            yield int(codes[first]), labels[first:last].astype(np.int32), names[first:last]
 
 
-def numbers_at(names: Sequence[str], where: slice) -> npt.NDArray[np.int64]:
-    """The numbers that stand at one place of all the names; at most 2**31 - 1.
+def read_numbers(names: Sequence[str], where: slice) -> npt.NDArray[np.int64]:
+    """Return (n,) int64, the number at one position of each name; at most 2**31 - 1.
 
     Args:
-        names: Of one outline.
-        where: A run of digits.
+        names: Names of one outline.
+        where: Span of its digits.
     """
     length, digits = len(names[0]), where.stop - where.start
     text = "".join(names)
     if text.isascii() and len(text) == length * len(names) and digits <= 18:
-        # All of one length: a table of characters.
+        # All names have one length: read them as a table of characters.
         table = np.frombuffer(text.encode(), np.uint8).reshape(-1, length)[:, where]
-        found = table.astype(np.int64) - ord("0")
-        found = found @ 10 ** np.arange(digits - 1, -1, -1, dtype=np.int64)
+        values = table.astype(np.int64) - ord("0")
+        values = values @ 10 ** np.arange(digits - 1, -1, -1, dtype=np.int64)
     else:
-        found = np.array([min(int(name[where]), _MOST) for name in names], np.int64)
-    return np.minimum(found, _MOST, dtype=np.int64)
+        values = np.array([min(int(name[where]), MAX_INT32) for name in names], np.int64)
+    return np.minimum(values, MAX_INT32, dtype=np.int64)
 
 
 def _chunks(names: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     source = iter(names)
     first = 0
-    while some := list(islice(source, _CHUNK)):
+    while some := list(islice(source, _CHUNK_NAMES)):
         yield first, some
         first += len(some)
 
 
 def _outlines(names: list[str]) -> list[bytes]:
-    lines = "\n".join(names).encode("utf-8", "surrogatepass").translate(_ANY_DIGIT)
-    found = lines.split(b"\n")
-    if len(found) == len(names):
-        return found
-    return [name.encode("utf-8", "surrogatepass").translate(_ANY_DIGIT) for name in names]
+    """Return the outline of each name; one call for all names is faster than one for each."""
+    outlines = filenames.zero_digits("\n".join(names)).split(b"\n")
+    return outlines if len(outlines) == len(names) else list(map(filenames.zero_digits, names))
 
 
 NO_FOLDER, LAST_FOLDER, ALL_FOLDERS = range(3)
-"""What of its folders belongs to a name's key."""
+"""Folders that are part of a key."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeyPattern:
-    """How to make a key of a name."""
+    """Positions from which to build the key of any name of one outline."""
 
     pieces: tuple[slice, ...]
-    joints: tuple[str, ...]
-    """What stands between the pieces."""
+    """Spans of the name that make the key."""
+    separators: tuple[str, ...]
+    """Texts between the pieces."""
     lower: bool
-    """Whether names of this outline must be turned to lower case first."""
-    lead: str = ""
-    """What stands before the first piece."""
+    """Whether names must be converted to lower case first."""
+    prefix: str = ""
+    """Text before the first piece."""
 
     def apply(self, names: Sequence[str]) -> list[str]:
-        """The keys of names that all have the outline."""
+        """Return the keys of names that all have the outline."""
         if self.lower:
             names = [name.lower() for name in names]
-        lead, pieces = self.lead, self.pieces
+        prefix, pieces = self.prefix, self.pieces
         first = pieces[0]
         if len(pieces) == 1:
-            return [lead + name[first] for name in names]
+            return [prefix + name[first] for name in names]
         if len(pieces) == 2:
-            second, joint = pieces[1], self.joints[0]
-            return [lead + name[first] + joint + name[second] for name in names]
-        rest = list(zip(self.joints, pieces[1:], strict=True))
+            second, separator = pieces[1], self.separators[0]
+            return [prefix + name[first] + separator + name[second] for name in names]
+        rest = list(zip(self.separators, pieces[1:], strict=True))
         return [
-            lead + name[first] + "".join([joint + name[piece] for joint, piece in rest])
+            prefix + name[first] + "".join([separator + name[piece] for separator, piece in rest])
             for name in names
         ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NumberSpans:
-    """Where in a name its numbers stand; None where it has no such number."""
+    """Spans of the numbers in all names of one outline; None for a number that they lack."""
 
     background: slice | None
-    """After a word for background: in the stem, else in the innermost folder that has one."""
+    """Number after a word for background: in the stem, else in the innermost folder with one."""
     foreground: slice | None
+    """Number after a word for foreground in the stem."""
     folder: slice | None
-    """The last run of digits of the innermost folder."""
+    """Last number of the innermost folder."""
 
 
-def recipe_of(name: str, shared: int, folders: int) -> KeyPattern | None:
-    """The recipe for all names of this one's outline; None where it is not so simple.
+def find_key_pattern(name: str, shared: int, folders: int) -> KeyPattern | None:
+    """Return the key pattern of a name's outline; None if each name must be parsed alone.
 
     Args:
-        name: Any of them.
-        shared: How many leading folders to pass over.
+        name: Any name of the outline.
+        shared: Number of leading folders to skip.
         folders: ``NO_FOLDER``, ``LAST_FOLDER`` or ``ALL_FOLDERS``.
     """
     lower = name.lower()
@@ -203,66 +193,68 @@ def recipe_of(name: str, shared: int, folders: int) -> KeyPattern | None:
         return None
     path, _, base = lower.rpartition("/")
     groups = []
-    for start, part in _parts(path, shared) if folders else ():
-        found = [_moved(piece, start) for piece in filenames.shape_of(part).pieces]
-        if found:
-            groups.append(found)
+    for start, part in _folder_parts(path, shared) if folders else ():
+        shifted = [_shift(piece, start) for piece in filenames.parse_stem(part).pieces]
+        if shifted:
+            groups.append(shifted)
     if folders == LAST_FOLDER:
         groups = groups[-1:]
     stem = base.rpartition(".")[0]
     place = len(path) + 1 if path or name.startswith("/") else 0
-    last = [_moved(piece, place) for piece in filenames.shape_of(stem).pieces]
+    last = [_shift(piece, place) for piece in filenames.parse_stem(stem).pieces]
     if not last:
         return None
     pieces: list[slice] = []
-    joints: list[str] = []
+    separators: list[str] = []
     for group in [*groups, last]:
         for number, piece in enumerate(group):
             if pieces:
-                joints.append("_" if number else "/")
+                separators.append("_" if number else "/")
             pieces.append(piece)
-    lead = "/" if folders and not groups else ""
-    return KeyPattern(pieces=tuple(pieces), joints=tuple(joints), lower=lower != name, lead=lead)
+    prefix = "/" if folders and not groups else ""
+    return KeyPattern(
+        pieces=tuple(pieces), separators=tuple(separators), lower=lower != name, prefix=prefix
+    )
 
 
-def numbers_of(name: str, shared: int) -> NumberSpans | None:
-    """Where the numbers stand in all names of this one's outline; None as for ``recipe_of``."""
+def find_number_spans(name: str, shared: int) -> NumberSpans | None:
+    """Return the number spans of a name's outline; None as for ``find_key_pattern``."""
     lower = name.lower()
     if len(lower) != len(name):
         return None
     path, _, base = lower.rpartition("/")
     place = len(path) + 1 if path or name.startswith("/") else 0
     stem = base.rpartition(".")[0]
-    shape = filenames.shape_of(stem)
-    background = _found(shape, shape.background, place)
-    foreground = _found(shape, shape.foreground, place)
+    shape = filenames.parse_stem(stem)
+    background = _span_in_name(shape, shape.background, place)
+    foreground = _span_in_name(shape, shape.foreground, place)
     folder = None
-    parts = list(_parts(path, shared))
+    parts = list(_folder_parts(path, shared))
     for number, (start, part) in enumerate(reversed(parts)):
-        inner = filenames.shape_of(part)
+        inner = filenames.parse_stem(part)
         if number == 0:
-            folder = _last_run(inner, part, start)
+            folder = _last_digits(inner, part, start)
         if background is None:
-            background = _found(inner, inner.background, start)
+            background = _span_in_name(inner, inner.background, start)
     return NumberSpans(background=background, foreground=foreground, folder=folder)
 
 
-def _parts(path: str, shared: int) -> list[tuple[int, str]]:
-    """The folders behind the shared ones, each with the place where it begins."""
-    found = []
+def _folder_parts(path: str, shared: int) -> list[tuple[int, str]]:
+    """Return the folders after the shared ones, each with its offset in the path."""
+    parts = []
     start = 0
     for part in path.split("/") if path else ():
-        found.append((start, part))
+        parts.append((start, part))
         start += len(part) + 1
-    return found[shared:]
+    return parts[shared:]
 
 
-def _moved(piece: slice, by: int) -> slice:
+def _shift(piece: slice, by: int) -> slice:
     return slice(piece.start + by, piece.stop + by)
 
 
-def _found(shape: filenames.Shape, inside: slice | None, start: int) -> slice | None:
-    """A place in the joined pieces, as a place in the name."""
+def _span_in_name(shape: filenames.StemShape, inside: slice | None, start: int) -> slice | None:
+    """Convert a span in the joined pieces to a span in the name."""
     if inside is None:
         return None
     at = 0
@@ -275,8 +267,8 @@ def _found(shape: filenames.Shape, inside: slice | None, start: int) -> slice | 
     return None
 
 
-def _last_run(shape: filenames.Shape, part: str, start: int) -> slice | None:
-    """The last run of digits in the pieces."""
+def _last_digits(shape: filenames.StemShape, part: str, start: int) -> slice | None:
+    """Return the span of the last number in the pieces; of a long one its last 18 digits."""
     for piece in reversed(shape.pieces):
         text = part[piece]
         stop = len(text)

@@ -1,7 +1,4 @@
-"""Tell a photograph, a two-valued mask, a label map and a gray scale apart by their pixels.
-
-Bytes in, a word out. What cannot be decoded, or shows one value only, has no kind.
-"""
+"""Classify an image by its pixels: photograph, two-valued mask, label map, gray scale or cutout."""
 
 import io
 import warnings
@@ -13,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shardify.errors import ShardifyError
-from shardify.layout.thumbnails import BROKEN
+from shardify.layout.thumbnails import DECODE_ERRORS, MAX_PIXELS
 
 __all__ = ["KINDS", "kind_of_files", "pixel_kind"]
 
@@ -24,29 +21,29 @@ KINDS = {
     "gray": "many gray values",
     "cutout": "pictures with transparency",
 }
-"""Kind -> how it is called in a message."""
+"""Kind -> its name in a message."""
 
-_SIDE = 256
-"""Pixels are looked at on a grid of at most this height and width."""
+_MAX_GRID_SIDE = 256
+"""Height and width, about, of the grid of pixels that is examined."""
 
-_MAX_PIXELS = 1 << 26
-_DRAFT = 512
-"""A JPEG of twice this size or more is decoded at a reduced size."""
+_DRAFT_SIDE = 512
+"""Smallest height and width of a JPEG decoded at a reduced size."""
 
-_FEW = 16
-"""Most values, or colours, of a label map."""
+_MAX_LABEL_VALUES = 16
+"""Largest number of values of a label map."""
 
-_COLOURS = 32
+_MAX_LABEL_COLOURS = 32
+"""Largest number of colours of a label map."""
 
 
 def kind_of_files(
     indexes: Iterable[int], read: Callable[[int], bytes]
 ) -> tuple[str | None, Counter[str]]:
-    """Return the kind that all but one in five of some files have, else None; and all counts.
+    """Return the kind that at least 80 % of the files have, else None; and the count of each kind.
 
     Args:
-        indexes: Of the files.
-        read: Gives a file's bytes, or raises ``ShardifyError``; such a file does not count.
+        indexes: Indexes of the files.
+        read: Returns a file's bytes; a file for which it raises ``ShardifyError`` is skipped.
     """
     votes: Counter[str] = Counter()
     for index in indexes:
@@ -63,8 +60,8 @@ def kind_of_files(
 
 
 def pixel_kind(data: bytes) -> str | None:
-    """Return one of ``KINDS``; None where a file cannot be decoded or holds one value only."""
-    # Imported here: a survey of names alone needs no Pillow.
+    """Return one of ``KINDS``; None if the file cannot be decoded or has a single value."""
+    # Imported here: detection by names alone needs no Pillow.
     from PIL import Image
 
     bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -75,11 +72,11 @@ def pixel_kind(data: bytes) -> str | None:
             if data.startswith(b"\x93NUMPY"):
                 return _plane_kind(np.load(io.BytesIO(data), allow_pickle=False))
             image = Image.open(io.BytesIO(data))
-            if image.width * image.height > _MAX_PIXELS:
+            if image.width * image.height > MAX_PIXELS:
                 return None
             if image.format == "JPEG":
-                image.draft(image.mode, (_DRAFT, _DRAFT))
-            if image.mode == "P" and len(np.unique(_grid(np.asarray(image)))) <= _COLOURS:
+                image.draft(image.mode, (_DRAFT_SIDE, _DRAFT_SIDE))
+            if image.mode == "P" and len(np.unique(_grid(np.asarray(image)))) <= _MAX_LABEL_COLOURS:
                 return _plane_kind(np.asarray(image))
             alpha = "A" in image.getbands() or "transparency" in image.info
             if alpha and (kind := _alpha_kind(np.asarray(image.convert("RGBA")))):
@@ -87,13 +84,13 @@ def pixel_kind(data: bytes) -> str | None:
             if image.mode not in ("1", "L", "I", "F") and not image.mode.startswith("I;"):
                 return _colour_kind(np.asarray(image.convert("RGB")), jpeg=image.format == "JPEG")
             return _plane_kind(np.asarray(image), jpeg=image.format == "JPEG")
-    except (*BROKEN, *bombs):
+    except (*DECODE_ERRORS, *bombs):
         return None
 
 
 def _grid(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Every n-th row and column."""
-    rows, columns = (max(1, side // _SIDE) for side in pixels.shape[:2])
+    """Return every n-th row and column."""
+    rows, columns = (max(1, side // _MAX_GRID_SIDE) for side in pixels.shape[:2])
     return pixels[::rows, ::columns]
 
 
@@ -114,10 +111,10 @@ def _plane_kind(plane: npt.NDArray[Any], *, jpeg: bool = False) -> str | None:
     if len(values) == 2:
         return "two"
     low, high = float(values[0]), float(values[-1])
-    # Soft edges of a mask, and what JPEG leaves of two values, lie close to them or are few.
+    # Soft edges of a mask, and JPEG noise around two values, are close to them or are few.
     edge = (high - low) / 8
     inner = (values > low + edge) & (values < high - edge)
-    if len(values) <= _FEW and not jpeg:
+    if len(values) <= _MAX_LABEL_VALUES and not jpeg:
         return "few" if counts[1:-1].sum() > 0.05 * counts.sum() else "two"
     return "two" if counts[inner].sum() < 0.1 * counts.sum() else "gray"
 
@@ -128,14 +125,14 @@ def _colour_kind(pixels: npt.NDArray[Any], *, jpeg: bool) -> str | None:
     if spread.mean() < 3 and np.percentile(spread, 99) < 24:
         return _plane_kind(pixels[:, :1], jpeg=jpeg)
     colours = pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1])
-    found = len(np.unique(colours))
-    if jpeg or found > _COLOURS:
+    count = len(np.unique(colours))
+    if jpeg or count > _MAX_LABEL_COLOURS:
         return "picture"
-    return {1: None, 2: "two"}.get(found, "few")
+    return {1: None, 2: "two"}.get(count, "few")
 
 
 def _alpha_kind(pixels: npt.NDArray[Any]) -> str | None:
-    """``cutout``, or what the alpha of one flat colour is; None where alpha tells nothing."""
+    """Return ``cutout``, or the kind of alpha if colour is constant; None if alpha is constant."""
     colour, alpha = _grid(pixels)[..., :3], _grid(pixels)[..., 3]
     if alpha.min() == alpha.max():
         return None

@@ -1,9 +1,8 @@
-"""List the ways in which groups of files can be given roles, the best first.
+"""List candidate assignments of roles to classes of files, the cheapest first.
 
-Groups of alike names are gathered into classes that share a role: by their folders' words, by their
-folders' names, or by words and extensions of their stems. A class suits a role by its words and by
-its pixels; a candidate is one role for each class, and its cost says how ill it suits. Whether the
-files then fit together is for ``roles`` to find out. No file is opened here.
+Groups of names are merged into classes that share a role: by the role words of folders, by the
+names of folders, or by role words and extensions of stems. A candidate gives each class one role;
+its cost measures how badly the roles match the words and pixels. ``roles`` joins the files.
 """
 
 import functools
@@ -20,32 +19,37 @@ from shardify.layout.name_groups import Group, NameGroups, Words
 __all__ = ["Candidate", "FileClass", "candidates", "file_classes"]
 
 Key = tuple[Any, ...]
-"""Words of folders, the name of a folder that no word tells, and what else parts a class."""
+"""Role words of folders, name of a folder without role words, and more that splits classes."""
 
 _PHOTOGRAPHS = frozenset({"jpg", "jpeg", "jpe", "jfif"})
 
-_MOST_CLASSES = 10
-"""The fullest classes are tried in every role; smaller ones take the role they suit best."""
+_MAX_VARIED_CLASSES = 10
+"""The largest classes are tried in every role; smaller ones get their cheapest role."""
 
-_MOST_PARTS = 40
-"""With more classes than this a partition explains nothing."""
+_MAX_CLASSES = 40
+"""A partition with more classes than this is not used."""
 
-_MOST_TRIED = 4_000
-_HOPELESS = 8.0
-"""What costs this much more than the best is not looked for."""
+_MAX_SEARCHED = 4_000
+"""Number of assignments that are examined for one partition."""
 
-_MOST_KEPT = 64
+_MAX_EXTRA_COST = 8.0
+"""The search stops at assignments that cost this much more than the best."""
 
-_NEVER = 9.0
-_AGAINST_WORDS = 3.0
-_MISSING_ROLE = 6.0
-_BY_PIXELS = 0.8
-"""Files that no word tells, in the role that their pixels speak for: less than to leave them."""
+_MAX_CANDIDATES = 64
+"""Number of candidates that are returned."""
 
-_DROPPED = 3.5
-_DROPPED_TWIN = 1.2
-_PARTITION = 0.05
-"""What a finer partition costs: where a coarser one explains as much, that one is meant."""
+_EXCLUDED = 9.0
+"""Cost of a role that is never assigned."""
+
+_AGAINST_WORDS_COST = 3.0
+_MISSING_ROLE_COST = 6.0
+_PIXELS_ONLY_COST = 0.8
+"""Files without role words, in the role of their pixels: cheaper than not to use them."""
+
+_UNUSED_COST = 3.5
+_UNUSED_DUPLICATE_COST = 1.2
+_FINER_PARTITION_COST = 0.05
+"""Extra cost of a finer partition: the coarser one wins if both match as well."""
 
 _PIXEL_COST = {
     "mask": {"gray": 4.0, "picture": 4.0, "few": 0.7, "cutout": 0.7},
@@ -53,38 +57,38 @@ _PIXEL_COST = {
     "fg_bg": {"two": 3.0, "few": 2.0, "gray": 0.5, "cutout": 0.5},
     "bg": {"two": 3.0, "few": 1.0, "gray": 0.3, "cutout": 1.0},
 }
-"""Role -> kind of pixels -> cost. Costs are weights, chosen so that one clear word outweighs a
-doubt, and clear pixels of two classes outweigh the words of both."""
+"""Role -> kind of pixels -> cost. The costs are chosen so that one clear word outweighs unclear
+pixels, and clear pixels of two classes outweigh the words of both."""
 
 
 @dataclass(kw_only=True, slots=True)
 class FileClass:
-    """Files that have one role together."""
+    """Files that get the same role."""
 
     name: str
     """For messages: a folder's outline and an extension."""
 
     groups: list[int]
-    """Indexes of its groups in the census."""
+    """Indexes of its groups in ``NameGroups.groups``."""
 
     files: int
     words: Counter[str]
-    """Words for a role that its folders have, or nearly all its stems."""
+    """Role words of its folders and of nearly all its stems."""
 
     photographs: bool
-    """Whether its extension is that of photographs."""
+    """Whether its extension is one of JPEG."""
 
     kind: str | None = None
-    """What its pixels look like; None where that was not found out."""
+    """Kind of its pixels, see ``pixel_kinds.KINDS``; None if unknown."""
 
     kinds: Counter[str] = field(default_factory=Counter)
-    """How many of the files that were opened look like what."""
+    """Number of files of each kind among those that were read."""
 
     def role_cost(self, role: str | None) -> float:
-        """Return how ill a role suits the words and pixels of this class; 0: well.
+        """Return how badly a role matches the words and pixels of this class; 0 for a good match.
 
         Args:
-            role: One of ``naming.ROLES``, or None to leave the class aside.
+            role: One of ``filenames.ROLES``, or None not to use the class.
         """
         words, by_words = self.words, self.word_cost(role)
         if role is None:
@@ -92,21 +96,21 @@ class FileClass:
             return by_words + (2.0 if unlike_validity else 0.0)
         by_pixels = _PIXEL_COST[role].get(self.kind or "", 0.0)
         if not words and (role, self.kind) in (("mask", "two"), ("depth", "gray")):
-            return _BY_PIXELS
+            return _PIXELS_ONLY_COST
         if role in ("mask", "depth") and self.kind in ("few", "cutout"):
-            # What several values or an alpha mean is no guess to make without a word for it.
+            # Without a role word the meaning of several values or of alpha is unknown.
             if not words[role] and not (role == "mask" and words["trimap"]):
-                return _NEVER
+                return _EXCLUDED
         return by_words + by_pixels
 
     def word_cost(self, role: str | None) -> float:
-        """The part of ``role_cost`` that words make."""
+        """Return the part of ``role_cost`` that depends on words."""
         words = self.words
         target = words["mask"] or words["depth"]
         if words["other"]:
-            return 0.0 if role is None else _NEVER
+            return 0.0 if role is None else _EXCLUDED
         if role is None:
-            return self._drop_cost()
+            return self._unused_cost()
         spoken = bool(target or words["label"] or words["fg_bg"] or words["bg"])
         eye = 1.0 if words["eye"] else 0.0
         if role in ("mask", "depth"):
@@ -119,34 +123,34 @@ class FileClass:
             if words["label"] and not target:
                 return 0.8 if role == "mask" else 1.2
             if spoken or words["fg"] or words["picture"]:
-                return self._against_words(role)
+                return self._against_words_cost(role)
             return 2.0 + eye + 0.3 * self.photographs
         if role == "bg":
             if words["bg"] and not target:
                 return 0.0
-            return 0.1 if words["numbered"] and not spoken else _NEVER
+            return 0.1 if words["numbered"] and not spoken else _EXCLUDED
         if target or words["label"]:
-            against = self._against_words(role)
-            return min(0.6, against) if words["fg_bg"] and against < _NEVER else against
+            against = self._against_words_cost(role)
+            return min(0.6, against) if words["fg_bg"] and against < _EXCLUDED else against
         if words["fg_bg"] or words["picture"]:
             return eye
         if words["bg"] or words["fg"] or words["cutout"] or words["validity"]:
-            return self._against_words(role)
+            return self._against_words_cost(role)
         return 1.0 + eye + 0.3 * (not self.photographs)
 
-    def _against_words(self, role: str) -> float:
-        """Words that say something else are overruled by pixels alone."""
+    def _against_words_cost(self, role: str) -> float:
+        """Return the cost of a role other than the words name: only clear pixels allow it."""
         shown = {"mask": "two", "depth": "gray", "fg_bg": "picture"}[role]
-        return _AGAINST_WORDS if self.kind == shown else _NEVER
+        return _AGAINST_WORDS_COST if self.kind == shown else _EXCLUDED
 
-    def _drop_cost(self) -> float:
+    def _unused_cost(self) -> float:
         words = self.words
         if words["validity"] or words["fg"]:
             return 0.0
         if words["eye"] or words["cutout"] or words["trimap"]:
             return 0.5
         if any(words[each] for each in ("mask", "depth", "fg_bg", "bg", "numbered")):
-            return _DROPPED
+            return _UNUSED_COST
         return 1.5 if words["picture"] or words["label"] or self.kind in ("two", "gray") else 0.9
 
 
@@ -156,54 +160,58 @@ class Candidate:
 
     classes: Sequence[FileClass]
     roles: tuple[str | None, ...]
-    """Of the classes."""
+    """Role of each class; None if it is not used."""
 
     cost: float
 
-    def twins(self) -> tuple[str, FileClass, FileClass] | None:
-        """Return a role, the class that has it, and one left aside that has the same claim."""
+    def duplicate_claim(self) -> tuple[str, FileClass, FileClass] | None:
+        """Return a role, its class, and an unused class with the same role words; else None."""
         pairs = list(zip(self.classes, self.roles, strict=True))
         for role in ("mask", "depth", "fg_bg"):
-            used = max((each for each, its in pairs if its == role), key=_files, default=None)
-            for each, its in pairs:
-                claims = its is None and each.words[role] and each.word_cost(None) >= _DROPPED
+            used = max(
+                (each for each, class_role in pairs if class_role == role), key=_files, default=None
+            )
+            for each, class_role in pairs:
+                claims = (
+                    class_role is None and each.words[role] and each.word_cost(None) >= _UNUSED_COST
+                )
                 if used and claims and 2 * each.files >= used.files:
                     return role, used, each
         return None
 
-    def of_groups(self, count: int) -> tuple[str | None, ...]:
-        """The role of each of the census's ``count`` groups."""
-        found: list[str | None] = [None] * count
+    def group_roles(self, count: int) -> tuple[str | None, ...]:
+        """Return the role of each of the ``count`` groups."""
+        roles: list[str | None] = [None] * count
         for each, role in zip(self.classes, self.roles, strict=True):
             for group in each.groups:
-                found[group] = role
-        return tuple(found)
+                roles[group] = role
+        return tuple(roles)
 
 
 def _files(each: FileClass) -> int:
     return each.files
 
 
-def file_classes(census: NameGroups) -> list[list[FileClass]]:
-    """Return the partitions of the census's groups into classes, the coarsest first."""
-    counts = census.counts()
+def file_classes(name_groups: NameGroups) -> list[list[FileClass]]:
+    """Return the partitions of the groups into classes, the coarsest first."""
+    counts = name_groups.counts()
     partitions: list[list[FileClass]] = []
     seen: set[tuple[tuple[int, ...], ...]] = set()
     for key in (_by_folder_words, _by_folder_names, _by_stems):
-        parts = _parted(census.groups, key)
+        parts = _partition_groups(name_groups.groups, key)
         shape = tuple(sorted(map(tuple, parts)))
-        if shape not in seen and len(parts) <= _MOST_PARTS:
+        if shape not in seen and len(parts) <= _MAX_CLASSES:
             seen.add(shape)
-            partitions.append(_classes_of(census, counts, parts))
+            partitions.append(_build_classes(name_groups, counts, parts))
     return partitions
 
 
-def _parted(groups: Sequence[Group], key: Callable[[Group], Key]) -> list[list[int]]:
-    """Put groups of equal keys together; where there are too many, all that no word tells."""
+def _partition_groups(groups: Sequence[Group], key: Callable[[Group], Key]) -> list[list[int]]:
+    """Merge groups of equal keys; if that leaves too many, also all without role words."""
     parts: dict[Key, list[int]] = {}
     for number, group in enumerate(groups):
         parts.setdefault(key(group), []).append(number)
-    if len(parts) > _MOST_PARTS:
+    if len(parts) > _MAX_CLASSES:
         merged: dict[Key, list[int]] = {}
         for (words, _, *rest), numbers in parts.items():
             merged.setdefault((words, "", *rest), []).extend(numbers)
@@ -212,29 +220,29 @@ def _parted(groups: Sequence[Group], key: Callable[[Group], Key]) -> list[list[i
 
 
 def candidates(partitions: Sequence[Sequence[FileClass]]) -> list[Candidate]:
-    """Return candidates that have composites and masks or depth maps, in the order of cost."""
-    found: list[Candidate] = []
+    """Return candidates that have composites and masks or depth maps, the cheapest first."""
+    ranked: list[Candidate] = []
     for number, classes in enumerate(partitions):
-        extra = number * _PARTITION
-        found += [
+        extra = number * _FINER_PARTITION_COST
+        ranked += [
             Candidate(classes=classes, roles=roles, cost=cost + extra)
             for roles, cost in _Assignments(classes).ranked()
         ]
-    found.sort(key=lambda each: (each.cost, str(each.roles)))
-    return found[:_MOST_KEPT]
+    ranked.sort(key=lambda each: (each.cost, str(each.roles)))
+    return ranked[:_MAX_CANDIDATES]
 
 
 def _by_folder_words(group: Group) -> Key:
-    spoken = tuple(words for words in _spoken(group) if words)
-    # The innermost folder that says more than a split tells where no word does.
-    parts = [part for part in group.outline.lower().split("/") if not filenames.split_of(part)]
+    spoken = tuple(words for words in _folder_words(group) if words)
+    # Without role words, the innermost folder that is no split name decides.
+    parts = [part for part in group.outline.lower().split("/") if not filenames.split_in_path(part)]
     return spoken, "" if spoken or not parts else parts[-1]
 
 
 def _by_folder_names(group: Group) -> Key:
     parts = group.outline.lower().split("/")
-    spoken = tuple(part for part, words in zip(parts, _spoken(group), strict=False) if words)
-    plain = "/".join(part for part in parts if not filenames.split_of(part))
+    spoken = tuple(part for part, words in zip(parts, _folder_words(group), strict=False) if words)
+    plain = "/".join(part for part in parts if not filenames.split_in_path(part))
     return spoken, "" if spoken else plain
 
 
@@ -243,50 +251,52 @@ def _by_stems(group: Group) -> Key:
     return (*_by_folder_words(group), group.stem, extension)
 
 
-def _spoken(group: Group) -> list[Words]:
-    """Words of the folders; a folder such as bg_007 may hold whatever lies on that background."""
+def _folder_words(group: Group) -> list[Words]:
+    """Return the role words of folders; bg_007 may hold any files, so it does not count."""
     return [() if words == ("numbered",) else words for words in group.folders]
 
 
-def _classes_of(
-    census: NameGroups, counts: Sequence[int], parts: Sequence[list[int]]
+def _build_classes(
+    name_groups: NameGroups, counts: Sequence[int], parts: Sequence[list[int]]
 ) -> list[FileClass]:
     most = max(sum(counts[number] for number in groups) for groups in parts)
-    found: list[tuple[FileClass, Counter[str]]] = []
+    classes: list[tuple[FileClass, Counter[str]]] = []
     for groups in parts:
         files = sum(counts[number] for number in groups)
         words: Counter[str] = Counter()
         stems: Counter[tuple[str, int]] = Counter()
         for number in groups:
-            group = census.groups[number]
-            words |= Counter(word for part in _spoken(group) for word in part)
+            group = name_groups.groups[number]
+            words |= Counter(word for part in _folder_words(group) for word in part)
             for word, times in Counter(group.stem).items():
                 for time in range(times):
                     stems[word, time] += counts[number]
-        group = census.groups[max(groups, key=counts.__getitem__)]
+        group = name_groups.groups[max(groups, key=counts.__getitem__)]
         name = f"{group.outline}/*.{group.extension}".lstrip("/")
         each = FileClass(
             name=name, groups=groups, files=files, words=words,
             photographs=group.extension in _PHOTOGRAPHS,
         )  # fmt: skip
-        # What nearly all stems say is said of the class; what some say belongs to these samples.
-        said = Counter(word for (word, _), many in stems.items() if many >= 0.9 * files)
-        found.append((each, said))
-    # Words that the stems of all companions have are part of the samples' names; words that the
-    # folders of all have tell nothing apart.
-    in_names = _common([said for each, said in found if 2 * each.files >= most])
-    around = _common([each.words for each, _ in found if 1000 * each.files >= most])
-    for each, said in found:
-        each.words = each.words - around + (said - in_names)
-    return sorted((each for each, _ in found), key=lambda each: (-each.files, each.name))
+        # Words of nearly all stems belong to the class; words of some belong to the samples.
+        stem_words = Counter(word for (word, _), many in stems.items() if many >= 0.9 * files)
+        classes.append((each, stem_words))
+    # Words in the stems of all large classes are part of the samples' names; words in the folders
+    # of all classes do not tell them apart.
+    in_all_stems = _shared_words(
+        [stem_words for each, stem_words in classes if 2 * each.files >= most]
+    )
+    in_all_folders = _shared_words([each.words for each, _ in classes if 1000 * each.files >= most])
+    for each, stem_words in classes:
+        each.words = each.words - in_all_folders + (stem_words - in_all_stems)
+    return sorted((each for each, _ in classes), key=lambda each: (-each.files, each.name))
 
 
-def _common(counts: Sequence[Counter[str]]) -> Counter[str]:
+def _shared_words(counts: Sequence[Counter[str]]) -> Counter[str]:
     return functools.reduce(operator.and_, counts) if len(counts) > 1 else Counter()
 
 
 class _Assignments:
-    """Roles for all classes of one partition, and what they cost together."""
+    """Searches the assignments of roles to all classes of one partition."""
 
     def __init__(self, classes: Sequence[FileClass]) -> None:
         self._classes = classes
@@ -294,43 +304,46 @@ class _Assignments:
         self._costs = [
             {role: each.role_cost(role) for role in (*filenames.ROLES, None)} for each in classes
         ]
-        self._dropped = [costs[None] >= _DROPPED for costs in self._costs]
-        """Classes that a word tells: to leave some aside costs as much as to leave all."""
-        self._spoken = [
+        self._costly_to_leave_out = [costs[None] >= _UNUSED_COST for costs in self._costs]
+        """Classes with clear role words: not to use one costs the same whatever its size."""
+        self._folder_words = [
             role
             for role in filenames.ROLES
             if any(each.words[role] and each.word_cost(role) < 0.5 for each in classes)
         ]
         self._cutouts = any(each.words["cutout"] or each.words["trimap"] for each in classes)
-        self._plain = max((each.files for each in classes if not +each.words), default=0)
+        self._largest_unnamed_class = max(
+            (each.files for each in classes if not +each.words), default=0
+        )
 
     def ranked(self) -> list[tuple[tuple[str | None, ...], float]]:
-        """Assignments with their costs, roughly the best first."""
+        """Return assignments with their costs, roughly the cheapest first."""
         options = []
         for number, costs in enumerate(self._costs):
             weighed = [
                 (
-                    self._weight(number, role) * min(cost, _DROPPED_TWIN if role is None else cost),
+                    self._weight(number, role)
+                    * min(cost, _UNUSED_DUPLICATE_COST if role is None else cost),
                     role,
                 )
                 for role, cost in costs.items()
-                if cost < _NEVER
+                if cost < _EXCLUDED
             ]
             weighed.sort(key=lambda pair: (pair[0], str(pair[1])))
-            options.append(weighed if number < _MOST_CLASSES else weighed[:1])
+            options.append(weighed if number < _MAX_VARIED_CLASSES else weighed[:1])
         start = (0,) * len(options)
         heap = [(sum(each[0][0] for each in options), start)]
         seen = {start}
-        found: list[tuple[tuple[str | None, ...], float]] = []
+        assignments: list[tuple[tuple[str | None, ...], float]] = []
         best = float("inf")
-        while heap and len(seen) < _MOST_TRIED:
+        while heap and len(seen) < _MAX_SEARCHED:
             least, places = heapq.heappop(heap)
-            if least > best + _HOPELESS:
+            if least > best + _MAX_EXTRA_COST:
                 break
             roles = tuple(each[place][1] for each, place in zip(options, places, strict=True))
             cost = self._total(roles)
             if cost is not None:
-                found.append((roles, cost))
+                assignments.append((roles, cost))
                 best = min(best, cost)
             for number, place in enumerate(places):
                 if place + 1 < len(options[number]):
@@ -339,17 +352,17 @@ class _Assignments:
                         seen.add(following)
                         step = options[number][place + 1][0] - options[number][place][0]
                         heapq.heappush(heap, (least + step, following))
-        return found
+        return assignments
 
     def _weight(self, number: int, role: str | None) -> float:
-        """The share of a full role that a class has; backgrounds are few by nature."""
+        """Return the weight of a class by its size; backgrounds are few, so they count fully."""
         each = self._classes[number]
-        if role == "bg" or each.words["bg"] or (role is None and self._dropped[number]):
+        if role == "bg" or each.words["bg"] or (role is None and self._costly_to_leave_out[number]):
             return 1.0
         return each.files / self._most
 
     def _total(self, roles: tuple[str | None, ...]) -> float | None:
-        """How ill all roles together suit; None without composites, or without any target."""
+        """Return the cost of all roles together; None without composites, or without any target."""
         files = dict.fromkeys((*filenames.ROLES, None), 0)
         for each, role in zip(self._classes, roles, strict=True):
             files[role] += each.files
@@ -359,19 +372,26 @@ class _Assignments:
         cost = 0.0
         for number, role in enumerate(roles):
             own = self._costs[number][role]
-            if role is None and self._dropped[number] and self._has_twin(number, roles):
-                # Another class of the same word has the role: a copy of it is easily let go.
-                own = _DROPPED_TWIN
+            if (
+                role is None
+                and self._costly_to_leave_out[number]
+                and self._has_duplicate(number, roles)
+            ):
+                # Another class with the same word has the role: this one may be a copy of it.
+                own = _UNUSED_DUPLICATE_COST
             cost += self._weight(number, role) * own
         for role in ("mask", "depth"):
             if files[role]:
                 cost += 3 * (1 - min(files[role], composites) / max(files[role], composites))
-        cost += _MISSING_ROLE * sum(not files[role] for role in self._spoken)
+        cost += _MISSING_ROLE_COST * sum(not files[role] for role in self._folder_words)
         if self._cutouts and not files["mask"]:
             cost += 1.0
-        return cost + 3 * max(0.0, 1 - composites / self._plain if self._plain else 0.0)
+        return cost + 3 * max(
+            0.0,
+            1 - composites / self._largest_unnamed_class if self._largest_unnamed_class else 0.0,
+        )
 
-    def _has_twin(self, number: int, roles: tuple[str | None, ...]) -> bool:
+    def _has_duplicate(self, number: int, roles: tuple[str | None, ...]) -> bool:
         words = self._classes[number].words
         return any(
             role is not None and other.words[role] and words[role]

@@ -1,7 +1,6 @@
-"""Which files belong together: every name gets a role, companions get one row of a table.
+"""Join the files of each sample into one row of a table, by their names.
 
-The comparing half of ``layout``: it sees all names, but knows nothing of backgrounds, keys of
-shards or pixels. Nothing here pairs by position; what the names leave open stays apart.
+Files are never paired by position. A file whose name matches no other gets a row of its own.
 """
 
 from array import array
@@ -12,25 +11,25 @@ import numpy as np
 import numpy.typing as npt
 
 from shardify.layout import filenames
-from shardify.layout.name_groups import Folder, NameGroups, study_folder
+from shardify.layout.name_groups import Folder, NameGroups, parse_folder
 from shardify.layout.name_patterns import (
     ALL_FOLDERS,
     LAST_FOLDER,
     NO_FOLDER,
     UNGROUPED,
     KeyPattern,
-    recipe_of,
+    find_key_pattern,
 )
 
 __all__ = ["RULES", "SampleTable", "build_table", "join_by_name"]
 
 IntArray = npt.NDArray[np.int32]
 
-_NEARLY_ALL = 0.95
-"""A rule that completes this share of its rows is the right one."""
+_MIN_COMPLETE_SHARE = 0.95
+"""A rule that completes this share of its rows is accepted without trying the others."""
 
-_HOPELESS = 1.5
-"""A rule that gives this many rows for each file of the fullest role brings nothing together."""
+_MAX_ROWS_PER_FILE = 1.5
+"""A rule with more rows than this for each file of the largest role is given up."""
 
 _NO_ROLE = -1
 
@@ -42,79 +41,86 @@ _ANY_DIGIT = bytes.maketrans(b"123456789", b"000000000")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleTable:
-    """One row a sample, whole or not."""
+    """One row for each sample, complete or not."""
 
     rule: str
+    """Name of the joining rule, for messages."""
     members: dict[str, IntArray]
-    """role -> (rows,) int32 index of the name; -1: none, -2: more than one claims the place."""
+    """role -> (rows,) int32, index of the name; -1: none, -2: several, see ``claims``."""
 
     claims: dict[tuple[int, str], list[int]]
-    """(row, role) -> indexes of the names that claim one place, where there are several."""
+    """(row, role) -> indexes of the names, if there are several."""
 
     warnings: tuple[str, ...] = ()
-    """What a user should know of how it was made."""
+    """Warnings for the user about the join."""
 
     @property
     def rows(self) -> int:
-        """How many samples there are, whole or not."""
+        """Number of samples, complete or not."""
         return len(next(iter(self.members.values())))
 
     @property
-    def whole(self) -> npt.NDArray[np.bool_]:
-        """(rows,) bool: which samples have just one file in each role."""
-        whole = np.ones(self.rows, np.bool_)
+    def is_complete(self) -> npt.NDArray[np.bool_]:
+        """(rows,) bool, which samples have exactly one file in each role."""
+        complete = np.ones(self.rows, np.bool_)
         for column in self.members.values():
-            whole &= column >= 0
-        return whole
+            complete &= column >= 0
+        return complete
 
     @property
-    def complete(self) -> int:
-        """How many samples are whole."""
-        return int(self.whole.sum())
+    def complete_count(self) -> int:
+        """Number of complete samples."""
+        return int(self.is_complete.sum())
 
 
-def join_by_name(census: NameGroups, role_of_group: Sequence[str | None]) -> SampleTable:
-    """Bring companions together by the first of ``RULES`` that does so for nearly all.
+def join_by_name(name_groups: NameGroups, role_of_group: Sequence[str | None]) -> SampleTable:
+    """Join files by the first of ``RULES`` that completes nearly all samples.
 
     Args:
-        census: The names and their groups.
+        name_groups: The names in groups.
         role_of_group: Role of each group; None for groups that are left out. Backgrounds are
-            no part of a row.
+            not joined.
 
     Returns:
-        The table of the rule that completes the most samples; rows in no order that counts.
+        The table of the rule that completes the most samples; rows in arbitrary order.
     """
     roles = [role for role in filenames.ROLES if role != "bg" and role in role_of_group]
     code = np.array(
         [roles.index(role) if role in roles else _NO_ROLE for role in role_of_group], np.int8
     )
-    of_name = np.where(census.group >= 0, code[census.group], np.int8(_NO_ROLE))
-    most = int(np.bincount(of_name[of_name >= 0]).max())
+    role_codes = np.where(name_groups.group >= 0, code[name_groups.group], np.int8(_NO_ROLE))
+    most_files = int(np.bincount(role_codes[role_codes >= 0]).max())
     best: SampleTable | None = None
     for rule in RULES:
-        if not _may_meet(census, of_name, rule, len(roles)):
+        if not _can_match(name_groups, role_codes, rule, len(roles)):
             continue
-        limit = _HOPELESS * most + 1000
-        table = _tabulate_batches(_keyed(census, of_name, rule), roles, rule, limit)
-        if table and (best is None or table.complete > best.complete):
+        limit = _MAX_ROWS_PER_FILE * most_files + 1000
+        table = _tabulate_batches(_key_batches(name_groups, role_codes, rule), roles, rule, limit)
+        if table and (best is None or table.complete_count > best.complete_count):
             best = table
-        if table and table.complete >= _NEARLY_ALL * table.rows:
+        if table and table.complete_count >= _MIN_COMPLETE_SHARE * table.rows:
             break
-    best = best or _tabulate_batches(_keyed(census, of_name, RULES[0]), roles, RULES[0], np.inf)
+    best = best or _tabulate_batches(
+        _key_batches(name_groups, role_codes, RULES[0]), roles, RULES[0], np.inf
+    )
     assert best is not None
     return best
 
 
 def build_table(
-    items: Iterable[tuple[int, int, str]], roles: Sequence[str], rule: str, *, most: float = np.inf
+    items: Iterable[tuple[int, int, str]],
+    roles: Sequence[str],
+    rule: str,
+    *,
+    max_rows: float = np.inf,
 ) -> SampleTable | None:
-    """Put what has the same key into one row.
+    """Put files with the same key into one row; None if there are more than ``max_rows``.
 
     Args:
-        items: Index of the name, which of ``roles``, key.
-        roles: Of the table's columns.
-        rule: What the table shall say of how it was made.
-        most: With more rows than this it is given up.
+        items: For each file: index of the name, index into ``roles``, key.
+        roles: Roles of the columns.
+        rule: Name of the joining rule, for messages.
+        max_rows: Largest number of rows.
     """
     rows: dict[str, int] = {}
     columns = [array("i") for _ in roles]
@@ -125,7 +131,7 @@ def build_table(
             row = rows[key] = len(rows)
             for column in columns:
                 column.append(-1)
-            if row > most:
+            if row > max_rows:
                 return None
         before = columns[code][row]
         if before == -1:
@@ -139,83 +145,97 @@ def build_table(
     return SampleTable(rule=rule, members=members, claims=claims)
 
 
-def _by_path(folder: Folder, stem: str) -> str:
+def _path_key(folder: Folder, stem: str) -> str:
     return f"{folder.stripped}/{stem}"
 
 
-def _by_folder(folder: Folder, stem: str) -> str:
+def _folder_key(folder: Folder, stem: str) -> str:
     return f"{folder.last}/{stem}"
 
 
-def _by_name(folder: Folder, stem: str) -> str:  # noqa: ARG001
+def _name_key(folder: Folder, stem: str) -> str:  # noqa: ARG001
     return stem
 
 
-def _by_numbers(folder: Folder, stem: str) -> str:  # noqa: ARG001
+def _numbers_key(folder: Folder, stem: str) -> str:  # noqa: ARG001
     return "_".join(map(str, filenames.numbers(stem))) or stem
 
 
-def _by_last_number(folder: Folder, stem: str) -> str:  # noqa: ARG001
-    return str(found[-1]) if (found := filenames.numbers(stem)) else stem
+def _last_number_key(folder: Folder, stem: str) -> str:  # noqa: ARG001
+    return str(values[-1]) if (values := filenames.numbers(stem)) else stem
 
 
-_RULES: dict[str, Callable[[Folder, str], str]] = {
-    "same path": _by_path,
-    "same folder and name": _by_folder,
-    "same name": _by_name,
-    "same numbers": _by_numbers,
-    "same last number": _by_last_number,
+_KEY_FUNCTIONS: dict[str, Callable[[Folder, str], str]] = {
+    "same path": _path_key,
+    "same folder and name": _folder_key,
+    "same name": _name_key,
+    "same numbers": _numbers_key,
+    "same last number": _last_number_key,
 }
-RULES = tuple(_RULES)
-"""How companions are known, in order of trust. All compare names without words for roles."""
+RULES = tuple(_KEY_FUNCTIONS)
+"""Joining rules, the strictest first. All compare names without words for roles."""
 
 
-def _keyed(
-    census: NameGroups, of_name: npt.NDArray[np.int8], rule: str
+def _key_batches(
+    name_groups: NameGroups, role_codes: npt.NDArray[np.int8], rule: str
 ) -> Iterator[tuple[IntArray, int, list[str]]]:
-    """Indexes, code of the role and joining keys of the names that have a role, many at a time."""
-    key, shared = _RULES[rule], census.shared
-    stripped = filenames.Shapes().stripped
+    """Yield indexes, index of the role and keys of names with a role, many names at a time."""
+    key, shared_folders = _KEY_FUNCTIONS[rule], name_groups.shared_folders
+    stripped = filenames.StemCache().stripped
     folders: dict[str, Folder] = {}
-    recipes: dict[int, KeyPattern | None] = {}
+    key_patterns: dict[int, KeyPattern | None] = {}
 
-    def one(name: str) -> str:
+    def make_key(name: str) -> str:
         path, _, base = name.rpartition("/")
         folder = folders.get(path)
         if folder is None:
-            folder = folders[path] = study_folder(path, shared)
+            folder = folders[path] = parse_folder(path, shared_folders)
         return key(folder, stripped(base.rpartition(".")[0].lower()))
 
-    for outline, indexes, names in census.outlines.batches(of_name >= 0):
-        code = int(of_name[indexes[0]])
+    for outline, indexes, names in name_groups.patterns.batches(role_codes >= 0):
+        code = int(role_codes[indexes[0]])
         if outline == UNGROUPED:
             for index, name in zip(indexes, names, strict=True):
-                yield np.array([index], np.int32), int(of_name[index]), [one(name)]
+                yield np.array([index], np.int32), int(role_codes[index]), [make_key(name)]
             continue
-        if outline not in recipes:
-            recipes[outline] = recipe_of(names[0], shared, _PARTS[rule]) if rule in _PARTS else None
-        recipe = recipes[outline]
-        yield indexes, code, recipe.apply(names) if recipe else [one(name) for name in names]
+        if outline not in key_patterns:
+            key_patterns[outline] = (
+                find_key_pattern(names[0], shared_folders, _KEY_FOLDERS[rule])
+                if rule in _KEY_FOLDERS
+                else None
+            )
+        key_pattern = key_patterns[outline]
+        yield (
+            indexes,
+            code,
+            key_pattern.apply(names) if key_pattern else [make_key(name) for name in names],
+        )
 
 
-_PARTS = {"same path": ALL_FOLDERS, "same folder and name": LAST_FOLDER, "same name": NO_FOLDER}
-"""Rules whose keys are cut out of names at the same places for all of an outline."""
+_KEY_FOLDERS = {
+    "same path": ALL_FOLDERS,
+    "same folder and name": LAST_FOLDER,
+    "same name": NO_FOLDER,
+}
+"""Rules whose keys are at the same positions in all names of one outline."""
 
 
-def _may_meet(census: NameGroups, of_name: npt.NDArray[np.int8], rule: str, roles: int) -> bool:
-    """Whether a key can be that of a name of every role. Looks at one name an outline.
+def _can_match(
+    name_groups: NameGroups, role_codes: npt.NDArray[np.int8], rule: str, roles: int
+) -> bool:
+    """Return whether names of all roles can have equal keys. Looks at one name an outline.
 
     Keys of one outline's names differ in digits alone, unless a rule makes numbers of them.
     """
-    rows, examples = of_name >= 0, census.outlines.examples
-    outlines = census.outlines.of_name[rows]
-    if rule not in _PARTS or len(examples) > _MOST_OUTLINES or (outlines == UNGROUPED).any():
+    rows, examples = role_codes >= 0, name_groups.patterns.examples
+    outlines = name_groups.patterns.outline_index[rows]
+    if rule not in _KEY_FOLDERS or len(examples) > _MOST_OUTLINES or (outlines == UNGROUPED).any():
         return True
     keys: list[set[bytes]] = [set() for _ in range(roles)]
-    for pair in np.flatnonzero(np.bincount(outlines * roles + of_name[rows])).tolist():
+    for pair in np.flatnonzero(np.bincount(outlines * roles + role_codes[rows])).tolist():
         path, _, base = examples[pair // roles].rpartition("/")
         stem = filenames.strip_words(base.rpartition(".")[0])
-        key = _RULES[rule](study_folder(path, census.shared), stem)
+        key = _KEY_FUNCTIONS[rule](parse_folder(path, name_groups.shared_folders), stem)
         keys[pair % roles].add(key.encode("utf-8", "surrogatepass").translate(_ANY_DIGIT))
     return bool(set.intersection(*keys))
 
@@ -224,28 +244,28 @@ def _tabulate_batches(
     batches: Iterable[tuple[IntArray, int, list[str]]],
     roles: Sequence[str],
     rule: str,
-    most: float,
+    max_rows: float,
 ) -> SampleTable | None:
-    """As ``build_table``, of many names at a time."""
+    """Build a table like ``build_table``, from many names at a time."""
     rows: dict[str, int] = {}
     columns = [np.full(1024, -1, np.int32) for _ in roles]
     claims: dict[tuple[int, str], list[int]] = {}
     for indexes, code, keys in batches:
-        find = rows.setdefault
-        found = np.array([find(key, len(rows)) for key in keys], np.int64)
-        if len(rows) > most:
+        row_for = rows.setdefault
+        numbers = np.array([row_for(key, len(rows)) for key in keys], np.int64)
+        if len(rows) > max_rows:
             return None
         if len(rows) > len(columns[code]):
             room = np.full(len(rows) + len(rows) // 2 - len(columns[code]), -1, np.int32)
             columns[code] = np.concatenate((columns[code], room))
         column = columns[code]
-        before = column[found]
-        column[found] = indexes
-        if (before == -1).all() and (column[found] == indexes).all():
+        before = column[numbers]
+        column[numbers] = indexes
+        if (before == -1).all() and (column[numbers] == indexes).all():
             continue
-        # Several names claim one place: go back, and take them one by one.
-        column[found] = before
-        for row, index in zip(found.tolist(), indexes.tolist(), strict=True):
+        # Several names have one row: undo, and add them one by one.
+        column[numbers] = before
+        for row, index in zip(numbers.tolist(), indexes.tolist(), strict=True):
             old = int(column[row])
             if old == -1:
                 column[row] = index
@@ -254,7 +274,7 @@ def _tabulate_batches(
                 column[row] = -2
     members = {}
     for role, column in zip(roles, columns, strict=True):
-        whole = np.full(len(rows), -1, np.int32)
-        whole[: len(column)] = column[: len(rows)]
-        members[role] = whole
+        padded = np.full(len(rows), -1, np.int32)
+        padded[: len(column)] = column[: len(rows)]
+        members[role] = padded
     return SampleTable(rule=rule, members=members, claims=claims)

@@ -1,7 +1,4 @@
-"""Small pictures of payloads, for comparing; what cannot be decoded is None, never an error.
-
-Says nothing of what a picture shows.
-"""
+"""Decode images at a small size for comparison; an image that cannot be decoded is None."""
 
 import io
 import struct
@@ -17,35 +14,37 @@ from shardify.images.pixels import alpha_of
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["BROKEN", "GRID", "open_mask", "open_small", "shrink"]
+__all__ = ["DECODE_ERRORS", "GRID", "MAX_PIXELS", "open_mask", "open_small", "shrink"]
 
 GRID = 48
-"""Pictures are compared at this height and width: JPEG's loss averages out, places do not."""
+"""Height and width of thumbnails: small enough to average out JPEG noise, not positions."""
 
-_PIXELS = 1 << 26
-BROKEN = (
+MAX_PIXELS = 1 << 26
+"""Largest image, in pixels, that is decoded to detect a layout."""
+
+DECODE_ERRORS = (
     ShardifyError, OSError, ValueError, SyntaxError, EOFError, struct.error, IndexError, KeyError,
     TypeError, OverflowError, ZeroDivisionError,
 )  # fmt: skip
-"""What Pillow and NumPy raise of files that are damaged."""
+"""Errors that Pillow and NumPy raise for damaged files."""
 
 
 def shrink(picture: "Image.Image") -> npt.NDArray[np.int16]:
-    """(GRID, GRID) or (GRID, GRID, 3): the picture squashed to a square."""
+    """Resize a picture to a square: (GRID, GRID) or (GRID, GRID, 3) int16, in [0, 255]."""
     from PIL.Image import Resampling
 
     small = picture.resize((GRID, GRID), Resampling.BOX)
     return np.asarray(small).astype(np.int16)
 
 
-def open_mask(data: bytes, about: int | None) -> "Image.Image | None":
-    """A mask in gray, in which all that is no object is 0; None where it cannot be decoded.
+def open_mask(data: bytes, min_side: int | None) -> "Image.Image | None":
+    """Decode a mask in gray, 0 outside the object; None if it cannot be decoded.
 
-    A trimap (1 object, 2 ground, 3 border) becomes 0 where it is ground, else 255.
+    A trimap (1 object, 2 background, 3 border) becomes 0 for background, else 255.
     """
-    # The type of colour in a PNG's header: a palette, or with alpha.
-    alpha_too = data.startswith(b"\x89PNG") and data[25:26] in (b"\3", b"\4", b"\6")
-    gray = open_small(data, "LA" if alpha_too else "L", about)
+    # Colour type in a PNG's header: palette, or with alpha.
+    may_have_alpha = data.startswith(b"\x89PNG") and data[25:26] in (b"\3", b"\4", b"\6")
+    gray = open_small(data, "LA" if may_have_alpha else "L", min_side)
     if gray is None:
         return None
     if gray.mode == "LA":
@@ -56,9 +55,9 @@ def open_mask(data: bytes, about: int | None) -> "Image.Image | None":
     return gray
 
 
-def open_small(data: bytes, mode: str, about: int | None) -> "Image.Image | None":
-    """Decode, at a reduced size if ``about`` (pixels) allows; None where that fails."""
-    # Imported here, for the survey of a data set whose names are clear looks into no picture.
+def open_small(data: bytes, mode: str, min_side: int | None) -> "Image.Image | None":
+    """Decode an image, at a size reduced to at least ``min_side`` pixels; None if that fails."""
+    # Imported here: detection by names alone needs no Pillow.
     from PIL import Image, ImageOps
 
     bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -69,14 +68,14 @@ def open_small(data: bytes, mode: str, about: int | None) -> "Image.Image | None
             if data.startswith(b"\x93NUMPY"):
                 return _open_array(data, mode)
             picture = Image.open(io.BytesIO(data))
-            if picture.width * picture.height > _PIXELS:
+            if picture.width * picture.height > MAX_PIXELS:
                 return None
-            if about:
-                picture.draft(mode, (about, about))
-            # As readers see it, and as a turned JPEG is stored.
-            turned = ImageOps.exif_transpose(picture) if "exif" in picture.info else picture
-            return turned.convert(mode)
-    except (*BROKEN, *bombs):
+            if min_side:
+                picture.draft(mode, (min_side, min_side))
+            # Apply the EXIF rotation, as the build does.
+            upright = ImageOps.exif_transpose(picture) if "exif" in picture.info else picture
+            return upright.convert(mode)
+    except (*DECODE_ERRORS, *bombs):
         return None
 
 
@@ -86,7 +85,7 @@ def _open_array(data: bytes, mode: str) -> "Image.Image | None":
     plane = np.load(io.BytesIO(data), allow_pickle=False)
     if plane.dtype == np.bool_:
         plane = plane.astype(np.uint8)
-    if plane.dtype != np.uint8 or plane.ndim not in (2, 3) or plane.size > _PIXELS:
+    if plane.dtype != np.uint8 or plane.ndim not in (2, 3) or plane.size > MAX_PIXELS:
         return None
     picture = plane[..., 0] if plane.shape[2:] == (1,) else plane[..., :3]
     return Image.fromarray(plane if plane.ndim == 2 else picture).convert(mode)

@@ -53,9 +53,9 @@ def test_the_right_candidate_wins_by_a_margin(world: World) -> None:
     wrong = (world.truth + 1).astype(np.int32) % 6
     scores = world.score(wrong, world.truth)
     assert scores.winner == 1
-    assert scores.scores[1].agrees == 1.0
+    assert scores.scores[1].agreement == 1.0
     assert scores.scores[1].error < 6
-    assert scores.scores[0].agrees < 0.1
+    assert scores.scores[0].agreement < 0.1
     assert scores.margin > 5
     assert scores.samples == 30
 
@@ -79,7 +79,7 @@ def test_a_candidate_is_scored_by_the_samples_of_which_it_says_something() -> No
     part = np.where(world.truth == 5, -1, world.truth).astype(np.int32)
     wrong = ((world.truth + 1) % 6).astype(np.int32)
     scores = world.score(wrong, part)
-    assert (scores.winner, scores.scores[1].agrees) == (1, 1.0)
+    assert (scores.winner, scores.scores[1].agreement) == (1, 1.0)
     assert scores.margin > 5
     # One that says more wins where pixels bear out what it adds, and loses where they do not.
     assert world.score(part, world.truth).winner == 1
@@ -103,7 +103,7 @@ def test_a_mask_that_leaves_no_room_tells_nothing() -> None:
     world = World(masked=0.95)
     scores = world.score(world.truth, ((world.truth + 1) % 6).astype(np.int32))
     assert scores.samples == 0
-    assert (scores.opened, scores.covered) == (30, 30)
+    assert (scores.decoded, scores.covered) == (30, 30)
     assert scores.winner is None
 
 

@@ -14,13 +14,19 @@ from shardline_sources import files_of, inline, pack, run
 from shardify.cli import main
 from shardify.errors import LayoutError
 from shardify.layout import csv_map
-from shardify.layout.csv_map import Backgrounds, Finder, backgrounds_by_map, join_by_map, rows_of
+from shardify.layout.csv_map import (
+    FileFinder,
+    MapBackgrounds,
+    backgrounds_by_map,
+    join_by_map,
+    parse_rows,
+)
 
 __all__ = ["inline"]
 
 
 def rows_of_csv_map(data: bytes) -> list[list[str]]:
-    return [row.cells for row in csv_map.rows_of(data, "map.csv")]
+    return [row.cells for row in csv_map.parse_rows(data, "map.csv")]
 
 
 @pytest.mark.parametrize("mark", [",", "\t", ";", "|", "  "])
@@ -50,7 +56,7 @@ def test_a_map_saved_by_a_spreadsheet_as_unicode_text_is_read(code: str) -> None
 def test_a_text_without_end_is_refused_before_it_fills_the_memory(
     line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(csv_map, "MOST_LINES", 1000)
+    monkeypatch.setattr(csv_map, "MAX_LINES", 1000)
     assert len(rows_of_csv_map(line.encode() * 1000)) == 1000 * ("," in line)
     with pytest.raises(LayoutError, match=r"^map\.csv: over 1000 lines; .*--layout"):
         rows_of_csv_map(line.encode() * 1001)
@@ -66,11 +72,11 @@ def test_a_line_without_end_is_no_row_and_of_a_wide_row_the_first_cells_are_look
     "cell", ["x/one.jpg", "./x/one.jpg", "one.jpg", "one", "X\\ONE.JPG", "root/data/x/one.jpg"]
 )
 def test_a_cell_means_the_one_file_that_it_names(cell: str) -> None:
-    assert Finder(["data/x/one.jpg", "data/x/two.jpg"], [0, 1]).find(cell) == 0
+    assert FileFinder(["data/x/one.jpg", "data/x/two.jpg"], [0, 1]).find(cell) == 0
 
 
 def test_a_cell_that_could_mean_two_files_means_none() -> None:
-    finder = Finder(["a/one.jpg", "b/one.jpg", "b/two.jpg"], [0, 1, 2])
+    finder = FileFinder(["a/one.jpg", "b/one.jpg", "b/two.jpg"], [0, 1, 2])
     assert finder.find("one.jpg") is None
     assert finder.find("b/one.jpg") == 1
     assert finder.find("b/one") == 1
@@ -82,8 +88,8 @@ BACKS, FRONTS = [0, 1], [2, 3, 4, 5, 6]
 SOUND = "image,background\n1.jpg,1.jpg\n2.jpg,1.jpg\n3.jpg,1.jpg\n4.jpg,2.jpg\n5.jpg,2.jpg\n"
 
 
-def told(*texts: str, names: Sequence[str] = NAMES) -> Backgrounds:
-    rows = [row for n, text in enumerate(texts) for row in rows_of(text.encode(), f"{n}.csv")]
+def told(*texts: str, names: Sequence[str] = NAMES) -> MapBackgrounds:
+    rows = [row for n, text in enumerate(texts) for row in parse_rows(text.encode(), f"{n}.csv")]
     members = {"fg_bg": np.array(FRONTS, np.int32)}
     return backgrounds_by_map(names, members, BACKS, rows, where="x.zip")
 
@@ -93,12 +99,12 @@ def test_a_column_means_composites_or_backgrounds_though_both_bear_the_same_name
     spelled = [f"fg_bg/{line.replace(',', ',bg/')}" for line in SOUND.splitlines()]
     for text in (SOUND, "\n".join(turned), "\n".join(spelled)):
         found = told(text)
-        assert found.of_sample.tolist() == [0, 0, 0, 1, 1]
+        assert found.background_index.tolist() == [0, 0, 0, 1, 1]
         assert found.warnings == ()
 
 
 def test_a_row_that_says_the_same_again_is_fine() -> None:
-    assert told(SOUND + SOUND, SOUND).of_sample.tolist() == [0, 0, 0, 1, 1]
+    assert told(SOUND + SOUND, SOUND).background_index.tolist() == [0, 0, 0, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +142,7 @@ def test_rows_that_contradict_each_other_are_refused_by_line(texts: list[str], s
 
 def test_rows_that_are_of_no_use_are_counted_with_an_example() -> None:
     found = told(SOUND + "7.jpg,1.jpg\n8.jpg,2.jpg\n5.jpg,9.jpg\n")
-    assert found.of_sample.tolist() == [0, 0, 0, 1, 1]
+    assert found.background_index.tolist() == [0, 0, 0, 1, 1]
     assert found.warnings == (
         "0.csv: 2 rows name no sample of the source, as line 7: 7.jpg, 1.jpg",
         "0.csv: 1 row names no background of the source, as line 9: 5.jpg, 9.jpg",
@@ -151,10 +157,10 @@ COLUMNS = {
 
 
 def joined(text: str) -> list[tuple[str, ...]]:
-    rows = rows_of(text.encode(), "map.csv")
+    rows = parse_rows(text.encode(), "map.csv")
     table = join_by_map(PARTS, COLUMNS, [], rows, where="x.zip")
     assert table is not None
-    found = np.stack([table.members[role][table.whole] for role in COLUMNS], 1)
+    found = np.stack([table.members[role][table.is_complete] for role in COLUMNS], 1)
     return sorted(tuple(PARTS[index] for index in row) for row in found.tolist())
 
 

@@ -44,7 +44,7 @@ from shardify.sources import file_types
     ],
 )
 def test_words_for_a_role_are_found_in_a_name(part: str, words: list[str]) -> None:
-    assert list(filenames.words(part)) == words
+    assert list(filenames.role_words(part)) == words
 
 
 @pytest.mark.parametrize(
@@ -102,8 +102,8 @@ def test_folders_of_the_system_are_litter(path: str) -> None:
 
 @given(st.text(max_size=40))
 def test_a_remembered_shape_strips_as_a_fresh_look_does(stem: str) -> None:
-    shapes, lower = filenames.Shapes(), stem.lower()
-    shapes.of(lower.translate(str.maketrans("0123456789", "9876543210")))
+    shapes, lower = filenames.StemCache(), stem.lower()
+    shapes.shape(lower.translate(str.maketrans("0123456789", "9876543210")))
     assert shapes.stripped(lower) == filenames.strip_words(lower)
 
 
@@ -128,4 +128,4 @@ def test_a_safe_key_is_plain_and_short(text: str) -> None:
     ],
 )
 def test_split_is_read_from_the_folders(path: str, split: str | None) -> None:
-    assert filenames.split_of(path) == split
+    assert filenames.split_in_path(path) == split

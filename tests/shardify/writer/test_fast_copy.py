@@ -35,9 +35,9 @@ from shardify.layout.name_patterns import (
     NO_FOLDER,
     UNGROUPED,
     NamePatterns,
-    numbers_at,
-    numbers_of,
-    recipe_of,
+    find_key_pattern,
+    find_number_spans,
+    read_numbers,
 )
 from shardify.sources.catalog import ENTRY_DTYPE, OpenSources, open_catalog
 from shardify.sources.entry_names import Names, decode, is_hostile, some_hostile
@@ -543,17 +543,17 @@ def noughts(name: str) -> str:
 @given(alike(), st.sampled_from([NO_FOLDER, LAST_FOLDER, ALL_FOLDERS]))
 def test_the_recipe_of_one_name_serves_all_of_its_outline(names: list[str], folders: int) -> None:
     for _, _, some in NamePatterns(names).batches(np.ones(len(names), bool)):
-        recipe, numbers = recipe_of(some[0], 0, folders), numbers_of(some[0], 0)
+        recipe, numbers = find_key_pattern(some[0], 0, folders), find_number_spans(some[0], 0)
         assert numbers is not None
         for name in some:
-            own = recipe_of(name, 0, folders)
-            assert numbers_of(name, 0) == numbers
+            own = find_key_pattern(name, 0, folders)
+            assert find_number_spans(name, 0) == numbers
             assert (own is None) == (recipe is None)
             if own is not None and recipe is not None:
                 assert recipe.apply([name]) == own.apply([name])
         for where in (numbers.background, numbers.foreground, numbers.folder):
             if where is not None:
-                assert numbers_at(some, where).tolist() == [int(name[where]) for name in some]
+                assert read_numbers(some, where).tolist() == [int(name[where]) for name in some]
 
 
 TREES = st.sampled_from(["{}", "mask/{}", "z_{}", "depth_7/fg_bg/{}", "q/{}", "fg_bg_2/{}"])
@@ -568,25 +568,29 @@ def test_rules_passed_over_unseen_are_those_that_complete_nothing(
     roles = [data.draw(st.sampled_from(["fg_bg", "mask"])) for _ in census.groups]
     found = sample_table.join_by_name(census, roles)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sample_table, "_may_meet", lambda *_: True)
+        patch.setattr(sample_table, "_can_match", lambda *_: True)
         thorough = sample_table.join_by_name(census, roles)
-    assert found.complete == thorough.complete
-    if found.complete:
+    assert found.complete_count == thorough.complete_count
+    if found.complete_count:
         assert found.rule == thorough.rule
 
 
 def test_companions_get_one_key_by_their_own_recipes() -> None:
     names = ["d/fg_bg/bg_3/fg_07_bg_003_12.jpg", "d/fg_bg_mask/bg_3/mask_fg_07_bg_003_12.jpg"]
-    keys = {recipe.apply([name])[0] for name in names if (recipe := recipe_of(name, 1, NO_FOLDER))}
+    keys = {
+        recipe.apply([name])[0]
+        for name in names
+        if (recipe := find_key_pattern(name, 1, NO_FOLDER))
+    }
     assert len(keys) == 1
-    found = numbers_of(names[0], 1)
+    found = find_number_spans(names[0], 1)
     assert found is not None and found.background is not None and found.foreground is not None
     assert [names[0][found.background], names[0][found.foreground]] == ["003", "07"]
 
 
 def test_a_number_too_great_to_keep_is_the_greatest() -> None:
-    assert numbers_at(["a9999999999", "a0000000007"], slice(1, 11)).tolist() == [2**31 - 1, 7]
-    assert numbers_at(["é9999999999", "é0000000007"], slice(1, 11)).tolist() == [2**31 - 1, 7]
+    assert read_numbers(["a9999999999", "a0000000007"], slice(1, 11)).tolist() == [2**31 - 1, 7]
+    assert read_numbers(["é9999999999", "é0000000007"], slice(1, 11)).tolist() == [2**31 - 1, 7]
 
 
 PARTS = st.sampled_from(["a", ".", "..", ".a", "a.", "", "C:", "b:c", "é", "x y", "\x7f", "\x1f"])
