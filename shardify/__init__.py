@@ -1,7 +1,7 @@
-"""Zips of aligned images in, checked and reproducible WebDataset shards out; and their loader.
+"""Convert zips of aligned images to checked, reproducible WebDataset shards, and load them.
 
-Public names are imported when they are asked for: the command line and the workers start without
-what they do not use, and only ``shardify.loader`` imports torch and DALI.
+Public names are imported on first use, so that the command line and the workers start quickly. Only
+``shardify.loader`` imports torch and DALI.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""``python -m shardify``, and what the ``shardify`` command calls."""
+"""Entry point of ``python -m shardify`` and of the ``shardify`` console script."""
 
 import gc
 import os
@@ -9,15 +9,15 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line of this process."""
-    # Imports and names make much that stays: to look for cycles in it, again and again and once
-    # more at the end, takes a tenth of a short run.
+    """Run the command line with the arguments of this process."""
+    # Imports and entry names create many lasting objects. Searching them for cycles repeatedly, and
+    # once more at the end, takes a tenth of a short run.
     gc.set_threshold(100_000, 50, 50)
-    # Nothing here is algebra, yet as numpy is imported its threads for that wait busily for work,
-    # on the core where the first worker starts: a fiftieth of a short run.
+    # The linear-algebra threads that NumPy starts at import are not needed, but wait busily on the
+    # core where the first worker starts: 2 % of a short run.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        # Who takes a machine back sends this first: it ends a command as Ctrl-C does.
+        # Job schedulers send SIGTERM first: treat it as Ctrl-C.
         signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         from shardify.interrupts import run

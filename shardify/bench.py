@@ -1,4 +1,4 @@
-"""How fast zips become shards, beside what people do today, in one interleaved run.
+"""Measure the speed of ``shardify build`` beside ``zipfile`` with tarfile or webdataset.
 
     python -m shardify.bench data.zip --json docs/benchmarks/conversion_cpu_202611.json \
         --page docs/benchmarks/conversion_cpu_202611.md
@@ -6,18 +6,12 @@
 
 Question: how many samples a second does ``shardify build`` convert, with its default checks and
 with ``--verify none``, and how many do ``zipfile`` + ``tarfile`` and ``zipfile`` +
-``webdataset.ShardWriter``? Each run is a process of its own; the contenders take turns, so that a
-slow minute of the machine hits all of them; in its turn each runs twice, and the second run counts;
-the zip is read once before, so that it is cached.
-The peers only copy: they check nothing but the zip's CRC, which ``zipfile`` does by itself.
-``--page FILE`` writes the page from the JSON; without a zip it only does that, from ``--json``.
-``--phases`` takes our own conversion apart.
-
-It measures and prints; it judges nothing. webdataset is imported here alone, by its own peer.
-
-The benchmark's page, from its JSON alone: what was measured, how, and where the time goes.
-
-Text in, text out; it measures nothing.
+``webdataset.ShardWriter``? Each run is a separate process. The programs take turns, so that a slow
+minute of the machine affects all of them. In its turn each runs twice, and the second run counts.
+The zip is read once before, so that it is cached.
+The other programs only copy: they check only the CRC of the zip, which ``zipfile`` does itself.
+``--page FILE`` writes a Markdown page from the JSON; without a zip it does only that, from
+``--json``. ``--phases`` measures each phase of our own conversion.
 """
 
 import argparse
@@ -41,7 +35,7 @@ from shardify.process_cost import Run, conditions, run_measured
 __all__ = ["CONTENDERS", "Run", "main", "measure", "page", "summarise"]
 
 
-_DOES = {
+_DESCRIPTIONS = {
     "shardify build": "every check of the default: directory, local headers, CRC-32, every "
     "picture's structure to its end marker, backgrounds proven by pixels; shards, indexes, "
     "SHA-256 of each file, statistics, manifest; flushed to disk",
@@ -53,10 +47,10 @@ _DOES = {
 
 
 def page(found: dict[str, Any]) -> str:
-    """The page as Markdown.
+    """Return the benchmark page as Markdown.
 
     Args:
-        found: What ``python -m shardify.bench --json`` wrote.
+        found: Content of the file that ``python -m shardify.bench --json`` wrote.
     """
     machine, versions = found["machine"], found["versions"]
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -89,19 +83,19 @@ def page(found: dict[str, Any]) -> str:
             f"({row['times_min']:.1f} to {row['times_max']:.1f}) |"
         )
     lines += ["", "What each does:", ""]
-    lines += [f"- `{name}`: {_DOES[name]}." for name in table if name in _DOES]
+    lines += [f"- `{name}`: {_DESCRIPTIONS[name]}." for name in table if name in _DESCRIPTIONS]
     if found.get("phases"):
         lines += ["", "## Where the time goes", "", *_phases(found["phases"], found["samples"])]
     return "\n".join(lines) + "\n"
 
 
 def _answer(table: dict[str, Any]) -> str:
-    told = [
+    parts_text = [
         f"`{name}` {row['samples_per_second']:,.0f} samples/s, {row['times_median']:.1f} times"
         for name, row in table.items()
         if name.startswith("shardify")
     ]
-    return "; ".join(told) + "."
+    return "; ".join(parts_text) + "."
 
 
 def _phases(found: list[dict[str, Any]], samples: int) -> list[str]:
@@ -122,11 +116,11 @@ def _phases(found: list[dict[str, Any]], samples: int) -> list[str]:
     return lines
 
 
-_SHARD = 1000
+_SHARD_SAMPLES = 1000
 
 
 def _samples(source: zipfile.ZipFile) -> Iterator[tuple[str, list[tuple[str, zipfile.ZipInfo]]]]:
-    """The stand-in's samples by name: key, and (extension, entry) of each member."""
+    """Yield the samples of a synthetic zip: key, and (extension, entry) of each member."""
     entries = {info.filename: info for info in source.infolist()}
     for name, info in entries.items():
         if not name.startswith("data_all/fg_bg/"):
@@ -145,14 +139,14 @@ def _samples(source: zipfile.ZipFile) -> Iterator[tuple[str, list[tuple[str, zip
 
 
 def _tarfile(source: Path, out: Path) -> None:
-    """``zipfile`` reads, ``tarfile`` writes plain USTAR."""
+    """Convert with ``zipfile`` and ``tarfile`` (USTAR)."""
     tar: tarfile.TarFile | None = None
     with zipfile.ZipFile(source) as file:
         for number, (key, members) in enumerate(_samples(file)):
-            if number % _SHARD == 0:
+            if number % _SHARD_SAMPLES == 0:
                 if tar:
                     tar.close()
-                name = out / f"train-{number // _SHARD:05d}.tar"
+                name = out / f"train-{number // _SHARD_SAMPLES:05d}.tar"
                 tar = tarfile.open(name, "w", format=tarfile.USTAR_FORMAT)
             assert tar is not None
             for extension, info in members:
@@ -169,10 +163,10 @@ def _tarfile(source: Path, out: Path) -> None:
 
 
 def _shardwriter(source: Path, out: Path) -> None:
-    """``zipfile`` reads, ``webdataset.ShardWriter`` writes with its defaults."""
+    """Convert with ``zipfile`` and ``webdataset.ShardWriter`` with its defaults."""
     import webdataset
 
-    writer = webdataset.ShardWriter(f"{out}/train-%05d.tar", maxcount=_SHARD, verbose=0)
+    writer = webdataset.ShardWriter(f"{out}/train-%05d.tar", maxcount=_SHARD_SAMPLES, verbose=0)
     with zipfile.ZipFile(source) as file, writer:
         for key, members in _samples(file):
             sample: dict[str, Any] = {"__key__": key}
@@ -182,7 +176,7 @@ def _shardwriter(source: Path, out: Path) -> None:
             writer.write(sample)
 
 
-_PEERS: dict[str, Callable[[Path, Path], None]] = {
+_OTHER_PROGRAMS: dict[str, Callable[[Path, Path], None]] = {
     "zipfile + tarfile": _tarfile,
     "zipfile + webdataset.ShardWriter": _shardwriter,
 }
@@ -192,16 +186,19 @@ CONTENDERS: dict[str, list[str]] = {
     "shardify build --verify none": [
         "-m", "shardify", "build", "{source}", "{out}", "--verify", "none",
     ],
-    **{name: ["-m", "shardify.bench", "--peer", name, "{source}", "{out}"] for name in _PEERS},
+    **{
+        name: ["-m", "shardify.bench", "--peer", name, "{source}", "{out}"]
+        for name in _OTHER_PROGRAMS
+    },
 }  # fmt: skip
 """Name -> arguments to the interpreter."""
 
 
 def measure(name: str, source: Path, folder: Path) -> Run:
-    """Run one contender into a fresh folder inside ``folder``, and remove what it wrote.
+    """Run one program with a new output folder inside ``folder``, and delete its output.
 
     Raises:
-        RuntimeError: It failed.
+        RuntimeError: The program failed.
     """
     out = folder / "out"
     words = [word.format(source=source, out=out) for word in CONTENDERS[name]]
@@ -211,17 +208,17 @@ def measure(name: str, source: Path, folder: Path) -> Run:
 
 
 def summarise(runs: dict[str, list[Run]], samples: int) -> dict[str, dict[str, float]]:
-    """Median, least and most of each contender, and how many times the last one's speed.
+    """Compute median, minimum and maximum of each program, and its speed relative to the last.
 
     Args:
-        runs: As measured, in the order of ``CONTENDERS``; each list in order of time.
-        samples: In the source.
+        runs: Measurements in the order of ``CONTENDERS``; each list in order of time.
+        samples: Number of samples in the source.
     """
     reference = list(runs)[-1]
     table = {}
     for name, each in runs.items():
         walls = [run.wall for run in each]
-        # Neighbours in time share the machine's mood: their ratio is sturdier than any speed.
+        # Runs of one round meet the same load, so their ratio is more stable than a speed.
         ratios = [other.wall / run.wall for run, other in zip(each, runs[reference], strict=True)]
         table[name] = {
             "samples_per_second": samples / statistics.median(walls),
@@ -238,20 +235,26 @@ def summarise(runs: dict[str, list[Run]], samples: int) -> dict[str, dict[str, f
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure all contenders and print a table; ``--json`` keeps the figures."""
+    """Measure all programs and print a table; ``--json`` saves the results."""
     parser = argparse.ArgumentParser(prog="python -m shardify.bench", description=__doc__)
     parser.add_argument("source", type=Path, nargs="?", help="a zip that `shardify synth` made")
-    parser.add_argument("out", type=Path, nargs="?", help="where a peer writes")
-    parser.add_argument("--peer", choices=list(_PEERS), help="run one peer, unmeasured")
+    parser.add_argument("out", type=Path, nargs="?", help="output folder of --peer")
+    parser.add_argument(
+        "--peer", choices=list(_OTHER_PROGRAMS), help="run one other program, without measuring"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, default=None)
-    parser.add_argument("--page", type=Path, default=None, help="a page made of the JSON")
-    parser.add_argument("--phases", action="store_true", help="where a sample's time goes")
-    parser.add_argument("--folder", type=Path, default=None, help="where shards go meanwhile")
+    parser.add_argument(
+        "--page", type=Path, default=None, help="Markdown page to write from the JSON"
+    )
+    parser.add_argument(
+        "--phases", action="store_true", help="measure each phase of shardify build"
+    )
+    parser.add_argument("--folder", type=Path, default=None, help="folder for temporary shards")
     chosen = parser.parse_args(arguments)
     if chosen.peer:
         chosen.out.mkdir(parents=True)
-        _PEERS[chosen.peer](chosen.source, chosen.out)
+        _OTHER_PROGRAMS[chosen.peer](chosen.source, chosen.out)
         return
     if chosen.source is None:
         if not (chosen.json and chosen.page):
@@ -260,9 +263,9 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if chosen.phases:
         from shardify.bench_phases import phases
-        from shardify.bench_phases import table as table_of
+        from shardify.bench_phases import table as phase_table
 
-        print(table_of(phases(chosen.source)))
+        print(phase_table(phases(chosen.source)))
         return
     with zipfile.ZipFile(chosen.source) as file:
         samples = sum(1 for _ in _samples(file))
@@ -274,9 +277,8 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
         for _ in range(chosen.repeats):
             for name, done in runs.items():
-                # Its own run before it, unmeasured: who comes first after another pays for files,
-                # libraries and memory that the system had put aside meanwhile, and for what the
-                # other left to be written.
+                # The first run is not counted: it pays for files, libraries and memory that the
+                # system has dropped since, and for data that the program before left to be written.
                 measure(name, chosen.source, Path(folder))
                 done.append(measure(name, chosen.source, Path(folder)))
     table = summarise(runs, samples)
@@ -291,7 +293,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"{name:34}{row['samples_per_second']:10,.0f}{wall:>24}{row['cpu_median']:8.1f}"
             f"{row['memory_max'] / 1e6:6.0f}{times:>20}"
         )
-    # Only now: what this process has in memory counts as its children's until they have begun.
+    # Imported only now: memory of this process counts for its children until they start.
     from shardify.bench_phases import phases
 
     parts = phases(chosen.source) if chosen.page or chosen.json else []

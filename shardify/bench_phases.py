@@ -1,7 +1,7 @@
-"""Where a conversion's time goes: each phase by itself, in CPU time of one process.
+"""Measure the CPU time of each phase of a conversion, in one process.
 
-What workers do is taken apart by doing less and less of it to the same samples; what the parent
-does is done once more, step by step. It measures and prints; nothing of it is part of a build.
+The phases of the workers are separated by running fewer and fewer of them on the same samples; the
+phases of the parent are run again one by one.
 """
 
 import dataclasses
@@ -40,91 +40,103 @@ _REPEATS = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
-    """One part of the work."""
+    """One phase of a conversion."""
 
     who: str
-    """``parent``: once, before the workers can begin; ``beside``: the parent, while they work;
+    """``parent``: once, before the workers can start; ``beside``: in the parent, while they work;
     ``workers``: for every sample."""
     what: str
     seconds: float
-    """CPU time for the whole source."""
+    """CPU time for the whole source. Seconds."""
     each: float
-    """The same for one sample. Microseconds."""
+    """CPU time per sample. Microseconds."""
 
 
 def phases(source: Path) -> list[Phase]:
     """Measure every phase of ``shardify build`` on a zip.
 
     Args:
-        source: A zip with at least some thousand samples.
+        source: A zip with at least a few thousand samples.
     """
     found = survey([source], BuildOptions())
     samples = int(found.usable.sum())
     result: list[Phase] = []
 
-    def told(who: str, what: str, seconds: float) -> None:
+    def add_phase(who: str, what: str, seconds: float) -> None:
         seconds = max(0.0, seconds)
         each = seconds / samples * 1e6
         result.append(Phase(who=who, what=what, seconds=seconds, each=each))
 
-    told(
+    add_phase(
         "parent",
         "interpreter and imports",
-        _start("import shardify.cli, shardify.conversion.build"),
+        _interpreter_cpu_time("import shardify.cli, shardify.conversion.build"),
     )
     prepare()
-    loaded = _start("from shardify.writer.fast_worker import prepare; prepare()")
-    told("beside", "interpreter, imports and compiled part of the workers", loaded)
+    loaded = _interpreter_cpu_time("from shardify.writer.fast_worker import prepare; prepare()")
+    add_phase("beside", "interpreter, imports and compiled part of the workers", loaded)
     catalog = found.catalog
     with UnpackCache() as work:
-        told("parent", "the zip's directory", _best(lambda: open_sources([source], work)))
-    names = _best(lambda: detect(catalog.names, where="x"))
-    told("parent", "samples and backgrounds from names", names)
+        add_phase(
+            "parent", "the zip's directory", _min_cpu_time(lambda: open_sources([source], work))
+        )
+    names = _min_cpu_time(lambda: detect(catalog.names, where="x"))
+    add_phase("parent", "samples and backgrounds from names", names)
     index = {name: number for number, name in enumerate(found.layout.background_ids)}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         (out / STATE_FOLDER).mkdir()
         plans = [plan for split in ("train", "val") for plan in found.shards[split]]
         variants = found.options.variants()
-        backgrounds = _best(lambda: write_backgrounds(found, out, variants, STANDARD))
-        told("parent", "backgrounds checked and written", backgrounds)
-        handing = _best(lambda: list(shard_tasks(found, out, plans, index, STANDARD)))
-        told("beside", "plans for the workers", handing)
-        whole = _best(lambda: survey([source], BuildOptions()))
+        backgrounds = _min_cpu_time(lambda: write_backgrounds(found, out, variants, STANDARD))
+        add_phase("parent", "backgrounds checked and written", backgrounds)
+        creating_tasks = _min_cpu_time(
+            lambda: list(shard_tasks(found, out, plans, index, STANDARD))
+        )
+        add_phase("beside", "plans for the workers", creating_tasks)
+        whole = _min_cpu_time(lambda: survey([source], BuildOptions()))
         with UnpackCache() as work:
-            less = _best(lambda: (open_sources([source], work), detect(catalog.names, where="x")))
-        told("beside", "proof by pixels", whole - less)
+            less = _min_cpu_time(
+                lambda: (open_sources([source], work), detect(catalog.names, where="x"))
+            )
+        add_phase("beside", "proof by pixels", whole - less)
         tasks = list(islice(shard_tasks(found, out, plans, index, STANDARD), _SHARDS))
         jobs = list(background_tasks(found))
         share = samples / sum(len(task.keys) for task in tasks)
         with OpenSources(tasks[0].sources) as handles:
-            read = share * _best(lambda: _read(tasks, handles))
-            # By itself: a small difference of large times would tell little.
-            measured = share * _best(
+            read = share * _min_cpu_time(lambda: _read(tasks, handles))
+            # Measured directly: a small difference of large times would be too noisy.
+            measured = share * _min_cpu_time(
                 lambda: [
                     measure_samples(each, handles, FastCopier(each, handles)) for each in tasks
                 ]
             )
-        bare = [dataclasses.replace(each, measured=[False] * len(each.keys)) for each in tasks]
-        trusted = [dataclasses.replace(each, verify="none") for each in bare]
-        whole = share * _best(lambda: _write(trusted, out))
-        checked = share * _best(lambda: _write(bare, out))
-        tars = _tars_of(bare, out)
-        hashed = share * _best(lambda: [hashlib.sha256(tar) for tar in tars])
-        put = share * _best(lambda: [(out / "tar").write_bytes(tar) for tar in tars])
-        told("workers", "reading", read)
-        told("workers", "SHA-256", hashed)
-        told("workers", "writing", put)
-        rest = whole - read - hashed - put
-        told("workers", "unpacking, CRC-32, headers of zip and tar, index", rest)
-        told("workers", "pictures' structure (not with --verify none)", checked - whole)
-        told("workers", "statistics: some samples decoded", measured)
-        told("workers", "statistics: backgrounds decoded", _best(lambda: list(map(run_task, jobs))))
+        unmeasured = [
+            dataclasses.replace(each, measured=[False] * len(each.keys)) for each in tasks
+        ]
+        trusted = [dataclasses.replace(each, verify="none") for each in unmeasured]
+        whole = share * _min_cpu_time(lambda: _write(trusted, out))
+        checked = share * _min_cpu_time(lambda: _write(unmeasured, out))
+        tars = _shard_bytes(unmeasured, out)
+        hashed = share * _min_cpu_time(lambda: [hashlib.sha256(tar) for tar in tars])
+        writing = share * _min_cpu_time(lambda: [(out / "tar").write_bytes(tar) for tar in tars])
+        add_phase("workers", "reading", read)
+        add_phase("workers", "SHA-256", hashed)
+        add_phase("workers", "writing", writing)
+        rest = whole - read - hashed - writing
+        add_phase("workers", "unpacking, CRC-32, headers of zip and tar, index", rest)
+        add_phase("workers", "pictures' structure (not with --verify none)", checked - whole)
+        add_phase("workers", "statistics: some samples decoded", measured)
+        add_phase(
+            "workers",
+            "statistics: backgrounds decoded",
+            _min_cpu_time(lambda: list(map(run_task, jobs))),
+        )
     return result
 
 
 def table(found: list[Phase]) -> str:
-    """The phases as a Markdown table."""
+    """Format the phases as a Markdown table."""
     lines = ["| who | what | CPU-s in all | µs a sample |", "|---|---|---|---|"]
     lines += [
         f"| {phase.who} | {phase.what} | {phase.seconds:.2f} | {phase.each:.1f} |"
@@ -137,30 +149,30 @@ def table(found: list[Phase]) -> str:
     return "\n".join(lines)
 
 
-def _best(work: Callable[[], object]) -> float:
-    """Least CPU time of a few tries. Seconds."""
-    least = float("inf")
+def _min_cpu_time(work: Callable[[], object]) -> float:
+    """Return the smallest CPU time of ``_REPEATS`` calls. Seconds."""
+    smallest = float("inf")
     for _ in range(_REPEATS):
-        begun = time.process_time()
+        started = time.process_time()
         work()
-        least = min(least, time.process_time() - begun)
-    return least
+        smallest = min(smallest, time.process_time() - started)
+    return smallest
 
 
-def _start(code: str) -> float:
-    """Least CPU time of an interpreter that does so much. Seconds."""
-    least = float("inf")
+def _interpreter_cpu_time(code: str) -> float:
+    """Return the smallest CPU time of an interpreter that runs ``code``. Seconds."""
+    smallest = float("inf")
     for _ in range(_REPEATS):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         command = [sys.executable, "-c", code]
-        # As the command itself has it.
+        # The same environment as the command itself.
         subprocess.run(command, check=True, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        least = min(
-            least,
+        smallest = min(
+            smallest,
             after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
         )
-    return least
+    return smallest
 
 
 def _read(tasks: list[ShardTask], handles: list[ReadHandle]) -> None:
@@ -170,8 +182,8 @@ def _read(tasks: list[ShardTask], handles: list[ReadHandle]) -> None:
                 pread(handles[source], min(limit - offset, packed + 160), offset)
 
 
-def _tars_of(tasks: list[ShardTask], out: Path) -> list[bytes]:
-    """The shards as they are written."""
+def _shard_bytes(tasks: list[ShardTask], out: Path) -> list[bytes]:
+    """Write the shards and return their bytes."""
     tars = []
     for task in tasks:
         run_task(task)

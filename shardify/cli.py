@@ -1,17 +1,7 @@
-"""The ``shardify`` command: parse, call one function, print what it returns.
+"""The ``shardify`` command line: options, text output and progress bar.
 
-Decides nothing. Exit 0: done; 1: the data or the environment is at fault, one line on stderr;
-2: wrong usage; 130: interrupted.
-
-What commands of ``shardify`` share: the options that decide what is written.
-
-Makes options; takes no decision, and runs nothing.
-
-What the commands print for people: from figures, as ``--json`` gives them, to lines.
-
-Formats alone: it counts nothing, opens nothing and prints nothing.
-
-A progress bar on stderr, for people alone: elsewhere nothing is shown, nor imported.
+Exit codes: 0 success; 1 error in the data or the environment, one line on stderr; 2 wrong usage;
+130 interrupted.
 """
 
 import json
@@ -31,11 +21,11 @@ from shardify.workers.factory import start_build_workers
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["Bar", "build_text", "main", "planning", "progress", "stats_text", "survey_text"]
+__all__ = ["Bar", "build_text", "main", "progress", "stats_text", "survey_text"]
 
 
-class Share(click.FloatRange):
-    """A range that holds no NaN, which is neither below nor above any bound."""
+class _Fraction(click.FloatRange):
+    """A float range that refuses NaN, which click accepts."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         found = super().convert(value, param, ctx)
@@ -44,48 +34,48 @@ class Share(click.FloatRange):
         return found
 
 
-def planning(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that decide what is written, shared by inspect and build."""
+def _plan_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options shared by ``inspect`` and ``build``."""
     options = [
         click.option(
             "--layout",
             type=click.Path(path_type=Path, exists=True, dir_okay=False),
             default=None,
-            help="A TOML file that says what belongs together, instead of detecting it.",
+            help="Layout file (TOML) to use instead of detecting the layout.",
         ),
         click.option(
             "--val",
-            type=Share(0, 1, max_open=True),
+            type=_Fraction(0, 1, max_open=True),
             default=0.05,
             show_default=True,
-            help="Share of the samples held back for validation.",
+            help="Fraction of samples in the validation split.",
         ),
         click.option(
             "--group-by",
             type=click.Choice(["bg", "fg", "none"]),
             default=None,
-            help="What never stands in both splits: backgrounds, foregrounds, or nothing is kept "
-            "apart.  [default: bg, where backgrounds are known]",
+            help="Keep samples with the same background (bg) or foreground (fg) in one split, or "
+            "split at random (none).  [default: bg if backgrounds are known, else none]",
         ),
         click.option(
             "--shard-samples",
             type=click.IntRange(1, 1_000_000),
             default=None,
-            help="Most samples in a shard.  [default: 100 to 1000, by the number of samples]",
+            help="Maximum samples per shard.  [default: 100 to 1000, by the number of samples]",
         ),
         click.option(
             "--seed",
             type=click.IntRange(0, 2**63 - 1),
             default=0,
             show_default=True,
-            help="Of the split and of the order in which samples are written.",
+            help="Random seed of the split and of the order of the samples.",
         ),
         click.option(
             "--max-bad",
-            type=Share(0, 1),
+            type=_Fraction(0, 1),
             default=0.01,
             show_default=True,
-            help="Refuse the source when a larger share of its samples is bad.",
+            help="Maximum fraction of rejected samples; with more, the command fails.",
         ),
     ]
     for option in reversed(options):
@@ -94,7 +84,7 @@ def planning(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def survey_text(found: dict[str, Any]) -> str:
-    """What ``inspect`` found: figures as comments before a layout file."""
+    """Format the output of ``inspect``: a summary in comments, then a layout file."""
     lines = [
         f"{source['name']}: {source['entries']} entries, {source['bytes'] / 1e6:.1f} MB"
         for source in found["source"]
@@ -108,15 +98,15 @@ def survey_text(found: dict[str, Any]) -> str:
         lines.append(f"{name:12} {split['samples']}{on}, in {split['shards']} shards")
     lines += _rejected_lines(found["rejected"])
     layout = dict(found["layout"])
-    lines += _warnings(layout.pop("warnings", []))
+    lines += _warning_lines(layout.pop("warnings", []))
     lines += _role_lines(layout.pop("roles", {}))
-    lines += [f"layout       {key}: {_plain(value)}" for key, value in layout.items()]
-    # All of it can be saved as a layout file, and edited.
+    lines += [f"layout       {key}: {_value_text(value)}" for key, value in layout.items()]
+    # The whole output can be saved as a layout file and edited.
     return "\n".join([*(f"# {line}" for line in lines), found["layout_file"]]).rstrip()
 
 
 def build_text(found: dict[str, Any]) -> str:
-    """What ``build`` made, and what it left out."""
+    """Format the summary of a build, with rejected samples and warnings."""
     splits = ", ".join(
         f"{split['samples']} {name} in {split['shards']} shards"
         for name, split in found["splits"].items()
@@ -131,13 +121,13 @@ def build_text(found: dict[str, Any]) -> str:
     if found["resolutions"]:
         lines[0] += ", at " + " and ".join(f"{res} px" for res in found["resolutions"])
     for costs in found["costs"]:
-        told = [f"{role} {_cost(each)}" for role, each in costs.items()]
-        lines.append(f"re-encoding  {', '.join(told)}")
-    return "\n".join(lines + _rejected_lines(found["rejected"]) + _warnings(found["warnings"]))
+        losses = [f"{role} {_loss_text(each)}" for role, each in costs.items()]
+        lines.append(f"re-encoding  {', '.join(losses)}")
+    return "\n".join(lines + _rejected_lines(found["rejected"]) + _warning_lines(found["warnings"]))
 
 
 def stats_text(found: dict[str, Any]) -> str:
-    """A data set's figures, two or three lines a role."""
+    """Format the statistics of a data set, up to three lines per role."""
     splits = ", ".join(f"{count:,} {name}" for name, count in found["samples"].items())
     lines = [f"{found['out']}: {splits}; {found['backgrounds']} backgrounds"]
     for role, each in found["roles"].items():
@@ -156,12 +146,12 @@ def stats_text(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _cost(found: dict[str, float]) -> str:
+def _loss_text(found: dict[str, float]) -> str:
     return f"IoU {found['iou']:.4f}" if "iou" in found else f"RMSE {found['rmse']:.4f}"
 
 
 def _role_lines(roles: dict[str, Any]) -> list[str]:
-    """A line a role: its files, and what decided that they have it."""
+    """Format one line per role: its files, and the words or pixels that identified it."""
     lines = []
     for role, each in roles.items():
         if not isinstance(each, dict):
@@ -179,20 +169,20 @@ def _role_lines(roles: dict[str, Any]) -> list[str]:
 
 
 def _rejected_lines(rejected: dict[str, Any]) -> list[str]:
-    return [f"left out     {count}: {reason}" for reason, count in rejected["by_reason"].items()]
+    return [f"rejected     {count}: {reason}" for reason, count in rejected["by_reason"].items()]
 
 
-def _warnings(told: list[str]) -> list[str]:
-    # Names in them may hold anything; a line is a line.
-    return [f"warning      {' '.join(each.split())}" for each in told]
+def _warning_lines(warnings: list[str]) -> list[str]:
+    # File names in a warning may contain line breaks.
+    return [f"warning      {' '.join(each.split())}" for each in warnings]
 
 
-def _plain(value: object) -> str:
+def _value_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
 class Bar:
-    """Called with what is done and what there is in all."""
+    """A progress bar; call it with the number done and the total."""
 
     def __init__(self, bar: "Progress", unit: str) -> None:
         self._bar = bar
@@ -200,19 +190,19 @@ class Bar:
         self._task = bar.add_task("", total=None, rate="")
 
     def __call__(self, done: int, total: int) -> None:
-        """Show how far it is."""
+        """Update the bar."""
         speed = self._bar.tasks[0].speed
         rate = f"{speed:,.0f} {self._unit}/s" if speed else ""
         self._bar.update(self._task, completed=done, total=total, rate=rate)
 
     def waiting(self, share: float) -> None:
-        """Show that nothing is done until something is read, and how much of it is: in [0, 1]."""
+        """Show that the workers wait for the disk, and the fraction read ahead, in [0, 1]."""
         self._bar.update(self._task, rate=f"waiting for the disk: {share:.0%} read ahead")
 
 
 @contextmanager
 def progress(unit: str) -> Iterator[Bar | None]:
-    """A bar on stderr, if that is a terminal; else nothing at all."""
+    """Show a progress bar on stderr if that is a terminal; else yield None."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -242,7 +232,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; what the console script calls."""
+    """Run the command line and exit with its code."""
     try:
         cli.main(args=arguments, prog_name="shardify", standalone_mode=False)
     except ShardifyError as error:
@@ -253,10 +243,12 @@ def main(arguments: list[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted; what is finished is kept: run it again to go on.", err=True)
+        click.echo(
+            "Interrupted; finished shards are kept: run the same command again to resume.", err=True
+        )
         sys.exit(130)
     except BrokenPipeError:
-        # Whoever read our output has left; the interpreter must not complain at its exit.
+        # The reader of our output has closed it; avoid an error message at interpreter exit.
         sys.stdout = None
         sys.exit(1)
     except OSError as error:
@@ -266,7 +258,7 @@ def main(arguments: list[str] | None = None) -> None:
         _fail("out of memory; expected a source that fits; try fewer --workers")
 
 
-def _tell_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
+def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
         click.echo(f"{ctx.info_name}, version {version()}")
         ctx.exit()
@@ -278,7 +270,7 @@ def _tell_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> 
     is_flag=True,
     is_eager=True,
     expose_value=False,
-    callback=_tell_version,
+    callback=_print_version,
     help="Show the version and exit.",
 )
 def cli() -> None:
@@ -294,15 +286,16 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("src", nargs=-1, required=True, type=as_path)
-@planning
+@_plan_options
 @click.option(
     "--no-check",
     is_flag=True,
-    help="Go without the proof of backgrounds by pixels; the layout file then says check = false.",
+    help="Do not check by pixels that each sample shows its background; the layout file then "
+    "contains check = false.",
 )
 @_JSON
 def inspect(src: tuple[PathOrUrl, ...], as_json: bool, no_check: bool, **options: Any) -> None:
-    """Say what `build` would make of SRC, and write nothing.
+    """Show what `build` would write for SRC, without writing anything.
 
     \b
     shardify inspect data.zip
@@ -319,45 +312,49 @@ def inspect(src: tuple[PathOrUrl, ...], as_json: bool, no_check: bool, **options
 @cli.command()
 @click.argument("src", nargs=-1, required=True, type=as_path)
 @click.argument("out", type=as_path)
-@planning
+@_plan_options
 @click.option(
     "--codec",
     type=click.Choice(["keep", "jpeg", "png", "raw"]),
     default="keep",
     show_default=True,
-    help="How pictures are stored: keep copies their bytes unchanged; jpeg is lossy, and what it "
-    "costs is in the manifest; png decodes faster than most; raw needs no decoding at all.",
+    help="Storage format of images. keep: copy the files unchanged; jpeg: lossy, the manifest "
+    "states the loss; png: lossless and fast to decode; raw: pixels without compression.",
 )
 @click.option(
     "--res",
     type=click.IntRange(1, 8192),
     multiple=True,
-    help="Write square pictures of this side; several times for a data set each, in OUT/res-NNN.",
+    help="Resize images to squares with this side in pixels. Repeat the option to write several "
+    "data sets, in OUT/res-NNN.",
 )
 @click.option(
     "--verify",
     type=click.Choice(["headers", "decode", "none"]),
     default="headers",
     show_default=True,
-    help="Check every picture's structure to its end marker; decode every pixel; or trust them. "
-    "The zip's checksums are checked in any case.",
+    help="headers: check the structure of each image up to its end marker; decode: also decode "
+    "each image; none: no check. Zip checksums are always checked.",
 )
 @click.option(
-    "--workers", type=click.IntRange(1, 256), default=None, help="Processes.  [default: one a core]"
+    "--workers",
+    type=click.IntRange(1, 256),
+    default=None,
+    help="Worker processes.  [default: one per CPU core]",
 )
 @click.option(
     "--scheduler",
     metavar="tcp://HOST:PORT",
     default=None,
-    help="Let the workers of this Dask cluster do the work; they must see SRC and OUT as well.",
+    help="Run on the workers of this Dask cluster; they must have access to SRC and OUT.",
 )
 @_JSON
 def build(src: tuple[PathOrUrl, ...], out: PathOrUrl, as_json: bool, **options: Any) -> None:
     """Convert SRC to shards in the new folder OUT.
 
-    SRC is a zip, a folder of pictures or zips, or several of them that are one data set; zips may
-    lie in a zip. An interrupted build goes on where it was when it is run again with the same
-    options. SRC and OUT may be URLs as well: a zip is read by ranges, shards are put whole.
+    SRC is a zip, a folder of images or zips, or several of these that form one data set. A zip may
+    contain zips. To resume an interrupted build, run it again with the same options. SRC and OUT
+    may also be URLs: zips are read by range requests, shards are uploaded as whole objects.
 
     \b
     shardify build data.zip out/
@@ -367,7 +364,7 @@ def build(src: tuple[PathOrUrl, ...], out: PathOrUrl, as_json: bool, **options: 
     """
     chosen = {name: options[name] for name in ("codec", "res", "verify", "workers", "scheduler")}
     with start_build_workers(src, out, **chosen) as pool:
-        # They have as much to import.
+        # Imported while the workers start and import theirs.
         from shardify.conversion.build import build as run
         from shardify.conversion.survey import BuildOptions
 
@@ -382,11 +379,16 @@ def build(src: tuple[PathOrUrl, ...], out: PathOrUrl, as_json: bool, **options: 
 
 @cli.command()
 @click.argument("out", type=as_path)
-@click.option("--decode", is_flag=True, help="Decode every picture as well.")
-@click.option("--workers", type=click.IntRange(1, 256), default=None, help="[default: one a core]")
+@click.option("--decode", is_flag=True, help="Also decode every image.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 256),
+    default=None,
+    help="Processes for decoding and threads for reading.  [default: one per CPU core]",
+)
 @_JSON
 def verify(out: PathOrUrl, decode: bool, workers: int | None, as_json: bool) -> None:
-    """Compare every byte of OUT with its manifest; name each file at fault.
+    """Compare every byte of OUT with its manifest and name each faulty file.
 
     \b
     shardify verify out/
@@ -400,10 +402,10 @@ def verify(out: PathOrUrl, decode: bool, workers: int | None, as_json: bool) -> 
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=1))
     elif not report.problems:
-        pictures = f", {report.decoded} pictures decoded" if decode else ""
+        decoded = f", {report.decoded} images decoded" if decode else ""
         click.echo(
             f"{out}: {report.files} files, {report.bytes / 1e6:.1f} MB, {report.samples} samples"
-            f"{pictures}: all as built"
+            f"{decoded}: no faults"
         )
     if report.problems:
         for problem in report.problems[1:20]:
@@ -416,18 +418,18 @@ def verify(out: PathOrUrl, decode: bool, workers: int | None, as_json: bool) -> 
 @click.argument("out", type=as_path)
 @_JSON
 def stats(out: PathOrUrl, as_json: bool) -> None:
-    """Print each role's mean and deviation, range, sizes and bytes.
+    """Print mean, standard deviation, range, image sizes and bytes of each role.
 
-    Means and deviations, in [0, 1], were measured by the build, as the mean over pictures of each
-    picture's own; ranges come from up to 200 samples.
+    The build measured the means and standard deviations: averages, in [0, 1], over the values of
+    single images. Ranges come from up to 200 samples.
 
     \b
     shardify stats out/
     shardify stats s3://bucket/out --json
     """
-    from shardify.dataset.stats import figures
+    from shardify.dataset.stats import dataset_stats
 
-    found = figures(out)
+    found = dataset_stats(out)
     click.echo(json.dumps(found, indent=1) if as_json else stats_text(found))
 
 
@@ -439,10 +441,10 @@ def stats(out: PathOrUrl, as_json: bool) -> None:
     type=_PATH,
     default=Path("report.html"),
     show_default=True,
-    help="The page to write.",
+    help="HTML file to write.",
 )
 def report(out: PathOrUrl, output: Path) -> None:
-    """Write one self-contained page about OUT: samples, backgrounds, distributions, rejects.
+    """Write a self-contained HTML report about OUT: samples, backgrounds, distributions, rejects.
 
     \b
     shardify report out/
@@ -451,29 +453,43 @@ def report(out: PathOrUrl, output: Path) -> None:
     from shardify.dataset.report import write_report
 
     write_report(out, output)
-    click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, one file")
+    click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
 
 
 @cli.command()
 @click.argument("out", type=_PATH)
-@click.option("--samples", type=click.IntRange(1, 10_000_000), default=2000, show_default=True)
-@click.option("--backgrounds", type=click.IntRange(1, 999), default=100, show_default=True)
+@click.option(
+    "--samples",
+    type=click.IntRange(1, 10_000_000),
+    default=2000,
+    show_default=True,
+    help="Number of samples.",
+)
+@click.option(
+    "--backgrounds",
+    type=click.IntRange(1, 999),
+    default=100,
+    show_default=True,
+    help="Number of backgrounds.",
+)
 @click.option(
     "--size",
     type=click.IntRange(32, 1024),
     default=250,
     show_default=True,
-    help="Side of the square composites. Pixels.",
+    help="Side of the square images, in pixels.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True)
+@click.option(
+    "--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Random seed."
+)
 @click.option(
     "--released",
     is_flag=True,
-    help="Write the zips as the data set's authors published them, eight in the new folder OUT, "
+    help="Write eight zips into the new folder OUT, as the authors of the data set published them, "
     "instead of one zip.",
 )
 def synth(out: Path, **options: Any) -> None:
-    """Make OUT.zip, a stand-in for the real data set: the same names, sizes and statistics.
+    """Write OUT, a synthetic data set with the names, sizes and statistics of the real one.
 
     \b
     shardify synth demo.zip --samples 600 --backgrounds 40
@@ -487,6 +503,6 @@ def synth(out: Path, **options: Any) -> None:
 
 
 def _fail(message: str) -> None:
-    # One line, whatever a file name or a library's message holds.
+    # A file name or the message of a library may contain line breaks.
     click.echo("Error: " + " ".join(message.split()), err=True)
     sys.exit(1)

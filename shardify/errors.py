@@ -1,23 +1,23 @@
-"""Every error that shardify raises on purpose, as one tree.
+"""All errors that shardify raises on purpose.
 
-Each message is one line, ``WHERE: what was found; what was expected; REMEDY``. Nothing here
-formats, logs or exits; the command line turns a ``ShardifyError`` into exit code 1.
+Each message is one line, ``WHERE: what was found; what was expected; REMEDY``. The command line
+turns a ``ShardifyError`` into exit code 1.
 
 ::
 
     ShardifyError
     ├── SourceError         SRC as a whole cannot be used
-    │   └── ArchiveError        not a zip, cut, encrypted throughout, overlapping, over a limit
-    ├── EntryError          one entry's bytes are damaged or refused: it is quarantined
-    │   └── ImageError          its bytes are whole, but no picture that is taken
-    ├── LayoutError         the names do not say what belongs together
-    ├── PlanError           samples and options make no usable splits
+    │   └── ArchiveError        not a zip, truncated, encrypted, overlapping, over a limit
+    ├── EntryError          one entry is damaged or refused; its sample is rejected
+    │   └── ImageError          the bytes are complete, but not a supported image
+    ├── LayoutError         the names do not determine which files form a sample
+    ├── PlanError           samples and options give no usable splits
     ├── BuildError          too much was rejected, a worker died, the disk is full
-    ├── StoreError          a URL's store is not reachable, has no such bucket, or denies access
-    ├── OutputError         OUT is a file, or holds something else
+    ├── StoreError          an object store is not reachable, has no such bucket, or denies access
+    ├── OutputError         OUT is a file, or holds other files
     ├── ManifestError       manifest.json is missing, unreadable or of another version
     ├── VerifyError         a published file differs from what the manifest says
-    └── DataError           a data set, or a sample of it, is not what a loader needs
+    └── DataError           the loader cannot use a data set or one of its samples
 """
 
 __all__ = [
@@ -38,7 +38,7 @@ __all__ = [
 
 
 class ShardifyError(Exception):
-    """Base of all: the user's data or environment is at fault, in one line."""
+    """Base class: an error in the user's data or environment, in one line."""
 
 
 class SourceError(ShardifyError):
@@ -46,7 +46,7 @@ class SourceError(ShardifyError):
 
 
 class ArchiveError(SourceError):
-    """A zip is no zip, is cut, overlaps itself or is over a limit."""
+    """A zip is invalid, truncated, overlaps itself or exceeds a limit."""
 
 
 class EntryError(ShardifyError):
@@ -57,23 +57,23 @@ class EntryError(ShardifyError):
 
 
 class ImageError(EntryError):
-    """An entry's bytes arrived whole, but are no picture that is taken."""
+    """The bytes of an entry are complete, but not a supported image."""
 
 
 class LayoutError(ShardifyError):
-    """The names do not say what belongs together."""
+    """The names do not determine which files form a sample."""
 
 
 class PlanError(ShardifyError):
-    """Samples and options together make no usable splits."""
+    """Samples and options give no usable splits."""
 
 
 class BuildError(ShardifyError):
-    """A build cannot be finished: too much rejected, a dead worker, a full disk."""
+    """A build cannot finish: too many rejected samples, a dead worker, a full disk."""
 
 
 class StoreError(ShardifyError):
-    """An object store cannot be reached or used; or the package that knows it is missing."""
+    """An object store cannot be reached or used, or the package for it is missing."""
 
 
 class OutputError(ShardifyError):
@@ -85,8 +85,8 @@ class ManifestError(ShardifyError):
 
 
 class VerifyError(ShardifyError):
-    """A published file is not what the manifest says."""
+    """A file of a data set differs from the manifest."""
 
 
 class DataError(ShardifyError):
-    """The shards, a split, a role or a decoded sample is not what a loader needs."""
+    """The loader cannot use the shards, a split, a role or a decoded sample."""

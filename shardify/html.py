@@ -1,6 +1,6 @@
-"""HTML pages that need no other file: base style, tables, embedded pictures.
+"""Build self-contained HTML pages: base style, tables, embedded images.
 
-Titles, cells and alternative texts are escaped here, and nothing else.
+Titles, table cells and alternative texts are escaped here; ``parts`` of a page are not.
 """
 
 import base64
@@ -24,7 +24,7 @@ figure { margin: 0 } small, figcaption { color: #666 }
 
 
 def page(title: str, parts: Iterable[str], *, style: str = "") -> str:
-    """A page of a heading and parts that are HTML, with more CSS than the base style."""
+    """Return a page with a heading and the given HTML parts; ``style`` extends the base CSS."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f"<title>{escape(title)}</title><style>{_STYLE}{style}</style></head>"
@@ -33,7 +33,7 @@ def page(title: str, parts: Iterable[str], *, style: str = "") -> str:
 
 
 def table(rows: Iterable[Sequence[str]], heads: Sequence[str] = ()) -> str:
-    """A table of texts; the first text of each row is its heading."""
+    """Return a table of texts; the first text of each row is its heading."""
     head = "".join(f"<th>{escape(text)}</th>" for text in heads)
     body = "".join(
         f"<tr><th>{escape(name)}</th>{''.join(f'<td>{escape(text)}</td>' for text in cells)}</tr>"
@@ -43,7 +43,7 @@ def table(rows: Iterable[Sequence[str]], heads: Sequence[str] = ()) -> str:
 
 
 def picture(image: Image.Image, alt: str = "") -> str:
-    """An ``<img>`` with the picture as a JPEG in its address."""
+    """Return an ``<img>`` with the image embedded as a JPEG."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
     data = base64.b64encode(buffer.getvalue()).decode()

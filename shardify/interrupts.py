@@ -1,10 +1,9 @@
-"""Ctrl-C at any moment ends a command with exit code 130 and one line, never with a traceback.
+"""End a command on Ctrl-C with exit code 130 and one line, never with a traceback.
 
-While a command is being imported nothing is under way, so the process ends at once. Afterwards
-``KeyboardInterrupt`` takes its usual course, so that what was begun can be put in order; where it
-got lost, as in a destructor, or came out as another error, as from a library's import, it still
-counts. A signal that the caller ignores stays ignored; a standard stream that it closed leads
-nowhere.
+During the imports the process ends at once. Later ``KeyboardInterrupt`` is raised as usual, so that
+cleanup runs. It also counts if it was lost (as in a destructor) or came out as another error (as
+from the import of a library). A signal that the caller ignores stays ignored. Standard streams that
+the caller closed are opened on ``/dev/null``.
 """
 
 import atexit
@@ -22,71 +21,71 @@ INTERRUPTED = 130
 
 _STDERR = 2
 
-_AGAIN = 0.01
-"""After a lost interrupt, how long until the next. Seconds."""
+_RESEND_SECONDS = 0.01
+"""Seconds until a lost interrupt is sent again."""
 
 
 def run(load: Callable[[], Callable[[], object]]) -> None:
     """Import a command and run it.
 
     Args:
-        load: Does the imports, and returns the command.
+        load: Imports the command and returns it.
 
     Raises:
-        SystemExit: With 130 after an interrupt; else what the command raises.
+        SystemExit: With code 130 after an interrupt; otherwise as raised by the command.
     """
-    _occupy_standard()
+    _open_closed_streams()
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         load()()
         return
-    signal.signal(signal.SIGINT, _leave)
-    # The first to be registered is the last to be called. Then the interpreter gives signals back
-    # to the system, which would kill a process that has done all its work.
+    signal.signal(signal.SIGINT, _exit_at_once)
+    # Registered first, so called last. After that the interpreter restores the system's signal
+    # handling, which would kill a process that has done all its work.
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     command = load()
-    heard = False
+    interrupted = False
     main_thread = threading.get_ident()
     repeats: list[threading.Timer] = []
 
-    def hear(number: int, frame: FrameType | None) -> None:
-        nonlocal heard
-        heard = True
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
         signal.default_int_handler(number, frame)
 
-    def lost(problem: "sys.UnraisableHookArgs") -> None:
+    def on_unraisable(problem: "sys.UnraisableHookArgs") -> None:
         if isinstance(problem.exc_value, KeyboardInterrupt):
-            again = (main_thread, signal.SIGINT)
-            repeats.append(threading.Timer(_AGAIN, signal.pthread_kill, again))
+            arguments = (main_thread, signal.SIGINT)
+            repeats.append(threading.Timer(_RESEND_SECONDS, signal.pthread_kill, arguments))
             repeats[-1].start()
         else:
             sys.__unraisablehook__(problem)
 
-    sys.unraisablehook = lost
-    signal.signal(signal.SIGINT, hear)
+    sys.unraisablehook = on_unraisable
+    signal.signal(signal.SIGINT, on_interrupt)
     try:
         command()
     except SystemExit as stop:
-        if heard and stop.code not in (0, None):
+        if interrupted and stop.code not in (0, None):
             stop.code = INTERRUPTED
         raise
     except BaseException:
-        if not heard:
+        if not interrupted:
             raise
         print("Interrupted.", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
     finally:
-        # An interrupt inside exec, as where a dataclass is made, is noted as one that nobody
-        # caught, and ``python -m`` would end by the signal. The next exec clears the note.
+        # An interrupt inside exec (as when a dataclass is created) is recorded as unhandled, and
+        # ``python -m`` would end by the signal. The next exec clears that record.
         exec("")
-        # All is done; the interpreter's own end is not worth a traceback.
+        # The work is done; avoid a traceback from the shutdown of the interpreter.
         signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
         for repeat in repeats:
             repeat.cancel()
             repeat.join()
 
 
-def _occupy_standard() -> None:
-    """Let no file or pipe that is opened later be taken for a standard stream that was closed."""
+def _open_closed_streams() -> None:
+    """Open closed standard streams, so that no file opened later gets their numbers."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
@@ -95,6 +94,6 @@ def _occupy_standard() -> None:
             setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
-def _leave(_number: int, _frame: FrameType | None) -> None:
+def _exit_at_once(_number: int, _frame: FrameType | None) -> None:
     os.write(2, b"Interrupted; nothing was begun.\n")
     os._exit(INTERRUPTED)

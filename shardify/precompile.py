@@ -1,7 +1,7 @@
-"""Compile the fast copy and cache it anew: ``python -m shardify.precompile``.
+"""Compile the fast copy and replace its cache: ``python -m shardify.precompile``.
 
-Run it once for an installation, so that the first large build need not; or to replace a cache that
-is damaged.
+Run it once after an installation, so that the first large build does not have to compile, or to
+replace a damaged cache.
 """
 
 import sys
@@ -16,7 +16,7 @@ if __name__ == "__main__":
         from shardify.writer import fast_copy_kernel
 
         for function in (fast_copy_kernel.is_whole, fast_copy_kernel.copy):
-            function.recompile()  # Empties its cache; nothing is loaded yet that it would compile.
+            function.recompile()  # Empties the cache; nothing is loaded yet, so nothing compiles.
         fast_copy.load()
     except ImportError as error:
         sys.exit(f"Error: {error}; expected numba and deflate; run pip install numba deflate")

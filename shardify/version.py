@@ -1,7 +1,4 @@
-"""This program's version, also where it was never installed but lies on the path.
-
-Asks the installed metadata first, then the checkout's own ``pyproject.toml``; guesses nothing.
-"""
+"""Return the version of this program, from installed metadata or a checkout's pyproject.toml."""
 
 from pathlib import Path
 
@@ -9,13 +6,13 @@ __all__ = ["version"]
 
 
 def version() -> str:
-    """The version, or ``unknown`` where neither metadata nor checkout is there."""
-    import importlib.metadata  # Some 20 ms, which no start has to wait for.
+    """Return the version, or ``unknown`` if there is neither metadata nor a checkout."""
+    import importlib.metadata  # Takes about 20 ms, so not at start.
 
     try:
         return importlib.metadata.version("shardline")
     except importlib.metadata.PackageNotFoundError:
-        import tomllib  # Where nothing is installed; else a start goes without.
+        import tomllib  # Needed only without an installation.
 
         project = Path(__file__).resolve().parents[1] / "pyproject.toml"
         try:

@@ -1,7 +1,7 @@
-"""Raw deflate and CRC-32: by ISA-L where it is installed, else by Python's own zlib.
+"""Raw deflate and CRC-32, by ISA-L if installed, else by Python's zlib.
 
-Both give the same bytes at different speeds, and refuse the same damage but for some crafted codes
-that only one of them takes. This module reads no file and sets no limit.
+Both give the same bytes at different speeds, and refuse the same damaged data, except for some
+crafted deflate codes that only one of them accepts.
 """
 
 import zlib
@@ -19,10 +19,10 @@ except ImportError:
 _library: Any = zlib if _fast is None else _fast
 
 FAST: bool = _fast is not None
-"""Whether ISA-L is what unpacks."""
+"""Whether ISA-L is used."""
 
 ERRORS: tuple[type[Exception], ...] = (zlib.error,) if _fast is None else (_fast.error, zlib.error)
-"""What damaged data raise."""
+"""Exceptions that damaged data raise."""
 
 crc32: Callable[[bytes], int] = _library.crc32
 """As ``zlib.crc32``."""

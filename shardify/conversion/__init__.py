@@ -1,1 +1,1 @@
-"""What the parent does in a build: survey, split, task list, output folder, publish."""
+"""The parent's side of a build: survey, splits, task list, output folder, manifest."""

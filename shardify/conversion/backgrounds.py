@@ -1,7 +1,7 @@
-"""The backgrounds of a data set, each once, in one tar a variant.
+"""Check the backgrounds of a data set and write each once, in one tar per variant.
 
-Runs in the parent while the workers start. A background that fails its check takes the samples on
-it along, and the plan is made anew without them.
+Runs in the parent process while the workers start. Samples whose background fails its check are
+rejected, and the shards are planned again without them.
 """
 
 import dataclasses
@@ -9,13 +9,11 @@ import hashlib
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shardify.conversion.rejects import drop_background
-from shardify.conversion.survey import BuildPlan, check_bad, plan_splits
+from shardify.conversion.survey import BuildPlan, check_rejected, plan_splits
 from shardify.dataset.manifest import BACKGROUNDS, Background
 from shardify.errors import EntryError
 from shardify.images.codecs import Variant, resized, store
@@ -24,7 +22,7 @@ from shardify.sources.catalog import OpenSources, entry_reader, entry_rows
 from shardify.storage.atomic_write import AtomicFile
 from shardify.storage.paths import PathOrUrl
 from shardify.storage.readers import announce_reads
-from shardify.writer.sample_check import check_picture
+from shardify.writer.sample_check import check_image
 from shardify.writer.tar_writer import TarWriter
 
 __all__ = ["BackgroundTar", "write_backgrounds"]
@@ -32,46 +30,46 @@ __all__ = ["BackgroundTar", "write_backgrounds"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BackgroundTar:
-    """The backgrounds of one variant, as written."""
+    """The backgrounds written for one variant."""
 
     backgrounds: list[Background] = field(default_factory=list)
     rules: Counter[str] = field(default_factory=Counter)
-    """Conversion rule -> backgrounds that it changed."""
+    """Conversion rule -> number of backgrounds that it changed."""
     sha256: str = ""
-    """Of ``backgrounds.tar``; empty if there is none."""
+    """Digest of ``backgrounds.tar``; empty if there is none."""
 
     @property
     def ids(self) -> list[str]:
-        """In the order of their indexes."""
+        """Background IDs in the order of their indexes."""
         return [each.id for each in self.backgrounds]
 
 
 def write_backgrounds(
-    found: BuildPlan, out: PathOrUrl, variants: tuple[Variant, ...], meaning: LabelEncoding
+    plan: BuildPlan, out: PathOrUrl, variants: tuple[Variant, ...], label_encoding: LabelEncoding
 ) -> tuple[BuildPlan, list[BackgroundTar]]:
     """Write ``backgrounds.tar`` into each variant's folder.
 
     Returns:
-        The survey, without samples on bad backgrounds, and a bank for each variant (empty ones,
-        and no file, for a data set without backgrounds).
+        The plan without samples on bad backgrounds, and one ``BackgroundTar`` per variant. For a
+        data set without backgrounds these are empty, and no file is written.
 
     Raises:
-        BuildError: Too many samples are left out.
-        OSError: The source cannot be read, or OUT not written.
+        BuildError: Too many samples are rejected.
+        OSError: The source cannot be read, or OUT cannot be written.
     """
-    layout, catalog = found.layout, found.catalog
+    layout, catalog = plan.layout, plan.catalog
     if not layout.background_ids:
-        return found, [BackgroundTar() for _ in variants]
+        return plan, [BackgroundTar() for _ in variants]
     bad: list[tuple[int, str]] = []
     rules: Counter[str] = Counter()
     backgrounds: list[list[Background]] = [[] for _ in variants]
     paths = [out / variant.folder / BACKGROUNDS for variant in variants]
-    used = (np.flatnonzero(np.bincount(1 + layout.background[found.usable])) - 1).tolist()
-    verify = "decode" if found.options.verify == "decode" else "headers"
+    used = (np.flatnonzero(np.bincount(1 + layout.background[plan.usable])) - 1).tolist()
+    verify = "decode" if plan.options.verify == "decode" else "headers"
     with ExitStack() as stack:
         descriptors = stack.enter_context(OpenSources([each.path for each in catalog.sources]))
-        drafts = [stack.enter_context(AtomicFile(path)) for path in paths]
-        tars = [TarWriter(draft.file) for draft in drafts]
+        files = [stack.enter_context(AtomicFile(path)) for path in paths]
+        tars = [TarWriter(file.file) for file in files]
         entries = layout.background_members[used]
         announce_reads(
             descriptors, entry_rows(catalog, entries), [catalog.names.raw(int(i)) for i in entries]
@@ -80,50 +78,49 @@ def write_backgrounds(
         for number in used:
             entry = int(layout.background_members[number])
             name = catalog.names.raw(entry)
-            plane: NDArray[Any] | None = None
             try:
                 data = read(entry)
-                data, picture, rule = check_picture(data, name, "bg", verify, meaning)
-                if not all(variant.unchanged for variant in variants):
-                    plane = pixels(data, picture, "bg", STANDARD)
+                data, info, rule, plane = check_image(data, name, "bg", verify, label_encoding)
+                if plane is None and not all(variant.unchanged for variant in variants):
+                    plane = pixels(data, info, "bg", STANDARD)
             except EntryError as error:
                 bad.append((number, str(error)))
                 continue
             rules.update([rule] if rule else [])
-            for variant, tar, done in zip(variants, tars, backgrounds, strict=True):
-                stored, shown = data, picture
+            for variant, tar, written in zip(variants, tars, backgrounds, strict=True):
+                stored, stored_info = data, info
                 if plane is not None and not variant.unchanged:
-                    stored, shown = store(
-                        resized(plane, "bg", variant.res), "bg", picture.kind, variant
+                    stored, stored_info = store(
+                        resized(plane, "bg", variant.res), "bg", info.kind, variant
                     )
-                member = f"{layout.background_ids[number]}.{shown.kind}"
+                member = f"{layout.background_ids[number]}.{stored_info.kind}"
                 tar.add(member.encode(), stored)
-                done.append(
+                written.append(
                     Background(
                         id=layout.background_ids[number],
-                        index=len(done),
+                        index=len(written),
                         member=member,
-                        width=shown.width,
-                        height=shown.height,
+                        width=stored_info.width,
+                        height=stored_info.height,
                         sha256=hashlib.sha256(stored).hexdigest(),
                     )
                 )
         digests = [tar.finish() for tar in tars]
-        for draft in drafts:
-            draft.publish()
+        for file in files:
+            file.publish()
     if bad:
-        found = _without(found, bad)
-    return found, [
+        plan = _reject_samples(plan, bad)
+    return plan, [
         BackgroundTar(backgrounds=each, rules=rules, sha256=digest)
         for each, digest in zip(backgrounds, digests, strict=True)
     ]
 
 
-def _without(found: BuildPlan, bad: list[tuple[int, str]]) -> BuildPlan:
-    """The survey without the samples on bad backgrounds, planned anew."""
-    usable, rejected = found.usable.copy(), list(found.rejected)
+def _reject_samples(plan: BuildPlan, bad: list[tuple[int, str]]) -> BuildPlan:
+    """Reject the samples on bad backgrounds and plan the shards again."""
+    usable, rejected = plan.usable.copy(), list(plan.rejected)
     for number, reason in bad:
-        drop_background(found.layout, found.catalog, number, reason, usable, rejected)
-    found = dataclasses.replace(found, usable=usable, rejected=rejected)
-    check_bad(found)
-    return dataclasses.replace(found, shards=plan_splits(found.layout, usable, found.options))
+        drop_background(plan.layout, plan.catalog, number, reason, usable, rejected)
+    plan = dataclasses.replace(plan, usable=usable, rejected=rejected)
+    check_rejected(plan)
+    return dataclasses.replace(plan, shards=plan_splits(plan.layout, usable, plan.options))

@@ -1,8 +1,6 @@
-"""The whole conversion: source to shards, by worker processes, resumable, manifest last.
+"""Convert sources to a finished data set: survey, shards by workers, manifest last.
 
-Which files belong together is ``layout``'s word, which sample goes where is ``plan``'s, what OUT
-may hold is ``output``'s; here is only the order of events. It parses no arguments and prints
-nothing.
+An interrupted build resumes when it is run again with the same options.
 """
 
 import dataclasses
@@ -18,17 +16,23 @@ from typing import Any
 from numpy.typing import NDArray
 
 from shardify.conversion.backgrounds import write_backgrounds
-from shardify.conversion.label_encoding import meaning_of
+from shardify.conversion.label_encoding import detect_label_encoding
 from shardify.conversion.output_folder import (
     check_out,
-    finished,
+    load_finished,
     locked_output,
     remove_state,
     roll_back,
 )
-from shardify.conversion.publish import BuildInputs, publish, rejections_of
-from shardify.conversion.survey import BuildOptions, BuildPlan, check_bad, sources_of, survey
-from shardify.conversion.task_list import background_tasks, rows_read, shard_tasks
+from shardify.conversion.publish import BuildInputs, publish, shard_rejections
+from shardify.conversion.survey import (
+    BuildOptions,
+    BuildPlan,
+    check_rejected,
+    manifest_sources,
+    survey,
+)
+from shardify.conversion.task_list import background_tasks, shard_tasks, task_rows
 from shardify.dataset.manifest import BACKGROUNDS, Manifest
 from shardify.errors import BuildError, LayoutError
 from shardify.layout.detect import Rejection
@@ -45,23 +49,23 @@ from shardify.writer.tasks import STATE_FOLDER, ShardRecord, ShardTask
 __all__ = ["BuildReport", "build"]
 
 Progress = Callable[[int, int], None]
-"""Called with samples done and samples in all."""
+"""Called with the samples done so far and the total."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildReport:
-    """What a build did."""
+    """Result of a build."""
 
     out: str
     already: bool
-    """The same data set was there, finished; nothing was done."""
+    """True if OUT already held this data set, finished; nothing was done then."""
     manifest: Manifest
     parts: list[Manifest]
-    """The data sets written: one, or one a resolution."""
+    """The data sets written: one, or one per resolution."""
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """For ``build --json``."""
+        """Return the object that ``build --json`` prints."""
         manifest = self.parts[0]
         samples = sum(split.samples for split in manifest.splits.values())
         return {
@@ -97,60 +101,60 @@ def build(
     waiting: Callable[[float], None] | None = None,
     pool: Pool | None = None,
 ) -> BuildReport:
-    """Convert zips to shards, or go on with a conversion that was cut off.
+    """Convert zips or folders to shards, or resume an interrupted conversion.
 
     Args:
-        paths: Zips, or folders of zips or files, that together are one data set; a ``Url`` is read
-            by ranges.
-        out: Folder to make, or ``Url`` to put objects under; or one that an interrupted run of
-            the same build left.
-        options: See there.
-        progress: Called in this process as shards are finished.
-        waiting: Called by another thread while nothing is done until a slow disk has been read,
-            with the share in [0, 1] of that.
-        pool: Workers that were hired for this before, and are let go at its end; None: they are
-            hired now.
+        paths: Zips, or folders of zips or files, that together form one data set. A ``Url`` is read
+            by range requests.
+        out: New folder, ``Url`` to put objects under, or the output of an interrupted run of the
+            same build.
+        options: Build options.
+        progress: Called in this process after each finished shard.
+        waiting: Called from another thread while the workers wait for a slow disk, with the
+            fraction read ahead, in [0, 1].
+        pool: Workers already started for this build; they are stopped at its end. None starts
+            them now.
 
     Returns:
-        The report; ``already`` if ``out`` holds this very data set, finished.
+        The report; ``already`` is True if ``out`` holds this data set, finished.
 
     Raises:
-        ShardifyError: See ``errors``. Nothing is published then; what is finished is kept for
-            the next run where that can help.
+        ShardifyError: See ``errors``. No manifest is written then. Finished shards are kept for
+            the next run unless the layout itself was wrong.
     """
     started = time.perf_counter()
     out = as_path(out)
     check_out(out, paths)
-    new = not out.exists()
-    begun: list[str] = []
+    created = not out.exists()
+    folders: list[str] = []
     try:
-        # Started before the survey, so that their imports cost no time of their own; and ended with
-        # this block, so that none of them writes any more where something is taken back.
+        # The workers start before the survey, so that their imports run in parallel with it. They
+        # stop with this block, so that no worker writes while files are deleted below.
         with (
-            pool or _hired(paths, out, options) as pool,
+            pool or _start_workers(paths, out, options) as pool,
             reading_ahead(paths if options.scheduler is None else (), waiting) as ahead,
             UnpackCache(out / STATE_FOLDER, shared=options.scheduler is not None) as work,
             ExitStack() as later,
         ):
-            # What is put into a store, or written by a cluster, is not so easily taken back.
+            # Objects in a store and files written by a cluster are hard to delete again.
             defer = isinstance(pool, Workers) and isinstance(out, Path)
-            found = survey(paths, options, work, later=later if defer else None)
+            plan = survey(paths, options, work, later=later if defer else None)
             identity = {
-                "source": [dataclasses.asdict(each) for each in sources_of(found.catalog)],
-                "options": found.options.deciding(),
-                "samples": found.digest(),
+                "source": [dataclasses.asdict(each) for each in manifest_sources(plan.catalog)],
+                "options": plan.options.output_options(),
+                "samples": plan.digest(),
             }
-            there = finished(out, identity)
-            if there is not None:
-                return _report(out, there, already=True, started=started)
+            existing = load_finished(out, identity)
+            if existing is not None:
+                return _report(out, existing, already=True, started=started)
             with locked_output(out, identity):
-                begun += [variant.folder for variant in found.options.variants()]
-                manifest = _convert(found, out, pool, ahead, progress)
+                folders += [variant.folder for variant in plan.options.variants()]
+                manifest = _convert(plan, out, pool, ahead, progress)
                 remove_state(out)
     except LayoutError:
-        # The pixels contradict what the names state: of what was written meanwhile nothing stays.
-        if isinstance(out, Path) and begun:
-            roll_back(out, begun, whole=new)
+        # The pixels contradict the names: delete everything written so far.
+        if isinstance(out, Path) and folders:
+            roll_back(out, folders, whole=created)
         raise
     except OSError as error:
         raise BuildError(
@@ -160,7 +164,7 @@ def build(
     return _report(out, manifest, already=False, started=started)
 
 
-def _hired(paths: Sequence[PathOrUrl], out: PathOrUrl, options: BuildOptions) -> Pool:
+def _start_workers(paths: Sequence[PathOrUrl], out: PathOrUrl, options: BuildOptions) -> Pool:
     return start_build_workers(
         paths,
         out,
@@ -184,87 +188,98 @@ def _report(out: PathOrUrl, manifest: Manifest, *, already: bool, started: float
 
 
 def _convert(
-    found: BuildPlan, out: PathOrUrl, pool: Pool, ahead: ReadAhead, progress: Progress | None
+    plan: BuildPlan, out: PathOrUrl, pool: Pool, ahead: ReadAhead, progress: Progress | None
 ) -> Manifest:
-    variants = found.options.variants()
+    variants = plan.options.variants()
     for variant in variants:
         (out / variant.folder).mkdir(exist_ok=True)
-    grounds = background_tasks(found)
-    # Some to begin with, while the others' tasks are not known yet; some to end with: they are
-    # small, so that all workers end at about the same time.
-    early = grounds[: len(grounds) * 3 // 4]
-    settle = functools.cache(lambda: _settle(found, out))
+    measurements = background_tasks(plan)
+    # Three quarters come first, while the shard tasks are not known yet. The rest come last: they
+    # are small, so all workers finish at about the same time.
+    early = measurements[: len(measurements) * 3 // 4]
+    prepare = functools.cache(lambda: _prepare_inputs(plan, out))
     if isinstance(pool, Workers):
-        pool.idle_work = itertools.chain(_ahead(settle), found.layout.pending or ())
-    tasks = itertools.chain(early, _shard_tasks(settle, out, ahead, pool), grounds[len(early) :])
+        pool.idle_work = itertools.chain(_prepare_early(prepare), plan.layout.pending or ())
+    tasks = itertools.chain(
+        early, _shard_tasks(prepare, out, ahead, pool), measurements[len(early) :]
+    )
     results: dict[int, Any] = {}
     done = 0
     bad: list[Rejection] = []
-    with BackgroundSync() as flushing:
+    with BackgroundSync() as sync:
         for number, result in pool.map(tasks):
             results[number] = result
             if isinstance(result, ShardRecord):
-                settled = settle()
-                done += len(settled.plans[number - len(early)].samples)
-                bad += rejections_of(result)
+                inputs = prepare()
+                done += len(inputs.shard_plans[number - len(early)].samples)
+                bad += shard_rejections(result)
                 if bad:
-                    _check(settled.found, bad)
+                    _check_rejected(inputs.plan, bad)
                 for variant in variants if result.samples else ():
                     for suffix in (".tar", ".idx"):
-                        flushing.add(out / variant.folder / f"{result.name}{suffix}")
+                        sync.add(out / variant.folder / f"{result.name}{suffix}")
                 if progress:
-                    progress(done, sum(len(plan.samples) for plan in settled.plans))
-        _prove(found)
-        for variant in variants if settle().banks[0].sha256 else ():
-            flushing.add(out / variant.folder / BACKGROUNDS)
-        flushing.finish()
+                    progress(
+                        done, sum(len(shard_plan.samples) for shard_plan in inputs.shard_plans)
+                    )
+        _finish_background_proof(plan)
+        for variant in variants if prepare().background_tars[0].sha256 else ():
+            sync.add(out / variant.folder / BACKGROUNDS)
+        sync.finish()
     ordered = [results[number] for number in range(len(results))]
-    return publish(settle(), out, ordered)
+    return publish(prepare(), out, ordered)
 
 
-def _settle(found: BuildPlan, out: PathOrUrl) -> BuildInputs:
-    meaning = meaning_of(found)
-    found, banks = write_backgrounds(found, out, found.options.variants(), meaning)
-    plans = [plan for split in ("train", "val") for plan in found.shards[split]]
-    return BuildInputs(found=found, meaning=meaning, banks=banks, plans=plans)
+def _prepare_inputs(plan: BuildPlan, out: PathOrUrl) -> BuildInputs:
+    label_encoding = detect_label_encoding(plan)
+    plan, background_tars = write_backgrounds(plan, out, plan.options.variants(), label_encoding)
+    shard_plans = [shard_plan for split in ("train", "val") for shard_plan in plan.shards[split]]
+    return BuildInputs(
+        plan=plan,
+        label_encoding=label_encoding,
+        background_tars=background_tars,
+        shard_plans=shard_plans,
+    )
 
 
 def _shard_tasks(
-    settle: Callable[[], BuildInputs], out: PathOrUrl, ahead: ReadAhead, pool: Pool
+    prepare: Callable[[], BuildInputs], out: PathOrUrl, ahead: ReadAhead, pool: Pool
 ) -> Iterator[ShardTask | None]:
-    settled = settle()
-    found, plans = settled.found, settled.plans
-    index = {name: number for number, name in enumerate(settled.banks[0].ids)}
-    tasks = shard_tasks(found, out, plans, index, settled.meaning)
-    sources = [each.path for each in found.catalog.sources]
+    inputs = prepare()
+    plan, shard_plans = inputs.plan, inputs.shard_plans
+    index = {name: number for number, name in enumerate(inputs.background_tars[0].ids)}
+    tasks = shard_tasks(plan, out, shard_plans, index, inputs.label_encoding)
+    sources = [each.path for each in plan.catalog.sources]
 
     def rows() -> Iterator[NDArray[Any]]:
-        for plan, each in zip(plans, rows_read(found, plans), strict=True):
-            # What an earlier run finished is looked at, not made again.
-            kept = isinstance(out, Path) and (out / STATE_FOLDER / f"{plan.name}.json").exists()
+        for shard_plan, each in zip(shard_plans, task_rows(plan, shard_plans), strict=True):
+            # A shard that an earlier run finished is only verified.
+            kept = (
+                isinstance(out, Path) and (out / STATE_FOLDER / f"{shard_plan.name}.json").exists()
+            )
             yield each[:0] if kept else each
 
     yield from ahead.paced(tasks, rows, sources, under_way=pool.max_in_flight)
 
 
-def _ahead(settle: Callable[[], BuildInputs]) -> Iterator[None]:
-    """What will be needed soon, while the workers are busy and nobody waits for it."""
-    settle()
+def _prepare_early(prepare: Callable[[], BuildInputs]) -> Iterator[None]:
+    """Prepare what is needed soon, while the workers are busy."""
+    prepare()
     yield
-    version()  # Some imports.
+    version()  # Imports importlib.metadata.
     yield
 
 
-def _prove(found: BuildPlan) -> None:
-    """Go through what is left of a deferred proof. Raises LayoutError."""
-    for _ in found.layout.pending or ():
+def _finish_background_proof(plan: BuildPlan) -> None:
+    """Run what is left of the deferred background proof. Raises LayoutError."""
+    for _ in plan.layout.pending or ():
         pass
 
 
-def _check(found: BuildPlan, bad: Sequence[Rejection]) -> None:
-    """Raise BuildError if too many samples are bad; or first what is wrong with them all."""
+def _check_rejected(plan: BuildPlan, bad: Sequence[Rejection]) -> None:
+    """Raise BuildError if too many samples are bad; LayoutError if the layout is the cause."""
     try:
-        check_bad(found, bad)
+        check_rejected(plan, bad)
     except BuildError:
-        _prove(found)
+        _finish_background_proof(plan)
         raise

@@ -1,7 +1,4 @@
-"""How the masks and depths of a source are to be read, told by a look at a few of them.
-
-Opens payloads; what is then made of every picture is ``pixels``' to do.
-"""
+"""Detect how the masks and float depths of a source encode their values, from a few samples."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,24 +12,22 @@ from shardify.images.parser import MASK_THRESHOLD, parse
 from shardify.images.pixels import STANDARD, LabelEncoding, levels_of, peak_of
 from shardify.sources.catalog import OpenSources, entry_reader
 
-__all__ = ["meaning_of", "settle_meaning"]
+__all__ = ["choose_label_encoding", "detect_label_encoding"]
 
-_LOOKED_AT = 16
-"""Samples."""
+_MAX_SAMPLES_READ = 16
 
-_MAX_LEVELS = 8
-"""That an error names."""
+_MAX_LEVELS_IN_ERROR = 8
 
 
-def meaning_of(found: BuildPlan) -> LabelEncoding:
-    """Look at a few masks, and at depths in floating point, to know how all are to be read.
+def detect_label_encoding(plan: BuildPlan) -> LabelEncoding:
+    """Read a few masks and floating-point depths, and return the encoding of all of them.
 
     Raises:
-        BuildError: Masks are of several kinds, or of none that is known.
+        BuildError: The masks use several encodings, or an unknown one.
     """
-    layout, catalog = found.layout, found.catalog
-    rows = np.flatnonzero(found.usable)
-    rows = rows[:: max(1, len(rows) // _LOOKED_AT)][:_LOOKED_AT]
+    layout, catalog = plan.layout, plan.catalog
+    rows = np.flatnonzero(plan.usable)
+    rows = rows[:: max(1, len(rows) // _MAX_SAMPLES_READ)][:_MAX_SAMPLES_READ]
     levels: list[NDArray[Any]] = []
     names: list[str] = []
     peaks: list[float] = []
@@ -53,38 +48,39 @@ def meaning_of(found: BuildPlan) -> LabelEncoding:
                     else:
                         break
                 except EntryError:
-                    continue  # The worker that meets it will say so.
+                    continue  # The worker that reads it reports it.
     try:
-        return settle_meaning(levels, peaks, names)
+        return choose_label_encoding(levels, peaks, names)
     except ImageError as error:
-        raise BuildError(f"{found.where}: {error}; convert the masks first") from error
+        raise BuildError(f"{plan.where}: {error}; convert the masks first") from error
 
 
-def settle_meaning(
+def choose_label_encoding(
     masks: list[NDArray[Any]], depth_peaks: list[float], names: Sequence[str] = ()
 ) -> LabelEncoding:
-    """Say from some of a data set's pictures how all of them are to be read.
+    """Choose the encoding of a data set from the values in some of its images.
 
     Args:
         masks: The values found in each of some masks.
         depth_peaks: The largest value of each of some floating-point depth maps; may be empty.
-        names: Of the masks, for an error; may be empty.
+        names: Names of the masks, for error messages; may be empty.
 
     Raises:
-        ImageError: The masks' values fit no known meaning, or not one for all of them.
+        ImageError: The values of the masks fit no known encoding, or not the same one.
     """
     scale = 65535 if depth_peaks and max(depth_peaks) <= 1 else STANDARD.depth_scale
-    found = sorted({float(level) for levels in masks for level in levels})
+    values = sorted({float(level) for levels in masks for level in levels})
     mask = "threshold"
-    if found and found[-1] < MASK_THRESHOLD and found != [0.0]:
-        if set(found) <= {1.0, 2.0, 3.0} and len(found) > 1:
+    if values and values[-1] < MASK_THRESHOLD and values != [0.0]:
+        if set(values) <= {1.0, 2.0, 3.0} and len(values) > 1:
             mask = "trimap"
-        elif len(set(found) | {0.0}) == 2:
-            mask = f"level {found[-1]:g}"
+        elif len(set(values) | {0.0}) == 2:
+            mask = f"level {values[-1]:g}"
         else:
-            shown = ", ".join(f"{level:g}" for level in found[:_MAX_LEVELS])
+            shown = ", ".join(f"{level:g}" for level in values[:_MAX_LEVELS_IN_ERROR])
+            shown += " ..." if len(values) > _MAX_LEVELS_IN_ERROR else ""
             raise ImageError(
-                f"masks hold the values {shown}{' ...' if len(found) > _MAX_LEVELS else ''}; "
+                f"masks hold the values {shown}; "
                 f"expected 0 and one other, 1/2/3, or gray of which {MASK_THRESHOLD} and more is "
                 "object"
             )
@@ -94,16 +90,16 @@ def settle_meaning(
 
 
 def _refuse_mixed(peaks: list[float], names: Sequence[str]) -> None:
-    """Raise ImageError where some masks would be empty by the rule that others show."""
+    """Raise ImageError if some masks would be empty under the threshold that fits the others."""
     faint = [place for place, peak in enumerate(peaks) if 0 < peak < MASK_THRESHOLD]
     if faint:
-        full = max(range(len(peaks)), key=peaks.__getitem__)
-        one, other = (
+        highest = max(range(len(peaks)), key=peaks.__getitem__)
+        low_example, high_example = (
             f"{names[place]} to {peaks[place]:g}" if names else f"one to {peaks[place]:g}"
-            for place in (faint[0], full)
+            for place in (faint[0], highest)
         )
         raise ImageError(
-            f"masks of mixed meaning: values go up in {one}, in {other} ({len(faint)} of "
-            f"{len(peaks)} looked at stay below {MASK_THRESHOLD}, from which on a pixel is "
-            "object); expected one meaning for all"
+            f"masks of mixed meaning: values go up in {low_example}, in {high_example} "
+            f"({len(faint)} of {len(peaks)} looked at stay below {MASK_THRESHOLD}, from which on a "
+            "pixel is object); expected one meaning for all"
         )

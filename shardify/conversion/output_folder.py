@@ -1,6 +1,6 @@
-"""OUT: whose it is, whether it is finished, and what a killed run left behind.
+"""Check, lock, resume and clean the output folder of a build.
 
-Refuses anything that it cannot tell to be this very build's. Writes no data of its own.
+A folder that does not belong to this build is refused.
 """
 
 import dataclasses
@@ -19,32 +19,39 @@ from shardify.storage.atomic_write import TEMPORARY, write_atomic
 from shardify.storage.paths import PathOrUrl, Url
 from shardify.writer.tasks import STATE_FOLDER
 
-__all__ = ["check_out", "finished", "locked_output", "remove_stale", "remove_state", "roll_back"]
+__all__ = [
+    "check_out",
+    "load_finished",
+    "locked_output",
+    "remove_stale",
+    "remove_state",
+    "roll_back",
+]
 
-_HALF = re.escape(TEMPORARY)
-_OURS = re.compile(
-    rf"(train|val)-\d{{5}}\.(tar|idx)|(train|val)-\d{{5}}\.idx{_HALF}|.+\.tar\.[0-9a-f]{{8}}{_HALF}"
+_TEMPORARY_SUFFIX = re.escape(TEMPORARY)
+_BUILD_FILE = re.compile(
+    rf"(train|val)-\d{{5}}\.(tar|idx)|(train|val)-\d{{5}}\.idx{_TEMPORARY_SUFFIX}|.+\.tar\.[0-9a-f]{{8}}{_TEMPORARY_SUFFIX}"
 )
-"""Also what a worker leaves that is killed before it can rename it: an index, a tar."""
-_STATES = re.compile(r"build\.json|(train|val)-\d{5}\.json")
+"""A shard or index of a build, or the temporary file that a killed worker leaves."""
+_STATE_FILE = re.compile(r"build\.json|(train|val)-\d{5}\.json")
 
 
 def check_out(out: PathOrUrl, sources: Sequence[PathOrUrl]) -> None:
-    """Refuse what can be refused before any work.
+    """Refuse an unusable OUT before any work is done.
 
     Raises:
-        OutputError: OUT is a file, holds something else, or it and a source lie in each other
-            (but what is finished there may be asked for again).
+        OutputError: OUT is a file, holds other files, lies in a source or contains one. (The last
+            two are allowed if OUT holds a finished data set.)
     """
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out}: a file; expected a new folder; choose another OUT")
     for source in sources if not (out / NAME).exists() else ():
-        if _lies_in(out, source):
+        if _is_inside(out, source):
             raise OutputError(
                 f"{out}: lies in the source {source}, and would be taken for a part of it; "
                 "expected a folder outside; choose another OUT"
             )
-        if _lies_in(source, out):
+        if _is_inside(source, out):
             raise OutputError(
                 f"{out}: holds the source {source}; expected a new or empty folder; choose "
                 "another OUT"
@@ -58,39 +65,45 @@ def check_out(out: PathOrUrl, sources: Sequence[PathOrUrl]) -> None:
             )
 
 
-def _lies_in(one: PathOrUrl, other: PathOrUrl) -> bool:
-    """Whether a place is another, or is somewhere inside it, links followed."""
+def _is_inside(one: PathOrUrl, other: PathOrUrl) -> bool:
+    """Return whether a path equals another or lies inside it, with links resolved."""
     if isinstance(one, Path) and isinstance(other, Path):
         return one.resolve().is_relative_to(other.resolve())
     return f"{one}/".startswith(f"{other}/")
 
 
-def finished(out: PathOrUrl, identity: dict[str, Any]) -> Manifest | None:
-    """The manifest, if OUT is this very data set. Raises OutputError if it is another."""
+def load_finished(out: PathOrUrl, identity: dict[str, Any]) -> Manifest | None:
+    """Return the manifest if OUT holds this data set, finished; None if OUT has no manifest.
+
+    Raises:
+        OutputError: OUT holds another data set.
+    """
     if not (out / NAME).exists():
         return None
     manifest = Manifest.load(out)
-    there = {
+    existing = {
         "source": [dataclasses.asdict(each) for each in manifest.source],
         "options": manifest.options,
         "samples": manifest.layout.get("digest"),
     }
-    if there != identity:
+    if existing != identity:
         raise OutputError(
-            f"{out}: holds a finished data set built from {_difference(there, identity)}; choose "
-            "another OUT, or delete it"
+            f"{out}: holds a finished data set built from "
+            f"{_describe_difference(existing, identity)}; choose another OUT, or delete it"
         )
     remove_state(out)
     return manifest
 
 
-def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
-    if there["source"] != here["source"]:
-        return "another source (" + ", ".join(str(each["name"]) for each in there["source"]) + ")"
+def _describe_difference(existing: dict[str, Any], wanted: dict[str, Any]) -> str:
+    if existing["source"] != wanted["source"]:
+        return (
+            "another source (" + ", ".join(str(each["name"]) for each in existing["source"]) + ")"
+        )
     names = sorted(
         name
-        for name in {*there["options"], *here["options"]}
-        if there["options"].get(name) != here["options"].get(name)
+        for name in {*existing["options"], *wanted["options"]}
+        if existing["options"].get(name) != wanted["options"].get(name)
     )
     if not names:
         return "the same source, read with another layout"
@@ -99,14 +112,14 @@ def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
 
 @contextmanager
 def locked_output(out: PathOrUrl, identity: dict[str, Any]) -> Iterator[None]:
-    """Hold OUT for one build at a time, of this identity only; clear what a kill left behind.
+    """Lock OUT for one build of this identity, and delete temporary files of a killed run.
 
-    A store has no locks: two builds of one identity at once put the same bytes twice, no harm
-    done, and one of another identity finds the first one's statement.
+    An object store has no locks. Two builds of the same identity write the same bytes there; a
+    build of another identity finds ``build.json`` and is refused.
     """
     state = out / STATE_FOLDER
     if isinstance(state, Url):
-        _state_identity(out, state / "build.json", identity)
+        _check_identity(out, state / "build.json", identity)
         yield
         return
     assert isinstance(out, Path)
@@ -116,7 +129,7 @@ def locked_output(out: PathOrUrl, identity: dict[str, Any]) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise OutputError(f"{out}: another build is writing there; wait for it") from None
-        _state_identity(out, state / "build.json", identity)
+        _check_identity(out, state / "build.json", identity)
         for folder in (out, state, *out.glob("res-*")):
             for leftover in folder.glob(f"*{TEMPORARY}"):
                 leftover.unlink()
@@ -124,33 +137,34 @@ def locked_output(out: PathOrUrl, identity: dict[str, Any]) -> Iterator[None]:
 
 
 def remove_state(out: PathOrUrl) -> None:
-    """Delete what only a rerun needs."""
+    """Delete the files that only a rerun needs."""
     state = out / STATE_FOLDER
     if not isinstance(state, Url):
         shutil.rmtree(state, ignore_errors=True)
     elif state.is_dir():
         for each in state.iterdir():
-            if _STATES.fullmatch(each.name):
+            if _STATE_FILE.fullmatch(each.name):
                 each.unlink(missing_ok=True)
 
 
-def _state_identity(out: PathOrUrl, stated: PathOrUrl, identity: dict[str, Any]) -> None:
+def _check_identity(out: PathOrUrl, file: PathOrUrl, identity: dict[str, Any]) -> None:
     wanted = json.dumps(identity, sort_keys=True)
-    if not stated.exists():
-        write_atomic(stated, wanted.encode())
+    if not file.exists():
+        write_atomic(file, wanted.encode())
         return
-    text = stated.read_text()
+    text = file.read_text()
     if text != wanted:
         raise OutputError(
-            f"{out}: holds an unfinished build of {_difference(json.loads(text), identity)}"
-            "; choose another OUT, or delete it"
+            f"{out}: holds an unfinished build of "
+            f"{_describe_difference(json.loads(text), identity)}; choose another OUT, or delete it"
         )
 
 
 def remove_stale(out: PathOrUrl, manifest: Manifest) -> None:
-    """Delete an earlier program's shards of the same build, and what a dead worker left behind.
+    """Delete shards that the manifest does not list, and temporary files of dead workers.
 
-    In a store nothing is deleted: there are no halves, and what is there may be another's.
+    Nothing is deleted in an object store: it has no partial files, and an object may belong to
+    another build.
     """
     if isinstance(out, Url):
         return
@@ -158,22 +172,22 @@ def remove_stale(out: PathOrUrl, manifest: Manifest) -> None:
     for split in manifest.splits.values():
         listed |= {name for shard in split.shards for name in (shard.name, shard.index)}
     for file in out.iterdir():
-        if _OURS.fullmatch(file.name) and file.name not in listed:
+        if _BUILD_FILE.fullmatch(file.name) and file.name not in listed:
             file.unlink(missing_ok=True)
 
 
 def roll_back(out: Path, folders: Sequence[str], *, whole: bool) -> None:
-    """Delete what a refused build wrote: shards, backgrounds, state. No manifest is there yet.
+    """Delete the shards, backgrounds and state of a refused build, which has no manifest yet.
 
     Args:
-        out: Folder of the build, which no process writes to any more.
-        folders: Inside it, that have shards.
-        whole: Whether the build made ``out`` itself.
+        out: Folder of the build. No process may still write to it.
+        folders: Names of the folders inside it that hold shards.
+        whole: Whether the build created ``out`` itself; it is deleted then.
     """
     remove_state(out)
     for folder in [out / name for name in folders]:
         for file in folder.iterdir() if folder.is_dir() else ():
-            if _OURS.fullmatch(file.name) or file.name in (BACKGROUNDS, REJECTED):
+            if _BUILD_FILE.fullmatch(file.name) or file.name in (BACKGROUNDS, REJECTED):
                 file.unlink(missing_ok=True)
         if folder != out or whole:
             with suppress(OSError):

@@ -1,7 +1,4 @@
-"""What is left out of a source: whole samples for a background's sake, counted, judged, told.
-
-Works on what ``layout`` and ``archive`` found; it reads no file, and writes ``rejected.jsonl``.
-"""
+"""Reject samples, limit their share (``--max-bad``), and write ``rejected.jsonl``."""
 
 import hashlib
 import json
@@ -18,7 +15,13 @@ from shardify.sources.catalog import Catalog
 from shardify.storage.atomic_write import write_atomic
 from shardify.storage.paths import PathOrUrl
 
-__all__ = ["drop_background", "reasons", "refuse_many", "tally", "write_rejected"]
+__all__ = [
+    "check_rejected_share",
+    "common_reasons",
+    "count_rejected",
+    "drop_background",
+    "write_rejected",
+]
 
 
 def drop_background(
@@ -29,7 +32,7 @@ def drop_background(
     usable: NDArray[np.bool_],
     rejected: list[Rejection],
 ) -> None:
-    """Leave out every sample on a background that is no good."""
+    """Reject every sample on a bad background; updates ``usable`` and ``rejected``."""
     member = catalog.names[int(layout.background_members[number])]
     for row in np.flatnonzero(usable & (layout.background == number)).tolist():
         usable[row] = False
@@ -40,14 +43,16 @@ def drop_background(
         )
 
 
-def refuse_many(where: str, rejected: Sequence[Rejection], good: int, max_bad: float) -> None:
-    """Raise BuildError if too many samples are left out, or none is left.
+def check_rejected_share(
+    where: str, rejected: Sequence[Rejection], good: int, max_bad: float
+) -> None:
+    """Raise BuildError if too many samples are rejected, or none is left.
 
     Args:
-        where: What to call the source.
-        rejected: The samples that are left out.
-        good: How many are left.
-        max_bad: The share that may be left out.
+        where: Name of the source in the error.
+        rejected: The rejected samples.
+        good: Number of samples left.
+        max_bad: Largest allowed fraction of rejected samples.
     """
     bad = len(rejected)
     share = bad / (bad + good) if bad + good else 1.0
@@ -55,28 +60,28 @@ def refuse_many(where: str, rejected: Sequence[Rejection], good: int, max_bad: f
         raise BuildError(
             f"{where}: {bad} of {bad + good} samples are bad, more than --max-bad "
             f"{max_bad:g} allows; mend the source, or raise --max-bad; "
-            f"reasons so far: {reasons(rejected)}"
+            f"reasons so far: {common_reasons(rejected)}"
         )
     if not good:
-        raise BuildError(f"{where}: no sample is left; reasons: {reasons(rejected)}")
+        raise BuildError(f"{where}: no sample is left; reasons: {common_reasons(rejected)}")
 
 
-def reasons(rejected: Sequence[Rejection]) -> str:
-    """The commonest reasons in a few words, each with an example."""
-    tally = Counter(each.reason for each in rejected).most_common(3)
+def common_reasons(rejected: Sequence[Rejection]) -> str:
+    """Describe the three most common reasons, each with a count and an example."""
+    counts = Counter(each.reason for each in rejected).most_common(3)
     example = {each.reason: each.member for each in reversed(rejected)}
-    return "; ".join(f"{reason} ({count}, as {example[reason]})" for reason, count in tally)
+    return "; ".join(f"{reason} ({count}, as {example[reason]})" for reason, count in counts)
 
 
-def tally(rejected: Sequence[Rejection], catalog: Catalog) -> Rejected:
-    """Counts for the manifest: samples left out, and entries that never were a sample's."""
+def count_rejected(rejected: Sequence[Rejection], catalog: Catalog) -> Rejected:
+    """Count rejected samples and refused entries by reason, for the manifest."""
     counts = Counter(each.reason for each in rejected)
     counts.update(each.reason for each in catalog.refused)
     return Rejected(count=sum(counts.values()), by_reason=dict(sorted(counts.items())))
 
 
 def write_rejected(out: PathOrUrl, rejected: Sequence[Rejection], catalog: Catalog) -> str:
-    """Write ``rejected.jsonl``, sorted. Returns its SHA-256.
+    """Write ``rejected.jsonl``, sorted, and return its SHA-256.
 
     Raises:
         OSError: The folder is missing, not writable, or the disk is full.

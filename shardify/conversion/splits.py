@@ -1,7 +1,7 @@
-"""Which sample goes where: splits without leaks, and the order and shards of each split.
+"""Split samples into training and validation without leaks, and plan the shards of each split.
 
-Pure functions of numbers and a seed: the same answer on every machine, for any number of workers
-and any order of the source's entries. No I/O, no clock, no global random state.
+Pure functions of numbers and a seed: the result is the same on every machine and for any number of
+workers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,30 +10,30 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ShardPlan", "hold_back", "plan_shards", "shuffled", "why_unheld"]
+__all__ = ["ShardPlan", "empty_validation_warning", "hold_back", "plan_shards", "shuffled"]
 
 IntArray = NDArray[np.int32]
 
-_SPLITTING, _ORDER = 1, 2
-"""Streams of the generator: what is drawn for one use never moves what is drawn for another."""
+_SPLIT_STREAM, _ORDER_STREAM = 1, 2
+"""Random streams: draws for one purpose do not change the draws for another."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardPlan:
-    """One shard to be."""
+    """One planned shard."""
 
     name: str
-    """``train-00000``: without extension."""
+    """Without extension, for example ``train-00000``."""
     split: str
     samples: IntArray
-    """Sample numbers, in the order in which they are written."""
+    """(n,) sample numbers in writing order."""
 
 
 def shuffled(count: int, *, seed: int, stream: int) -> NDArray[np.int64]:
-    """A permutation of ``range(count)``, from Philox's raw 64-bit stream.
+    """Return a permutation of ``range(count)`` from the raw 64-bit stream of Philox.
 
-    Raw numbers are sorted rather than shuffled with: NumPy keeps the stream the same for good,
-    but not what its shuffle makes of it.
+    It sorts raw random numbers instead of calling NumPy's shuffle: NumPy guarantees that the raw
+    stream stays the same between versions, but not the result of shuffle.
     """
     generator = np.random.Philox(key=np.array([seed, stream], np.uint64))
     return np.argsort(generator.random_raw(count), kind="stable")
@@ -43,13 +43,13 @@ def hold_back(groups: IntArray | None, count: int, *, val: float, seed: int) -> 
     """Choose the validation samples, whole groups at a time.
 
     Args:
-        groups: (count,) group of each sample, such as its background; or None to draw each
-            sample for itself.
-        count: Samples.
-        val: Share to hold back, in [0, 1). Groups are taken in a drawn order as long as each
-            brings the share nearer to this; at least one is taken, and one is left.
-            Where that cannot be, because there is one alone, none is taken.
-        seed: Of the draw.
+        groups: (count,) group of each sample, such as its background; None draws samples
+            independently.
+        count: Number of samples.
+        val: Target fraction, in [0, 1). Groups are taken in random order as long as each brings
+            the fraction closer to the target. At least one group is taken and one is left; with
+            a single group, none is taken.
+        seed: Seed of the draw.
 
     Returns:
         (count,) bool: True for validation. No group has samples on both sides.
@@ -58,22 +58,22 @@ def hold_back(groups: IntArray | None, count: int, *, val: float, seed: int) -> 
     if val == 0 or count < 2:
         return chosen
     if groups is None:
-        order = shuffled(count, seed=seed, stream=_SPLITTING)
+        order = shuffled(count, seed=seed, stream=_SPLIT_STREAM)
         chosen[order[: min(count - 1, max(1, round(count * val)))]] = True
         return chosen
-    kinds, of_sample, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    unique_groups, group_index, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     target = count * val
     held = 0
-    take = np.zeros(len(kinds), bool)
-    order = shuffled(len(kinds), seed=seed, stream=_SPLITTING)
+    chosen_groups = np.zeros(len(unique_groups), bool)
+    order = shuffled(len(unique_groups), seed=seed, stream=_SPLIT_STREAM)
     for group in order[:-1].tolist():
         size = int(sizes[group])
         if not held or abs(held + size - target) < abs(held - target):
-            take[group] = True
+            chosen_groups[group] = True
             held += size
         if held >= target:
             break
-    return take[of_sample]
+    return chosen_groups[group_index]
 
 
 def plan_shards(
@@ -83,35 +83,35 @@ def plan_shards(
 
     Args:
         held: (N,) bool, True for validation.
-        shard_samples: Most samples in a shard; None chooses from N (100 to 1000, so that some
-            sixteen or more shards keep several workers and readers busy).
-        seed: Of the order.
+        shard_samples: Maximum samples per shard; None chooses from N (100 to 1000, so that 16 or
+            more shards keep several workers and readers busy).
+        seed: Seed of the order.
 
     Returns:
-        ``train`` and ``val``; every sample stands in exactly one shard, and no shard is empty.
+        Shards of ``train`` and ``val``. Every sample is in exactly one shard; no shard is empty.
     """
     count = len(held)
-    most = shard_samples or min(1000, max(100, -(-count // 16)))
-    order = shuffled(count, seed=seed, stream=_ORDER).astype(np.int32)
+    max_samples = shard_samples or min(1000, max(100, -(-count // 16)))
+    order = shuffled(count, seed=seed, stream=_ORDER_STREAM).astype(np.int32)
     plans: dict[str, list[ShardPlan]] = {}
     for split, rows in (("train", order[~held[order]]), ("val", order[held[order]])):
-        pieces = np.array_split(rows, -(-len(rows) // most)) if len(rows) else []
+        parts = np.array_split(rows, -(-len(rows) // max_samples)) if len(rows) else []
         plans[split] = [
-            ShardPlan(name=f"{split}-{number:05d}", split=split, samples=piece)
-            for number, piece in enumerate(pieces)
+            ShardPlan(name=f"{split}-{number:05d}", split=split, samples=part)
+            for number, part in enumerate(parts)
         ]
     return plans
 
 
-def why_unheld(
+def empty_validation_warning(
     shards: Mapping[str, Sequence[ShardPlan]], *, by: str | None, written: int | None
 ) -> str:
-    """The warning that nothing is held back for validation; empty where something is.
+    """Return a warning if the validation split is empty, else an empty string.
 
     Args:
-        shards: As planned, of a positive share.
-        by: ``bg``, ``fg`` or ``none``: what was not to stand in both splits.
-        written: Samples of validation that stand in shards; None before they are written.
+        shards: Planned shards, for a positive validation fraction.
+        by: ``bg``, ``fg`` or ``none``: the group that must not appear in both splits.
+        written: Validation samples written to shards; None before they are written.
     """
     train, val = (sum(len(each.samples) for each in shards[name]) for name in ("train", "val"))
     if val and written != 0:

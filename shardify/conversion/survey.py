@@ -1,7 +1,6 @@
-"""What a build would do, known from names and directories alone: samples, splits, doubts.
+"""Survey the sources and plan a build: list entries, detect the layout, split, plan shards.
 
-Reads no payload and writes nothing. Which files belong together is ``layout``'s word, which sample
-goes where is ``plan``'s; here they meet the user's options.
+Writes nothing. Payloads are read only where names leave the layout in doubt.
 """
 
 import dataclasses
@@ -15,8 +14,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from shardify.conversion.rejects import drop_background, refuse_many, tally
-from shardify.conversion.splits import ShardPlan, hold_back, plan_shards, why_unheld
+from shardify.conversion.rejects import check_rejected_share, count_rejected, drop_background
+from shardify.conversion.splits import ShardPlan, empty_validation_warning, hold_back, plan_shards
 from shardify.dataset.manifest import Source
 from shardify.errors import PlanError
 from shardify.images.codecs import Variant
@@ -33,51 +32,57 @@ __all__ = [
     "MEMBERS",
     "BuildOptions",
     "BuildPlan",
-    "check_bad",
-    "entry_reader",
+    "check_rejected",
+    "manifest_sources",
     "plan_splits",
-    "sources_of",
     "survey",
 ]
 
 MEMBERS = ("fg_bg", "mask", "depth")
-"""Roles that stand in a shard, in the order in which they are written."""
+"""Roles stored in a shard, in writing order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildOptions:
-    """What a user may choose. All but who works, and ``max_bad``, decide what is written."""
+    """Options of a build.
+
+    All except ``workers``, ``scheduler`` and ``max_bad`` affect what is written.
+    """
 
     val: float = 0.05
-    """Share of the samples held back for validation, in [0, 1)."""
+    """Fraction of samples for validation, in [0, 1)."""
     group_by: str | None = None
-    """``bg``, ``fg`` or ``none``: what must not stand in both splits. None: bg where known."""
+    """``bg``, ``fg`` or ``none``: the group that must not appear in both splits. None means
+    ``bg`` if backgrounds are known, else ``none``."""
     res: tuple[int, ...] = ()
-    """Sides of the square pictures to write; empty keeps each picture's size."""
+    """Side lengths of the square images to write, in pixels; empty keeps the original sizes."""
     codec: str = "keep"
-    """``keep``, ``jpeg``, ``png`` or ``raw``: see ``codecs``."""
+    """``keep``, ``jpeg``, ``png`` or ``raw``; see ``images.codecs``."""
     shard_samples: int | None = None
-    """Most samples in a shard; None chooses."""
+    """Maximum samples per shard; None chooses from the number of samples."""
     seed: int = 0
     verify: str = "headers"
     max_bad: float = 0.01
-    """A larger share of rejected samples refuses the build."""
+    """Largest allowed fraction of rejected samples."""
     workers: int | None = None
-    """Processes; None for one a core."""
+    """Worker processes; None for one per CPU core."""
     scheduler: str | None = None
-    """Address of a Dask cluster whose workers shall do the work, as ``tcp://HOST:PORT``."""
+    """Address of a Dask scheduler whose workers write the shards, as ``tcp://HOST:PORT``."""
     layout: Path | None = None
-    """A layout file, whose rules take the place of detection."""
+    """Layout file used instead of detection."""
 
-    def deciding(self) -> dict[str, Any]:
-        """Those that decide the bytes, for the manifest (a layout counts by what it finds)."""
+    def output_options(self) -> dict[str, Any]:
+        """Return the options that affect the output, for the manifest.
+
+        ``layout`` is not one of them: the samples that it finds are recorded by digest.
+        """
         values = dataclasses.asdict(self)
         for name in ("workers", "scheduler", "max_bad", "layout"):
             del values[name]
         return values | {"res": list(self.res)}
 
     def variants(self) -> tuple[Variant, ...]:
-        """The data sets to write: OUT itself, or a folder a resolution where there are several."""
+        """Return the data sets to write: OUT itself, or one folder per resolution if several."""
         if len(self.res) < 2:
             return (Variant("", self.res[0] if self.res else 0, self.codec),)
         return tuple(Variant(f"res-{res:03d}", res, self.codec) for res in sorted(set(self.res)))
@@ -85,50 +90,53 @@ class BuildOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildPlan:
-    """What a build would do, known from names and the directory alone."""
+    """Samples, splits and shards of a build, before any shard is written."""
 
     where: str
+    """Names of the sources, for error messages."""
     catalog: Catalog
     layout: Layout
     options: BuildOptions
     rejected: list[Rejection]
-    """Samples left out so far."""
+    """Samples rejected so far."""
     usable: NDArray[np.bool_]
-    """(N,) of the layout's samples."""
+    """(N,) True for each sample of the layout that is not rejected."""
     shards: dict[str, list[ShardPlan]]
 
     @property
     def bad_share(self) -> float:
-        """Rejected samples, as a share of all."""
+        """Rejected samples as a fraction of all."""
         total = int(self.usable.sum()) + len(self.rejected)
         return len(self.rejected) / total if total else 1.0
 
     def description(self, written: int | None = None) -> dict[str, object]:
-        """The layout's, with a warning where nothing is held back for validation.
+        """Return the layout's description, with a warning if the validation split is empty.
 
         Args:
-            written: Samples of validation that stand in shards; None before they are written.
+            written: Validation samples written to shards; None before they are written.
         """
         found = dict(self.layout.description)
         if self.options.val and self.layout.split is None:
-            unheld = why_unheld(self.shards, by=self.options.group_by, written=written)
+            unheld = empty_validation_warning(
+                self.shards, by=self.options.group_by, written=written
+            )
             if unheld:
                 found["warnings"] = [*cast("list[str]", found.pop("warnings", [])), unheld]
         return found
 
     def digest(self) -> str:
-        """Of which samples there are, and on which background each stands."""
+        """Return a SHA-256 of the sample keys, the background IDs and each sample's background."""
         layout = self.layout
         found = hashlib.sha256("\n".join([*layout.keys, "", *layout.background_ids]).encode())
         found.update(layout.background.astype("<i4").tobytes())
         return found.hexdigest()
 
     def layout_file(self) -> str:
-        """The layout, as a layout file that finds it again."""
+        """Return the text of a layout file that reproduces this layout."""
         return to_toml(self.layout, self.catalog.names)
 
     def to_json(self) -> dict[str, Any]:
-        """For ``inspect --json``."""
+        """Return the object that ``inspect --json`` prints."""
         layout, shards = self.layout, self.shards
         held = {
             split: {
@@ -142,14 +150,14 @@ class BuildPlan:
             for split, plans in shards.items()
         }
         return {
-            "source": [dataclasses.asdict(each) for each in sources_of(self.catalog)],
+            "source": [dataclasses.asdict(each) for each in manifest_sources(self.catalog)],
             "layout": self.description(),
             "roles": list(layout.roles),
             "samples": int(self.usable.sum()),
             "backgrounds": len(layout.background_ids),
             "splits": held,
-            "rejected": dataclasses.asdict(tally(self.rejected, self.catalog)),
-            "options": self.options.deciding(),
+            "rejected": dataclasses.asdict(count_rejected(self.rejected, self.catalog)),
+            "options": self.options.output_options(),
         }
 
 
@@ -161,21 +169,21 @@ def survey(
     later: ExitStack | None = None,
     check: bool = True,
 ) -> BuildPlan:
-    """Read the directories, detect the layout and plan; read payloads to settle doubts alone.
+    """List the entries of the sources, detect the layout, and plan splits and shards.
 
     Args:
-        paths: Zips, or folders of zips or files, that together are one data set.
-        options: See there.
-        work: Where zips are unpacked that lie deflated in others; they are read there as long as
-            it is open. None unpacks them for this call alone.
-        later: If given, the proof of backgrounds that names state is left to ``layout.pending``;
-            what it reads stays open as long as this.
-        check: Whether backgrounds are proven by pixels.
+        paths: Zips, or folders of zips or files, that together form one data set.
+        options: Build options.
+        work: Cache for compressed zips inside zips; it must stay open while they are read. None
+            unpacks them for this call only.
+        later: If given, the check of backgrounds by pixels is deferred to ``layout.pending``, and
+            the sources that it reads stay open until this stack closes.
+        check: Whether to check backgrounds by pixels.
 
     Raises:
-        SourceError: A source is missing, no zip, damaged or hostile as a whole.
-        LayoutError: The names do not say what belongs together.
-        PlanError: The samples cannot be split as asked.
+        SourceError: A source is missing, not a zip, damaged or hostile.
+        LayoutError: The names do not determine which files form a sample.
+        PlanError: The samples cannot be split as requested.
         BuildError: More samples are bad than ``max_bad`` allows.
     """
     if work is None:
@@ -218,7 +226,7 @@ def survey(
                         reason=FAULTS[int(bad[number])],
                     )
                 )
-    options = _resolved(options, layout)
+    options = _with_default_group(options, layout)
     try:
         shards = plan_splits(layout, usable, options)
     except PlanError as error:
@@ -232,11 +240,11 @@ def survey(
         usable=usable,
         shards=shards,
     )
-    check_bad(found)
+    check_rejected(found)
     return found
 
 
-def _resolved(options: BuildOptions, layout: Layout) -> BuildOptions:
+def _with_default_group(options: BuildOptions, layout: Layout) -> BuildOptions:
     if options.group_by is not None:
         return options
     return dataclasses.replace(options, group_by="bg" if layout.background_ids else "none")
@@ -245,16 +253,16 @@ def _resolved(options: BuildOptions, layout: Layout) -> BuildOptions:
 def plan_splits(
     layout: Layout, usable: NDArray[np.bool_], options: BuildOptions
 ) -> dict[str, list[ShardPlan]]:
-    """Splits and shards of the usable samples.
+    """Plan the splits and shards of the usable samples.
 
     Raises:
-        PlanError: They cannot be split as asked.
+        PlanError: They cannot be split as requested.
     """
     rows = np.flatnonzero(usable)
     groups = None
     given = layout.split
     if given is not None:
-        pass  # The data set's own splits are kept: results on them shall stay comparable.
+        pass  # Keep the data set's own splits, so that results stay comparable.
     elif options.group_by == "bg":
         if not layout.background_ids:
             raise PlanError("no backgrounds are known to split by; pass --group-by none")
@@ -278,14 +286,14 @@ def plan_splits(
     }
 
 
-def check_bad(found: BuildPlan, more: Sequence[Rejection] = ()) -> None:
-    """Raise BuildError if too many samples are left out, ``more`` included, or none is left."""
+def check_rejected(found: BuildPlan, more: Sequence[Rejection] = ()) -> None:
+    """Raise BuildError if too many samples are rejected, ``more`` included, or none is left."""
     rejected, good = [*found.rejected, *more], int(found.usable.sum()) - len(more)
-    refuse_many(found.where, rejected, good, found.options.max_bad)
+    check_rejected_share(found.where, rejected, good, found.options.max_bad)
 
 
-def sources_of(catalog: Catalog) -> list[Source]:
-    """The sources as a manifest names them: without their folders, which differ by machine."""
+def manifest_sources(catalog: Catalog) -> list[Source]:
+    """Return the sources for the manifest: names without folders, which differ by machine."""
     return [
         Source(name=each.name, bytes=each.bytes, entries=each.entries, digest=each.digest)
         for each in catalog.sources

@@ -1,7 +1,4 @@
-"""The tasks of a build: what each worker is told to read and where to put it.
-
-Pure of decisions: which samples there are and where they go has been settled before.
-"""
+"""Create the tasks of a build: one per shard, and some that measure backgrounds."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -16,108 +13,114 @@ from shardify.sources.catalog import entry_rows
 from shardify.storage.paths import PathOrUrl
 from shardify.writer.tasks import BackgroundTask, ShardTask
 
-__all__ = ["background_tasks", "rows_read", "shard_tasks"]
+__all__ = ["background_tasks", "shard_tasks", "task_rows"]
 
-_MEASURED = 400
-"""About this many samples are decoded for the statistics, if there are as many."""
-_MEASURED_OF_ALL = 200
-"""So many are enough where each background has its share of them: most of what sets pictures apart
-is what they stand on."""
-_GOLDEN = 0.6180339887498949
+_MEASURED_SAMPLES = 400
+"""Samples decoded for the statistics if there are no backgrounds; at most."""
+_MEASURED_SAMPLES_WITH_BACKGROUNDS = 200
+"""The same with backgrounds: fewer are enough if every background has its share of them, because
+most of the variation between images comes from the background."""
+_GOLDEN_RATIO = 0.6180339887498949
 _MEASURED_BACKGROUNDS = 100
-_BACKGROUNDS_A_TASK = 16
+_BACKGROUNDS_PER_TASK = 16
 
 
-def background_tasks(found: BuildPlan) -> list[BackgroundTask]:
-    """Up to a hundred backgrounds, evenly spaced, to be measured a few at a time."""
-    layout, catalog = found.layout, found.catalog
-    used = np.flatnonzero(np.bincount(1 + layout.background[found.usable], minlength=1)[1:])
+def background_tasks(plan: BuildPlan) -> list[BackgroundTask]:
+    """Return tasks that measure up to 100 evenly spaced backgrounds, a few per task."""
+    layout, catalog = plan.layout, plan.catalog
+    used = np.flatnonzero(np.bincount(1 + layout.background[plan.usable], minlength=1)[1:])
     used = used[:: max(1, -(-len(used) // _MEASURED_BACKGROUNDS))]
     entries = layout.background_members[used]
     rows = entry_rows(catalog, entries)
     return [
         BackgroundTask(
             sources=[each.path for each in catalog.sources],
-            names=[catalog.names.raw(entry) for entry in entries[first:][:_BACKGROUNDS_A_TASK]],
-            rows=rows[first:][:_BACKGROUNDS_A_TASK],
+            names=[catalog.names.raw(entry) for entry in entries[first:][:_BACKGROUNDS_PER_TASK]],
+            rows=rows[first:][:_BACKGROUNDS_PER_TASK],
         )
-        for first in range(0, len(used), _BACKGROUNDS_A_TASK)
+        for first in range(0, len(used), _BACKGROUNDS_PER_TASK)
     ]
 
 
-def _measured(background: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which samples are decoded for the statistics.
+def _choose_measured(background: NDArray[Any]) -> NDArray[np.bool_]:
+    """Choose the samples that are decoded for the statistics.
 
     Args:
-        background: (N,) of the training samples, in their order; -1 where there is none.
+        background: (N,) background of each training sample, in their order; -1 for none.
 
     Returns:
-        (N,): of each background as large a share as it has of all samples.
+        (N,) bool. Each background has the same share of these samples as of all samples.
     """
     count = len(background)
     order = np.argsort(background, kind="stable")
     starts = np.flatnonzero(np.diff(background[order], prepend=-2))
     sizes = np.diff(starts, append=count)
-    # Each background begins elsewhere among its samples, or a few shards would have all of them.
-    shifts = (np.arange(len(starts)) * _GOLDEN % 1 * sizes).astype(np.int64)
+    # Start at a different sample of each background, or a few shards would hold all of them.
+    shifts = (np.arange(len(starts)) * _GOLDEN_RATIO % 1 * sizes).astype(np.int64)
     first, size = np.repeat(starts, sizes), np.repeat(sizes, sizes)
-    turned = first + (np.arange(count) - first + np.repeat(shifts, sizes)) % np.maximum(size, 1)
-    wanted = min(count, _MEASURED if len(starts) < 2 else _MEASURED_OF_ALL)
+    rotated = first + (np.arange(count) - first + np.repeat(shifts, sizes)) % np.maximum(size, 1)
+    wanted = min(
+        count, _MEASURED_SAMPLES if len(starts) < 2 else _MEASURED_SAMPLES_WITH_BACKGROUNDS
+    )
     chosen = np.zeros(count, np.bool_)
-    # Evenly spaced where the samples of a background stand together.
-    chosen[order[turned[((np.arange(wanted) + 0.5) * count / max(1, wanted)).astype(np.int64)]]] = 1
+    # Evenly spaced in the order sorted by background.
+    chosen[
+        order[rotated[((np.arange(wanted) + 0.5) * count / max(1, wanted)).astype(np.int64)]]
+    ] = 1
     return chosen
 
 
 def shard_tasks(
-    found: BuildPlan,
+    plan: BuildPlan,
     out: PathOrUrl,
-    plans: Sequence[ShardPlan],
+    shard_plans: Sequence[ShardPlan],
     index: dict[str, int],
-    meaning: LabelEncoding,
+    label_encoding: LabelEncoding,
 ) -> Iterator[ShardTask]:
-    """A task for each shard, made when a worker will soon be free for it."""
-    layout, catalog = found.layout, found.catalog
-    roles = _roles(found)
+    """Yield one task per shard; each is created when a worker will soon need it."""
+    layout, catalog = plan.layout, plan.catalog
+    roles = _roles(plan)
     place = np.array([index.get(name, -1) for name in layout.background_ids] + [-1])
-    train = [plan.samples for plan in plans if plan.split == "train"]
-    chosen = _measured(place[layout.background[np.concatenate(train)]]) if train else np.empty(0)
-    seen = 0
-    for plan in plans:
-        members = _members(found, plan)
-        count = len(plan.samples)
+    train = [shard_plan.samples for shard_plan in shard_plans if shard_plan.split == "train"]
+    chosen = (
+        _choose_measured(place[layout.background[np.concatenate(train)]]) if train else np.empty(0)
+    )
+    offset = 0
+    for shard_plan in shard_plans:
+        members = _members(plan, shard_plan)
+        count = len(shard_plan.samples)
         names, name_ends = catalog.names.joined(members.ravel())
         measured = [False] * count
-        if plan.split == "train":
-            measured = chosen[seen : seen + count].tolist()
-            seen += count
+        if shard_plan.split == "train":
+            measured = chosen[offset : offset + count].tolist()
+            offset += count
         yield ShardTask(
             out=str(out.absolute()),
-            name=plan.name,
+            name=shard_plan.name,
             sources=[each.path for each in catalog.sources],
             roles=roles,
-            keys=[layout.keys[number] for number in plan.samples.tolist()],
+            keys=[layout.keys[number] for number in shard_plan.samples.tolist()],
             names=names,
             name_ends=name_ends,
             rows=entry_rows(catalog, members),
-            background=place[layout.background[plan.samples]].tolist(),
+            background=place[layout.background[shard_plan.samples]].tolist(),
             measured=measured,
-            verify=found.options.verify,
-            meaning=meaning,
-            variants=found.options.variants(),
+            verify=plan.options.verify,
+            label_encoding=label_encoding,
+            variants=plan.options.variants(),
         )
 
 
-def rows_read(found: BuildPlan, plans: Iterable[ShardPlan]) -> Iterator[NDArray[Any]]:
-    """What each of those tasks reads: (N, roles) of ``tasks.ROW``."""
-    return (entry_rows(found.catalog, _members(found, plan)) for plan in plans)
+def task_rows(plan: BuildPlan, shard_plans: Iterable[ShardPlan]) -> Iterator[NDArray[Any]]:
+    """Return the entries that each task reads: (N, roles) of ``ENTRY_DTYPE``."""
+    return (entry_rows(plan.catalog, _members(plan, shard_plan)) for shard_plan in shard_plans)
 
 
-def _roles(found: BuildPlan) -> tuple[str, ...]:
-    return tuple(role for role in MEMBERS if role in found.layout.members)
+def _roles(plan: BuildPlan) -> tuple[str, ...]:
+    return tuple(role for role in MEMBERS if role in plan.layout.members)
 
 
-def _members(found: BuildPlan, plan: ShardPlan) -> NDArray[Any]:
-    """(N, roles): the entry of each member."""
-    members = found.layout.members
-    return np.stack([members[role][plan.samples] for role in _roles(found)], axis=1)
+def _members(plan: BuildPlan, shard_plan: ShardPlan) -> NDArray[Any]:
+    """Return the entry number of each member: (N, roles)."""
+    members = plan.layout.members
+    return np.stack([members[role][shard_plan.samples] for role in _roles(plan)], axis=1)

@@ -1,17 +1,10 @@
-"""DALI index files: where each member's bytes lie inside one tar shard.
+"""Write and parse DALI index files: offset, size and name of each member of a tar shard.
 
-Text in, text out; this module opens no file and knows nothing of zips.
-Format: version v1.2 of DALI's ``wds2idx``: ``v1.2 SAMPLES``, then a line a sample with
-``EXTENSION OFFSET SIZE NAME`` for each member. DALI believes an index blindly, so ``parse``
-is strict.
-
-The index beside a shard: where each sample's members lie, and what each sample is called.
-
-Text in, arrays out, and every number checked, for what reads by them believes them. The format is
-that of DALI's ``wds2idx``, version v1.2. This module opens no shard.
+Format: version v1.2 of DALI's ``wds2idx``: ``v1.2 SAMPLES``, then one line per sample with
+``EXTENSION OFFSET SIZE NAME`` for each member. DALI does not check an index, so parsing is strict.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,120 +14,137 @@ import numpy.typing as npt
 from shardify.dataset.manifest import Shard
 from shardify.errors import DataError, VerifyError
 
-__all__ = ["BLOCK", "Member", "format_index", "head_of", "line_of", "parse_index", "read_index"]
+__all__ = [
+    "BLOCK",
+    "Member",
+    "ShardIndex",
+    "index_header",
+    "index_line",
+    "parse_index",
+    "read_index",
+]
+
+BLOCK = 512
+"""Unit of a tar: size of a member's header, and multiple to which payloads are padded. Bytes."""
 
 
 class Member(NamedTuple):
-    """One file of one sample, as DALI will seek to it."""
+    """One file of one sample."""
 
     extension: str
-    """All after the first dot of the name: ``fg_bg.jpg``."""
+    """Everything after the first dot of the name, for example ``fg_bg.jpg``."""
     offset: int
-    """First payload byte, counted from the start of the tar. Bytes."""
+    """Offset of the first payload byte in the tar. Bytes."""
     size: int
+    """Bytes."""
     name: str
-    """The member's whole name in the tar."""
+    """Name in the tar."""
 
 
-def format_index(samples: Sequence[Iterable[Member]]) -> str:
-    """The index of one shard.
+class ShardIndex(NamedTuple):
+    """The index of one shard: n samples with k members each."""
 
-    Args:
-        samples: Members of each sample, in the order of the tar.
-    """
-    return head_of(len(samples)) + "".join([f"{line_of(members)}\n" for members in samples])
+    extensions: npt.NDArray[np.bytes_]
+    """(n, k)"""
+    offsets: npt.NDArray[np.int64]
+    """(n, k) offset of each payload in the tar. Bytes."""
+    sizes: npt.NDArray[np.int64]
+    """(n, k) size of each payload. Bytes."""
+    names: npt.NDArray[np.bytes_]
+    """(n, k) names in the tar."""
+
+    @property
+    def roles(self) -> npt.NDArray[np.bytes_]:
+        """(n, k) extensions up to their first dot."""
+        roles: npt.NDArray[np.bytes_] = np.strings.partition(self.extensions, np.bytes_(b"."))[0]
+        return roles
+
+    def members(self, sample: int) -> list[Member]:
+        """Return the members of one sample."""
+        return [
+            Member(extension.decode(), offset, size, name.decode())
+            for extension, offset, size, name in zip(
+                *(column[sample].tolist() for column in self), strict=True
+            )
+        ]
 
 
-def line_of(members: Iterable[tuple[str, int, int, str]]) -> str:
-    """One sample's line, of what ``Member`` holds."""
+def index_line(members: Iterable[tuple[str, int, int, str]]) -> str:
+    """Format the line of one sample, without a newline; see ``Member`` for the fields."""
     return " ".join([f"{each[0]} {each[1]} {each[2]} {each[3]}" for each in members])
 
 
-def head_of(samples: int) -> str:
-    """The first line of an index; each sample's line follows."""
+def index_header(samples: int) -> str:
+    """Format the first line of an index; one line per sample follows."""
     return f"v1.2 {samples}\n"
 
 
-def parse_index(text: str) -> list[list[Member]]:
-    """Read an index back.
+def parse_index(data: bytes) -> ShardIndex:
+    """Parse an index whose samples all have the same number of members.
 
     Raises:
-        VerifyError: It is not a whole v1.2 index.
+        VerifyError: It is not a complete v1.2 index, or not UTF-8.
     """
-    head, *lines = text.split("\n")
-    if lines and lines[-1] == "":
-        lines.pop()
-    if head != f"v1.2 {len(lines)}":
-        raise VerifyError(f"its first line is {head[:40]!r}; expected 'v1.2 {len(lines)}'")
-    samples = []
-    for number, line in enumerate(lines, 2):
-        words = line.split(" ")
-        try:
-            if len(words) % 4:
-                raise ValueError
-            samples.append(
-                [
-                    Member(
-                        words[place], int(words[place + 1]), int(words[place + 2]), words[place + 3]
-                    )
-                    for place in range(0, len(words), 4)
-                ]
-            )
-        except ValueError:
-            raise VerifyError(f"line {number} is no list of EXTENSION OFFSET SIZE NAME") from None
-    return samples
-
-
-BLOCK = 512
-"""A tar's unit: a member's header, and what its payload is filled up to. Bytes."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        raise VerifyError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
+    head, _, body = data.partition(b"\n")
+    lines = body.count(b"\n")
+    if head != b"v1.2 %d" % lines or body[-1:] not in (b"\n", b""):
+        raise VerifyError(f"its first line is {str(head[:40])[1:]}; expected 'v1.2 {lines}'")
+    tokens = body.split()
+    width = len(tokens) // lines if lines else 4
+    if width % 4 or width * lines != len(tokens) or not width:
+        raise VerifyError(
+            f"{len(tokens)} words; expected EXTENSION OFFSET SIZE NAME for each member, and as "
+            f"many members for each of {lines} samples"
+        )
+    table = np.array(tokens, np.bytes_).reshape(lines, width // 4, 4)
+    try:
+        offsets, sizes = table[:, :, 1].astype(np.int64), table[:, :, 2].astype(np.int64)
+    except (ValueError, OverflowError) as error:
+        raise VerifyError(f"holds {error}; expected whole numbers") from None
+    return ShardIndex(table[:, :, 0], offsets, sizes, table[:, :, 3])
 
 
 def read_index(
     path: Path, shard: Shard, length: int, members: tuple[str, ...]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bytes_]]:
-    """Read the index of one shard of n samples.
+    """Read the index of one shard of n samples, and check it against shard and manifest.
 
     Args:
-        path: Of the index.
-        shard: As the manifest has it.
-        length: Of the shard. Bytes.
-        members: The k roles that every sample has, in their order.
+        path: The index file.
+        shard: The shard's record in the manifest.
+        length: Size of the shard. Bytes.
+        members: The k roles of every sample, in order.
 
     Returns:
         Offsets (n, k) and sizes (n, k) of the members' payloads in bytes; keys (n,) in ASCII.
 
     Raises:
-        DataError: It cannot be read, is no index of that shard, or points where no members can be.
+        DataError: The index cannot be read, does not belong to this shard, or points to places
+            where no members can be.
     """
+    remedy = f"run `shardify verify {path.parent}`, then build it again"
     try:
-        head, _, body = path.read_bytes().partition(b"\n")
+        index = parse_index(path.read_bytes())
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror}); every shard needs its index; "
             "build the data set again"
         ) from error
-    remedy = f"run `shardify verify {path.parent}`, then build it again"
-    if head.split() != [b"v1.2", str(shard.samples).encode()]:
-        raise DataError(f"{path}: begins {head[:32]!r}; expected 'v1.2 {shard.samples}'; {remedy}")
-    tokens = body.split()
-    width = 4 * len(members)
-    if len(tokens) != width * shard.samples:
+    except VerifyError as error:
+        raise DataError(f"{path}: {error}; {remedy}") from None
+    offsets, sizes = index.offsets, index.sizes
+    if offsets.shape != (shard.samples, len(members)):
         raise DataError(
-            f"{path}: {len(tokens)} words; expected {width} for each of {shard.samples} samples; "
-            f"{remedy}"
+            f"{path}: {4 * offsets.size} words; expected {4 * len(members)} for each of "
+            f"{shard.samples} samples; {remedy}"
         )
-    table = np.array(tokens).reshape(shard.samples, len(members), 4)
-    names = table[:, 0, 3]
-    keys = np.strings.partition(names, np.bytes_(b"."))[0]
-    try:
-        offsets, sizes = table[:, :, 1].astype(np.int64), table[:, :, 2].astype(np.int64)
-    except ValueError as error:
-        raise DataError(f"{path}: holds {error}; expected whole numbers; {remedy}") from None
-
-    roles = np.array([role.encode() for role in members])
-    wrong = (np.strings.partition(table[:, :, 0], np.bytes_(b"."))[0] != roles).any(axis=1)
-    stems = np.strings.partition(table[:, :, 3], np.bytes_(b"."))[0]
-    wrong |= (stems != keys[:, None]).any(axis=1)
+    keys = np.strings.partition(index.names, np.bytes_(b"."))[0]
+    wrong = (index.roles != np.array([role.encode() for role in members])).any(axis=1)
+    wrong |= (keys != keys[:, :1]).any(axis=1)
     places = np.stack([offsets, offsets + sizes], axis=2).reshape(-1)
     backward = np.flatnonzero(np.diff(places, prepend=BLOCK) < 0)
     wrong[backward // (2 * len(members))] = True
@@ -143,7 +153,7 @@ def read_index(
     if wrong.any():
         line = int(np.flatnonzero(wrong)[0])
         raise DataError(
-            f"{path}: line {line + 2}, {keys[line].decode('ascii', 'replace')}: its members are "
+            f"{path}: line {line + 2}, {keys[line, 0].decode(errors='replace')}: its members are "
             f"not {', '.join(members)}, one after the other within {shard.bytes} bytes; {remedy}"
         )
-    return offsets, sizes, keys
+    return offsets, sizes, keys[:, 0]

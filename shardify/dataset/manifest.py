@@ -1,20 +1,15 @@
-"""``manifest.json``: the one contract between a built data set and whoever reads it.
+"""Schema (version 1), strict reading and atomic writing of ``manifest.json``.
 
-Holds the schema (version 1), reads it strictly and writes it atomically. It opens no shard, and
-imports neither torch, click nor zipfile, so that a training process can afford it.
+The manifest ends with a digest of its own content. ``shardify verify`` compares it; ``load`` does
+not, so that users may edit a threshold or a mean on purpose. The loader compares the records of
+shards with the shards.
 
-The file ends in a digest of its own content, which ``shardify verify`` compares. ``load`` does not:
-a manifest that somebody has edited on purpose (a threshold, a mean) is theirs to train with, and
-what it says of shards is compared with the shards by who reads them.
-
-Units: sizes in pixels, bytes in bytes, ``mean`` and ``std`` in [0, 1] of the role's full range,
+Units: sizes in pixels, ``bytes`` in bytes, ``mean`` and ``std`` in [0, 1] of the role's full range,
 digests as lower-case SHA-256 hex.
 
-Parsed JSON into dataclasses, strictly: a field that is missing or unfit is named.
-
-The dataclass's own annotations are the schema. Taken are ``int`` (0 or more), ``float``, ``str``,
-``T | None``, ``list[T]``, ``dict[str, T]``, ``dict[str, Any]`` and dataclasses of these; an
-annotation of another kind is a fault of this program. Fields that the dataclass lacks are ignored.
+The annotations of the dataclasses are the schema: ``int`` (0 or more), ``float``, ``str``,
+``T | None``, ``list[T]``, ``dict[str, T]``, ``dict[str, Any]`` and dataclasses of these. Unknown
+JSON fields are ignored; missing or invalid ones are named in the error.
 """
 
 import dataclasses
@@ -60,9 +55,9 @@ def record(kind: type[T], document: object, where: str) -> T:
     """Build the dataclass ``kind`` from a JSON object.
 
     Args:
-        kind: What to build.
-        document: As ``json.loads`` gives it.
-        where: What to call it in an error.
+        kind: Dataclass to build.
+        document: Parsed JSON.
+        where: Name of the document in errors.
 
     Raises:
         ManifestError: A field is missing or of the wrong type.
@@ -79,14 +74,14 @@ def record(kind: type[T], document: object, where: str) -> T:
 
 
 def unfit(where: str, value: object, expected: str) -> ManifestError:
-    """What to raise for a value that is not what was expected."""
+    """Create the error for an invalid value."""
     return ManifestError(
         f"{where}: found {json.dumps(value)[:60]}; expected {expected}; build the data set again"
     )
 
 
 def _reader(annotation: Any) -> _Read:
-    """What reads a value of this annotation."""
+    """Return the function that reads a value of this annotation."""
     if annotation in _PLAIN:
         return _PLAIN[annotation]
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
@@ -154,47 +149,47 @@ DIGEST = "sha256"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """One input that the data set was built from."""
+    """One source of the data set."""
 
     name: str
     bytes: int
     entries: int
     digest: str
-    """SHA-256 of the zip's central directory (names, sizes, checksums, places of all entries); of a
-    folder, of a line ``name NUL size`` for each file, sorted by name."""
+    """SHA-256 of the zip's central directory (names, sizes, checksums and offsets of all entries).
+    For a folder, of one line ``name NUL size`` per file, sorted by name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Role:
-    """What the files of one role (``bg``, ``fg_bg``, ``mask``, ``depth``) are like."""
+    """Format of the files of one role (``bg``, ``fg_bg``, ``mask``, ``depth``)."""
 
     extensions: list[str]
-    """Without a dot, as they follow ``KEY.ROLE.`` in a shard, most frequent first."""
+    """File extensions without a dot, as after ``KEY.ROLE.`` in a shard, most frequent first."""
 
     channels: int
-    """1 gray, 3 colour: the most frequent count."""
+    """1 gray, 3 colour; the most frequent number."""
 
     sizes: list[list[int]]
     """``[width, height, count]``, most frequent first."""
 
     bits: int = 8
-    """Of one channel of one pixel: 8 or 16; 1 for a raw mask."""
+    """Bits per channel: 8 or 16; 1 for a raw mask."""
 
     threshold: int | None = None
-    """Mask only: a pixel is object where its value is at least this."""
+    """Mask only: smallest value of an object pixel."""
 
     codec: str = "keep"
-    """``keep``: payloads as they came; ``jpeg``, ``png``; ``raw``: planes without any header."""
+    """``keep``: payloads of the source; ``jpeg``, ``png``; ``raw``: pixels without a header."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Background:
-    """One background: stored once, named by its index in every sample's ``bg.cls``."""
+    """One background: stored once, referenced by its index in the ``bg.cls`` of each sample."""
 
     id: str
     index: int
     member: str
-    """Member name in ``backgrounds.tar``."""
+    """Name in ``backgrounds.tar``."""
     width: int
     height: int
     sha256: str
@@ -202,16 +197,16 @@ class Background:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
-    """One tar and its index, named relative to the manifest's folder."""
+    """One tar and its index; names are relative to the manifest's folder."""
 
     name: str
     index: str
     samples: int
     bytes: int
     sha256: str
-    """Of the tar."""
+    """SHA-256 of the tar."""
     index_sha256: str = ""
-    """Of the index."""
+    """SHA-256 of the index."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -221,13 +216,13 @@ class Split:
     samples: int
     shards: list[Shard]
     backgrounds: list[int] = field(default_factory=list)
-    """How many of the samples stand on each background, by its index; empty where there are none,
-    and where an older program did not tell."""
+    """Number of samples on each background, by its index; empty without backgrounds, and in
+    manifests of older programs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rejected:
-    """How much was left out; ``rejected.jsonl`` names each."""
+    """Number of rejected samples and entries; ``rejected.jsonl`` lists them."""
 
     count: int = 0
     by_reason: dict[str, int] = field(default_factory=dict)
@@ -235,7 +230,7 @@ class Rejected:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stats:
-    """Per-channel mean, and the mean over images of each image's own standard deviation."""
+    """Per-channel mean, and per-channel mean of the images' standard deviations."""
 
     mean: list[float]
     std: list[float]
@@ -252,7 +247,7 @@ class Resolution:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """A whole data set, as ``manifest.json`` states it."""
+    """Content of ``manifest.json``."""
 
     version: int = VERSION
     created_by: str
@@ -268,7 +263,7 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the other files: ``backgrounds.tar``, ``rejected.jsonl``."""
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
-    """What re-encoding cost, by role: see docs/data.md. Empty when nothing was re-encoded."""
+    """Loss of re-encoding by role: see docs/data.md. Empty if nothing was re-encoded."""
 
     @classmethod
     def load(cls, path: PathOrUrl) -> "Manifest":
@@ -318,9 +313,9 @@ class Manifest:
         return manifest
 
     def to_json(self) -> str:
-        """The manifest as it is written: indented, keys in schema order, ends in a newline.
+        """Return the text of ``manifest.json``: indented, keys in schema order, final newline.
 
-        A last key, ``sha256``, is the digest of all others; see ``is_altered``.
+        The last key, ``sha256``, is the digest of all others; see ``is_altered``.
         """
         document = dataclasses.asdict(self)
         document[DIGEST] = _digest(document)
@@ -336,7 +331,7 @@ class Manifest:
 
 
 def read_document(path: PathOrUrl) -> tuple[object, str]:
-    """The JSON of a manifest, and what to call it in an error.
+    """Read the JSON of a manifest; return it and its name for errors.
 
     Args:
         path: The data set's folder, or its ``manifest.json``.
@@ -365,9 +360,9 @@ def read_document(path: PathOrUrl) -> tuple[object, str]:
 
 
 def is_altered(document: dict[str, Any]) -> bool:
-    """Whether a manifest's JSON is not what ``save`` wrote.
+    """Return whether a manifest's JSON differs from what ``save`` wrote.
 
-    One without a digest is an older program's, which had no other fields than are known here.
+    A manifest without a digest comes from an older program, which wrote no unknown fields.
     """
     if DIGEST not in document:
         return not set(document) <= {spec.name for spec in dataclasses.fields(Manifest)}
@@ -375,7 +370,7 @@ def is_altered(document: dict[str, Any]) -> bool:
 
 
 def _digest(document: dict[str, Any]) -> str:
-    """SHA-256 of the JSON without its digest: sorted keys, no spaces, ASCII."""
+    """Return the SHA-256 of the JSON without its digest: sorted keys, no spaces, ASCII."""
     content = {name: value for name, value in document.items() if name != DIGEST}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()

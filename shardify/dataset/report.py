@@ -1,8 +1,7 @@
-"""One self-contained page about a finished data set: to look at before training on it.
+"""Write a self-contained HTML report about a finished data set.
 
-Contact sheet with the masks' outlines, where the backgrounds come from and how often each is used,
-mask areas and depths, sizes, what was left out and why. No script, no link, no other file. It
-reads the data set and changes nothing.
+It shows samples with mask outlines, background use, distributions of mask area and depth, image
+sizes, and rejected samples with reasons. No scripts, no links, no other files.
 """
 
 import json
@@ -19,7 +18,7 @@ from PIL import Image
 
 from shardify import html
 from shardify.dataset.manifest import REJECTED, Manifest
-from shardify.dataset.stats import BINS, DataSet, Findings, Sample, findings
+from shardify.dataset.stats import BINS, DataSet, Sample, SampleStats, measure_samples
 from shardify.errors import OutputError
 from shardify.images.parser import MASK_THRESHOLD
 from shardify.storage.atomic_write import write_atomic
@@ -27,9 +26,9 @@ from shardify.storage.paths import PathOrUrl
 
 __all__ = ["outlined", "page", "write_report"]
 
-_SHOWN = 24
-_TILE = 160
-_LINES = 50
+_MAX_SAMPLES = 24
+_TILE_PIXELS = 160
+_MAX_REJECTED_LINES = 50
 _COLOURS = {"train": "#4477aa", "val": "#cc6677"}
 
 _STYLE = """
@@ -41,7 +40,7 @@ svg { width: 100%; height: 120px; border-bottom: 1px solid #888 }
 
 
 def write_report(out: PathOrUrl, path: Path, *, most: int = 200) -> None:
-    """Write the page of data set ``out`` to ``path``, atomically.
+    """Write the report of data set ``out`` to ``path``, atomically.
 
     Raises:
         ManifestError: There is no manifest, or it is unreadable.
@@ -58,43 +57,43 @@ def write_report(out: PathOrUrl, path: Path, *, most: int = 200) -> None:
 
 
 def page(out: PathOrUrl, *, most: int = 200) -> str:
-    """The page, as HTML. Arguments and errors as for ``write_report``."""
+    """Return the report as HTML. Arguments and errors as for ``write_report``."""
     data = DataSet(out)
     manifest = data.manifest
-    found = findings(data, most=most)
-    uses = data.uses()
-    shown = list(data.samples(_SHOWN))
-    on = sorted({sample.background for sample in shown} - {-1})
-    backs = dict(zip(on, data.backgrounds(on), strict=True)) if on else {}
+    sample_stats = measure_samples(data, most=most)
+    background_uses = data.background_uses()
+    shown = list(data.samples(_MAX_SAMPLES))
+    indexes = sorted({sample.background for sample in shown} - {-1})
+    backgrounds = dict(zip(indexes, data.backgrounds(indexes), strict=True)) if indexes else {}
     title = f"{', '.join(each.name for each in manifest.source)}: {len(data):,} samples"
     parts = [
         _overview(data),
         "<h2>Samples</h2>",
-        "<p><small>Background, composite with its mask's outline, depth.</small></p>",
+        "<p><small>Background, composite with the mask outline, depth.</small></p>",
         '<div class="sheet">',
-        *(_figure(sample, backs.get(sample.background)) for sample in shown),
+        *(_figure(sample, backgrounds.get(sample.background)) for sample in shown),
         "</div>",
         "<h2>Backgrounds</h2>",
-        _backgrounds(data, uses),
+        _backgrounds(data, background_uses),
         "<h2>Masks and depths</h2>",
-        _distributions(found),
+        _distributions(sample_stats),
         "<h2>Roles</h2>",
         _roles(manifest),
-        "<h2>Left out</h2>",
+        "<h2>Rejected</h2>",
         _rejected(manifest, data.folder / REJECTED),
     ]
     return html.page(title, parts, style=_STYLE)
 
 
 def outlined(picture: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.uint8]:
-    """A picture with its mask's border drawn in.
+    """Draw the border of a mask into an image.
 
     Args:
         picture: (H, W, 3) uint8.
-        mask: (H, W) uint8 of the same size, thresholded here.
+        mask: (H, W) uint8 of the same size; it is thresholded here.
 
     Returns:
-        (H, W, 3) uint8; object pixels that touch others, or the edge, are magenta.
+        (H, W, 3) uint8; object pixels at the border of the object or of the image are magenta.
     """
     inside = np.pad(mask >= MASK_THRESHOLD, 1)
     core = inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
@@ -126,7 +125,7 @@ def _figure(sample: Sample, background: NDArray[Any] | None) -> str:
     planes = sample.planes
     composite = planes["fg_bg"]
     height, width = composite.shape[:2]
-    scale = _TILE / max(height, width)
+    scale = _TILE_PIXELS / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     shown = []
     if background is not None:
@@ -145,22 +144,26 @@ def _figure(sample: Sample, background: NDArray[Any] | None) -> str:
     return f"<figure>{images}<figcaption>{escape(name)}</figcaption></figure>"
 
 
-def _backgrounds(data: DataSet, uses: dict[str, Counter[int]]) -> str:
+def _backgrounds(data: DataSet, background_uses: dict[str, Counter[int]]) -> str:
     manifest = data.manifest
     if not manifest.backgrounds:
-        return "<p>The data set has none.</p>"
+        return "<p>The data set has no backgrounds.</p>"
     rule = manifest.layout.get("background", {})
     rows: list[tuple[str, str]] = []
     if isinstance(rule, dict):
         rows = [(k, v if isinstance(v, str) else json.dumps(v)) for k, v in rule.items()]
-    both = set.intersection(*(set(each) for each in uses.values())) if len(uses) > 1 else set()
+    both = (
+        set.intersection(*(set(each) for each in background_uses.values()))
+        if len(background_uses) > 1
+        else set()
+    )
     rows.append(("in both splits", str(len(both)) if both else "none"))
     stored = [data.stored(index) for index in range(len(manifest.backgrounds))]
     once = sum(stored) / 1e6
-    copies = once / len(stored) * sum(sum(each.values()) for each in uses.values())
+    copies = once / len(stored) * sum(sum(each.values()) for each in background_uses.values())
     rows.append(("stored once each", f"{once:,.1f} MB instead of {copies:,.1f} MB of copies"))
     bars = [
-        (background.id, {split: counts[index] for split, counts in uses.items()})
+        (background.id, {split: counts[index] for split, counts in background_uses.items()})
         for index, background in enumerate(manifest.backgrounds)
     ]
     legend = ", ".join(
@@ -173,16 +176,16 @@ def _backgrounds(data: DataSet, uses: dict[str, Counter[int]]) -> str:
     )
 
 
-def _distributions(found: Findings) -> str:
+def _distributions(sample_stats: SampleStats) -> str:
     charts = []
-    for name, counts in (("Share of the picture that is object", found.mask_area),
-                         ("Depth, of its full range", found.depth)):  # fmt: skip
+    for name, counts in (("Fraction of object pixels in an image", sample_stats.mask_area),
+                         ("Depth, of its full range", sample_stats.depth)):  # fmt: skip
         if any(counts):
             bars = [
                 (f"{step / BINS:.2f} to {(step + 1) / BINS:.2f}", {"train": count})
                 for step, count in enumerate(counts)
             ]
-            charts.append(f"<p><small>{name}, 0 to 1; {found.samples} samples</small></p>")
+            charts.append(f"<p><small>{name}, 0 to 1; {sample_stats.samples} samples</small></p>")
             charts.append(_bars(bars))
     return "".join(charts)
 
@@ -198,9 +201,9 @@ def _roles(manifest: Manifest) -> str:
         std = ", ".join(f"{value:.4f}" for value in stats.std) if stats else ""
         rows.append((role, files, sizes + more, mean, std))
     converted = manifest.layout.get("converted") or {}
-    told = "".join(f"<li>{escape(k)}: {v:,}" for k, v in converted.items())
+    items = "".join(f"<li>{escape(k)}: {v:,}" for k, v in converted.items())
     return html.table(rows, ("role", "files", "sizes", "mean", "deviation")) + (
-        f"<p>Converted:</p><ul>{told}</ul>" if told else ""
+        f"<p>Converted:</p><ul>{items}</ul>" if items else ""
     )
 
 
@@ -211,7 +214,7 @@ def _rejected(manifest: Manifest, path: PathOrUrl) -> str:
     lines = []
     try:
         with path.open("rb") as file:
-            for each in map(json.loads, islice(file, _LINES)):
+            for each in map(json.loads, islice(file, _MAX_REJECTED_LINES)):
                 lines.append((each["key"] or each["member"], f"{each['role']} {each['reason']}"))
     except (OSError, ValueError, KeyError):
         return reasons + f"<p>{REJECTED} cannot be read.</p>"
@@ -219,7 +222,7 @@ def _rejected(manifest: Manifest, path: PathOrUrl) -> str:
 
 
 def _bars(columns: Sequence[tuple[str, dict[str, int]]]) -> str:
-    """A bar chart as SVG: bars with their names as tooltips, made of the counts of each split."""
+    """Draw a stacked bar chart as SVG: one bar per name (its tooltip), one part per split."""
     top = max((sum(counts.values()) for _, counts in columns), default=0) or 1
     shapes = []
     for x, (name, counts) in enumerate(columns):

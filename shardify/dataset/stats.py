@@ -1,11 +1,9 @@
-"""What a finished data set holds, in figures: from its manifest, and from some of its samples.
+"""Compute the statistics of a finished data set from its manifest and some decoded samples.
 
-Means and deviations were measured by the build and are only read here; ranges, mask areas and
-depth histograms come from evenly spaced samples, decoded now. It writes nothing and repairs
-nothing.
+Means and standard deviations were measured by the build and are read from the manifest. Ranges,
+mask areas and depth histograms come from evenly spaced samples, which are decoded here.
 """
 
-import itertools
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardify.dataset.index import Member, parse_index
+from shardify.dataset.index import Member, ShardIndex, parse_index
 from shardify.dataset.manifest import BACKGROUNDS, Manifest, Role
 from shardify.errors import ImageError, VerifyError
 from shardify.images.parser import MASK_THRESHOLD, ImageInfo, parse
@@ -25,58 +23,59 @@ from shardify.images.raw_pixels import unpack_raw
 from shardify.storage.paths import PathOrUrl, Url, as_path, read_many
 from shardify.storage.readers import ObjectReader, ReadHandle, close_source, open_source, pread
 
-__all__ = ["BINS", "DataSet", "Findings", "Sample", "figures", "findings"]
+__all__ = ["BINS", "DataSet", "Sample", "SampleStats", "dataset_stats", "measure_samples"]
 
 BINS = 50
-"""Of each histogram."""
+"""Number of bins of each histogram."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One sample, decoded."""
+    """One decoded sample."""
 
     key: str
     split: str
     background: int
     """Index into the manifest's backgrounds, or -1."""
     planes: dict[str, NDArray[Any]]
-    """role -> pixels, as ``pixels.pixels`` gives them."""
+    """role -> pixels, as ``images.pixels.pixels`` returns them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Findings:
-    """What the samples that were looked at are like."""
+class SampleStats:
+    """Statistics of the decoded samples."""
 
     samples: int
     mask_area: list[int]
-    """Counts over ``BINS`` equal steps of the share of the picture that is object, 0 to 1."""
+    """Histogram, with ``BINS`` bins, of the fraction of object pixels in an image, 0 to 1."""
     depth: list[int]
-    """Pixels over ``BINS`` equal steps of the full range of depth, 0 to 1."""
+    """Histogram, with ``BINS`` bins, of depth pixels in [0, 1] of the full range."""
     ranges: dict[str, list[float]]
-    """role -> least and largest value, of its full range."""
+    """role -> smallest and largest value, in [0, 1] of the full range."""
 
 
 class DataSet:
-    """A finished data set, opened for looking: one of OUT, or its largest resolution.
+    """Reads samples of a finished data set; with several resolutions, of the largest.
 
-    At a URL, what is looked at is fetched by ranges.
+    At a URL, the bytes needed are fetched by range requests.
 
     Raises:
         ManifestError: There is no manifest, or it is unreadable.
-        VerifyError: A shard or an index is missing or not what it should be.
+        VerifyError: A shard or an index is missing or damaged.
     """
 
     def __init__(self, out: PathOrUrl) -> None:
         self.folder = as_path(out)
         self.top = Manifest.load(self.folder)
-        self._bank: dict[str, tuple[int, int]] = {}
-        self._ranges: dict[str, ObjectReader] = {}
+        self._background_places: dict[str, tuple[int, int]] = {}
+        self._readers: dict[str, ObjectReader] = {}
         self.manifest = self.top
         if self.top.resolutions:
             largest = max(self.top.resolutions, key=lambda each: each.res)
             self.folder = self.folder / largest.path
             self.manifest = Manifest.load(self.folder)
-        self._places: list[tuple[str, str, list[Member]]] = []
+        self._shards: list[tuple[str, str, ShardIndex]] = []
+        """Split, shard name and index of each shard."""
         self._sizes = {
             shard.name: shard.bytes
             for split in self.manifest.splits.values()
@@ -93,19 +92,25 @@ class DataSet:
             ) from error
         for (split, shard), text in zip(shards, texts, strict=True):
             try:
-                samples = parse_index(text.decode())
-            except UnicodeDecodeError as error:
+                index = parse_index(text)
+            except VerifyError as error:
                 raise VerifyError(f"{self.folder / shard.index}: {error}") from error
-            self._places += [(split, shard.name, members) for members in samples]
+            self._shards.append((split, shard.name, index))
 
     def __len__(self) -> int:
-        return len(self._places)
+        return sum(len(index.names) for _, _, index in self._shards)
 
     def samples(self, most: int) -> Iterator[Sample]:
-        """Up to ``most`` samples, evenly spaced over all. Raises VerifyError."""
+        """Yield up to ``most`` samples, evenly spaced over all. Raises VerifyError."""
         step = max(1, -(-len(self) // most))
-        for split, name, wanted in _by_shard(self._places[::step]):
-            with self._opened(name, [each for members in wanted for each in members]) as file:
+        first = 0
+        for split, name, index in self._shards:
+            rows = range(-first % step, len(index.names), step)
+            first += len(index.names)
+            wanted = [index.members(row) for row in rows]
+            if not wanted:
+                continue
+            with self._open_file(name, [each for members in wanted for each in members]) as file:
                 for members in wanted:
                     yield self._sample(split, name, members, file)
 
@@ -126,21 +131,22 @@ class DataSet:
         key = members[0].name.partition(".")[0]
         return Sample(key=key, split=split, background=background, planes=planes)
 
-    def uses(self) -> dict[str, "Counter[int]"]:
-        """Split -> how many samples stand on each background. Raises VerifyError.
+    def background_uses(self) -> dict[str, "Counter[int]"]:
+        """Count the samples on each background, by split. Raises VerifyError.
 
-        Reads every ``bg.cls`` where an older program wrote the manifest.
+        If an older program wrote the manifest, every ``bg.cls`` is read.
         """
         found: dict[str, Counter[int]] = {split: Counter() for split in self.manifest.splits}
         if any(split.backgrounds for split in self.manifest.splits.values()):
             for split, each in self.manifest.splits.items():
                 found[split].update({i: n for i, n in enumerate(each.backgrounds) if n})
             return found
-        for split, name, samples in _by_shard(self._places):
-            told = [each[-1] for each in samples if each[-1].extension == "bg.cls"]
-            with self._opened(name, told) as file:
+        for split, name, index in self._shards:
+            rows = np.flatnonzero(index.extensions[:, -1] == b"bg.cls").tolist()
+            labels = [index.members(row)[-1] for row in rows]
+            with self._open_file(name, labels) as file:
                 try:
-                    found[split].update(int(pread(file, each.size, each.offset)) for each in told)
+                    found[split].update(int(pread(file, each.size, each.offset)) for each in labels)
                 except (OSError, ValueError) as error:
                     raise VerifyError(
                         f"{self.folder / name}: {error}; run `shardify verify`"
@@ -148,49 +154,51 @@ class DataSet:
         return found
 
     def backgrounds(self, indexes: Sequence[int]) -> Iterator[NDArray[Any]]:
-        """The pixels of some backgrounds. Raises VerifyError."""
+        """Yield the pixels of some backgrounds. Raises VerifyError."""
         members = [self.manifest.backgrounds[index].member for index in indexes]
         places = [self._place(member) for member in members]
         wanted = [Member("", offset, size, "") for offset, size in places]
-        with self._opened(BACKGROUNDS, wanted) as file:
+        with self._open_file(BACKGROUNDS, wanted) as file:
             for member, (offset, size) in zip(members, places, strict=True):
                 try:
                     data = pread(file, size, offset)
                     yield self._decode("bg", data, member)
                 except (OSError, ValueError, ImageError) as error:
-                    raise self._unusable(member, error) from error
+                    raise self._background_error(member, error) from error
 
     def stored(self, index: int) -> int:
-        """The bytes of one background. Raises VerifyError."""
+        """Return the stored size of one background in bytes. Raises VerifyError."""
         return self._place(self.manifest.backgrounds[index].member)[1]
 
     def _place(self, member: str) -> tuple[int, int]:
-        """Offset and size of a member of the bank."""
+        """Return offset and size of a member of ``backgrounds.tar``."""
         try:
-            if not self._bank:
+            if not self._background_places:
                 with (
                     (self.folder / BACKGROUNDS).open("rb") as raw,
                     tarfile.open(fileobj=raw) as tar,
                 ):
-                    self._bank = {each.name: (each.offset_data, each.size) for each in tar}
-            return self._bank[member]
+                    self._background_places = {
+                        each.name: (each.offset_data, each.size) for each in tar
+                    }
+            return self._background_places[member]
         except (OSError, KeyError, tarfile.TarError) as error:
-            raise self._unusable(member, error) from error
+            raise self._background_error(member, error) from error
 
-    def _unusable(self, member: str, error: Exception) -> VerifyError:
+    def _background_error(self, member: str, error: Exception) -> VerifyError:
         return VerifyError(f"{self.folder / BACKGROUNDS}: {member}: {error}")
 
     @contextmanager
-    def _opened(self, name: str, members: Sequence[Member]) -> Iterator[ReadHandle]:
-        """One file, with a word ahead on what will be read of it. Raises VerifyError."""
+    def _open_file(self, name: str, members: Sequence[Member]) -> Iterator[ReadHandle]:
+        """Open one file and announce the members that will be read. Raises VerifyError."""
         where = self.folder / name
         file: ReadHandle
         try:
             if isinstance(where, Url):
-                # Opened once: each opening may cost a request.
-                if name not in self._ranges:
-                    self._ranges[name] = ObjectReader(where, self._sizes.get(name))
-                file = self._ranges[name]
+                # Opened once, because each opening may cost a request.
+                if name not in self._readers:
+                    self._readers[name] = ObjectReader(where, self._sizes.get(name))
+                file = self._readers[name]
             else:
                 file = open_source(str(where))
         except OSError as error:
@@ -204,16 +212,16 @@ class DataSet:
 
     def _decode(self, role: str, data: bytes, name: str) -> NDArray[Any]:
         if name.endswith(".raw"):
-            stated: Role = self.manifest.roles[role]
-            width, height, _ = stated.sizes[0]
+            role_info: Role = self.manifest.roles[role]
+            width, height, _ = role_info.sizes[0]
             return unpack_raw(
-                data, ImageInfo("raw", width, height, stated.channels, stated.bits), role
+                data, ImageInfo("raw", width, height, role_info.channels, role_info.bits), role
             )
         return pixels(data, parse(data), role, STANDARD)
 
 
-def findings(data: DataSet, *, most: int = 200) -> Findings:
-    """Look at up to ``most`` samples. Raises VerifyError."""
+def measure_samples(data: DataSet, *, most: int = 200) -> SampleStats:
+    """Decode up to ``most`` samples and compute their statistics. Raises VerifyError."""
     area = np.zeros(BINS, np.int64)
     depth = np.zeros(BINS, np.int64)
     ranges: dict[str, list[float]] = {}
@@ -230,15 +238,15 @@ def findings(data: DataSet, *, most: int = 200) -> Findings:
                 area[min(BINS - 1, int(share * BINS))] += 1
             elif role == "depth":
                 depth += np.histogram(plane, BINS, (0, full + 1))[0]
-    return Findings(samples=count, mask_area=area.tolist(), depth=depth.tolist(), ranges=ranges)
+    return SampleStats(samples=count, mask_area=area.tolist(), depth=depth.tolist(), ranges=ranges)
 
 
-def figures(out: PathOrUrl, *, most: int = 200) -> dict[str, Any]:
-    """What ``shardify stats`` reports.
+def dataset_stats(out: PathOrUrl, *, most: int = 200) -> dict[str, Any]:
+    """Return the object that ``shardify stats --json`` prints.
 
     Args:
         out: A finished data set, in a folder or at a URL.
-        most: Samples to look at for the ranges.
+        most: Maximum samples to decode for the ranges.
 
     Raises:
         ManifestError: There is no manifest, or it is unreadable.
@@ -246,11 +254,11 @@ def figures(out: PathOrUrl, *, most: int = 200) -> dict[str, Any]:
     """
     data = DataSet(out)
     manifest = data.manifest
-    found = findings(data, most=most)
+    found = measure_samples(data, most=most)
     stored: Counter[str] = Counter()
-    for _, _, members in data._places:
-        for member in members:
-            stored[member.extension.partition(".")[0]] += member.size
+    for _, _, index in data._shards:
+        for name in np.unique(index.roles):
+            stored[name.decode()] += int(index.sizes[index.roles == name].sum())
     roles = {}
     for role, each in manifest.roles.items():
         stats = manifest.stats.get(role)
@@ -262,7 +270,7 @@ def figures(out: PathOrUrl, *, most: int = 200) -> dict[str, Any]:
             "sizes": each.sizes,
             "extensions": each.extensions,
             "bits": each.bits,
-            "bytes": stored.get(role) if role != "bg" else _size(data.folder / BACKGROUNDS),
+            "bytes": stored.get(role) if role != "bg" else _file_size(data.folder / BACKGROUNDS),
         }
     return {
         "out": str(out),
@@ -274,13 +282,5 @@ def figures(out: PathOrUrl, *, most: int = 200) -> dict[str, Any]:
     }
 
 
-def _size(path: PathOrUrl) -> int:
+def _file_size(path: PathOrUrl) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _by_shard(
-    places: Sequence[tuple[str, str, list[Member]]],
-) -> Iterator[tuple[str, str, list[list[Member]]]]:
-    """(split, shard, its samples), in order."""
-    for (split, name), group in itertools.groupby(places, key=lambda each: each[:2]):
-        yield split, name, [members for _, _, members in group]

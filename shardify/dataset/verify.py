@@ -1,7 +1,6 @@
-"""Every byte of a finished data set against its manifest; the file at fault is named.
+"""Compare every byte of a finished data set with its manifest, and name each faulty file.
 
-Reads shards, indexes, backgrounds and the list of rejects; with ``decode`` every picture's pixels
-as well. Repairs nothing and reads no source.
+Reads shards, indexes, backgrounds and ``rejected.jsonl``. On request every image is decoded too.
 """
 
 import hashlib
@@ -11,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from shardify.dataset.index import parse_index
+from shardify.dataset.index import BLOCK, parse_index
 from shardify.dataset.manifest import (
     BACKGROUNDS,
     NAME,
@@ -33,25 +32,25 @@ __all__ = ["DecodeTask", "VerifyReport", "decode_shard", "verify"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerifyReport:
-    """What was checked, and every fault."""
+    """What was checked, and the faults found."""
 
     out: str
     files: int
     bytes: int
     samples: int
     decoded: int
-    """Pictures whose every pixel was decoded."""
+    """Number of images decoded."""
     problems: list[str]
-    """``FILE: what is wrong``, in the manifest's order; empty if all is well."""
+    """``FILE: FAULT``, in the order of the manifest; empty if there are no faults."""
 
     def to_json(self) -> dict[str, Any]:
-        """For ``verify --json``."""
+        """Return the object that ``verify --json`` prints."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeTask:
-    """One tar with its index, all of whose pictures shall be decoded."""
+    """One shard whose images are to be decoded."""
 
     out: str
     tar: str
@@ -68,10 +67,10 @@ def verify(
     """Compare a data set with its manifest.
 
     Args:
-        out: Folder that ``build`` finished.
-        deep: Decode every picture of every shard too.
-        workers: Processes for decoding, threads for reading; None for one a core.
-        progress: Called with files done and files in all.
+        out: Folder or URL of a finished data set.
+        deep: Also decode every image of every shard.
+        workers: Processes for decoding and threads for reading; None for one per CPU core.
+        progress: Called with the files done so far and the total.
 
     Raises:
         ManifestError: There is no manifest, or it is unreadable.
@@ -85,7 +84,7 @@ def verify(
     if is_altered(document):
         problems.append(f"{NAME}: differs from what was built (damaged, or edited since)")
     if manifest.resolutions:
-        return _verify_all(out, manifest, problems, deep, workers, progress)
+        return _verify_resolutions(out, manifest, problems, deep, workers, progress)
     expected: dict[str, tuple[str, int | None]] = {}
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     for shard in shards:
@@ -97,7 +96,7 @@ def verify(
     owners = {digest: name for name, (digest, _) in expected.items()}
     total = 0
     with ThreadPoolExecutor(count) as pool:
-        # Digests release the lock: threads suffice, and need no start.
+        # Hashing releases the GIL, so threads are enough.
         checks = pool.map(
             lambda name: _check_file(out / name, *expected[name], owners=owners), expected
         )
@@ -111,7 +110,7 @@ def verify(
     for shard in shards:
         if shard.name not in faulty and shard.index not in faulty:
             problems += _check_index(out, shard)
-    problems += _strangers(out, set(expected) | {NAME})
+    problems += _check_unlisted_files(out, set(expected) | {NAME})
     decoded = 0
     if deep:
         tasks = [
@@ -123,8 +122,8 @@ def verify(
             "shardify.dataset.verify:decode_shard",
             workers=min(count, max(1, len(tasks))),
             places=[out],
-        ) as pool_:
-            results = dict(pool_.map(tasks))
+        ) as worker_pool:
+            results = dict(worker_pool.map(tasks))
         for number in sorted(results):
             pictures, faults = results[number]
             decoded += pictures
@@ -139,7 +138,7 @@ def verify(
     )
 
 
-def _verify_all(
+def _verify_resolutions(
     out: PathOrUrl,
     manifest: Manifest,
     problems: list[str],
@@ -147,13 +146,13 @@ def _verify_all(
     workers: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> VerifyReport:
-    """Each resolution, and the files beside them."""
+    """Verify each resolution and the files beside them."""
     total = 0
     for name, digest in manifest.files.items():
         size, problem = _check_file(out / name, digest, None, owners={})
         total += size
         problems += [f"{name}: {problem}"] if problem else []
-    problems += _strangers(out, set(manifest.files) | {NAME})
+    problems += _check_unlisted_files(out, set(manifest.files) | {NAME})
     files, samples, decoded = len(manifest.files), 0, 0
     for each in manifest.resolutions:
         try:
@@ -170,21 +169,21 @@ def _verify_all(
 
 
 def decode_shard(task: DecodeTask) -> tuple[int, list[str]]:
-    """Decode all pictures of one shard. Returns how many, and a line for each that fails."""
+    """Decode all images of one shard. Returns their number and one line per failure."""
     count, problems = 0, []
     out = as_path(task.out)
     tar = out / task.tar
-    samples = parse_index((out / task.index).read_text())
+    index = parse_index((out / task.index).read_bytes())
     with tar.open("rb") as file:
-        for members in samples:
-            for member in members:
+        for sample in range(len(index.names)):
+            for member in index.members(sample):
                 if member.extension == "bg.cls":
                     continue
                 file.seek(member.offset)
                 data = file.read(member.size)
                 try:
                     if member.extension.endswith(".raw"):
-                        continue  # Every byte string of the right length is a picture.
+                        continue  # Any bytes of the right length are an image.
                     picture = parse(data)
                     pixels(data, picture, member.extension.partition(".")[0], STANDARD)
                     count += 1
@@ -196,45 +195,45 @@ def decode_shard(task: DecodeTask) -> tuple[int, list[str]]:
 def _check_file(
     path: PathOrUrl, digest: str, size: int | None, *, owners: Mapping[str, str]
 ) -> tuple[int, str]:
-    """Bytes read, and what is wrong, if anything; ``owners`` tell whose file has which digest."""
+    """Return (bytes read, fault or empty string). ``owners`` maps each digest to its file name."""
     try:
-        there = path.stat().st_size
+        size_found = path.stat().st_size
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         return 0, "missing"
     except OSError as error:
         return 0, f"cannot be read ({error.strerror})"
-    if there and found in owners and found != digest:
-        return there, f"its bytes are those of {owners[found]}"
-    if size is not None and there != size:
-        return there, f"{there} bytes; the manifest says {size}: it was cut or replaced"
+    if size_found and found in owners and found != digest:
+        return size_found, f"its bytes are those of {owners[found]}"
+    if size is not None and size_found != size:
+        return size_found, f"{size_found} bytes; the manifest says {size}: it was cut or replaced"
     if found != digest:
-        return there, "its bytes differ from what was built (another SHA-256)"
-    return there, ""
+        return size_found, "its bytes differ from what was built (another SHA-256)"
+    return size_found, ""
 
 
 def _check_index(out: PathOrUrl, shard: Shard) -> list[str]:
-    """Whether index and tar speak of the same samples: each member's header stands before it."""
+    """Check that each member of the index has its tar header in front of it; return faults."""
     try:
-        samples = parse_index((out / shard.index).read_text())
-    except (VerifyError, UnicodeDecodeError) as error:
+        index = parse_index((out / shard.index).read_bytes())
+    except VerifyError as error:
         return [f"{shard.index}: {error}"]
-    if len(samples) != shard.samples:
-        return [f"{shard.index}: {len(samples)} samples; the manifest says {shard.samples}"]
+    if len(index.names) != shard.samples:
+        return [f"{shard.index}: {len(index.names)} samples; the manifest says {shard.samples}"]
     with (out / shard.name).open("rb") as file:
-        for members in samples:
-            for member in members:
-                file.seek(member.offset - 512)
+        for sample in range(len(index.names)):
+            for member in index.members(sample):
+                file.seek(member.offset - BLOCK)
                 if file.read(len(member.name) + 1) != member.name.encode() + b"\0":
                     return [f"{shard.index}: {member.name} is not where it says in {shard.name}"]
     return []
 
 
-def _strangers(out: PathOrUrl, known: set[str]) -> list[str]:
+def _check_unlisted_files(out: PathOrUrl, known: set[str]) -> list[str]:
     problems = []
-    there: list[PathOrUrl] = [*out.iterdir()]
-    for file in sorted(there, key=lambda each: each.name):
+    size_found: list[PathOrUrl] = [*out.iterdir()]
+    for file in sorted(size_found, key=lambda each: each.name):
         if file.name in known:
             continue
         if file.name.endswith((".tar", ".idx", TEMPORARY)):

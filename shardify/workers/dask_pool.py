@@ -1,6 +1,6 @@
-"""The workers of a Dask cluster as a pool: a worker that dies is made up for by the others.
+"""Run tasks on the workers of an existing Dask cluster.
 
-Starts no cluster, and knows nothing of what a task does.
+The tasks of a worker that dies run again on the others.
 """
 
 import importlib
@@ -17,33 +17,33 @@ from typing import Any
 from shardify.errors import BuildError, ShardifyError
 from shardify.storage.paths import PathOrUrl, Url, as_path
 from shardify.version import version as _version
-from shardify.workers.pool import awaited, function_of
+from shardify.workers.pool import load_function, skip_missing_tasks
 
-__all__ = ["Cluster"]
+__all__ = ["DaskPool"]
 
-_PATIENCE = 30
-"""How long to wait for a first worker. Seconds."""
-_CONNECT = 10
-_POLL = 0.005
-_AHEAD = 2
-"""Tasks handed out for each thread of the cluster, so that none waits for the next."""
+_WORKER_TIMEOUT = 30
+"""Seconds to wait for a worker, at the start and when none is left."""
+_CONNECT_TIMEOUT = 10
+_POLL_SECONDS = 0.005
+_TASKS_PER_THREAD = 2
+"""Tasks submitted per thread of the cluster, so that no thread waits for its next task."""
 
 
-class Cluster:
-    """The workers of a Dask cluster that is already there.
+class DaskPool:
+    """A pool over the workers of a running Dask cluster.
 
     Raises:
-        BuildError: It cannot be reached, has no workers, runs another version of this package, or
-            does not see the places.
+        BuildError: The cluster cannot be reached, has no workers, runs another version of this
+            package, or cannot access one of the paths.
     """
 
     def __init__(self, target: str, scheduler: str, places: Sequence[PathOrUrl] = ()) -> None:
         self._scheduler = scheduler
         self._target = target
-        self._quiet = _Quiet()
-        self._seen = 0.0
-        self.max_in_flight = _AHEAD
-        """As of every pool; known once tasks are handed out."""
+        self._muted_log = _MutedDaskLog()
+        self._last_seen = 0.0
+        self.max_in_flight = _TASKS_PER_THREAD
+        """See ``Pool``; set when ``map`` starts."""
         try:
             self._dask = importlib.import_module("distributed")
         except ImportError as error:
@@ -51,16 +51,16 @@ class Cluster:
                 f"{scheduler}: --scheduler needs the package distributed, which is not installed; "
                 "pip install distributed"
             ) from error
-        with self._quiet:
+        with self._muted_log:
             self._client = self._connect()
             try:
-                self._examine(places)
+                self._check_workers(places)
             except BaseException:
                 self._client.close()
                 raise
 
-    def __enter__(self) -> "Cluster":
-        self._quiet.__enter__()
+    def __enter__(self) -> "DaskPool":
+        self._muted_log.__enter__()
         return self
 
     def __exit__(
@@ -69,72 +69,72 @@ class Cluster:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # Results that nobody waits for are dropped with the client; the cluster is not ours.
+        # Closing the client drops unused results. The cluster itself is not ours to stop.
         with suppress(OSError, TimeoutError):
             self._client.close()
-        self._quiet.__exit__()
+        self._muted_log.__exit__()
 
     def map(self, tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-        """Hand out tasks as workers come free; a dead worker's are handed out again.
+        """Submit tasks as workers become free; the tasks of a dead worker are submitted again.
 
         Raises:
-            ShardifyError: What a task raised.
+            ShardifyError: Raised by a task.
             BuildError: Workers died again and again, the scheduler is gone, or a task failed.
         """
         run = uuid.uuid4().hex
-        numbered = enumerate(awaited(tasks))
-        self.max_in_flight = max(1, sum(self._client.nthreads().values()) * _AHEAD)
+        numbered = enumerate(skip_missing_tasks(tasks))
+        self.max_in_flight = max(1, sum(self._client.nthreads().values()) * _TASKS_PER_THREAD)
         queue = self._dask.as_completed(loop=self._client.loop)
         numbers: dict[str, int] = {}
 
         def submit(number: int, task: Any) -> None:
             key = f"shardify-{run}-{number}"
             numbers[key] = number
-            queue.add(self._client.submit(_run, self._target, task, key=key, pure=False))
+            queue.add(self._client.submit(_run_task, self._target, task, key=key, pure=False))
 
         for number, task in itertools.islice(numbered, self.max_in_flight):
             submit(number, task)
         while numbers:
-            future = self._next_of(queue)
+            future = self._next_finished(queue)
             number = numbers.pop(future.key)
-            result = self._result_of(future)
+            result = self._result(future)
             future.release()
             following = next(numbered, None)
             if following is not None:
                 submit(*following)
             yield number, result
 
-    def _next_of(self, queue: Any) -> Any:
-        """The next future that is done."""
-        self._seen = looked = time.monotonic()
+    def _next_finished(self, queue: Any) -> Any:
+        """Wait for the next finished future and return it."""
+        self._last_seen = last_check = time.monotonic()
         while not queue.has_ready():
-            time.sleep(_POLL)
-            if time.monotonic() - looked > 1:
-                looked = time.monotonic()
-                self._look_for_workers()
+            time.sleep(_POLL_SECONDS)
+            if time.monotonic() - last_check > 1:
+                last_check = time.monotonic()
+                self._check_for_workers()
         return next(queue)
 
-    def _look_for_workers(self) -> None:
-        """Raise BuildError when none has been left for long: nothing would ever be done."""
-        with suppress(OSError, TimeoutError):  # The futures will tell.
+    def _check_for_workers(self) -> None:
+        """Raise BuildError if the cluster has had no worker for ``_WORKER_TIMEOUT`` seconds."""
+        with suppress(OSError, TimeoutError):  # The futures report it.
             if self._client.nthreads():
-                self._seen = time.monotonic()
-        if time.monotonic() - self._seen > _PATIENCE:
+                self._last_seen = time.monotonic()
+        if time.monotonic() - self._last_seen > _WORKER_TIMEOUT:
             raise BuildError(
-                f"{self._scheduler}: no worker was left for {_PATIENCE} s; what is finished is "
-                "kept: start workers and run the same command again"
+                f"{self._scheduler}: no worker was left for {_WORKER_TIMEOUT} s; what is finished "
+                "is kept: start workers and run the same command again"
             )
 
-    def _result_of(self, future: Any) -> Any:
+    def _result(self, future: Any) -> Any:
         try:
             while True:
                 try:
                     return future.result(timeout=1)
                 except TimeoutError:
-                    # The worker died that had the result; it is being made again.
+                    # The worker that held the result died; the task runs again.
                     if future.status == "error":
                         raise
-                    self._look_for_workers()
+                    self._check_for_workers()
         except ShardifyError:
             raise
         except Exception as error:
@@ -156,56 +156,58 @@ class Cluster:
             ) from error
 
     def _connect(self) -> Any:
-        # A client that is refused its address complains again when it is collected.
+        # A client that gets a bad address reports it a second time when it is collected.
         if not re.fullmatch(r"(tcp|tls|ucx|ws|wss|inproc)://.+", self._scheduler):
             raise BuildError(
                 f"{self._scheduler}: no address of a Dask scheduler; expected tcp://HOST:PORT of "
                 "one that runs; correct --scheduler, or go without"
             )
         try:
-            client = self._dask.Client(self._scheduler, timeout=_CONNECT, set_as_default=False)
+            client = self._dask.Client(
+                self._scheduler, timeout=_CONNECT_TIMEOUT, set_as_default=False
+            )
         except (OSError, TimeoutError, ValueError) as error:
             raise BuildError(
                 f"{self._scheduler}: no Dask scheduler answers; expected tcp://HOST:PORT of one "
                 "that runs; start it, or go without --scheduler"
             ) from error
         try:
-            client.wait_for_workers(1, timeout=_PATIENCE)
+            client.wait_for_workers(1, timeout=_WORKER_TIMEOUT)
         except TimeoutError as error:
             client.close()
             raise BuildError(
-                f"{self._scheduler}: no worker came within {_PATIENCE} s; expected at least one; "
-                "start workers"
+                f"{self._scheduler}: no worker came within {_WORKER_TIMEOUT} s; expected at least "
+                "one; start workers"
             ) from error
         return client
 
-    def _examine(self, places: Sequence[PathOrUrl]) -> None:
-        """Whether every worker can do the work, before any of it is handed out."""
+    def _check_workers(self, places: Sequence[PathOrUrl]) -> None:
+        """Raise BuildError if a worker has another version or cannot access a path."""
         sources = [str(each.absolute()) for each in places if not isinstance(each, Url)]
-        here = _version()
+        own_version = _version()
         try:
-            answers = self._client.run(_look, sources)
+            answers = self._client.run(_inspect_worker, sources)
         except Exception as error:
             raise BuildError(
                 f"{self._scheduler}: its workers cannot run shardline ({type(error).__name__}: "
-                f"{error}); expected version {here}; install it on every worker"
+                f"{error}); expected version {own_version}; install it on every worker"
             ) from error
-        seen_here = set(_look(sources)[1])
-        for worker, (version, seen) in sorted(answers.items()):
-            if version != here:
+        visible_here = set(_inspect_worker(sources)[1])
+        for worker, (version, visible) in sorted(answers.items()):
+            if version != own_version:
                 raise BuildError(
-                    f"{self._scheduler}: worker {worker} has shardline {version}; expected {here}, "
-                    "as here; install it on every worker"
+                    f"{self._scheduler}: worker {worker} has shardline {version}; expected "
+                    f"{own_version}, as here; install it on every worker"
                 )
-            for path in sorted(seen_here - set(seen)):
+            for path in sorted(visible_here - set(visible)):
                 raise BuildError(
                     f"{path}: worker {worker} of {self._scheduler} does not see it; expected a "
                     "folder that all share, or a URL"
                 )
 
 
-class _Quiet:
-    """Dask's own log tells of lost connections at length; here the one line that counts is told."""
+class _MutedDaskLog:
+    """Context manager that mutes Dask's log, so that an error stays one line."""
 
     def __init__(self) -> None:
         self._logger = logging.getLogger("distributed")
@@ -220,11 +222,11 @@ class _Quiet:
         self._logger.setLevel(self._level)
 
 
-def _look(paths: Sequence[str]) -> tuple[str, list[str]]:
-    """Run on each worker: its version, and which of the paths (or their folders) it sees."""
+def _inspect_worker(paths: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the version of a worker and the paths that exist for it; runs on each worker."""
     return _version(), [each for each in paths if as_path(each).exists()]
 
 
-def _run(target: str, task: Any) -> Any:
-    """Run on a worker: one task."""
-    return function_of(target)(task)
+def _run_task(target: str, task: Any) -> Any:
+    """Run one task; runs on a worker."""
+    return load_function(target)(task)

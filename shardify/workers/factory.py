@@ -1,8 +1,8 @@
-"""Who does the work: processes of this machine, a Dask cluster, or this process itself.
+"""Create the worker pool of a build or a verification.
 
-Those of a build are known from its arguments alone, so that they can be called early: they import
-what they need while the command itself is still importing. Of a zip, nothing but its end is read
-here, and nothing is refused.
+The pool of a build is chosen from its arguments alone, so that the workers can start, and import
+what they need, while the command itself is still importing. This module must stay light for that:
+the CLI imports it before NumPy. Of a zip, only the end record is read.
 """
 
 import os
@@ -13,17 +13,20 @@ from pathlib import Path
 from shardify.errors import ShardifyError, StoreError
 from shardify.sources.zip_end_record import find_directory
 from shardify.storage.paths import PathOrUrl, Url, files_at
-from shardify.workers.dask_pool import Cluster
+from shardify.workers.dask_pool import DaskPool
 from shardify.workers.pool import InlinePool, Pool
 from shardify.workers.process_pool import Workers
 
 __all__ = ["create_pool", "start_build_workers"]
 
-_CAREFUL, _SWIFT = "shardify.writer.shard_writer:run_task", "shardify.writer.fast_worker:run_task"
-_WORTH = 30_000
-"""From so many entries on, the compiled copy is used. Loading it takes half a second of CPU time:
+_CHECKED_WORKER, _FAST_WORKER = (
+    "shardify.writer.shard_writer:run_task",
+    "shardify.writer.fast_worker:run_task",
+)
+_MIN_ENTRIES_FOR_FAST_COPY = 30_000
+"""Number of entries from which the compiled copy is used. Loading it takes 0.5 s of CPU time:
 measured, a build of 12,000 entries takes as long with it as without, one of 24,000 a fifth less.
-It is not lower because an installation's first use compiles, which takes 13 seconds."""
+The limit is not lower because the first use after an installation compiles for 13 s."""
 
 
 def start_build_workers(
@@ -36,25 +39,32 @@ def start_build_workers(
     workers: int | None,
     scheduler: str | None,
 ) -> Pool:
-    """Start the workers that suit.
+    """Start the workers of a build, with the compiled fast copy if it pays.
 
     Args:
-        paths: What they will read.
-        out: Where they will write.
-        codec: How pictures are stored. This and the others: see ``survey.Options``.
-        res: Their sides, if they are resized.
-        verify: How they are looked at.
-        workers: Processes on this machine; None for one a core.
-        scheduler: Address of a Dask scheduler, whose workers shall do it instead.
+        paths: Sources to read.
+        out: Output folder or URL.
+        codec: See ``BuildOptions``, as for the following arguments.
+        res: Side lengths of resized images; empty for none.
+        verify: ``headers``, ``decode`` or ``none``.
+        workers: Processes on this machine; None for one per CPU core.
+        scheduler: Address of a Dask scheduler whose workers are used instead.
 
     Raises:
         BuildError: The cluster cannot be used, or processes cannot be started.
-        StoreError: A cluster cannot see such a place.
+        StoreError: A path exists only in the memory of this process.
     """
-    copied = codec == "keep" and not res and verify != "decode"
-    swift = copied and scheduler is None and sum(map(_entries_in, files_at(paths))) >= _WORTH
+    unmodified = codec == "keep" and not res and verify != "decode"
+    use_fast_copy = (
+        unmodified
+        and scheduler is None
+        and sum(map(_count_entries, files_at(paths))) >= _MIN_ENTRIES_FOR_FAST_COPY
+    )
     return create_pool(
-        _SWIFT if swift else _CAREFUL, workers=workers, scheduler=scheduler, places=[*paths, out]
+        _FAST_WORKER if use_fast_copy else _CHECKED_WORKER,
+        workers=workers,
+        scheduler=scheduler,
+        places=[*paths, out],
     )
 
 
@@ -65,32 +75,32 @@ def create_pool(
     scheduler: str | None = None,
     places: Sequence[PathOrUrl] = (),
 ) -> Pool:
-    """The pool that suits.
+    """Create a Dask pool, worker processes, or an in-process pool.
 
     Args:
         target: ``module:function`` of one argument.
-        workers: Processes on this machine; None for one a core.
-        scheduler: Address of a Dask scheduler, whose workers shall do it instead.
-        places: What is read and written: ``memory://`` is seen by this process alone, so the work
-            is done here then.
+        workers: Processes on this machine; None for one per CPU core.
+        scheduler: Address of a Dask scheduler whose workers are used instead.
+        places: Paths that are read and written. ``memory://`` exists in this process only, so the
+            tasks run in this process then.
 
     Raises:
-        BuildError: The cluster cannot be used.
-        StoreError: A cluster cannot see such a place.
+        BuildError: The cluster cannot be used, or processes cannot be started.
+        StoreError: A cluster is requested, but a path exists in this process only.
     """
-    private = [each for each in places if isinstance(each, Url) and each.is_local]
+    in_memory = [each for each in places if isinstance(each, Url) and each.is_local]
     if scheduler is not None:
-        if private:
+        if in_memory:
             raise StoreError(
-                f"{private[0]}: lives in one process; expected a place that every worker of "
+                f"{in_memory[0]}: lives in one process; expected a place that every worker of "
                 f"{scheduler} sees; choose s3:// or a shared folder"
             )
-        return Cluster(target, scheduler, places)
-    return InlinePool(target) if private else Workers(target, workers or os.cpu_count() or 1)
+        return DaskPool(target, scheduler, places)
+    return InlinePool(target) if in_memory else Workers(target, workers or os.cpu_count() or 1)
 
 
-def _entries_in(path: Path) -> int:
-    """0 for what cannot be read as a zip: if that is wrong, the survey will say so."""
+def _count_entries(path: Path) -> int:
+    """Return the number of entries of a zip; 0 if it cannot be read (the survey reports that)."""
     with suppress(OSError, ShardifyError), path.open("rb") as file:
         return find_directory(file.fileno(), os.fstat(file.fileno()).st_size, str(path))[0]
     return 0

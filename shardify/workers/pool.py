@@ -1,7 +1,6 @@
-"""What does tasks, of whatever kind: hands them out, gives back results in the order of finishing.
+"""The pool protocol, and a pool that runs tasks in the calling process.
 
-What a pool gives does not depend on which pool it is. Here is the one that needs no other process;
-``workers`` and ``cluster`` have the others, ``hire`` chooses.
+Every pool gives the same results; only the order of finishing differs.
 """
 
 import importlib
@@ -12,21 +11,21 @@ from typing import Any, Protocol
 
 from shardify.workers.process_pool import RETRY_SECONDS
 
-__all__ = ["InlinePool", "Pool", "awaited", "function_of"]
+__all__ = ["InlinePool", "Pool", "load_function", "skip_missing_tasks"]
 
 
 class Pool(Protocol):
-    """What ``Workers`` is, too. To leave its block a second time is to do nothing."""
+    """Runs tasks. A context manager; leaving its block a second time does nothing."""
 
     @property
     def max_in_flight(self) -> int:
-        """Tasks at work, or waiting for it, at most, of those that were asked for."""
+        """Maximum number of tasks taken from the iterator and not yet finished."""
         ...
 
     def map(self, tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         """Yield (number of the task, its result), in the order of finishing.
 
-        A task that is None stands for none yet: the next is asked for a little later.
+        A task may be None if none is ready yet; the next is requested a little later.
         """
         ...
 
@@ -41,10 +40,10 @@ class Pool(Protocol):
 
 
 class InlinePool:
-    """No workers at all: each task is done when its result is asked for."""
+    """Runs each task in this process, when its result is requested."""
 
     def __init__(self, target: str) -> None:
-        self._function = function_of(target)
+        self._function = load_function(target)
         self.max_in_flight = 1
 
     def __enter__(self) -> "InlinePool":
@@ -55,12 +54,12 @@ class InlinePool:
 
     def map(self, tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         """Yield (number of the task, its result), in order."""
-        for number, task in enumerate(awaited(tasks)):
+        for number, task in enumerate(skip_missing_tasks(tasks)):
             yield number, self._function(task)
 
 
-def awaited(tasks: Iterable[Any]) -> Iterator[Any]:
-    """Tasks alone: waits where there is none yet."""
+def skip_missing_tasks(tasks: Iterable[Any]) -> Iterator[Any]:
+    """Yield the tasks that are not None; sleep briefly for each None."""
     for task in tasks:
         if task is None:
             time.sleep(RETRY_SECONDS)
@@ -68,8 +67,8 @@ def awaited(tasks: Iterable[Any]) -> Iterator[Any]:
             yield task
 
 
-def function_of(target: str) -> Callable[[Any], Any]:
-    """The function that ``module:function`` names."""
+def load_function(target: str) -> Callable[[Any], Any]:
+    """Import the function named by ``module:function``."""
     module, _, name = target.partition(":")
     function: Callable[[Any], Any] = getattr(importlib.import_module(module), name)
     return function

@@ -1,9 +1,9 @@
-"""Worker processes: tasks out, results in, nothing left running.
+"""Run tasks in worker processes (parent side).
 
-Workers come of a fresh interpreter, which imports what they need and forks into them; they read
-pickled tasks from pipes. So they work the same from a script, a notebook or a test, hold nothing
-of the parent's memory, and die with the parent. A worker that dies, and an error in one, ends the
-whole run with one line. Knows nothing of what a task does.
+A fresh interpreter imports what the workers need and forks into them; they read pickled tasks from
+pipes. They work the same from a script, a notebook or a test, share no memory with the parent, and
+end when the parent ends. A worker that dies, or an error in one, ends the whole run with a one-line
+error.
 """
 
 import fcntl
@@ -24,28 +24,28 @@ from shardify.workers.worker_process import LENGTH, REPORT
 
 __all__ = ["RETRY_SECONDS", "Workers"]
 
-_START = (
+_START_CODE = (
     "import sys; sys.path[:] = {path!r}; "
     "from shardify.workers.worker_process import run_workers; "
     "run_workers({target!r}, {parent}, {ends!r})"
 )
-_SETTINGS = {
-    # One process a core is the plan: no threads for algebra beside.
+_ENVIRONMENT = {
+    # There is one process per core, so linear algebra must not start threads.
     "OPENBLAS_NUM_THREADS": "1",
-    # Memory that was freed is used again: the C library would give each picture's back to the
-    # system, which clears every page of it for the next. Bytes.
+    # Keep freed memory: the C library would return the memory of each image to the system, which
+    # clears every page again for the next image. Bytes.
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
 }
-"""Of the workers, where the environment does not say otherwise."""
+"""Environment variables of the workers, unless already set."""
 _PROTOCOL = pickle.HIGHEST_PROTOCOL
-_PIPE = 1 << 20
-"""Room for two shards' tasks; more is not allowed to everyone. Bytes."""
-_PATIENCE = 10
-"""How long the first process may take to end the others, before it is killed. Seconds."""
+_PIPE_BYTES = 1 << 20
+"""Holds the tasks of two shards; ordinary users may not ask for more. Bytes."""
+_STOP_TIMEOUT = 10
+"""Seconds that the first process has to end the workers before it is killed."""
 RETRY_SECONDS = 0.02
-"""Seconds until a task that was not there yet is asked for again."""
-_OVER = (-1, b"")
+"""Seconds before the next task is requested again after a None."""
+_END = (-1, b"")
 
 
 @dataclass(eq=False, slots=True)
@@ -53,25 +53,25 @@ class _Worker:
     number: int
     tasks: IO[bytes]
     results: IO[bytes]
-    """Unbuffered: what was read ahead here, the selector would not tell of."""
+    """Unbuffered, because the selector does not see bytes in a buffer."""
     room: int
-    """What the pipe of tasks holds, unread. Bytes."""
+    """Capacity of the task pipe. Bytes."""
 
 
 class Workers:
-    """A pool that starts at once and is gone when its ``with`` block ends, however it ends.
+    """A pool of processes that start at once and end with the ``with`` block.
 
     Args:
         target: ``module:function`` of one argument, imported once for all workers.
-        count: Processes.
+        count: Number of processes.
 
     Raises:
-        BuildError: They cannot be started, for want of memory, processes or open files.
+        BuildError: They cannot be started (limits on memory, processes or open files).
     """
 
     idle_work: Iterator[object] | None = None
-    """Work in small steps that ``map`` does here whenever no result is ready; what is left of it
-    at the end is left. What it raises, ``map`` raises."""
+    """Work in small steps that ``map`` runs in this process whenever no result is ready. Steps left
+    at the end are not run. ``map`` raises what a step raises."""
 
     def __init__(self, target: str, count: int) -> None:
         self._all: list[_Worker] = []
@@ -80,17 +80,17 @@ class Workers:
         try:
             for number in range(count):
                 ends.append(self._connect(number))
-            given = [each for pair in ends for each in pair]
-            start = _START.format(path=sys.path, target=target, parent=os.getpid(), ends=ends)
-            # A session of its own: Ctrl-C reaches the parent alone, which then ends the workers.
+            worker_ends = [each for pair in ends for each in pair]
+            start = _START_CODE.format(path=sys.path, target=target, parent=os.getpid(), ends=ends)
+            # In its own session, so that Ctrl-C reaches only the parent, which ends the workers.
             self._first = subprocess.Popen(
                 [sys.executable, "-c", start],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 bufsize=0,
                 start_new_session=True,
-                pass_fds=given,
-                env={**_SETTINGS, **os.environ},
+                pass_fds=worker_ends,
+                env={**_ENVIRONMENT, **os.environ},
             )
         except OSError as error:
             self._close()
@@ -105,14 +105,14 @@ class Workers:
 
     @property
     def max_in_flight(self) -> int:
-        """Tasks at work, or waiting for it, at most: each worker's at hand, and its next."""
+        """Maximum unfinished tasks: one running and one queued per worker."""
         return 2 * len(self._all)
 
     @property
     def pids(self) -> list[int]:
-        """Process numbers of all workers, once they have started; empty if they could not."""
+        """Process IDs of all workers, once they have started; empty if they could not start."""
         while len(self._pids) < len(self._all):
-            report = self._reported()
+            report = self._read_report()
             if report is None:
                 return []
             self._pids.append(report[0])
@@ -127,10 +127,10 @@ class Workers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # Nothing published is at stake: files appear by rename alone.
+        # Killing a worker damages no published file: files appear by rename.
         self._first.terminate()
         try:
-            self._first.wait(_PATIENCE)
+            self._first.wait(_STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             self._first.kill()
             self._first.wait()
@@ -139,61 +139,69 @@ class Workers:
         self._close()
 
     def map(self, tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-        """Hand out tasks, each worker's next before it is done with the one at hand.
+        """Send tasks to the workers; each gets its next task while the current one runs.
 
         Args:
-            tasks: None among them is no task, and has no number: there is none yet.
+            tasks: May contain None where no task is ready yet; it gets no number.
 
         Yields:
             (number of the task, its result), in the order of finishing.
 
         Raises:
-            ShardifyError: What a task raised.
+            ShardifyError: Raised by a task.
             BuildError: A worker died, or raised something else.
         """
-        pickled = _pickled(tasks)
-        given: dict[_Worker, list[tuple[int, int]]] = {worker: [] for worker in self._all}
-        first: tuple[int, bytes] | None = None
-        over = False
+        pickled = _pickle_tasks(tasks)
+        in_flight: dict[_Worker, list[tuple[int, int]]] = {worker: [] for worker in self._all}
+        pending: tuple[int, bytes] | None = None
+        exhausted = False
         with selectors.DefaultSelector() as selector:
             for worker in self._all:
                 selector.register(worker.results, selectors.EVENT_READ, worker)
             while True:
-                while not over:
-                    first = first or next(pickled, _OVER)
-                    over = first is _OVER
-                    idle = self._free(given, len(first[1])) if first and not over else None
-                    if first is None or idle is None:
+                while not exhausted:
+                    pending = pending or next(pickled, _END)
+                    exhausted = pending is _END
+                    idle = (
+                        self._choose_worker(in_flight, len(pending[1]))
+                        if pending and not exhausted
+                        else None
+                    )
+                    if pending is None or idle is None:
                         break
-                    self._send(idle, first[1])
-                    given[idle].append((first[0], len(first[1])))
-                    first = None
-                if over and not any(given.values()):
+                    self._send(idle, pending[1])
+                    in_flight[idle].append((pending[0], len(pending[1])))
+                    pending = None
+                if exhausted and not any(in_flight.values()):
                     return
-                again = first is None and not over
+                waiting_for_task = pending is None and not exhausted
                 while self.idle_work is not None and not selector.select(0):
                     if next(self.idle_work, self) is self:
                         self.idle_work = None
-                    if again:
+                    if waiting_for_task:
                         break
-                wait = None if not again else RETRY_SECONDS if self.idle_work is None else 0
+                wait = (
+                    None if not waiting_for_task else RETRY_SECONDS if self.idle_work is None else 0
+                )
                 ready = [key.data for key, _ in selector.select(wait)]
                 for worker in ready:
                     result = self._receive(worker)
-                    yield given[worker].pop(0)[0], result
+                    yield in_flight[worker].pop(0)[0], result
 
-    def _free(self, given: dict[_Worker, list[tuple[int, int]]], size: int) -> _Worker | None:
-        """Who has least to do of those that can take a task of so many bytes."""
+    def _choose_worker(
+        self, in_flight: dict[_Worker, list[tuple[int, int]]], size: int
+    ) -> _Worker | None:
+        """Return the least busy worker that can take a task of ``size`` bytes; None if none can."""
         free = [
             worker
-            for worker, held in given.items()
-            # What fits into the pipe is sent without waiting for it to be read.
-            if not held or (len(held) == 1 and held[0][1] + size <= worker.room)
+            for worker, unfinished in in_flight.items()
+            # A task that fits into the pipe is sent without waiting for the worker to read it.
+            if not unfinished or (len(unfinished) == 1 and unfinished[0][1] + size <= worker.room)
         ]
-        return min(free, key=lambda each: len(given[each]), default=None)
+        return min(free, key=lambda each: len(in_flight[each]), default=None)
 
     def _connect(self, number: int) -> tuple[int, int]:
-        """Make a worker's pipes. Returns its ends of them."""
+        """Create the pipes of a worker and return the worker's ends."""
         source, tasks = os.pipe()
         try:
             results, sink = os.pipe()
@@ -202,12 +210,14 @@ class Workers:
             os.close(tasks)
             raise
         self._all.append(
-            _Worker(number, os.fdopen(tasks, "wb"), os.fdopen(results, "rb", 0), _widened(tasks))
+            _Worker(
+                number, os.fdopen(tasks, "wb"), os.fdopen(results, "rb", 0), _enlarge_pipe(tasks)
+            )
         )
         return source, sink
 
     def _close(self) -> None:
-        """Close this side's ends of all pipes."""
+        """Close the parent's ends of all pipes."""
         for worker in self._all:
             worker.results.close()
             with suppress(OSError):
@@ -219,18 +229,18 @@ class Workers:
             worker.tasks.write(data)
             worker.tasks.flush()
         except OSError:
-            raise self._died(worker) from None
+            raise self._death_error(worker) from None
 
     def _receive(self, worker: _Worker) -> Any:
         head = _read(worker.results, LENGTH.size)
         if len(head) < LENGTH.size:
-            raise self._died(worker)
+            raise self._death_error(worker)
         (length,) = LENGTH.unpack(head)
         data = _read(worker.results, length)
         if len(data) < length:
-            raise self._died(worker)
-        good, value = pickle.loads(data)
-        if good:
+            raise self._death_error(worker)
+        succeeded, value = pickle.loads(data)
+        if succeeded:
             return value
         if isinstance(value, ShardifyError):
             raise value
@@ -238,12 +248,12 @@ class Workers:
             f"a worker failed: {value}; this is a defect of shardify: please report it"
         )
 
-    def _died(self, worker: _Worker) -> BuildError:
+    def _death_error(self, worker: _Worker) -> BuildError:
         pids = self.pids
         pid, code = pids[worker.number] if pids else self._first.pid, None
         while code is None:
-            report = self._reported()
-            if report is None:  # They could not even start, or all went down with the first.
+            report = self._read_report()
+            if report is None:  # They could not start, or ended with the first.
                 code = self._first.wait()
             elif report[0] == pid:
                 code = report[1]
@@ -253,8 +263,8 @@ class Workers:
             "kept: run the same command again, with fewer --workers if memory is short"
         )
 
-    def _reported(self) -> tuple[int, int] | None:
-        """What the first process tells next of a worker; None when it has ended."""
+    def _read_report(self) -> tuple[int, int] | None:
+        """Read the next (process ID, exit code) from the first process; None when it has ended."""
         assert self._first.stdout is not None
         data = _read(self._first.stdout, REPORT.size)
         if len(data) < REPORT.size:
@@ -263,8 +273,8 @@ class Workers:
         return pid, code
 
 
-def _pickled(tasks: Iterable[Any]) -> Iterator[tuple[int, bytes] | None]:
-    """Each task's number and what is sent of it; None where there is none yet."""
+def _pickle_tasks(tasks: Iterable[Any]) -> Iterator[tuple[int, bytes] | None]:
+    """Yield (number, pickled task); None where no task is ready yet."""
     number = 0
     for task in tasks:
         yield None if task is None else (number, pickle.dumps(task, _PROTOCOL))
@@ -272,7 +282,7 @@ def _pickled(tasks: Iterable[Any]) -> Iterator[tuple[int, bytes] | None]:
 
 
 def _read(pipe: IO[bytes], size: int) -> bytes:
-    """So many bytes of an unbuffered pipe; fewer only where it ends."""
+    """Read ``size`` bytes from an unbuffered pipe; fewer only at its end."""
     data = bytearray()
     while len(data) < size:
         more = pipe.read(size - len(data))
@@ -282,11 +292,11 @@ def _read(pipe: IO[bytes], size: int) -> bytes:
     return bytes(data)
 
 
-def _widened(pipe: int) -> int:
-    """Give a pipe more room, where the system does that. Returns how much two tasks may fill."""
+def _enlarge_pipe(pipe: int) -> int:
+    """Enlarge a pipe where the system allows it. Returns the bytes that two tasks may fill."""
     room = 0
     if sys.platform == "linux":
         with suppress(OSError):
-            room = fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE)
-    # A write begins a page of its own, so each of two lengths and two tasks may waste one.
+            room = fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    # Each write starts a new page, so two lengths and two tasks may waste four pages.
     return room - 4 * mmap.PAGESIZE

@@ -1,9 +1,9 @@
-"""The workers' side of ``workers``: one fresh interpreter imports, then forks into all of them.
+"""Run tasks in worker processes (child side): one fresh interpreter imports, then forks.
 
-What is imported is imported once, however many workers there are; a module that would import more
-with its first task does so in a function named ``prepare``. The first process does no task: it
-tells who the workers are and how each ended, and takes them along when it ends. Knows nothing
-of what a task does.
+Modules are imported once for all workers. If the module of the target has a function ``prepare``,
+it is called before the fork, to import what the first task would. The first process runs no task:
+it reports the process ID and the exit code of each worker, and ends the workers when it ends.
+This module must stay light.
 """
 
 import ctypes
@@ -23,38 +23,38 @@ from shardify.errors import ShardifyError
 __all__ = ["LENGTH", "REPORT", "run_workers"]
 
 LENGTH = struct.Struct("<Q")
-"""Before each pickled task and each answer: its length. Bytes."""
+"""Header of each pickled task and each answer: its length in bytes."""
 REPORT = struct.Struct("<2i")
-"""A worker's process number, and how it ended; first of all, for each, its number and 0."""
+"""Process ID and exit code of a worker. At the start, one report per worker has exit code 0."""
 
-_DRAINED = 1 << 16
+_DRAIN_BYTES = 1 << 16
 _PR_SET_PDEATHSIG = 1
-_NO_PROCESS = 71
-"""Exit code where the system gives no more processes: ``EX_OSERR`` of sysexits.h."""
+_EXIT_NO_PROCESS = 71
+"""Exit code if the system starts no more processes: ``EX_OSERR`` of sysexits.h."""
 
 
 def run_workers(target: str, parent: int, ends: Sequence[tuple[int, int]]) -> None:
-    """Fork the workers, and wait for their ends; reports go to standard output.
+    """Fork the workers and wait until they end; reports go to standard output.
 
     Args:
         target: ``module:function`` of one argument.
-        parent: The process that gives the tasks.
-        ends: For each worker the descriptors that it reads tasks from and writes answers to.
+        parent: Process ID of the process that sends the tasks.
+        ends: For each worker, the descriptors to read tasks from and to write answers to.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _die_with(parent)
+    _exit_with_parent(parent)
     report = os.dup(1)
     os.dup2(2, 1)  # A stray print must not damage the reports.
-    # Imports make much that stays, and tasks make much and keep little: looking for cycles that
-    # often finds none.
+    # Imports create many lasting objects and tasks leave few cycles, so frequent cycle collection
+    # would find nothing.
     gc.set_threshold(100_000, 50, 50)
     module, _, name = target.partition(":")
-    loaded = importlib.import_module(module)
-    function = getattr(loaded, name)
-    getattr(loaded, "prepare", lambda: None)()
+    target_module = importlib.import_module(module)
+    function = getattr(target_module, name)
+    getattr(target_module, "prepare", lambda: None)()
     gc.freeze()
-    here = os.getpid()
+    own_pid = os.getpid()
     workers: list[int] = []
 
     def end(*_: object) -> None:
@@ -71,16 +71,18 @@ def run_workers(target: str, parent: int, ends: Sequence[tuple[int, int]]) -> No
         try:
             pid = os.fork()
         except OSError:
-            os._exit(_NO_PROCESS)  # The others end with this one; the parent says it in a line.
+            os._exit(
+                _EXIT_NO_PROCESS
+            )  # The other workers end with this process; the parent reports it.
         if not pid:
-            # The kernel shares processors among sessions: each worker is to have a share.
+            # The kernel divides CPU time between sessions, so each worker gets its own.
             os.setsid()
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            _die_with(here)
-            # An end is seen as closed only when nobody holds it any more.
+            _exit_with_parent(own_pid)
+            # A pipe counts as closed only when no process holds its end.
             for other in (report, *(each for pair in ends[number + 1 :] for each in pair)):
                 os.close(other)
-            _answer(function, tasks, results)
+            _serve_tasks(function, tasks, results)
             return
         workers.append(pid)
         os.close(tasks)
@@ -93,17 +95,17 @@ def run_workers(target: str, parent: int, ends: Sequence[tuple[int, int]]) -> No
             os.write(report, REPORT.pack(pid, os.waitstatus_to_exitcode(status)))
 
 
-def _answer(function: Callable[[Any], Any], source: int, sink: int) -> None:
-    """What a worker does: answer tasks until there are no more."""
+def _serve_tasks(function: Callable[[Any], Any], source: int, sink: int) -> None:
+    """Read tasks, run them and write the answers, until the task pipe ends."""
     try:
         with os.fdopen(source, "rb") as tasks, os.fdopen(sink, "wb") as results:
             while head := tasks.read(LENGTH.size):
                 (length,) = LENGTH.unpack(head)
-                given = tasks.read(length)
-                if len(given) < length:
+                pickled = tasks.read(length)
+                if len(pickled) < length:
                     return
                 try:
-                    answer = (True, function(pickle.loads(given)))
+                    answer = (True, function(pickle.loads(pickled)))
                 except ShardifyError as error:
                     answer = (False, error)
                 except Exception as error:
@@ -112,15 +114,15 @@ def _answer(function: Callable[[Any], Any], source: int, sink: int) -> None:
                 results.write(LENGTH.pack(len(data)))
                 results.write(data)
                 results.flush()
-                # That ends the whole run: tasks that are on their way are not begun.
-                while not answer[0] and tasks.read(_DRAINED):
+                # An error ends the whole run: queued tasks are discarded.
+                while not answer[0] and tasks.read(_DRAIN_BYTES):
                     pass
     except BrokenPipeError:
-        os._exit(1)  # Who asked is gone, and nobody is there to be told.
+        os._exit(1)  # The parent has ended.
 
 
-def _die_with(parent: int) -> None:
-    """Have the kernel end this process when its parent ends, even by SIGKILL. Linux only."""
+def _exit_with_parent(parent: int) -> None:
+    """Ask the kernel to kill this process when its parent ends, even by SIGKILL. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:

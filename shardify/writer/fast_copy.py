@@ -1,14 +1,14 @@
-"""Copy many unmodified samples at once from zip to tar, with the compiled ``kernel``.
+"""Copy many unmodified samples at once from zip to tar, with the compiled copy function.
 
-Most samples of most data sets are plain: deflated entries of one file, each with the local header
-that the directory promises, each an image whose header was seen before. In a process that has
-called ``load``, those are copied many at a time. Nothing is refused here: what is not plain in
-every respect, and everything in other processes, takes the checked path of ``writer``, which gives
-the same bytes (and refuses some crafted streams that libdeflate inflates to what the zip promises).
+Most samples need no conversion: their entries are deflated or stored in a local file, the local
+header agrees with the directory, and the image starts with a known header. A process that has
+called ``load`` copies many of them at once. All other samples take the checked path of
+``shard_writer``, which gives the same bytes and reports errors. (It also refuses some crafted
+deflate streams that libdeflate inflates to the size and checksum stated in the zip.)
 
-An encoder gives all images of one size and quality the same header and the same tables. So a
-header is learned from each new kind of image that ``images`` has parsed, and of the images that
-begin with it, only the payload is left to check.
+An encoder gives all images of one size and quality the same header and tables. So the header of
+each new kind of image is learned once it was parsed; of later images with the same header, only the
+payload is checked.
 """
 
 import functools
@@ -23,52 +23,52 @@ from shardify.images.parser import ImageInfo
 from shardify.images.pixels import STANDARD, is_standard, same_aspect
 from shardify.sources.catalog import ENTRY_DTYPE
 from shardify.storage.readers import ReadHandle
-from shardify.writer.tar_writer import NAMELESS, TarWriter
+from shardify.writer.tar_writer import HEADER_TEMPLATE, TarWriter
 from shardify.writer.tasks import ShardTask
 
 if TYPE_CHECKING:  # Importing it imports numba, which takes a quarter of a second.
     from shardify.writer.fast_copy_kernel import Buffers, CopyPlan, KnownHeaders
 
-__all__ = ["BY_NAME", "CopyResult", "FastCopier", "header_length", "load"]
+__all__ = ["KIND_BY_EXTENSION", "CopyResult", "FastCopier", "header_length", "load"]
 
-BY_NAME = {b"jpg": "jpg", b"jpeg": "jpg", b"png": "png"}
-"""Kinds by the extension of a name, where nothing is to be checked."""
+KIND_BY_EXTENSION = {b"jpg": "jpg", b"jpeg": "jpg", b"png": "png"}
+"""File extension -> image kind, used where images are not checked."""
 
 _KINDS = ("jpg", "png")
-_KIND_NUMBERS = {end: _KINDS.index(kind) for end, kind in BY_NAME.items()}
-_MAX_EXTENSION = 1 + max(map(len, BY_NAME))
+_KIND_NUMBERS = {end: _KINDS.index(kind) for end, kind in KIND_BY_EXTENSION.items()}
+_MAX_EXTENSION = 1 + max(map(len, KIND_BY_EXTENSION))
 
 _LOCAL_HEADER = 30
-_SLACK = 64
-_BLOCK = 1 << 20
-"""Small enough to stay in a processor's cache from inflating over hashing to writing. What is
-larger takes the checked path. Bytes."""
-_TEXT = 1 << 18
-_IHDR = 33
+_EXTRA_READ = 64
+_BLOCK_BYTES = 1 << 20
+"""Small enough to stay in the CPU cache while it is inflated, hashed and written. Larger samples
+take the checked path. Bytes."""
+_INDEX_BYTES = 1 << 18
+_PNG_HEADER = 33
 """Signature and header chunk of a PNG. Bytes."""
 _MAX_HEADERS, _MAX_HEADER_SETS = 96, 96
-_MAX_PAUSE = 63
-"""Most samples that are not tried after some that could not be copied."""
+_MAX_SKIPPED_SAMPLES = 63
+"""Maximum samples that skip the fast copy after samples that it could not copy."""
 
 _copy: Callable[..., tuple[int, int, int, bool]] | None = None
 
 
 def load() -> None:
-    """Load the compiled function, for this process and those that it forks.
+    """Load the compiled copy function, for this process and the processes that it forks.
 
-    It is compiled, in some ten seconds, where numba's cache does not have it.
+    If numba's cache does not hold it, compiling takes about ten seconds.
 
     Raises:
         ImportError: numba or libdeflate is missing.
-        RuntimeError: No folder can be written that would keep what is compiled.
+        RuntimeError: No folder for the compiled code is writable.
     """
     global _copy
     from shardify.writer import fast_copy_kernel
 
     task = ShardTask(
         out="", name="", sources=[], roles=("",), keys=[], names=b"", name_ends=np.zeros(1, int),
-        rows=np.empty((0, 1), ENTRY_DTYPE), background=[], measured=[], verify="", meaning=STANDARD,
-        variants=(),
+        rows=np.empty((0, 1), ENTRY_DTYPE), background=[], measured=[], verify="",
+        label_encoding=STANDARD, variants=(),
     )  # fmt: skip
     # The first call with arrays of these types loads or compiles.
     fast_copy_kernel.copy(
@@ -80,56 +80,57 @@ def load() -> None:
     _copy = fast_copy_kernel.copy
 
 
-def header_length(data: bytes, picture: ImageInfo) -> int:
-    """Return how many bytes precede the payload of an image, for a process that called ``load``.
+def header_length(data: bytes, info: ImageInfo) -> int:
+    """Return the length of an image's header. The process must have called ``load``.
 
     Args:
         data: A whole image.
-        picture: The result of ``images.parse``.
+        info: The result of ``images.parse``.
 
     Returns:
-        0 where there is more than one header, payload and end marker, such as another scan, a
-        palette, or bytes behind the end: then the header does not tell that others are whole.
+        Bytes before the payload. 0 if the image is more than one header, one payload and an end
+        marker (another scan, a palette, trailing bytes): then the header alone does not show that
+        an image with the same header is complete.
     """
     from shardify.writer.fast_copy_kernel import is_whole
 
-    if picture.kind not in _KINDS:
+    if info.kind not in _KINDS:
         return 0
-    length = _scan_offset(data) if picture.kind == "jpg" else _IHDR
-    return length if is_whole(_bytes(data), length, len(data), _KINDS.index(picture.kind)) else 0
+    length = _scan_offset(data) if info.kind == "jpg" else _PNG_HEADER
+    return length if is_whole(_bytes(data), length, len(data), _KINDS.index(info.kind)) else 0
 
 
 class CopyResult(NamedTuple):
     """Samples that were appended to a tar."""
 
     stop: int
-    """The sample stopped before."""
+    """Number of the first sample that was not copied."""
     text: bytes
     """Their lines in the index."""
     counts: Counter[tuple[ImageInfo, ...]]
-    """Images of a sample, one a role -> samples."""
+    """Images of a sample, one per role -> number of samples."""
 
 
 class FastCopier:
-    """Copies the plain samples of one task.
+    """Copies the samples of one task that need no conversion.
 
     Args:
         task: The task.
-        handles: Its sources, open.
+        handles: Open handles of its sources.
     """
 
     def __init__(self, task: ShardTask, handles: Sequence[ReadHandle]) -> None:
         self._task = task
         self._handles = handles
-        self.able = (
+        self.enabled = (
             _copy is not None
             and all(isinstance(each, int) for each in handles)
             and len(task.variants) == 1
             and task.variants[0].unchanged
             and task.verify != "decode"
-            and task.meaning.mask == "threshold"
+            and task.label_encoding.mask == "threshold"
         )
-        """Whether plain samples will be copied: they are stored as they lie in local files."""
+        """Whether the fast copy applies: local sources, stored unchanged, not decoded."""
         self._excluded: set[int] = set()
         self._headers: dict[tuple[int, int, bytes], int] = {}
         """(role, kind, bytes) -> number."""
@@ -137,47 +138,47 @@ class FastCopier:
         self._known: KnownHeaders | None = None
         self._plan: CopyPlan | None = None
         self._buffers: Buffers | None = None
-        self._wait = self._pause = 0
+        self._last_skip = self._samples_to_skip = 0
 
     def exclude(self, numbers: Iterable[int]) -> None:
-        """Leave samples of the task to the checked path. Call it before ``copy``."""
+        """Exclude samples from the fast copy. Call it before ``copy``."""
         self._excluded.update(numbers)
 
-    def learn_header(self, found: Sequence[tuple[str, bytes, ImageInfo]]) -> None:
+    def learn_header(self, members: Sequence[tuple[str, bytes, ImageInfo]]) -> None:
         """Learn the image headers of a sample that passed all checks.
 
         Args:
-            found: Role, payload and parsed header of each member as it lies in the zip.
+            members: Role, payload and parsed header of each member, as stored in the zip.
         """
-        if not self.able or len(self._header_sets) >= _MAX_HEADER_SETS:
+        if not self.enabled or len(self._header_sets) >= _MAX_HEADER_SETS:
             return
         numbers = []
-        pictures = tuple([picture for _, _, picture in found])
-        for place, (role, data, picture) in enumerate(found):
-            length = header_length(data, picture) if picture.width else 0
+        infos = tuple([info for _, _, info in members])
+        for place, (role, data, info) in enumerate(members):
+            length = header_length(data, info) if info.width else 0
             if not (
                 length
-                and is_standard(picture, role, self._task.meaning)
-                and same_aspect(picture, pictures[0])
+                and is_standard(info, role, self._task.label_encoding)
+                and same_aspect(info, infos[0])
             ):
                 return
-            key = (place, _KINDS.index(picture.kind), data[:length])
+            key = (place, _KINDS.index(info.kind), data[:length])
             if key not in self._headers and len(self._headers) >= _MAX_HEADERS:
                 return
             numbers.append(self._headers.setdefault(key, len(self._headers)))
         if tuple(numbers) not in self._header_sets:
-            self._header_sets[tuple(numbers)] = pictures
+            self._header_sets[tuple(numbers)] = infos
             self._known = None
-            self._pause = 0
+            self._samples_to_skip = 0
 
     def copy(self, first: int, tar: TarWriter) -> CopyResult | None:
-        """Append plain samples, from the ``first`` of the task on; None if that is not plain.
+        """Append samples from number ``first`` on; None if that sample needs the checked path.
 
         Raises:
             OSError: OUT cannot be written.
         """
-        if _copy is None or not self.able or self._pause:
-            self._pause = max(0, self._pause - 1)
+        if _copy is None or not self.enabled or self._samples_to_skip:
+            self._samples_to_skip = max(0, self._samples_to_skip - 1)
             return None
         samples, roles = self._task.rows.shape
         if self._plan is None or self._buffers is None:
@@ -193,10 +194,12 @@ class FastCopier:
             tar.append(buffers.block[:filled].data)
             text += buffers.text[:written].tobytes()
         if number == first:
-            # Where nothing is recognised, it is tried less and less often.
-            self._pause = self._wait = min(2 * self._wait + 1, _MAX_PAUSE)
+            # If nothing is recognised, try less and less often.
+            self._samples_to_skip = self._last_skip = min(
+                2 * self._last_skip + 1, _MAX_SKIPPED_SAMPLES
+            )
             return None
-        self._wait = 0
+        self._last_skip = 0
         return CopyResult(number, text, self._count(buffers.matches[first:number]))
 
     def _count(self, matches: NDArray[np.int64]) -> Counter[tuple[ImageInfo, ...]]:
@@ -213,7 +216,7 @@ class FastCopier:
 
 
 def _scan_offset(data: bytes) -> int:
-    """Find the first scan's data in a JPEG that was parsed."""
+    """Return the offset of the data of the first scan in a parsed JPEG."""
     at = 2
     while True:
         if data[at + 1] == 0xFF:
@@ -225,7 +228,7 @@ def _scan_offset(data: bytes) -> int:
             return at
 
 
-# Arrays for the compiled function: always new, so that they are of the types it was compiled for.
+# Arrays for the compiled function: always new, so that they have the types it was compiled for.
 
 
 def _make_plan(
@@ -237,12 +240,12 @@ def _make_plan(
     rows = np.empty((*task.rows.shape, len(columns)), np.int64)
     for number, name in enumerate(columns):
         rows[..., number] = task.rows[name]
-    # The limit, behind which another entry begins, becomes the number of bytes to read.
+    # The limit (start of the next entry) becomes the number of bytes to read.
     offset, limit, packed = (
         rows[..., columns.index(each)] for each in ("offset", "limit", "packed")
     )
     lengths = np.diff(task.name_ends).reshape(task.rows.shape)
-    np.minimum(_LOCAL_HEADER + lengths + packed + _SLACK, limit - offset, out=limit)
+    np.minimum(_LOCAL_HEADER + lengths + packed + _EXTRA_READ, limit - offset, out=limit)
     usual = TRUSTED if task.verify == "none" else CHECKED
     handling = np.where(task.measured, CHECKED, usual).astype(np.int64)
     handling[np.array(sorted(excluded), np.int64)] = EXCLUDED
@@ -254,10 +257,10 @@ def _make_plan(
         np.array(task.name_ends, np.int64),
         *_concatenate([key.encode() for key in task.keys]),
         *_concatenate([*extensions, b".bg.cls"]),
-        _kinds_of(task.names, task.name_ends).reshape(task.rows.shape),
+        _name_kinds(task.names, task.name_ends).reshape(task.rows.shape),
         np.array(task.background, np.int64),
         handling,
-        _bytes(NAMELESS),
+        _bytes(HEADER_TEMPLATE),
     )
 
 
@@ -283,12 +286,16 @@ def _make_buffers(samples: int, roles: int) -> "Buffers":
 
 @functools.cache
 def _scratch() -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
-    """Allocate scratch, block and text, once for all tasks of a process."""
-    return np.empty(_BLOCK, np.uint8), np.empty(_BLOCK, np.uint8), np.empty(_TEXT, np.uint8)
+    """Allocate scratch, block and text once per process."""
+    return (
+        np.empty(_BLOCK_BYTES, np.uint8),
+        np.empty(_BLOCK_BYTES, np.uint8),
+        np.empty(_INDEX_BYTES, np.uint8),
+    )
 
 
 def _concatenate(pieces: Sequence[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Join bytes in one array; return it, and where each ends, after a 0."""
+    """Join bytes into one array. Returns it and the end of each, after a 0."""
     ends = np.zeros(len(pieces) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, pieces), np.int64, len(pieces)), out=ends[1:])
     return _bytes(b"".join(pieces)), ends
@@ -298,16 +305,16 @@ def _bytes(data: bytes) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8)
 
 
-def _kinds_of(names: bytes, ends: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return each name's kind by its extension: an index into ``_KINDS``, or -1."""
-    # What stands before the first name is none of an extension.
+def _name_kinds(names: bytes, ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the kind of each name by its extension: an index into ``_KINDS``, or -1."""
+    # Zeros before the first name, so that a short name has no foreign extension.
     text = np.frombuffer(bytes(_MAX_EXTENSION) + names, np.uint8)
     last = text[ends[1:, None] + np.arange(_MAX_EXTENSION)]
-    small = last + 32 * ((last >= ord("A")) & (last <= ord("Z")))
-    kinds = np.full(len(small), -1)
+    lower = last + 32 * ((last >= ord("A")) & (last <= ord("Z")))
+    kinds = np.full(len(lower), -1)
     for end, number in _KIND_NUMBERS.items():
-        wanted = np.frombuffer(b"." + end, np.uint8)
-        kinds[(small[:, -len(wanted) :] == wanted).all(axis=1)] = number
-    # A name of fewer bytes would borrow from the one before.
+        suffix = np.frombuffer(b"." + end, np.uint8)
+        kinds[(lower[:, -len(suffix) :] == suffix).all(axis=1)] = number
+    # The window of a shorter name would reach into the name before it.
     kinds[np.diff(ends) < _MAX_EXTENSION] = -1
     return kinds

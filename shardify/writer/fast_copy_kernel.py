@@ -1,17 +1,17 @@
-"""Copy unmodified samples from zip to tar, compiled by numba: the inner loop of ``copier``.
+"""Copy unmodified samples from zip to tar, compiled by numba: the inner loop of ``fast_copy``.
 
 One pass reads, inflates, checks (local header, sizes, CRC-32, image structure), and writes tar
-headers and index lines. ``copy`` stops before the first sample that is not plain in every respect
-and reports no error: that sample takes the checked path, which says what is wrong with it.
+headers and index lines. ``copy`` stops before the first sample that it cannot copy and reports no
+error: that sample takes the checked path, which reports it.
 
-Raw deflate and CRC-32 are libdeflate's; files are read by the C library's ``pread``. (libdeflate
-accepts some crafted streams that zlib refuses, such as those with oversubscribed codes. By size
-and checksum their payload is what the zip promises.) Types and shapes of the arrays are numba's to
-check. Nothing that was read is trusted: every length is compared with the room before it is used.
+Raw deflate and CRC-32 come from libdeflate; files are read by ``pread`` of the C library.
+(libdeflate accepts some crafted streams that zlib refuses, such as oversubscribed codes. Size and
+checksum of their payload still agree with the zip.) Numba checks types and shapes of the arrays.
+Data that was read is not trusted: every length is compared with the buffer before it is used.
 
-Numba caches the machine code beside this file's bytecode, or in the user's cache folder, and takes
-it as current while this file's size and time are the same. So everything that is compiled, and the
-records that it takes, stand in this file; it imports nothing of this package.
+Numba caches the machine code beside this file's bytecode, or in the user's cache folder, and
+considers it current while size and time of this file are unchanged. So all compiled functions and
+their records are in this file, and it imports nothing from this package.
 
 Raises ImportError without libdeflate, RuntimeError where numba finds no folder for its cache.
 
@@ -42,14 +42,14 @@ __all__ = [
 ]
 
 TRUSTED, CHECKED, EXCLUDED = 0, 1, 2
-"""How a sample is handled: kinds taken from names, images checked, or left to the checked path."""
+"""Handling of a sample: kinds taken from names; images checked; not copied here."""
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]
 
 
 class CopyPlan(NamedTuple):
-    """A task's N samples in R roles."""
+    """The N samples of a task in R roles."""
 
     files: Ints
     """Descriptors of the sources."""
@@ -58,7 +58,7 @@ class CopyPlan(NamedTuple):
     names: Bytes
     """Names of the entries, concatenated."""
     name_ends: Ints
-    """(N * R + 1,): where each ends, after a 0."""
+    """(N * R + 1,): the end of each, after a 0."""
     keys: Bytes
     """Keys of the samples, concatenated."""
     key_ends: Ints
@@ -74,11 +74,11 @@ class CopyPlan(NamedTuple):
     handling: Ints
     """(N,): TRUSTED, CHECKED or EXCLUDED."""
     tar_header: Bytes
-    """(512,): ``tarwriter.NAMELESS``, a header without name, size and checksum."""
+    """(512,): ``tar_writer.HEADER_TEMPLATE``, a header without name, size and checksum."""
 
 
 class KnownHeaders(NamedTuple):
-    """Headers of images that were found whole and need no conversion."""
+    """Headers of complete images that need no conversion."""
 
     data: Bytes
     """The headers, concatenated."""
@@ -109,7 +109,7 @@ class Buffers(NamedTuple):
 
 
 def _load_libdeflate() -> int:
-    """Make libdeflate's functions known to LLVM by name. Returns a decompressor's address.
+    """Register libdeflate's functions with LLVM by name. Returns the address of a decompressor.
 
     They are exported by the compiled module of the ``deflate`` package.
     """
@@ -130,7 +130,8 @@ def _load_libdeflate() -> int:
 
 _INFLATE, _CRC32 = "libdeflate_deflate_decompress_ex", "libdeflate_crc32"
 DECOMPRESSOR = _load_libdeflate()
-"""Address of libdeflate's state in this process. An argument, as machine code outlives it."""
+"""Address of libdeflate's state in this process; passed as an argument, because the cached machine
+code outlives it."""
 
 _word = types.intp
 _inflate: Any = ExternalFunction(_INFLATE, types.int32(*[_word] * 7))
@@ -149,8 +150,8 @@ _LOCAL_HEADER = 30
 _TAR = 512
 _MAX_NAME = 100
 _MAX_LINE = 300
-"""More than a member takes in the index: its extension and its name, each under 100 bytes, and two
-numbers."""
+"""Upper bound for a member's part of an index line: extension and name, each under 100 bytes, and
+two numbers."""
 _MAX_BACKGROUNDS = 100_000
 """The number has five digits."""
 _SPACE, _NEWLINE, _ZERO = 32, 10, 48
@@ -180,14 +181,14 @@ def _big_endian(data: Any, offset: int) -> Any:
 
 @_jit
 def _append(target: Any, offset: int, source: Any, begin: int, end: int) -> Any:
-    """Copy bytes. Returns where they end."""
+    """Copy bytes. Returns their end in the target."""
     _memcpy(_address(target, offset), _address(source, begin), end - begin)
     return offset + end - begin
 
 
 @_jit
 def _append_decimal(target: Any, offset: int, value: int) -> Any:
-    """Write a number in decimal digits. Returns where it ends."""
+    """Write a number in decimal digits. Returns its end."""
     digits = 1
     rest = value // 10
     while rest:
@@ -212,7 +213,7 @@ def _is_whole_jpeg(data: Any, scan: int, end: int) -> Any:
         return False
     offset = scan
     while True:
-        # The last but one is found, if no other is.
+        # The 0xFF of the end marker is always found.
         start = _address(data, offset)
         offset += _memchr(start, 0xFF, end - 1 - offset) - start
         if data[offset + 1] != 0:
@@ -237,7 +238,7 @@ def _is_whole_png(data: Any, chunk: int, end: int) -> Any:
 
 @_cached_jit
 def is_whole(data: Any, offset: int, end: int, kind: int) -> Any:
-    """Check that an image's payload, and nothing else, follows its header up to its end marker.
+    """Check that only the payload lies between an image's header and its end marker.
 
     Args:
         data: uint8, with the image in it.
@@ -252,7 +253,7 @@ def is_whole(data: Any, offset: int, end: int, kind: int) -> Any:
 
 @_jit
 def match_header(known: Any, data: Any, begin: int, end: int, role: int, kind: int) -> Any:
-    """Return the known header that a whole image begins with; -1 if none, or if it is not whole."""
+    """Return the number of the known header of a complete image; -1 if unknown or incomplete."""
     for number in range(known.spans.shape[0]):
         if known.spans[number, 0] != role or known.spans[number, 1] != kind:
             continue
@@ -267,7 +268,7 @@ def match_header(known: Any, data: Any, begin: int, end: int, role: int, kind: i
 
 @_jit
 def _extract(plan: Any, buffers: Any, number: int, role: int, offset: int) -> Any:
-    """Read an entry and inflate it into the block, if all is as the directory says."""
+    """Read an entry and inflate it into the block. Returns whether it agrees with the directory."""
     row = plan.rows[number, role]
     read, packed, size, method = row[2], row[3], row[4], row[6]
     entry = number * plan.rows.shape[1] + role
@@ -293,7 +294,7 @@ def _extract(plan: Any, buffers: Any, number: int, role: int, offset: int) -> An
         return False
     source, target = _address(scratch, start), _address(buffers.block, offset)
     if method == 8:
-        # There is room for the stated size alone, and both ends must be where they were stated.
+        # The output is limited to the stated size, and both sizes must be as stated.
         consumed = _address(buffers.sizes, 0)
         if (
             _inflate(buffers.decompressor, source, packed, target, size, consumed, consumed + 8)
@@ -318,7 +319,7 @@ def _write_header(
     stop = _append(block, offset, plan.keys, plan.key_ends[number], plan.key_ends[number + 1])
     _append(block, stop, plan.extensions, begin, end)
     _write_octal(block, offset + 124, size, 11)
-    # The checksum counts its own field as eight blanks; all but one of them stand there already.
+    # The checksum counts its own field as eight spaces; the template holds seven of them.
     total = _SPACE
     for each in range(_TAR):
         total += _int64(block[offset + each])
@@ -329,7 +330,7 @@ def _write_header(
 def _write_index(
     plan: Any, text: Any, number: int, extension: int, written: int, offset: int, size: int
 ) -> Any:
-    """Write a member's part of an index line. Returns where it ends."""
+    """Write a member's part of an index line. Returns its end."""
     begin, end = plan.extension_ends[extension], plan.extension_ends[extension + 1]
     written = _append(text, written, plan.extensions, begin + 1, end)
     text[written] = _SPACE
@@ -343,30 +344,30 @@ def _write_index(
 
 
 @_jit
-def _max_bytes(plan: Any, number: int, most: int) -> Any:
-    """Bytes that a sample may take in the block; -1 if it is not plain."""
+def _max_bytes(plan: Any, number: int, max_bytes: int) -> Any:
+    """Return the maximum bytes of a sample in the block; -1 if it cannot be copied."""
     roles = plan.rows.shape[1]
     key = plan.key_ends[number + 1] - plan.key_ends[number]
     if plan.handling[number] == EXCLUDED or plan.background[number] >= _MAX_BACKGROUNDS:
         return -1
-    need = 2 * _TAR
+    needed = 2 * _TAR
     for role in range(roles):
         kind, size = plan.kinds[number, role], plan.rows[number, role, 4]
         # A larger one does not fit, and a few of them could overflow to a small sum.
-        if kind < 0 or not 0 <= size <= most:
+        if kind < 0 or not 0 <= size <= max_bytes:
             return -1
-        need += 2 * _TAR + size
+        needed += 2 * _TAR + size
     for each in range(2 * roles + 1):
         if key + plan.extension_ends[each + 1] - plan.extension_ends[each] > _MAX_NAME:
             return -1
-    return need
+    return needed
 
 
 @_jit
 def _copy_sample(
     plan: Any, known: Any, buffers: Any, number: int, filled: int, written: int, offset: int
 ) -> Any:
-    """Copy one sample. Returns the new ends of block and text; (-1, -1) if it is not plain."""
+    """Copy one sample. Returns the new ends of block and text; (-1, -1) if it cannot be copied."""
     block, text, roles = buffers.block, buffers.text, plan.rows.shape[1]
     trusted = plan.handling[number] == TRUSTED
     match = -1
@@ -416,27 +417,27 @@ def _copy_sample(
 
 @_cached_jit
 def copy(plan: Any, known: Any, buffers: Any, first: int, offset: int) -> Any:
-    """Copy plain samples into the block and the text, until one is not plain or they are full.
+    """Copy samples into the block and the text, until one cannot be copied or they are full.
 
     Args:
         plan: The task.
         known: Image headers to recognise.
-        buffers: Where to work.
-        first: The sample to begin with.
-        offset: Of the block in its tar, a multiple of 512. Bytes.
+        buffers: Scratch and output arrays.
+        first: Number of the first sample.
+        offset: Offset of the block in its tar, a multiple of 512. Bytes.
 
     Returns:
-        The sample stopped before; bytes written to the block and to the text; whether it only
-        stopped because they are full.
+        Number of the first sample not copied; bytes written to the block and to the text; whether
+        it stopped only because they are full.
     """
     number, filled, written = first, 0, 0
     line = _MAX_LINE * (plan.rows.shape[1] + 1)
     while number < plan.rows.shape[0]:
-        need = _max_bytes(plan, number, buffers.block.size)
-        if need < 0 or need > buffers.block.size or line > buffers.text.size:
+        needed = _max_bytes(plan, number, buffers.block.size)
+        if needed < 0 or needed > buffers.block.size or line > buffers.text.size:
             break
-        # Never so of the first.
-        if filled + need > buffers.block.size or written + line > buffers.text.size:
+        # Cannot happen with the first sample.
+        if filled + needed > buffers.block.size or written + line > buffers.text.size:
             return number, filled, written, True
         end, stop = _copy_sample(plan, known, buffers, number, filled, written, offset)
         if end < 0:

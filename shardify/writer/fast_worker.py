@@ -1,4 +1,4 @@
-"""``writer``, for workers that copy enough to be worth loading the compiled ``copier``."""
+"""Entry point of workers that load the compiled fast copy before they are forked."""
 
 from contextlib import suppress
 
@@ -11,9 +11,9 @@ __all__ = ["prepare", "run_task"]
 def prepare() -> None:
     """Import and load everything once, before the workers are forked.
 
-    Where the compiled function cannot be loaded or cached, all samples take the checked path.
+    If the compiled function cannot be loaded or cached, all samples take the checked path.
     """
     shard_writer.prepare()
-    # Whatever a compiler may raise: it would have saved time, and nothing else.
+    # A compiler may raise anything; the fast copy only saves time.
     with suppress(Exception):
         fast_copy.load()

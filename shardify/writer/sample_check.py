@@ -1,8 +1,4 @@
-"""One sample at a time, read and checked with all care; what is wrong with it is said.
-
-Whatever goes through here is a whole sample with what there is to know of it, or a line for the
-record. It writes nothing.
-"""
+"""Read and check one sample: extract, parse, convert, decode, measure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,125 +20,129 @@ from shardify.images.pixels import (
 )
 from shardify.sources.zip_extract import payload
 from shardify.storage.readers import ReadHandle
-from shardify.writer.fast_copy import BY_NAME, FastCopier
+from shardify.writer.fast_copy import KIND_BY_EXTENSION, FastCopier
 from shardify.writer.tasks import ShardTask
 
-__all__ = ["CheckedSample", "Figure", "check_picture", "check_sample", "measure_samples"]
+__all__ = ["ChannelStats", "CheckedSample", "check_image", "check_sample", "measure_samples"]
 
-Figure = tuple[list[float], list[float]]
-"""Mean and deviation of one picture, by channel."""
+ChannelStats = tuple[list[float], list[float]]
+"""Mean and standard deviation of each channel of one image, in [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedSample:
-    """One sample, found good."""
+    """A sample that passed all checks."""
 
     members: list[tuple[str, bytes, ImageInfo]]
-    """Role, payload and what that is, of each member."""
+    """Role, payload and image header of each member."""
     rules: list[str]
-    """Those that converted a picture."""
+    """Conversion rules that changed an image."""
     pixels: dict[str, NDArray[Any]]
-    """role -> pixels, where a variant encodes anew."""
-    stats: list[Figure]
-    """Of each role, if it is measured."""
+    """role -> pixels of each image that was decoded; of all if a variant re-encodes."""
+    stats: list[ChannelStats]
+    """Statistics of each role if the sample is measured, else empty."""
 
 
 def check_sample(
-    task: ShardTask, handles: Sequence[ReadHandle], number: int, figures: list[Figure]
+    task: ShardTask, handles: Sequence[ReadHandle], number: int, stats: list[ChannelStats]
 ) -> CheckedSample | list[str]:
     """Read and check one sample.
 
     Args:
-        task: Whose.
-        handles: The sources, open.
-        number: Of the sample in the task.
-        figures: Its figures, if they are known.
+        task: Task of the sample.
+        handles: Open handles of the sources.
+        number: Number of the sample in the task.
+        stats: Statistics of each role if already measured, else an empty list, which is filled.
 
     Returns:
-        The sample; or what the record says of it, if it must be left out.
+        The sample, or its ``[key, member, role, reason]`` if it is rejected.
     """
-    names, measured = task.names_of(number), task.measured[number]
-    plain = all(variant.unchanged for variant in task.variants)
-    # What is measured or encoded anew is parsed in any case.
-    parsed = task.verify == "none" and (measured or not plain)
-    sample = CheckedSample([], [], {}, figures)
+    names, measured = task.entry_names(number), task.measured[number]
+    unchanged = all(variant.unchanged for variant in task.variants)
+    # Samples that are measured or re-encoded are always parsed.
+    must_parse = task.verify == "none" and (measured or not unchanged)
+    sample = CheckedSample([], [], {}, stats)
     role = task.roles[0]
     try:
         for role, name, row in zip(task.roles, names, task.rows[number].tolist(), strict=True):
-            data, picture, rule = check_picture(
+            data, info, rule, plane = check_image(
                 payload(handles[row[0]], name, *row[1:]),
                 name,
                 role,
-                "headers" if parsed else task.verify,
-                task.meaning,
+                "headers" if must_parse else task.verify,
+                task.label_encoding,
             )
-            sample.members.append((role, data, picture))
+            sample.members.append((role, data, info))
+            if plane is not None:
+                sample.pixels[role] = plane
             if rule:
                 sample.rules.append(rule)
-        for role, _, picture in sample.members:
-            _check_shape(role, picture, sample.members[0])
-        new = measured and not figures
-        for role, data, picture in sample.members if new or not plain else ():
-            # A converted mask is 0 or 255 by now.
-            if not plain:
-                sample.pixels[role] = pixels(data, picture, role, STANDARD)
+        for role, _, info in sample.members:
+            _check_aspect(role, info, sample.members[0])
+        new = measured and not stats
+        for role, data, info in sample.members if new or not unchanged else ():
+            plane = sample.pixels.get(role)
+            if plane is None and not unchanged:
+                # A converted mask already holds 0 and 255 only.
+                plane = sample.pixels[role] = pixels(data, info, role, STANDARD)
             if new:
-                plane = sample.pixels.get(role)
-                figures.append(fast_stats(data, picture, role) if plane is None else measure(plane))
+                stats.append(fast_stats(data, info, role) if plane is None else measure(plane))
     except EntryError as error:
         member = names[task.roles.index(role)].decode(errors="replace")
         return [task.keys[number], member, role, str(error)]
     return sample
 
 
-def check_picture(
-    data: bytes, name: bytes, role: str, verify: str, meaning: LabelEncoding
-) -> tuple[bytes, ImageInfo, str]:
-    """Check one payload as ``--verify`` asks, and convert it if its meaning is not plain.
+def check_image(
+    data: bytes, name: bytes, role: str, verify: str, label_encoding: LabelEncoding
+) -> tuple[bytes, ImageInfo, str, NDArray[Any] | None]:
+    """Check one payload as ``--verify`` requests, and convert it if its encoding is not standard.
 
     Returns:
-        The bytes, what they are, and the rule that changed them, if one did. With ``none`` a
-        JPEG or PNG goes by its name and has no size.
+        The payload, its image header, the conversion rule that changed it (or an empty string),
+        and its pixels if they were decoded and need no conversion. With ``none``, the kind of a
+        JPEG or PNG is taken from its name and its size is 0.
 
     Raises:
-        EntryError: It is no whole picture.
+        EntryError: It is not a complete image.
     """
-    if verify == "none" and meaning.mask == "threshold":
-        kind = BY_NAME.get(name.rpartition(b".")[2].lower())
+    if verify == "none" and label_encoding.mask == "threshold":
+        kind = KIND_BY_EXTENSION.get(name.rpartition(b".")[2].lower())
         if kind:
-            return data, ImageInfo(kind, 0, 0, 0, 0), ""
-    given = parse(data)
+            return data, ImageInfo(kind, 0, 0, 0, 0), "", None
+    original = parse(data)
     if verify == "decode" and role == "mask":
-        refuse_faint(data, given, meaning)
-    data, picture, rule = normalize(data, given, role, meaning)
+        refuse_faint(data, original, label_encoding)
+    data, info, rule = normalize(data, original, role, label_encoding)
+    plane = None
     if verify == "decode" and not rule:
-        pixels(data, picture, role, meaning)
-    return data, picture, rule
+        plane = pixels(data, info, role, label_encoding)
+    return data, info, rule, plane
 
 
 def measure_samples(
     task: ShardTask, handles: Sequence[ReadHandle], copier: FastCopier
-) -> dict[int, list[Figure]]:
-    """Number -> figures of each role, of the measured samples that are plain and can be decoded.
+) -> dict[int, list[ChannelStats]]:
+    """Decode the samples chosen for statistics that need no conversion; map sample to its stats.
 
-    Of those that will be copied alone: one after another, while the processor still knows its way
-    about a decoder. Their payloads are read again for the tar, so that none has to be kept. What is
-    wrong with the others shows there.
+    Only if the fast copy applies. They are measured one after another, which keeps the decoder in
+    the CPU cache. The copy reads their payloads again, so none is kept in memory. Samples that fail
+    here are reported when they are written.
     """
-    found: dict[int, list[Figure]] = {}
-    for number in compress(count(), task.measured if copier.able else ()):
+    stats_by_sample: dict[int, list[ChannelStats]] = {}
+    for number in compress(count(), task.measured if copier.enabled else ()):
         sample = check_sample(task, handles, number, [])
         if isinstance(sample, CheckedSample) and not sample.rules:
-            found[number] = sample.stats
+            stats_by_sample[number] = sample.stats
             copier.learn_header(sample.members)
-    return found
+    return stats_by_sample
 
 
-def _check_shape(role: str, picture: ImageInfo, first: tuple[str, bytes, ImageInfo]) -> None:
-    """A sample's pictures may differ in size, but not in aspect."""
+def _check_aspect(role: str, info: ImageInfo, first: tuple[str, bytes, ImageInfo]) -> None:
+    """Raise EntryError if an image has another aspect ratio than the first of its sample."""
     main = first[2]
-    if picture[1:3] != main[1:3] and not same_aspect(picture, main):
+    if info[1:3] != main[1:3] and not same_aspect(info, main):
         raise EntryError(
-            f"{role} of {picture.width}x{picture.height} has another aspect than {first[0]} of "
+            f"{role} of {info.width}x{info.height} has another aspect than {first[0]} of "
             f"{main.width}x{main.height}"
         )

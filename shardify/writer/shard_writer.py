@@ -1,12 +1,7 @@
-"""One planned shard: payloads out of the zip, checked, into a tar with its index and its record.
+"""Write one shard in every variant: tar, index and record.
 
-Runs in a worker process. It chooses no sample and repairs none: a sample that fails a check is
-left out whole and named in the record. Files appear by rename when they are complete; a shard
-whose record fits the task is kept as it is.
-
-One variant of a shard in the making: samples in, members of its tar and lines of its index out.
-
-Appends what it is given and keeps count of it; what a sample may hold is decided before.
+Runs in a worker process. A sample that fails a check is rejected as a whole and listed in the
+record. Files appear by rename when they are complete. A shard whose record fits the task is kept.
 """
 
 import hashlib
@@ -17,7 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from shardify.dataset.index import head_of, line_of
+from shardify.dataset.index import index_header, index_line
 from shardify.errors import BuildError, EntryError
 from shardify.images.channel_stats import reduced_stats
 from shardify.images.codecs import Variant, cost, resized, store
@@ -29,7 +24,7 @@ from shardify.storage.atomic_write import AtomicFile, write_quick
 from shardify.storage.paths import Url, as_path
 from shardify.storage.readers import announce_reads
 from shardify.writer.fast_copy import CopyResult, FastCopier
-from shardify.writer.sample_check import Figure, check_sample, measure_samples
+from shardify.writer.sample_check import ChannelStats, check_sample, measure_samples
 from shardify.writer.tar_writer import TarWriter
 from shardify.writer.tasks import (
     STATE_FOLDER,
@@ -59,12 +54,12 @@ __all__ = [
 
 
 class VariantWriter:
-    """One variant of a task's shard.
+    """Writes one variant of a shard: members to its tar, lines to its index.
 
     Args:
-        task: Whose.
-        variant: Which.
-        tar: Where the members go.
+        task: Task of the shard.
+        variant: The variant.
+        tar: Receives the members.
     """
 
     def __init__(self, task: ShardTask, variant: Variant, tar: TarWriter) -> None:
@@ -74,13 +69,13 @@ class VariantWriter:
         self._counts: Counter[tuple[ImageInfo, ...]] = Counter()
         self._costs: dict[str, list[float]] = {}
         self._samples = 0
-        self._text = bytearray()
+        self._index = bytearray()
         """Lines of the index."""
 
     def add(
         self,
         key: str,
-        found: list[tuple[str, bytes, ImageInfo]],
+        members: list[tuple[str, bytes, ImageInfo]],
         planes: dict[str, NDArray[Any]],
         background: int,
         measured: bool,
@@ -88,100 +83,100 @@ class VariantWriter:
         """Append one sample.
 
         Args:
-            key: Its key.
-            found: Role, payload and what that is, of each member.
-            planes: role -> pixels, where the variant encodes anew.
+            key: Sample key.
+            members: Role, payload and image header of each member.
+            planes: role -> pixels; used only if the variant re-encodes images.
             background: Index into the manifest's backgrounds, or -1.
-            measured: Whether it counts for what encoding costs.
+            measured: Whether to measure the loss of re-encoding on this sample.
         """
-        line = []
+        index_entries = []
         variant, add = self._variant, self._tar.add
-        pictures = []
-        for role, data, picture in found:
+        infos = []
+        for role, data, info in members:
             if not variant.unchanged:
                 plane = resized(planes[role], role, variant.res)
-                data, picture = store(plane, role, picture.kind, variant)
+                data, info = store(plane, role, info.kind, variant)
                 if measured:
                     total = self._costs.setdefault(role, [0.0, 0])
-                    total[0] += cost(plane, data, picture, role)
+                    total[0] += cost(plane, data, info, role)
                     total[1] += 1
-            pictures.append(picture)
-            extension = f"{role}.{picture.kind}"
-            full = f"{key}.{extension}"
-            line.append((extension, add(full.encode(), data), len(data), full))
+            infos.append(info)
+            extension = f"{role}.{info.kind}"
+            name = f"{key}.{extension}"
+            index_entries.append((extension, add(name.encode(), data), len(data), name))
         if background >= 0:
-            full, data = f"{key}.bg.cls", b"%05d" % background
-            line.append(("bg.cls", add(full.encode(), data), len(data), full))
-        self._counts[tuple(pictures)] += 1
-        self._text += f"{line_of(line)}\n".encode()
+            name, data = f"{key}.bg.cls", b"%05d" % background
+            index_entries.append(("bg.cls", add(name.encode(), data), len(data), name))
+        self._counts[tuple(infos)] += 1
+        self._index += f"{index_line(index_entries)}\n".encode()
         self._samples += 1
 
     def copy(self, copied: CopyResult, samples: int) -> None:
-        """Count samples that a copier has appended to the tar; the same bytes as by ``add``."""
+        """Record samples that a ``FastCopier`` has appended to the tar, as ``add`` would."""
         self._counts.update(copied.counts)
-        self._text += copied.text
+        self._index += copied.text
         self._samples += samples
 
     def index(self) -> bytes:
-        """The index of all that was added."""
-        return head_of(self._samples).encode() + self._text
+        """Return the index of all samples added."""
+        return index_header(self._samples).encode() + self._index
 
-    def part(self, index: bytes) -> VariantRecord:
-        """End the tar, and say what it holds."""
+    def finish(self, index: bytes) -> VariantRecord:
+        """Finish the tar and return its record."""
         digest = self._tar.finish()
-        pictures: dict[str, dict[str, int]] = {}
+        images: dict[str, dict[str, int]] = {}
         for column, role in enumerate(self._task.roles if self._counts else ()):
             kinds: Counter[ImageInfo] = Counter()
             for each, times in self._counts.items():
                 kinds[each[column]] += times
             ranked = sorted(kinds.items())
-            pictures[role] = {" ".join(map(str, each[:5])): times for each, times in ranked}
+            images[role] = {" ".join(map(str, each[:5])): times for each, times in ranked}
         return VariantRecord(
             bytes=self._tar.offset,
             sha256=digest,
             index_sha256=hashlib.sha256(index).hexdigest(),
-            pictures=pictures,
+            pictures=images,
             costs=self._costs,
         )
 
 
 def prepare() -> None:
-    """Import what the first picture would, before there are several workers to do it."""
+    """Import what the first image needs, before the workers are forked."""
     from PIL import Image
 
     Image.preinit()
 
 
 def run_task(task: ShardTask | BackgroundTask) -> "ShardRecord | ChannelSums":
-    """What a worker does with a task, whichever it is."""
+    """Run a shard task or a background task; the target of the worker pools."""
     return write_shard(task) if isinstance(task, ShardTask) else measure_backgrounds(task)
 
 
 def write_shard(task: ShardTask) -> ShardRecord:
-    """Write one shard in every variant, with indexes and a record; or keep what is there and whole.
+    """Write one shard in every variant, with indexes and a record, or keep a complete one.
 
     Returns:
-        The record; with 0 samples, and no files, when every sample was left out.
+        The record. If every sample was rejected, it has 0 samples and no files are written.
 
     Raises:
-        BuildError: A zip cannot be read any more, or OUT cannot be written (disk full).
+        BuildError: A source can no longer be read, or OUT cannot be written (disk full).
     """
     digest = task.digest()
-    kept = _reusable_record(task, digest)
-    if kept is not None:
-        return kept
+    existing = _reusable_record(task, digest)
+    if existing is not None:
+        return existing
     out = as_path(task.out)
     tars = [out / each.folder / f"{task.name}.tar" for each in task.variants]
     try:
         with ExitStack() as stack:
-            drafts = [stack.enter_context(AtomicFile(tar)) for tar in tars]
-            record, indexes = _fill(task, digest, [TarWriter(each.file) for each in drafts])
-            for tar, draft, text in zip(tars, drafts, indexes, strict=True):
+            files = [stack.enter_context(AtomicFile(tar)) for tar in tars]
+            record, indexes = _write_samples(task, digest, [TarWriter(each.file) for each in files])
+            for tar, file, index in zip(tars, files, indexes, strict=True):
                 if record.samples:
-                    write_quick(tar.with_suffix(".idx"), text)
-                    draft.publish()
-        # None of this is flushed to disk: a rerun believes digests only, and before the manifest
-        # appears everything is flushed at once.
+                    write_quick(tar.with_suffix(".idx"), index)
+                    file.publish()
+        # Not flushed to disk here: a rerun compares digests, and the parent flushes all files
+        # before it writes the manifest.
         write_quick(out / STATE_FOLDER / f"{task.name}.json", record.to_json().encode())
     except OSError as error:
         raise BuildError(
@@ -192,51 +187,53 @@ def write_shard(task: ShardTask) -> ShardRecord:
 
 
 def measure_backgrounds(task: BackgroundTask) -> ChannelSums:
-    """Mean and deviation of some backgrounds. Those that cannot be decoded are passed over."""
+    """Return sums of mean and deviation of some backgrounds; skip those that fail to decode."""
     moments = ChannelSums()
     with OpenSources(task.sources) as descriptors:
         announce_reads(descriptors, task.rows, task.names)
         for name, row in zip(task.names, task.rows.tolist(), strict=True):
             try:
                 data = payload(descriptors[row[0]], name, *row[1:])
-                # At the size of training, not of a camera: faster, and what a network will see.
+                # Near the size used in training: faster, and closer to the input of a network.
                 moments.add(*reduced_stats(data, parse(data), "bg", STANDARD, least=160))
             except EntryError:
                 continue
     return moments
 
 
-def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRecord, list[bytes]]:
+def _write_samples(
+    task: ShardTask, digest: str, tars: list[TarWriter]
+) -> tuple[ShardRecord, list[bytes]]:
     rejected: list[list[str]] = []
     rules: Counter[str] = Counter()
     moments = {role: ChannelSums() for role in task.roles}
-    sinks = [
+    writers = [
         VariantWriter(task, variant, tar) for variant, tar in zip(task.variants, tars, strict=True)
     ]
     samples, number = 0, 0
     with OpenSources(task.sources) as handles:
-        announce_reads(handles, task.rows, map(task.names_of, range(len(task.keys))))
+        announce_reads(handles, task.rows, map(task.entry_names, range(len(task.keys))))
         copier = FastCopier(task, handles)
-        known = measure_samples(task, handles, copier)
-        copier.exclude(each for each in compress(count(), task.measured) if each not in known)
+        known_stats = measure_samples(task, handles, copier)
+        copier.exclude(each for each in compress(count(), task.measured) if each not in known_stats)
         while number < len(task.keys):
             first = number
             copied = copier.copy(first, tars[0])
-            figures: list[list[Figure]] = []
+            stats: list[list[ChannelStats]] = []
             if copied is not None:
                 number = copied.stop
-                sinks[0].copy(copied, number - first)
-                figures += [known[each] for each in range(first, number) if each in known]
+                writers[0].copy(copied, number - first)
+                stats += [known_stats[each] for each in range(first, number) if each in known_stats]
             else:
                 number += 1
-                sample = check_sample(task, handles, first, known.get(first, []))
+                sample = check_sample(task, handles, first, known_stats.get(first, []))
                 if isinstance(sample, list):
                     rejected.append(sample)
                     continue
                 rules.update(sample.rules)
-                figures.append(sample.stats)
-                for sink in sinks:
-                    sink.add(
+                stats.append(sample.stats)
+                for writer in writers:
+                    writer.add(
                         task.keys[first],
                         sample.members,
                         sample.pixels,
@@ -246,15 +243,15 @@ def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRec
                 if not sample.rules:
                     copier.learn_header(sample.members)
             samples += number - first
-            for each in figures:
-                for role, figure in zip(task.roles, each, strict=False):
-                    moments[role].add(*figure)
-    indexes = [sink.index() for sink in sinks]
+            for each in stats:
+                for role, channel_stats in zip(task.roles, each, strict=False):
+                    moments[role].add(*channel_stats)
+    indexes = [writer.index() for writer in writers]
     record = ShardRecord(
         task=digest,
         name=task.name,
         samples=samples,
-        parts=[sink.part(text) for sink, text in zip(sinks, indexes, strict=True)],
+        parts=[writer.finish(index) for writer, index in zip(writers, indexes, strict=True)],
         rejected=rejected,
         rules=dict(sorted(rules.items())),
         moments=moments,
@@ -263,22 +260,22 @@ def _fill(task: ShardTask, digest: str, tars: list[TarWriter]) -> tuple[ShardRec
 
 
 def _reusable_record(task: ShardTask, digest: str) -> ShardRecord | None:
-    """The record of an earlier run, if the shard that it describes is there, byte for byte."""
+    """Return the record of an earlier run if its shard exists with the same bytes, else None."""
     out = as_path(task.out)
     try:
         record = ShardRecord.from_json((out / STATE_FOLDER / f"{task.name}.json").read_text())
         if record.task != digest:
             return None
-        for variant, part in zip(task.variants, record.parts, strict=True):
-            stem = out / variant.folder / f"{task.name}.tar"
-            for suffix, wanted in ((".tar", part.sha256), (".idx", part.index_sha256)):
-                if record.samples and isinstance(stem, Url) and suffix == ".tar":
-                    # It was put whole, before its record was: no need to fetch it all.
-                    if stem.with_suffix(suffix).stat().st_size != part.bytes:
+        for variant, finish in zip(task.variants, record.parts, strict=True):
+            tar_path = out / variant.folder / f"{task.name}.tar"
+            for suffix, digest_wanted in ((".tar", finish.sha256), (".idx", finish.index_sha256)):
+                if record.samples and isinstance(tar_path, Url) and suffix == ".tar":
+                    # The object was put whole, before its record: comparing the size is enough.
+                    if tar_path.with_suffix(suffix).stat().st_size != finish.bytes:
                         return None
                 elif record.samples:
-                    with stem.with_suffix(suffix).open("rb") as file:
-                        if hashlib.file_digest(file, "sha256").hexdigest() != wanted:
+                    with tar_path.with_suffix(suffix).open("rb") as file:
+                        if hashlib.file_digest(file, "sha256").hexdigest() != digest_wanted:
                             return None
     except (OSError, ValueError, TypeError, KeyError):
         return None

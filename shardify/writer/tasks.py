@@ -1,7 +1,6 @@
-"""What a worker is told to do, and what it answers.
+"""Records exchanged with workers: tasks and results.
 
-Plain records that can be sent to another process, and one that is kept as JSON; they do nothing
-themselves.
+They are pickled; ``ShardRecord`` is also stored as JSON until the manifest is written.
 """
 
 import dataclasses
@@ -27,19 +26,19 @@ __all__ = [
 ]
 
 STATE_FOLDER = ".shardify"
-"""Folder inside OUT for what a rerun needs; gone once the manifest is there."""
+"""Folder inside OUT with the state for a rerun; deleted once the manifest is written."""
 
 
 @dataclass(kw_only=True, slots=True)
 class ChannelSums:
-    """Sums over pictures of per-channel mean and standard deviation."""
+    """Sums over images of per-channel mean and standard deviation."""
 
     samples: int = 0
     mean: list[float] = field(default_factory=list)
     std: list[float] = field(default_factory=list)
 
     def add(self, mean: list[float], std: list[float], samples: int = 1) -> None:
-        """Add one picture, or the sums of several with as many channels."""
+        """Add one image, or the sums of several with the same number of channels."""
         if not self.samples:
             self.mean, self.std = [0.0] * len(mean), [0.0] * len(std)
         self.samples += samples
@@ -49,34 +48,34 @@ class ChannelSums:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardTask:
-    """All that a worker needs to write one shard."""
+    """Everything that a worker needs to write one shard."""
 
     out: str
     name: str
     sources: list[str]
     roles: tuple[str, ...]
-    """Member roles in the order of writing: ``fg_bg``, ``mask``, ``depth``."""
+    """Member roles in writing order: ``fg_bg``, ``mask``, ``depth``."""
     keys: list[str]
     names: bytes
-    """Entry names in the zip, of each sample, of each role, end to end."""
+    """Entry names of each role of each sample, concatenated."""
     name_ends: NDArray[np.int64]
-    """(N * roles + 1,): where each of them ends, after a 0. Bytes."""
+    """(N * roles + 1,): the end of each name, after a 0. Bytes."""
     rows: NDArray[Any]
-    """(N, roles) of ``ROW``."""
+    """(N, roles) of ``ENTRY_DTYPE``."""
     background: list[int]
     """Index into the manifest's backgrounds, or -1."""
     measured: list[bool]
-    """Which samples count for the statistics."""
+    """True for samples that are measured for the statistics."""
     verify: str
     """``headers``, ``decode`` or ``none``."""
-    meaning: LabelEncoding
+    label_encoding: LabelEncoding
     variants: tuple[Variant, ...]
 
     def digest(self) -> str:
-        """Of all that decides the shard's bytes, so that a kept shard is one of this very plan."""
+        """Return a SHA-256 of all that affects the shard's bytes, to recognise a shard to keep."""
         chosen = hashlib.sha256()
         for part in (
-            self.name, self.roles, self.background, self.measured, self.verify, self.meaning,
+            self.name, self.roles, self.background, self.measured, self.verify, self.label_encoding,
             self.variants,
         ):  # fmt: skip
             chosen.update(repr(part).encode())
@@ -87,8 +86,8 @@ class ShardTask:
         chosen.update(self.rows.tobytes())
         return chosen.hexdigest()
 
-    def names_of(self, number: int) -> list[bytes]:
-        """The entry names of one sample, one a role."""
+    def entry_names(self, number: int) -> list[bytes]:
+        """Return the entry names of one sample, one per role."""
         first = number * len(self.roles)
         ends = self.name_ends[first : first + len(self.roles) + 1].tolist()
         return [self.names[begin:end] for begin, end in pairwise(ends)]
@@ -96,17 +95,17 @@ class ShardTask:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BackgroundTask:
-    """Backgrounds whose pixels shall be measured."""
+    """Backgrounds to measure."""
 
     sources: list[str]
     names: list[bytes]
     rows: NDArray[Any]
-    """(N,) of ``ROW``."""
+    """(N,) of ``ENTRY_DTYPE``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VariantRecord:
-    """A shard in one variant."""
+    """One variant of a written shard."""
 
     bytes: int
     sha256: str
@@ -114,31 +113,31 @@ class VariantRecord:
     pictures: dict[str, dict[str, int]]
     """role -> ``"jpg 250 250 3 8"`` (kind, width, height, channels, bits) -> count."""
     costs: dict[str, list[float]]
-    """role -> sum of ``codecs.cost`` over measured samples, and their number."""
+    """role -> [sum of ``codecs.cost`` over the measured samples, their number]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardRecord:
-    """What became of a shard; kept beside it until the manifest is written."""
+    """Result of a shard task; stored beside the shard until the manifest is written."""
 
     task: str
     name: str
     samples: int
     parts: list[VariantRecord]
-    """One for each variant."""
+    """One per variant."""
     rejected: list[list[str]]
-    """``[key, member, role, reason]`` of each sample left out."""
+    """``[key, member, role, reason]`` of each rejected sample."""
     rules: dict[str, int]
-    """Conversion rule -> pictures that it changed."""
+    """Conversion rule -> number of images that it changed."""
     moments: dict[str, ChannelSums]
 
     def to_json(self) -> str:
-        """One JSON object."""
+        """Return one JSON object."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "ShardRecord":
-        """The record again. Raises ValueError, TypeError or KeyError if it is none."""
+        """Parse a record. Raises ValueError, TypeError or KeyError if it is malformed."""
         values = json.loads(text)
         values["moments"] = {role: ChannelSums(**each) for role, each in values["moments"].items()}
         values["parts"] = [VariantRecord(**each) for each in values["parts"]]

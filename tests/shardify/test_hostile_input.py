@@ -13,12 +13,12 @@ import pytest
 from shardline_scenes import background, composite, depth, mask
 
 from shardify.conversion.build import build
-from shardify.conversion.survey import BuildOptions, entry_reader, survey
+from shardify.conversion.survey import BuildOptions, survey
 from shardify.dataset.verify import verify
 from shardify.errors import ImageError, ShardifyError
 from shardify.images.parser import parse
 from shardify.images.pixels import STANDARD, normalize, pixels
-from shardify.sources.catalog import open_catalog
+from shardify.sources.catalog import entry_reader, open_catalog
 from shardify.writer.shard_writer import OpenSources
 
 

@@ -8,7 +8,7 @@ import pytest
 from shardify.conversion.build import build
 from shardify.conversion.survey import BuildOptions
 from shardify.dataset.manifest import Manifest
-from shardify.dataset.stats import BINS, DataSet, figures, findings
+from shardify.dataset.stats import BINS, DataSet, dataset_stats, measure_samples
 from shardify.errors import ManifestError, VerifyError
 from shardify.synth.generate import make
 
@@ -41,18 +41,18 @@ def test_every_sample_is_found_with_its_pixels(built: Path) -> None:
 
 def test_backgrounds_are_counted_by_split(built: Path) -> None:
     data = DataSet(built)
-    uses = data.uses()
+    background_uses = data.background_uses()
     for split in data.manifest.splits.values():
         split.backgrounds.clear()  # As an older program left it.
-    assert data.uses() == uses
-    assert sum(uses["train"].values()) == 30
-    assert sum(uses["val"].values()) == 10
-    assert not set(uses["train"]) & set(uses["val"])
+    assert data.background_uses() == background_uses
+    assert sum(background_uses["train"].values()) == 30
+    assert sum(background_uses["val"].values()) == 10
+    assert not set(background_uses["train"]) & set(background_uses["val"])
 
 
 def test_findings_are_those_of_the_decoded_samples(built: Path) -> None:
     data = DataSet(built)
-    found = findings(data, most=1000)
+    found = measure_samples(data, most=1000)
     samples = list(data.samples(1000))
     assert found.samples == 40
     assert sum(found.mask_area) == 40
@@ -64,7 +64,7 @@ def test_findings_are_those_of_the_decoded_samples(built: Path) -> None:
 
 
 def test_figures_join_manifest_and_samples(built: Path) -> None:
-    found = figures(built)
+    found = dataset_stats(built)
     manifest = Manifest.load(built)
     assert found["samples"] == {"train": 30, "val": 10}
     assert found["roles"]["fg_bg"]["mean"] == manifest.stats["fg_bg"].mean
@@ -86,11 +86,11 @@ def test_damage_is_one_line(built: Path, tmp_path: Path) -> None:
     import shutil
 
     with pytest.raises(ManifestError):
-        figures(tmp_path)
+        dataset_stats(tmp_path)
     shutil.copytree(built, tmp_path / "out")
     (tmp_path / "out" / "train-00000.tar").write_bytes(b"")
     with pytest.raises(VerifyError, match=r"train-00000\.tar.*shardify verify"):
-        figures(tmp_path / "out")
+        dataset_stats(tmp_path / "out")
     (tmp_path / "out" / "train-00000.idx").unlink()
     with pytest.raises(VerifyError, match=r"train-00000\.idx"):
-        figures(tmp_path / "out")
+        dataset_stats(tmp_path / "out")

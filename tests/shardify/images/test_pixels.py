@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shardify.conversion.label_encoding import settle_meaning
+from shardify.conversion.label_encoding import choose_label_encoding
 from shardify.errors import ImageError
 from shardify.images.channel_stats import fast_stats, measure
 from shardify.images.parser import MASK_THRESHOLD, ImageInfo, parse
@@ -125,7 +125,7 @@ def test_floating_depth_is_stored_in_stated_steps() -> None:
     share = metres[1:] / 255
     for plane, scale in ((share, 65535), (metres, 256)):
         for data in (npy(plane), saved(plane, "TIFF")):
-            assert settle_meaning([], [peak_of(data, parse(data))]).depth_scale == scale
+            assert choose_label_encoding([], [peak_of(data, parse(data))]).depth_scale == scale
     found, _, _ = settled(npy(share), "depth", LabelEncoding(depth_scale=65535))
     assert np.abs(found / 65535 - share).max() < 1e-5
 
@@ -155,12 +155,12 @@ def test_gray_depth_saved_in_colour_is_taken_and_a_colour_map_refused() -> None:
 def test_the_masks_of_a_data_set_tell_how_they_are_meant(
     levels: list[list[int]], means: str
 ) -> None:
-    assert settle_meaning([np.array(each) for each in levels], []).mask == means
+    assert choose_label_encoding([np.array(each) for each in levels], []).mask == means
 
 
 def test_masks_without_a_known_meaning_are_refused() -> None:
     with pytest.raises(ImageError, match="0, 1, 2, 7"):
-        settle_meaning([np.array([0, 1, 2]), np.array([0, 7])], [])
+        choose_label_encoding([np.array([0, 1, 2]), np.array([0, 7])], [])
 
 
 @pytest.mark.parametrize(
@@ -181,8 +181,8 @@ def test_masks_become_0_and_255(plane: np.ndarray, meaning: LabelEncoding) -> No
 def test_masks_of_mixed_meaning_are_refused_with_an_example_of_each() -> None:
     levels = [np.array(each) for each in ([0, 255], [0, 1], [0], [0, 1])]
     with pytest.raises(ImageError, match=r"b.png to 1, in a.png to 255 \(2 of 4 looked at"):
-        settle_meaning(levels, [], ["a.png", "b.png", "c.png", "d.png"])
-    assert settle_meaning(levels[::2], []) == STANDARD
+        choose_label_encoding(levels, [], ["a.png", "b.png", "c.png", "d.png"])
+    assert choose_label_encoding(levels[::2], []) == STANDARD
 
 
 def test_a_mask_with_an_object_that_would_not_count_is_refused_where_pixels_are_decoded() -> None:

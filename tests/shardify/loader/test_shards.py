@@ -91,7 +91,7 @@ def rewrite(path: Path, old: str, new: str) -> None:
     [
         ("v1.2 8", "v1.2 9", "expected 'v1.2 8'"),
         ("v1.2 8", "v1.1 8", "expected 'v1.2 8'"),
-        ("mask.png", "", "words; expected 16"),
+        ("mask.png", "", "words; expected EXTENSION OFFSET SIZE NAME"),
         ("mask.png", "deep.png", "line 2, s00008: its members are not"),
         ("s00010.mask.png", "s00011.mask.png", "line 4, s00010: its members are not"),
         ("bg.cls ", "bg.cls 99", "line 2, s00008: its members are not"),

@@ -24,9 +24,9 @@ from shardline_sources import (
 )
 
 from shardify.conversion.build import build
-from shardify.conversion.survey import BuildOptions, entry_reader, survey
+from shardify.conversion.survey import BuildOptions, survey
 from shardify.errors import ArchiveError, EntryError, OutputError, ShardifyError, StoreError
-from shardify.sources.catalog import OpenSources
+from shardify.sources.catalog import OpenSources, entry_reader
 from shardify.sources.nested_zips import UnpackCache
 from shardify.sources.open_sources import open_sources
 

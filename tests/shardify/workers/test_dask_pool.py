@@ -21,7 +21,7 @@ from shardify.conversion.survey import BuildOptions
 from shardify.errors import BuildError, StoreError
 from shardify.storage.paths import Url, as_path
 from shardify.workers import dask_pool
-from shardify.workers.dask_pool import Cluster
+from shardify.workers.dask_pool import DaskPool
 from shardify.workers.factory import create_pool
 from shardify.workers.pool import InlinePool
 from shardify.workers.process_pool import Workers
@@ -150,7 +150,7 @@ def test_a_path_that_workers_do_not_see_is_told_before_any_work(
         os.dup2(file.fileno(), 900)
     try:
         with pytest.raises(BuildError, match="does not see it; expected a folder that all share"):
-            Cluster("x:y", running.address, [Path("/dev/fd/900")])
+            DaskPool("x:y", running.address, [Path("/dev/fd/900")])
     finally:
         os.close(900)
 
@@ -160,7 +160,7 @@ def test_workers_of_another_version_are_refused(
 ) -> None:
     monkeypatch.setattr(dask_pool, "_version", lambda: "9.9.9")
     with pytest.raises(BuildError, match=r"has shardline .*; expected 9\.9\.9, as here"):
-        Cluster("x:y", running.address)
+        DaskPool("x:y", running.address)
 
 
 def test_a_worker_killed_in_the_middle_changes_nothing(
@@ -206,7 +206,7 @@ def test_a_worker_killed_in_the_middle_changes_nothing(
 def test_a_cluster_without_workers_is_given_up(
     running: Started, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dask_pool, "_PATIENCE", 1)
+    monkeypatch.setattr(dask_pool, "_WORKER_TIMEOUT", 1)
 
     def progress(samples: int, total: int) -> None:
         del samples, total
@@ -221,7 +221,7 @@ def test_a_cluster_without_workers_is_given_up(
         build([packed], tmp_path / "out", options, progress=progress)
     assert not (tmp_path / "out" / "manifest.json").exists()
     with pytest.raises(BuildError, match="no worker came within 1 s"):
-        Cluster("x:y", running.address)
+        DaskPool("x:y", running.address)
 
 
 def test_no_scheduler_is_one_line(
@@ -230,7 +230,7 @@ def test_no_scheduler_is_one_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(dask_pool, "_CONNECT", 1)
+    monkeypatch.setattr(dask_pool, "_CONNECT_TIMEOUT", 1)
     words = ["build", str(packed), str(tmp_path / "out"), "--scheduler", "tcp://127.0.0.1:9"]
     with pytest.raises(SystemExit) as stop:
         main(words)
@@ -262,8 +262,8 @@ def test_what_lives_in_one_process_stays_in_it() -> None:
 
 def test_what_is_no_address_is_refused_at_once_and_for_good() -> None:
     code = (
-        "from shardify.workers.dask_pool import Cluster\n"
-        "try: Cluster('shardify.writer.shard_writer:run_task', 'foo')\n"
+        "from shardify.workers.dask_pool import DaskPool\n"
+        "try: DaskPool('shardify.writer.shard_writer:run_task', 'foo')\n"
         "except Exception as error: print(error)\n"
     )
     done = subprocess.run(

@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from shardline_sources import files_of, pack
 
-from shardify.dataset.index import parse_index
 from shardify.errors import ImageError
 from shardify.images.channel_stats import measure, reduced_stats
 from shardify.images.codecs import Variant
@@ -116,7 +115,7 @@ def task_of(source: Path, out: Path, **other: object) -> ShardTask:
         background=[number - 1 for number in range(count)],
         measured=[number == 7 for number in range(count)],
         verify="headers",
-        meaning=STANDARD,
+        label_encoding=STANDARD,
         variants=(Variant(),),
     )
     return dataclasses.replace(task, **other)  # type: ignore[arg-type]
@@ -229,12 +228,13 @@ def test_a_background_of_six_digits_is_whole_in_shard_and_index(tmp_path: Path, 
     task = task_of(source, tmp_path / "out", background=[99_999, 100_000, 7, -1])
     ways.same(task)
     write_shard(task)
-    index = parse_index((tmp_path / "out" / "train-00000.idx").read_text())
     tar = (tmp_path / "out" / "train-00000.tar").read_bytes()
-    told = [
-        tar[m.offset :][: m.size] for sample in index for m in sample if m.extension == "bg.cls"
-    ]
-    assert told == [b"99999", b"100000", b"00007"]
+    labels = []
+    for line in (tmp_path / "out" / "train-00000.idx").read_text().splitlines()[1:]:
+        extension, offset, size, _ = line.split(" ")[-4:]
+        if extension == "bg.cls":
+            labels.append(tar[int(offset) :][: int(size)])
+    assert labels == [b"99999", b"100000", b"00007"]
 
 
 def test_a_name_too_long_for_a_header_goes_the_careful_way(tmp_path: Path, ways: Ways) -> None:
@@ -631,8 +631,8 @@ def test_names_joined_are_those_taken_alone(parts: list[list[bytes]], data: st.D
 def test_kinds_told_by_many_names_are_those_told_by_each(names: list[str]) -> None:
     raw = [name.encode() for name in names]
     ends = np.cumsum([0, *map(len, raw)])
-    told = fast_copy._kinds_of(b"".join(raw), ends).tolist()
-    kinds = [fast_copy.BY_NAME.get(name.rpartition(b".")[2].lower(), "") for name in raw]
+    told = fast_copy._name_kinds(b"".join(raw), ends).tolist()
+    kinds = [fast_copy.KIND_BY_EXTENSION.get(name.rpartition(b".")[2].lower(), "") for name in raw]
     for name, number, kind in zip(raw, told, kinds, strict=True):
         # So short a name may be left to others.
         assert (number == -1 and (not kind or len(name) < 5)) or fast_copy._KINDS[number] == kind

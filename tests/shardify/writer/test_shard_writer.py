@@ -76,7 +76,7 @@ def task_of(tmp_path: Path, files: dict[str, bytes], **other: object) -> ShardTa
         background=[number % 7 for number in range(len(members))],
         measured=[number % 2 == 0 for number in range(len(members))],
         verify="headers",
-        meaning=STANDARD,
+        label_encoding=STANDARD,
         variants=(Variant(),),
     )
     return dataclasses.replace(task, **other)  # type: ignore[arg-type]
@@ -236,6 +236,6 @@ def test_backgrounds_are_measured_and_bad_ones_passed_over(tmp_path: Path) -> No
     files["mask/0.jpg"] = b"text"
     task = task_of(tmp_path, files)
     moments = measure_backgrounds(
-        BackgroundTask(sources=task.sources, names=task.names_of(0), rows=task.rows[0])
+        BackgroundTask(sources=task.sources, names=task.entry_names(0), rows=task.rows[0])
     )
     assert moments.samples == 2
