@@ -35,7 +35,7 @@ from shardify.layout.detect import Rejection
 from shardify.sources.nested_zips import UnpackCache
 from shardify.storage.atomic_write import BackgroundSync
 from shardify.storage.paths import PathOrUrl, as_path
-from shardify.storage.readahead import ReadAhead, reading_ahead
+from shardify.storage.readahead import ReadAhead, read_ahead
 from shardify.version import version
 from shardify.workers.factory import start_build_workers
 from shardify.workers.pool import Pool
@@ -128,7 +128,7 @@ def build(
         # this block, so that none of them writes any more where something is taken back.
         with (
             pool or _hired(paths, out, options) as pool,
-            reading_ahead(paths if options.scheduler is None else (), waiting) as ahead,
+            read_ahead(paths if options.scheduler is None else (), waiting) as ahead,
             UnpackCache(out / STATE_FOLDER, shared=options.scheduler is not None) as work,
             ExitStack() as later,
         ):
@@ -244,7 +244,7 @@ def _shard_tasks(
             kept = isinstance(out, Path) and (out / STATE_FOLDER / f"{plan.name}.json").exists()
             yield each[:0] if kept else each
 
-    yield from ahead.paced(tasks, rows, sources, under_way=pool.max_in_flight)
+    yield from ahead.ready_tasks(tasks, rows, sources, max_in_flight=pool.max_in_flight)
 
 
 def _ahead(settle: Callable[[], BuildInputs]) -> Iterator[None]:

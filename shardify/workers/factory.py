@@ -12,7 +12,7 @@ from pathlib import Path
 
 from shardify.errors import ShardifyError, StoreError
 from shardify.sources.zip_end_record import find_directory
-from shardify.storage.paths import PathOrUrl, Url, files_at
+from shardify.storage.paths import PathOrUrl, Url, local_files
 from shardify.workers.dask_pool import Cluster
 from shardify.workers.pool import InlinePool, Pool
 from shardify.workers.process_pool import Workers
@@ -52,7 +52,7 @@ def start_build_workers(
         StoreError: A cluster cannot see such a place.
     """
     copied = codec == "keep" and not res and verify != "decode"
-    swift = copied and scheduler is None and sum(map(_entries_in, files_at(paths))) >= _WORTH
+    swift = copied and scheduler is None and sum(map(_entries_in, local_files(paths))) >= _WORTH
     return create_pool(
         _SWIFT if swift else _CAREFUL, workers=workers, scheduler=scheduler, places=[*paths, out]
     )

@@ -25,7 +25,7 @@ from shardify.images.parser import ImageInfo, parse
 from shardify.images.pixels import STANDARD
 from shardify.sources.catalog import ENTRY_DTYPE, OpenSources
 from shardify.sources.zip_extract import payload
-from shardify.storage.atomic_write import AtomicFile, write_quick
+from shardify.storage.atomic_write import AtomicFile, write_atomic
 from shardify.storage.paths import Url, as_path
 from shardify.storage.readers import announce_reads
 from shardify.writer.fast_copy import CopyResult, FastCopier
@@ -178,11 +178,13 @@ def write_shard(task: ShardTask) -> ShardRecord:
             record, indexes = _fill(task, digest, [TarWriter(each.file) for each in drafts])
             for tar, draft, text in zip(tars, drafts, indexes, strict=True):
                 if record.samples:
-                    write_quick(tar.with_suffix(".idx"), text)
+                    write_atomic(tar.with_suffix(".idx"), text, durable=False)
                     draft.publish()
         # None of this is flushed to disk: a rerun believes digests only, and before the manifest
         # appears everything is flushed at once.
-        write_quick(out / STATE_FOLDER / f"{task.name}.json", record.to_json().encode())
+        write_atomic(
+            out / STATE_FOLDER / f"{task.name}.json", record.to_json().encode(), durable=False
+        )
     except OSError as error:
         raise BuildError(
             f"{tars[0]}: {error.strerror or error}; the shards so far are kept: see to it and run "
