@@ -24,7 +24,7 @@ from shardify.images.codecs import Variant, cost, resized, store
 from shardify.images.parser import ImageInfo, parse
 from shardify.images.pixels import STANDARD
 from shardify.sources.catalog import ENTRY_DTYPE, OpenSources
-from shardify.sources.zip_extract import payload
+from shardify.sources.zip_extract import read_payload
 from shardify.storage.atomic_write import AtomicFile, write_atomic
 from shardify.storage.paths import Url, as_path
 from shardify.storage.readers import announce_reads
@@ -200,7 +200,7 @@ def measure_backgrounds(task: BackgroundTask) -> ChannelSums:
         announce_reads(descriptors, task.rows, task.names)
         for name, row in zip(task.names, task.rows.tolist(), strict=True):
             try:
-                data = payload(descriptors[row[0]], name, *row[1:])
+                data = read_payload(descriptors[row[0]], name, *row[1:])
                 # At the size of training, not of a camera: faster, and what a network will see.
                 moments.add(*reduced_stats(data, parse(data), "bg", STANDARD, least=160))
             except EntryError:

@@ -237,7 +237,7 @@ def test_a_window_is_of_whole_pages_up_to_the_next_entry() -> None:
 @pytest.mark.usefixtures("disk")
 def test_shares_of_several_files_only_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readahead, "available_memory", lambda: 2 * 40 * PAGE)
-    monkeypatch.setattr(page_cache, "_TELL", -1)
+    monkeypatch.setattr(page_cache, "_PROGRESS_SECONDS", -1)
     monkeypatch.setattr(page_cache, "_STEP", PAGE)
     paths = [tmp_path / "one", tmp_path / "two"]
     for path in paths:
