@@ -39,7 +39,7 @@ from shardify.layout.detect import Rejection
 from shardify.sources.nested_zips import UnpackCache
 from shardify.storage.atomic_write import BackgroundSync
 from shardify.storage.paths import PathOrUrl, as_path
-from shardify.storage.readahead import ReadAhead, reading_ahead
+from shardify.storage.readahead import ReadAhead, read_ahead
 from shardify.version import version
 from shardify.workers.factory import start_build_workers
 from shardify.workers.pool import Pool
@@ -132,7 +132,7 @@ def build(
         # stop with this block, so that no worker writes while files are deleted below.
         with (
             pool or _start_workers(paths, out, options) as pool,
-            reading_ahead(paths if options.scheduler is None else (), waiting) as ahead,
+            read_ahead(paths if options.scheduler is None else (), waiting) as ahead,
             UnpackCache(out / STATE_FOLDER, shared=options.scheduler is not None) as work,
             ExitStack() as later,
         ):
@@ -259,7 +259,7 @@ def _shard_tasks(
             )
             yield each[:0] if kept else each
 
-    yield from ahead.paced(tasks, rows, sources, under_way=pool.max_in_flight)
+    yield from ahead.ready_tasks(tasks, rows, sources, max_in_flight=pool.max_in_flight)
 
 
 def _prepare_early(prepare: Callable[[], BuildInputs]) -> Iterator[None]:

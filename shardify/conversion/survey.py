@@ -23,7 +23,7 @@ from shardify.layout import layout_file as rules
 from shardify.layout.detect import Layout, Rejection, detect
 from shardify.layout.layout_file_writer import to_toml
 from shardify.sources.catalog import FAULTS, Catalog, OpenSources, entry_reader
-from shardify.sources.duplicates import without_repeats
+from shardify.sources.duplicates import drop_duplicates
 from shardify.sources.nested_zips import UnpackCache
 from shardify.sources.open_sources import open_sources
 from shardify.storage.paths import PathOrUrl
@@ -201,7 +201,7 @@ def survey(
             where=where,
             read=read,
             layout=given,
-            single=lambda files: without_repeats(catalog, files, read, where=where),
+            single=lambda files: drop_duplicates(catalog, files, read, where=where),
             defer=later is not None,
             check=check,
         )

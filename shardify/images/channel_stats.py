@@ -1,7 +1,4 @@
-"""Mean and deviation of pictures, from their histograms, with as little decoding as will do.
-
-Looks at one picture at a time; what to do with the figures is for others.
-"""
+"""Compute the mean and standard deviation of pictures from their histograms."""
 
 import functools
 import io
@@ -22,10 +19,10 @@ _FORMATS = {"jpg": ["JPEG"], "png": ["PNG"]}
 
 
 def measure(plane: NDArray[Any]) -> tuple[list[float], list[float]]:
-    """Per-channel mean and standard deviation of pixels, in [0, 1] of their full range.
+    """Return the mean and standard deviation of each channel, in [0, 1] of the full range.
 
     Args:
-        plane: (H, W) or (H, W, 3), uint8 or uint16, as ``pixels`` gives them.
+        plane: (H, W) or (H, W, 3), uint8 or uint16, as ``pixels`` returns them.
     """
     # Moments from a histogram are exact and several times faster than those of float arrays.
     if plane.dtype == np.uint8:
@@ -36,10 +33,10 @@ def measure(plane: NDArray[Any]) -> tuple[list[float], list[float]]:
 
 
 def fast_stats(data: bytes, picture: ImageInfo, role: str) -> tuple[list[float], list[float]]:
-    """``measure`` of what ``pixels`` makes of a picture of plain meaning, in half the time.
+    """Return ``measure`` of the picture's pixels; twice as fast for a standard 8-bit picture.
 
     Raises:
-        ImageError: It cannot be decoded whole.
+        ImageError: It cannot be decoded completely.
     """
     if not is_standard(picture, role, STANDARD) or picture.bits != 8:
         return measure(pixels(data, picture, role, STANDARD))
@@ -53,7 +50,7 @@ def fast_stats(data: bytes, picture: ImageInfo, role: str) -> tuple[list[float],
                 image.load()
                 whole = image if image.mode == mode else image.convert(mode)
                 if role == "mask":
-                    # All that counts are two numbers of pixels.
+                    # A mask has two values only, so two counts are enough.
                     plane = np.asarray(whole)
                     objects = int(np.count_nonzero(plane >= MASK_THRESHOLD))
                     counts = [plane.size - objects, *[0] * 254, objects]
@@ -68,18 +65,18 @@ def fast_stats(data: bytes, picture: ImageInfo, role: str) -> tuple[list[float],
 def reduced_stats(
     data: bytes, picture: ImageInfo, role: str, meaning: LabelEncoding, *, least: int
 ) -> tuple[list[float], list[float]]:
-    """``measure`` of a picture at a reduced size, where its decoder can do that at a saving.
+    """Return ``measure`` of a JPEG decoded at reduced size; other pictures at full size.
 
     Args:
-        data: As for ``pixels``; so are the others.
-        picture: See there.
-        role: See there.
-        meaning: See there.
-        least: The smaller side keeps at least as many pixels. A JPEG is measured with a half, a
-            quarter or an eighth of its sides.
+        data: As for ``pixels``.
+        picture: As for ``pixels``.
+        role: As for ``pixels``.
+        meaning: As for ``pixels``.
+        least: Smallest allowed length of the shorter side. A JPEG is decoded at a half, a quarter
+            or an eighth of its sides. Pixels.
 
     Raises:
-        ImageError: It cannot be decoded whole.
+        ImageError: It cannot be decoded completely.
     """
     if picture.kind != "jpg" or picture.trait or role not in ("bg", "fg_bg"):
         return measure(pixels(data, picture, role, meaning))
@@ -97,8 +94,8 @@ def reduced_stats(
 
 
 def _moments(counts: list[int], full: int) -> tuple[list[float], list[float]]:
-    """Of histograms, one a channel, end to end."""
-    # In whole numbers, so that the order of adding cannot show.
+    """Return mean and standard deviation from the joined histograms of all channels."""
+    # Integers, so that the result does not depend on the order of addition.
     table = np.array(counts, np.int64).reshape(-1, full + 1)
     mean, deviation = [], []
     for count, first, second in (table @ _powers(full)).tolist():

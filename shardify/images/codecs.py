@@ -1,16 +1,15 @@
-"""How a role's pixels are stored: size and codec of one variant of a data set, and what it costs.
+"""Resize and encode a role's pixels for one variant of a data set; measure the loss.
 
-Pixels in, bytes out, and back for the comparison. It reads no archive and no file. Formats:
+Codecs:
 
-- ``keep``: payload bytes unchanged; with a new size, pictures that were JPEG stay JPEG, all
-  others become PNG (masks and depths always do: a JPEG would blur them).
-- ``jpeg``: quality 95, no chroma subsampling; a mask is read back by its threshold. Depth of 16
-  bits stays PNG, which JPEG cannot hold.
+- ``keep``: payload bytes unchanged. With a new size, JPEG ``bg`` and ``fg_bg`` stay JPEG; all other
+  pictures become PNG (JPEG would blur masks and depth maps).
+- ``jpeg``: quality 95, no chroma subsampling. A mask is read back by its threshold. 16-bit depth
+  becomes PNG.
 - ``png``: lossless.
-- ``raw``: no header at all. ``bg`` and ``fg_bg``: uint8, planar (3, H, W). ``mask``: bits of
-  (H, W), rows joined, most significant bit first, the last byte filled up with 0. ``depth``:
-  (H, W) uint8, or uint16 little-endian where the role has 16 bits. The manifest's role states
-  H, W and bits.
+- ``raw``: no header. ``bg`` and ``fg_bg``: uint8, planar (3, H, W). ``mask``: bits of (H, W), rows
+  joined, most significant bit first, the last byte padded with 0. ``depth``: (H, W) uint8, or
+  uint16 little-endian if the role has 16 bits. The manifest's role states H, W and bits.
 """
 
 import io
@@ -35,26 +34,26 @@ class Variant(NamedTuple):
     folder: str = ""
     """Empty for OUT itself."""
     res: int = 0
-    """Side of every picture, or 0 for the size that it has."""
+    """Side of every picture in pixels, or 0 to keep its size."""
     codec: str = "keep"
 
     @property
     def unchanged(self) -> bool:
-        """Whether payload bytes go through as they are."""
+        """Whether payload bytes are copied unchanged."""
         return self.codec == "keep" and not self.res
 
 
 def store(plane: NDArray[Any], role: str, kind: str, variant: Variant) -> tuple[bytes, ImageInfo]:
-    """Encode pixels that have the variant's size already.
+    """Encode pixels that already have the variant's size.
 
     Args:
-        plane: As ``pixels.pixels`` gives them.
+        plane: As ``pixels.pixels`` returns them.
         role: ``bg``, ``fg_bg``, ``mask`` or ``depth``.
-        kind: ``jpg`` or ``png``: what the picture was, for ``keep``.
-        variant: Its codec counts.
+        kind: Format of the original picture, ``jpg`` or ``png``; used for ``keep``.
+        variant: States the codec.
 
     Returns:
-        The bytes, and what they are.
+        The encoded bytes, and their header.
     """
     codec = variant.codec
     height, width = plane.shape[:2]
@@ -75,7 +74,7 @@ def store(plane: NDArray[Any], role: str, kind: str, variant: Variant) -> tuple[
 
 
 def resized(plane: NDArray[Any], role: str, res: int) -> NDArray[Any]:
-    """Squash pixels to (res, res) with antialiasing; a mask stays 0 or 255; 0 changes nothing."""
+    """Resize pixels to (res, res) with antialiasing; a mask stays 0 or 255; 0 keeps the size."""
     if not res or plane.shape[:2] == (res, res):
         return plane
     from PIL import Image
@@ -93,13 +92,13 @@ def resized(plane: NDArray[Any], role: str, res: int) -> NDArray[Any]:
 
 
 def cost(plane: NDArray[Any], stored: bytes, picture: ImageInfo, role: str) -> float:
-    """What storing lost: the mask's IoU, else the root mean square error, of the full range.
+    """Return the mask's IoU after encoding; for other roles the RMSE, in [0, 1] of the full range.
 
     Args:
-        plane: What was to be stored.
-        stored: What ``store`` made of it.
-        picture: What ``store`` said that it is.
-        role: Of the picture.
+        plane: The original pixels.
+        stored: The bytes that ``store`` returned.
+        picture: The header that ``store`` returned.
+        role: The picture's role.
     """
     if picture.kind == "raw":
         back = unpack_raw(stored, picture, role)

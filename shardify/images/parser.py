@@ -1,8 +1,7 @@
-"""What a payload is, from its header to its end marker.
+"""Parse an image's structure from header to end marker, without decoding pixels.
 
-Parses JPEG and PNG itself, without decoding a pixel: enough to be sure that a decoder will find
-a whole picture of the stated size. Other formats are only recognised and bounded here. Decides no
-policy: whether a picture may stand for a role, and as what, is ``pixels``'s to say.
+JPEG and PNG are parsed completely: enough to be sure that the file holds a whole picture of the
+stated size. Of other formats only the header is read and the size limited.
 
 Sources: ITU-T T.81 annex B (JPEG), ISO/IEC 15948 (PNG), CIPA DC-008 (EXIF).
 """
@@ -18,10 +17,10 @@ from shardify.zlib_backend import crc32
 __all__ = ["MASK_THRESHOLD", "MAX_PIXELS", "ImageInfo", "bounded", "parse"]
 
 MASK_THRESHOLD = 150
-"""A mask's pixel is object where its 8-bit value is at least this."""
+"""A mask's pixel is object if its 8-bit value is at least this."""
 
 MAX_PIXELS = 1 << 26
-"""Width times height. A header may claim billions; no decoder gets to see it."""
+"""Largest width times height. A header that states more is refused before any decoding."""
 
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _FRAMES = frozenset({0xC0, 0xC1, 0xC2})
@@ -39,7 +38,7 @@ _OTHERS = (
 
 
 class ImageInfo(NamedTuple):
-    """A picture, as its header states it."""
+    """Format and size of a picture, from its header."""
 
     kind: str
     """``jpg`` or ``png``: also its extension in a shard; or ``gif``, ``bmp``, ``tif``, ``webp``,
@@ -51,18 +50,18 @@ class ImageInfo(NamedTuple):
     bits: int
     """Of one channel."""
     trait: str = ""
-    """What keeps it from being taken as it is: ``palette``, ``alpha``, ``CMYK``, ``rotated``."""
+    """Why it must be converted: ``palette``, ``alpha``, ``CMYK``, ``rotated``; else empty."""
 
 
 def parse(data: bytes) -> ImageInfo:
-    """Read a picture's structure: for JPEG and PNG from the first byte to the end marker.
+    """Parse a picture's structure.
 
-    Checks for JPEG: the chain of segments, one frame, scan data, the end marker. For PNG: the
-    chunk chain with each CRC, IHDR first, IDAT, IEND. Bytes behind the end are allowed.
+    Checks of a JPEG: the chain of segments, one frame, scan data, the end marker. Of a PNG: the
+    chain of chunks with each CRC, IHDR first, IDAT, IEND. Bytes after the end are allowed.
 
     Raises:
-        ImageError: No picture of a known format, truncated, damaged, or larger than
-            ``MAX_PIXELS``. The message is the reason alone.
+        ImageError: Not a picture of a known format, truncated, damaged, or larger than
+            ``MAX_PIXELS``. The message is only the reason.
     """
     if data.startswith(b"\xff\xd8\xff"):
         return _parse_jpeg(data)
@@ -81,7 +80,7 @@ def parse(data: bytes) -> ImageInfo:
 def bounded(
     kind: str, width: int, height: int, channels: int, bits: int, trait: str = ""
 ) -> ImageInfo:
-    """A picture of a size that may be decoded. Raises ImageError if it is none, or too large."""
+    """Return a picture's header. Raises ImageError if it is empty or over ``MAX_PIXELS``."""
     if not width or not height:
         raise ImageError(f"a picture of {width}x{height} pixels")
     if width * height > MAX_PIXELS:
@@ -209,7 +208,7 @@ def _parse_png(data: bytes) -> ImageInfo:
 
 
 def _ask_pillow(data: bytes, kind: str) -> ImageInfo:
-    """The header of a format that is converted anyway, so that its decoding checks the rest."""
+    """Read the header of another format. Its decoding, when it is converted, checks the rest."""
     from PIL import Image
 
     try:

@@ -1,8 +1,8 @@
-"""From a picture of any kind that is taken to pixels whose meaning is plain.
+"""Decode pictures of any supported format to the standard pixels of their role.
 
-``bg`` and ``fg_bg`` become 8-bit RGB, ``depth`` 8 or 16 bits of gray, ``mask`` 0 or 255.
-``normalize`` keeps bytes that say this already and converts the others, naming the rule. It reads
-no archive and chooses no codec; a picture whose meaning cannot be told is refused, never guessed.
+``bg`` and ``fg_bg`` become 8-bit RGB, ``depth`` 8-bit or 16-bit gray, ``mask`` 0 or 255.
+``normalize`` keeps payloads that are standard already and converts the others. A picture whose
+encoding is ambiguous raises ImageError.
 """
 
 import io
@@ -36,11 +36,11 @@ Range = tuple[int, int]
 
 _GRAY_SLACK = 8
 _ALPHA = ("alpha", "LA", "RGBA", "PA")
-"""Traits of pictures whose alpha may be what tells an object."""
+"""Traits of pictures whose alpha channel may be the mask."""
 
 
 class LabelEncoding(NamedTuple):
-    """How this data set's masks and floating-point depths are to be read."""
+    """Encoding of the source's masks and floating-point depth maps."""
 
     mask: str = "threshold"
     """``threshold``: object where at least ``MASK_THRESHOLD``; ``level N``: object where N, and
@@ -51,19 +51,19 @@ class LabelEncoding(NamedTuple):
 
 
 STANDARD = LabelEncoding()
-"""How every picture in a shard is to be read."""
+"""Encoding of every picture in a shard."""
 
 
 def normalize(
     data: bytes, picture: ImageInfo, role: str, meaning: LabelEncoding
 ) -> tuple[bytes, ImageInfo, str]:
-    """Keep a payload whose meaning is plain to any decoder, or convert it to a PNG that is.
+    """Keep a standard payload, or convert it to a standard PNG.
 
     Returns:
-        The bytes, what they are, and the rule that changed them (empty if they are unchanged).
+        The bytes, their header, and the conversion rule (empty if the bytes are unchanged).
 
     Raises:
-        ImageError: It cannot be decoded, or its meaning cannot be told.
+        ImageError: It cannot be decoded, or its encoding is ambiguous.
     """
     if is_standard(picture, role, meaning):
         return data, picture, ""
@@ -84,7 +84,7 @@ def normalize(
 
 
 def is_standard(picture: ImageInfo, role: str, meaning: LabelEncoding) -> bool:
-    """Whether a picture may stand for its role as it is."""
+    """Whether a picture is valid for its role without conversion."""
     if picture.trait or picture.kind not in ("jpg", "png"):
         return False
     if role == "mask":
@@ -95,20 +95,20 @@ def is_standard(picture: ImageInfo, role: str, meaning: LabelEncoding) -> bool:
 
 
 def same_aspect(picture: ImageInfo, main: ImageInfo) -> bool:
-    """Whether two pictures of a sample have the same aspect: 2 % or a pixel is rounding."""
+    """Whether two pictures of a sample have the same aspect ratio, within 2 % or one pixel."""
     off = abs(main.width * picture.height - picture.width * main.height)
     return off <= max(0.02 * main.width * picture.height, main.width, main.height)
 
 
 def pixels(data: bytes, picture: ImageInfo, role: str, meaning: LabelEncoding) -> NDArray[Any]:
-    """A picture's pixels, in its role's meaning.
+    """Decode a picture to the standard pixels of its role.
 
     Returns:
         ``bg``, ``fg_bg``: (H, W, 3) uint8. ``mask``: (H, W) uint8, 0 or 255. ``depth``: (H, W)
         uint8 or uint16.
 
     Raises:
-        ImageError: It cannot be decoded whole, or its meaning cannot be told.
+        ImageError: It cannot be decoded completely, or its encoding is ambiguous.
     """
     if picture.kind == "npy":
         return _array(data, role, meaning)
@@ -122,7 +122,7 @@ def pixels(data: bytes, picture: ImageInfo, role: str, meaning: LabelEncoding) -
 
 
 def levels_of(data: bytes, picture: ImageInfo) -> NDArray[Any]:
-    """The different values in a mask, in ascending order. Raises ImageError."""
+    """Return the distinct values of a mask, in ascending order. Raises ImageError."""
     if picture.kind == "npy":
         return np.unique(_loaded(data))
     plane = _open(data, _MASK)
@@ -132,17 +132,16 @@ def levels_of(data: bytes, picture: ImageInfo) -> NDArray[Any]:
 
 
 def peak_of(data: bytes, picture: ImageInfo) -> float:
-    """The largest finite value in floating-point depth. Raises ImageError."""
+    """Return the largest finite value of a floating-point depth map. Raises ImageError."""
     plane = _loaded(data) if picture.kind == "npy" else _open(data, "")
     return float(np.max(plane, where=np.isfinite(plane), initial=0))
 
 
 def refuse_faint(data: bytes, picture: ImageInfo, meaning: LabelEncoding) -> None:
-    """Refuse a mask with something in it, of which nothing would count as object.
+    """Refuse a mask that is not empty, but has no pixel of at least ``MASK_THRESHOLD``.
 
     Raises:
-        ImageError: Its highest value is above 0 and below ``MASK_THRESHOLD``, or it cannot be
-            decoded.
+        ImageError: The mask is such, or cannot be decoded.
     """
     if meaning.mask == "threshold":
         plane = _loaded(data) if picture.kind == "npy" else _open(data, _MASK)
@@ -158,7 +157,7 @@ _MASK = "mask"
 
 
 def _by_alpha(data: bytes) -> bool:
-    """Whether a picture's alpha tells the object, as its colour is the same everywhere."""
+    """Whether a picture's alpha channel is its mask, because its colour is constant."""
     from PIL import Image
 
     with warnings.catch_warnings():
@@ -168,7 +167,7 @@ def _by_alpha(data: bytes) -> bool:
 
 
 def alpha_of(image: "Image.Image") -> "Image.Image | None":
-    """The alpha plane, where only that tells an object: it is not full, and colour is the same."""
+    """Return the alpha plane if it is the mask: not all opaque, with a constant colour."""
     if not image.has_transparency_data:
         return None
     *colour, alpha = image.convert("RGBA").split()
@@ -178,9 +177,10 @@ def alpha_of(image: "Image.Image") -> "Image.Image | None":
 
 
 def _open(data: bytes, mode: str) -> NDArray[Any]:
-    """Decode with Pillow, turned as EXIF asks.
+    """Decode with Pillow and apply the EXIF orientation.
 
-    ``mode`` may be empty: whatever it is; or ``mask``: gray, or alpha where only that tells.
+    ``mode`` is a Pillow mode; empty to keep the picture's own; or ``mask``: gray, or the alpha
+    channel if that is the mask.
     """
     from PIL import Image, ImageOps
 
@@ -237,7 +237,7 @@ def _depth(data: bytes, meaning: LabelEncoding) -> NDArray[Any]:
 
 
 def _scaled(plane: NDArray[Any], meaning: LabelEncoding) -> NDArray[np.uint16]:
-    """Floating-point depth in 16 bits; what was not measured (NaN, negative) becomes 0."""
+    """Convert floating-point depth to 16 bits; invalid values (NaN, negative) become 0."""
     steps = np.nan_to_num(plane.astype(np.float64), nan=0, posinf=0, neginf=0) * meaning.depth_scale
     if steps.max(initial=0) > 65535.5:
         raise ImageError(

@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 
 from shardify.images.parser import MASK_THRESHOLD, ImageInfo
 
-__all__ = ["unpack_raw"]
+__all__ = ["pack_raw", "unpack_raw"]
 
 
 def unpack_raw(data: bytes, picture: ImageInfo, role: str) -> NDArray[Any]:
-    """A raw member's pixels, shaped as ``pixels.pixels`` gives them.
+    """Return the pixels of a raw member, shaped as ``pixels.pixels`` returns them.
 
     Raises:
         ValueError: The length does not fit the size.
@@ -29,6 +29,7 @@ def unpack_raw(data: bytes, picture: ImageInfo, role: str) -> NDArray[Any]:
 
 
 def pack_raw(plane: NDArray[Any], role: str) -> bytes:
+    """Pack pixels as ``pixels.pixels`` returns them; the layout is that of ``codecs``."""
     if role == "mask":
         return np.packbits(plane >= MASK_THRESHOLD).tobytes()
     if plane.ndim == 3:

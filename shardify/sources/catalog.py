@@ -1,16 +1,4 @@
-"""One or more zips as one catalog of entries: what workers read from, and what names there are.
-
-Opens files to read their directories; reads no payload, knows nothing of images, and never turns
-a name into a path.
-
-Sources opened for reading, in whatever process reads them.
-
-Knows nothing of what lies in them.
-
-Entries of a catalog, as workers are told of them, and their payloads, read here and now.
-
-Decides nothing about what it reads.
-"""
+"""One catalog of the entries of all sources; open sources and payloads by entry number."""
 
 import os
 import stat
@@ -24,7 +12,7 @@ from numpy.typing import NDArray
 from shardify.errors import ArchiveError, BuildError, EntryError, ShardifyError
 from shardify.sources.entry_names import Names
 from shardify.sources.zip_directory import FAULTS, MAX_ENTRY, RefusedEntry, SourceEntries, read_zip
-from shardify.sources.zip_extract import payload
+from shardify.sources.zip_extract import read_payload
 from shardify.storage.paths import PathOrUrl
 from shardify.storage.readers import ObjectReader, ReadHandle, close_source, open_source
 
@@ -52,12 +40,12 @@ ENTRY_DTYPE = np.dtype(
     [("source", "<u2"), ("offset", "<i8"), ("limit", "<i8"), ("packed", "<i8"), ("size", "<i8"),
      ("crc", "<u4"), ("method", "<u2")]
 )  # fmt: skip
-"""One entry of a zip, as a task carries it: columns of ``archive.Entries``."""
+"""One entry as a task carries it: the columns of ``Entries`` that ``read_payload`` needs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """One zip or folder, by what a worker needs to read it and a manifest to name it."""
+    """One zip or folder: its path for the workers, its identity for the manifest."""
 
     path: str
     """Ends in a slash if it is a folder."""
@@ -66,7 +54,7 @@ class Source:
     entries: int
     digest: str
     inner: bool = False
-    """Unpacked out of another source, which stands for it in the manifest."""
+    """Unpacked from another source; the manifest lists only that one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,16 +64,16 @@ class Entries:
     source: NDArray[np.uint16]
     """Index into the catalog's sources."""
     offset: NDArray[np.int64]
-    """First byte of the local header, from the start of the file."""
+    """First byte of the local header in the file; for a folder's file, its modification time."""
     limit: NDArray[np.int64]
-    """First byte that belongs to something else; the payload must end here or before."""
+    """First byte after the entry; the payload must end here or before."""
     packed: NDArray[np.int64]
     size: NDArray[np.int64]
     crc: NDArray[np.uint32]
     method: NDArray[np.uint16]
     """0 stored, 8 deflated; others carry a fault."""
     fault: NDArray[np.uint8]
-    """0, or a key of ``FAULTS``: known from the directory alone, before any payload is read."""
+    """0, or a key of ``FAULTS`` for an entry that the directory alone shows to be unusable."""
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -93,7 +81,7 @@ class Entries:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Catalog:
-    """All sources as one: ``names[i]`` is the name of row ``i`` of ``entries``."""
+    """The entries of all sources: ``names[i]`` is the name of row ``i`` of ``entries``."""
 
     sources: list[Source]
     names: Names
@@ -105,10 +93,11 @@ def open_catalog(paths: Sequence[PathOrUrl]) -> Catalog:
     """Read the central directories of one or more zips.
 
     Args:
-        paths: Zip files, in the order in which they shall count.
+        paths: Zip files, in the order of the catalog's sources.
 
     Raises:
-        ArchiveError: One of them is missing, no zip, cut, overlapping, over a limit or empty.
+        ArchiveError: One is missing, not a zip, truncated or over a limit, or has overlapping
+            entries; or there is no entry at all.
     """
     opened = [open_zip(path) for path in paths]
     prefixes = [f"{path.stem}/" if len(paths) > 1 else "" for path in paths]
@@ -125,12 +114,12 @@ def open_catalog(paths: Sequence[PathOrUrl]) -> Catalog:
 def join_parts(
     sources: list[Source], parts: Sequence[tuple[int, str, SourceEntries]], *, where: str
 ) -> Catalog:
-    """Many parts as one.
+    """Join the entries of several sources into one catalog.
 
     Args:
-        sources: Files to read from, in the order in which they count.
-        parts: Which of the sources each part lies in; what leads its names; the part itself.
-        where: What to call it all in an error.
+        sources: Zips and folders, in the catalog's order.
+        parts: Number of the source, prefix of the names, and entries of each part.
+        where: Name of the whole in an error.
 
     Raises:
         ArchiveError: There is no entry at all.
@@ -157,12 +146,12 @@ def open_zip(path: PathOrUrl) -> tuple[Source, SourceEntries]:
     """Read one zip's central directory.
 
     Raises:
-        ArchiveError: It is missing, no zip, cut, overlapping or over a limit.
+        ArchiveError: It is missing, not a zip, truncated or over a limit, or its entries overlap.
     """
     try:
         handle = open_source(str(path))
         try:
-            total = _size_of(handle, path)
+            total = _file_size(handle, path)
             count, digest, part = read_zip(handle, total, str(path))
         finally:
             close_source(handle)
@@ -174,7 +163,7 @@ def open_zip(path: PathOrUrl) -> tuple[Source, SourceEntries]:
     return source, part
 
 
-def _size_of(handle: ReadHandle, path: PathOrUrl) -> int:
+def _file_size(handle: ReadHandle, path: PathOrUrl) -> int:
     if isinstance(handle, ObjectReader):
         return handle.size
     assert isinstance(handle, int)
@@ -187,7 +176,7 @@ def _size_of(handle: ReadHandle, path: PathOrUrl) -> int:
 
 
 class OpenSources:
-    """The zips and folders, opened for reading: by descriptor, by ranges, or by name."""
+    """Opens zips and folders for reading; use it in a ``with`` block."""
 
     def __init__(self, paths: list[str]) -> None:
         self._paths = paths
@@ -213,21 +202,21 @@ class OpenSources:
 
 
 def entry_rows(catalog: Catalog, numbers: NDArray[Any]) -> NDArray[Any]:
-    """Entries as tasks carry them: the shape of ``numbers``, of ``writer.ENTRY_DTYPE``."""
+    """Return entries as tasks carry them: the shape of ``numbers``, of ``ENTRY_DTYPE``."""
     rows = np.empty(numbers.shape, ENTRY_DTYPE)
     for name in ENTRY_DTYPE.names or ():
         rows[name] = getattr(catalog.entries, name)[numbers]
     return rows
 
 
-def entry_reader(catalog: Catalog, descriptors: Sequence[ReadHandle]) -> Callable[[int], bytes]:
-    """A function from an entry's number to its payload; it raises EntryError for a bad one."""
+def entry_reader(catalog: Catalog, handles: Sequence[ReadHandle]) -> Callable[[int], bytes]:
+    """Return a function from entry number to payload; it raises EntryError for a bad entry."""
 
     def read(entry: int) -> bytes:
         code = int(catalog.entries.fault[entry])
         if code:
             raise EntryError(FAULTS[code])
         source, *rest = entry_rows(catalog, np.array([entry]))[0].tolist()
-        return payload(descriptors[source], catalog.names.raw(entry), *rest)
+        return read_payload(handles[source], catalog.names.raw(entry), *rest)
 
     return read

@@ -1,7 +1,7 @@
-"""Backgrounds that several parts of a data set bring along, each its own copy.
+"""Drop duplicate backgrounds: several parts of a data set may each carry their own copy.
 
-Equal bytes under an equal name are one background; other bytes under the same name are refused,
-with both places. Files of one zip or folder are never compared with each other.
+Equal bytes under an equal name are one background; different bytes under the same name are an
+error that names both. Files of one zip or folder are never compared with each other.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,26 +10,26 @@ from shardify.errors import EntryError, LayoutError
 from shardify.sources.catalog import Catalog
 from shardify.sources.entry_names import common_folders, decode
 
-__all__ = ["without_repeats"]
+__all__ = ["drop_duplicates"]
 
 
-def without_repeats(
+def drop_duplicates(
     catalog: Catalog, files: Sequence[int], read: Callable[[int], bytes], *, where: str
 ) -> list[int]:
-    """The files without those that repeat another part's.
+    """Return the files without those that duplicate a file of another part.
 
     Args:
         catalog: All entries.
-        files: Entries that are backgrounds.
-        read: Gives an entry's bytes.
-        where: What to call the source in an error.
+        files: Entry numbers of the backgrounds.
+        read: Returns an entry's bytes.
+        where: Name of the source in an error.
 
     Returns:
-        One entry of each background, in the order of ``files``: where it is repeated, that with
-        the least name.
+        One entry of each background, in the order of ``files``; of duplicates, the one whose name
+        sorts first.
 
     Raises:
-        LayoutError: Two parts have different backgrounds of one name.
+        LayoutError: Two parts have different backgrounds of the same name.
     """
     names = catalog.names
     parts: dict[int, list[int]] = {}
@@ -37,24 +37,24 @@ def without_repeats(
         parts.setdefault(names.part(file), []).append(file)
     if len(parts) < 2:
         return list(files)
-    exact: dict[str, list[int]] = {}
-    short: dict[str, list[int]] = {}
+    by_path: dict[str, list[int]] = {}
+    by_short_path: dict[str, list[int]] = {}  # Without the folders that a part's files share.
     for number in sorted(parts, key=lambda each: names[parts[each][0]]):
         own = [decode(names.raw(file)) for file in parts[number]]
         shared = common_folders(sorted({name.rpartition("/")[0] for name in own}))
         for name, file in zip(own, parts[number], strict=True):
-            exact.setdefault(name, []).append(file)
-            short.setdefault("/".join(name.split("/")[shared:]), []).append(file)
+            by_path.setdefault(name, []).append(file)
+            by_short_path.setdefault("/".join(name.split("/")[shared:]), []).append(file)
     dropped: set[int] = set()
-    for groups, strict in ((exact, True), (short, False)):
+    for groups, strict in ((by_path, True), (by_short_path, False)):
         for name, group in groups.items():
-            left = sorted({*group} - dropped, key=names.__getitem__)
-            for other in left[1:]:
-                if _equal(catalog, left[0], other, read):
+            kept, *others = sorted({*group} - dropped, key=names.__getitem__)
+            for other in others:
+                if _equal(catalog, kept, other, read):
                     dropped.add(other)
                 elif strict:
                     raise LayoutError(
-                        f"{where}: two backgrounds named {name} differ: {names[left[0]]} and "
+                        f"{where}: two backgrounds named {name} differ: {names[kept]} and "
                         f"{names[other]}; expected one, or the same bytes; rename one, or leave "
                         "one part out"
                     )
@@ -62,14 +62,14 @@ def without_repeats(
 
 
 def _equal(catalog: Catalog, one: int, other: int, read: Callable[[int], bytes]) -> bool:
-    """Whether two entries have the same bytes. What cannot be read equals nothing."""
+    """Whether two entries have the same bytes. An unreadable entry equals no other."""
     entries = catalog.entries
     if entries.size[one] != entries.size[other]:
         return False
-    packed = all(
+    have_crc = all(
         not catalog.sources[int(entries.source[each])].path.endswith("/") for each in (one, other)
     )
-    if packed and entries.crc[one] != entries.crc[other]:
+    if have_crc and entries.crc[one] != entries.crc[other]:
         return False
     try:
         return read(one) == read(other)

@@ -1,4 +1,4 @@
-"""Names of files: image and map extensions, junk files and folders."""
+"""Classify files by name: image and map extensions, junk files and folders."""
 
 import re
 
@@ -6,7 +6,10 @@ __all__ = ["IMAGE_EXTENSIONS", "MAP_EXTENSIONS", "is_junk", "is_junk_folder"]
 
 
 IMAGE_EXTENSIONS = frozenset("jpg jpeg jpe jfif png gif bmp webp tif tiff npy".split())
-"""Extensions, in lower case, of what may hold pixels."""
+"""Lower-case extensions of files that may hold pixels."""
+
+MAP_EXTENSIONS = frozenset({"csv", "tsv", "txt"})
+"""Lower-case extensions of files that may be maps."""
 
 _JUNK_FOLDERS = re.compile(r"(?:^|/)(?:__MACOSX|\.[^/]*|@eaDir|\$RECYCLE\.BIN)(?:/|$)")
 _JUNK_FILES = re.compile(
@@ -16,17 +19,13 @@ _JUNK_FILES = re.compile(
 
 
 def is_junk(base: str) -> bool:
-    """Whether a file's name, without folders, is that of litter or of a note to the reader.
+    """Whether a file's name, without folders, is that of a junk, readme or licence file.
 
-    The empty name, which is what a folder's own entry ends in, is.
+    Also True for the empty name: that of a folder's own entry.
     """
     return not base or _JUNK_FILES.match(base) is not None
 
 
 def is_junk_folder(path: str) -> bool:
-    """Whether a folder, or one around it, is an operating system's own."""
+    """Whether a folder, or one that contains it, is hidden or belongs to the operating system."""
     return _JUNK_FOLDERS.search(path) is not None
-
-
-MAP_EXTENSIONS = frozenset({"csv", "tsv", "txt"})
-"""Of files that may be maps, in lower case."""

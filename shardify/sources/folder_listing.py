@@ -1,7 +1,7 @@
-"""What lies in a folder, or under a prefix of a store: files by name, size and time.
+"""List a folder or an object-store prefix: names, sizes and modification times of its files.
 
-Looks at directory entries alone, and at the first bytes of files that may be zips. Links are never
-followed; litter, and folders that hold a data set of this program's own, are passed over.
+Reads directory entries, and the first bytes of files that may be zips. Links are not followed. Junk
+files and folders that hold a built data set are skipped.
 """
 
 import hashlib
@@ -19,40 +19,43 @@ from shardify.sources.entry_names import decode, is_hostile
 from shardify.sources.file_types import IMAGE_EXTENSIONS, MAP_EXTENSIONS, is_junk, is_junk_folder
 from shardify.storage.paths import PathOrUrl, Url
 
-__all__ = ["Listing", "list_folder", "looks_zipped"]
+__all__ = ["ZIP_MAGIC", "Listing", "has_zip_name", "list_folder", "without_zip_extension"]
 
 MAX_FILES = 20_000_000
-_MAGIC = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
-_OURS = {"manifest.json", "rejected.jsonl"}
-_STATE = ".shardify"
+ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
+"""First bytes of a zip: normal, empty, spanned."""
+MIN_ZIP_SIZE = 22
+"""Size of an empty zip: its end record. Bytes."""
+_DATA_SET_FILES = {"manifest.json", "rejected.jsonl"}
+_STATE_FOLDER = ".shardify"
 
 
 @dataclass(kw_only=True, slots=True)
 class Listing:
-    """Files of one folder at any depth, in the order of their names' bytes."""
+    """The files of one folder at any depth, sorted by the bytes of their names."""
 
     folder: PathOrUrl
     files: list[tuple[bytes, int, int]] = field(default_factory=list)
-    """(name, size in bytes, time of the last change in nanoseconds)."""
+    """(name, size in bytes, modification time in nanoseconds; of an object, a hash of its ETag)."""
     zips: list[str] = field(default_factory=list)
     refused: list[RefusedEntry] = field(default_factory=list)
 
     def source(self) -> Source:
-        """The folder as a source. Its digest is of the sorted names and sizes of its files."""
-        found = hashlib.sha256()
+        """Return the folder as a source. Its digest covers the names and sizes of its files."""
+        digest = hashlib.sha256()
         for name, size, _ in self.files:
-            found.update(b"%b\0%d\n" % (name, size))
+            digest.update(b"%b\0%d\n" % (name, size))
         path = self.folder.absolute()
         return Source(
             path=f"{path}/",
-            name=_name_of(self.folder),
+            name=_folder_name(self.folder),
             bytes=sum(size for _, size, _ in self.files),
             entries=len(self.files),
-            digest=found.hexdigest(),
+            digest=digest.hexdigest(),
         )
 
     def part(self) -> SourceEntries:
-        """The files as entries: as stored ones of a zip, with the time in place of an offset."""
+        """Return the files as stored entries, with the modification time as offset."""
         count = len(self.files)
         size = np.fromiter((each[1] for each in self.files), np.int64, count)
         stamp = np.fromiter((each[2] for each in self.files), np.int64, count)
@@ -73,8 +76,8 @@ class Listing:
         )  # fmt: skip
 
     @property
-    def useful(self) -> bool:
-        """Whether there is an image, or what may be a map of images."""
+    def has_images_or_maps(self) -> bool:
+        """Whether any file is an image, or may be a map of images."""
         return any(
             _extension(name) in IMAGE_EXTENSIONS | MAP_EXTENSIONS for name, _, _ in self.files
         )
@@ -84,55 +87,60 @@ def list_folder(folder: PathOrUrl) -> Listing:
     """List a folder at any depth.
 
     Raises:
-        SourceError: It, or a folder in it, cannot be read; or it is a data set already built.
+        SourceError: It, or a folder in it, cannot be read; or it is a built data set.
         StoreError: The store is at fault.
     """
-    found = Listing(folder=folder)
+    listing = Listing(folder=folder)
     try:
-        each = _objects(folder) if isinstance(folder, Url) else _walk(folder, found.refused)
-        found.files = sorted(each)
+        files = _objects(folder) if isinstance(folder, Url) else _walk(folder, listing.refused)
+        listing.files = sorted(files)
     except OSError as error:
         raise SourceError(
             f"{error.filename or folder}: cannot be listed ({error.strerror}); expected a folder "
             "that may be read; see to its permissions"
         ) from error
-    if len(found.files) > MAX_FILES:
+    if len(listing.files) > MAX_FILES:
         raise SourceError(f"{folder}: over {MAX_FILES} files; split it")
-    found.zips = [decode(name) for name, size, _ in found.files if _is_zip(folder, name, size)]
-    zips = set(found.zips)
+    listing.zips = [decode(name) for name, size, _ in listing.files if _is_zip(folder, name, size)]
+    zips = set(listing.zips)
     if zips:
-        found.files = [each for each in found.files if decode(each[0]) not in zips]
-    found.refused.sort(key=lambda one: one.member)
-    return found
+        listing.files = [each for each in listing.files if decode(each[0]) not in zips]
+    listing.refused.sort(key=lambda one: one.member)
+    return listing
 
 
-def looks_zipped(name: bytes) -> bool | None:
-    """Whether a name is a zip's: True, False, or None where only its content can tell."""
+def has_zip_name(name: bytes) -> bool | None:
+    """Whether a name is that of a zip; None for a name without extension: read its content."""
     base = name.rpartition(b"/")[2]
     if base.lower().endswith(b".zip"):
         return True
     return None if b"." not in base else False
 
 
+def without_zip_extension(name: str) -> str:
+    """Return the name without ``.zip``, if it has that extension in any case."""
+    return name[:-4] if name.lower().endswith(".zip") else name
+
+
 def _is_zip(folder: PathOrUrl, name: bytes, size: int) -> bool:
-    guess = looks_zipped(name)
-    if guess is not None or size < 22:
-        return bool(guess)
+    by_name = has_zip_name(name)
+    if by_name is not None or size < MIN_ZIP_SIZE:
+        return bool(by_name)
     if isinstance(folder, Url):
         files, path = (folder / name.decode()).connect()
         with folder.translate_errors():
-            return bytes(files.cat_file(path, start=0, end=4)) in _MAGIC
+            return bytes(files.cat_file(path, start=0, end=4)) in ZIP_MAGIC
     descriptor = os.open(os.fsencode(folder) + b"/" + name, os.O_RDONLY | os.O_NOFOLLOW)
     try:
-        return os.pread(descriptor, 4, 0) in _MAGIC
+        return os.pread(descriptor, 4, 0) in ZIP_MAGIC
     finally:
         os.close(descriptor)
 
 
 def _walk(folder: Path, refused: list[RefusedEntry]) -> Iterator[tuple[bytes, int, int]]:
-    """Every regular file that is no litter. What is no file is put in ``refused``."""
+    """Yield every regular file but junk. Links, devices and hostile names go to ``refused``."""
     root = os.fsencode(folder)
-    if _is_ours([each.name for each in folder.iterdir()]):
+    if _is_built_data_set([each.name for each in folder.iterdir()]):
         raise SourceError(
             f"{folder}: a data set that `shardify build` made; expected the pictures that it was "
             "made from"
@@ -142,7 +150,7 @@ def _walk(folder: Path, refused: list[RefusedEntry]) -> Iterator[tuple[bytes, in
         inside = waiting.pop()
         with os.scandir(os.path.join(root, inside) if inside else root) as listed:  # noqa: PTH118
             entries = list(listed)
-        if inside and _is_ours([os.fsdecode(each.name) for each in entries]):
+        if inside and _is_built_data_set([os.fsdecode(each.name) for each in entries]):
             continue
         for entry in entries:
             name = inside + b"/" + entry.name if inside else entry.name
@@ -165,25 +173,30 @@ def _walk(folder: Path, refused: list[RefusedEntry]) -> Iterator[tuple[bytes, in
                 refused.append(RefusedEntry(member=shown, reason=f"is {kind}, not a file"))
 
 
-def _is_ours(names: list[str]) -> bool:
-    """Whether a folder of these entries is what a build has written, or is writing."""
-    return _STATE in names or _OURS <= set(names)
+def _is_built_data_set(names: list[str]) -> bool:
+    """Whether the folder with these entries was written by a build, or is being written."""
+    return _STATE_FOLDER in names or _DATA_SET_FILES <= set(names)
 
 
 def _objects(url: Url) -> Iterator[tuple[bytes, int, int]]:
-    """Every object under a prefix that is no litter."""
+    """Yield every object under a prefix but junk."""
     files, path = url.connect()
     with url.translate_errors():
-        found = files.find(path, detail=True)
-    lead = path.strip("/") + "/"
-    names = {str(each).lstrip("/").removeprefix(lead): info for each, info in found.items()}
-    ours = {name.rpartition("/")[0] for name in names if name.rpartition("/")[2] in _OURS}
-    ours = {each for each in ours if all(f"{each}/{one}".lstrip("/") in names for one in _OURS)}
+        objects = files.find(path, detail=True)
+    prefix = path.strip("/") + "/"
+    names = {str(each).lstrip("/").removeprefix(prefix): info for each, info in objects.items()}
+    built = {
+        name.rpartition("/")[0] for name in names if name.rpartition("/")[2] in _DATA_SET_FILES
+    }
+    built = {
+        each for each in built
+        if all(f"{each}/{file}".lstrip("/") in names for file in _DATA_SET_FILES)
+    }  # fmt: skip
     for name, info in names.items():
         folder, _, base = name.rpartition("/")
         if is_junk(base) or is_junk_folder(folder) or info.get("type") == "directory":
             continue
-        if any(not each or name.startswith(f"{each}/") for each in ours):
+        if any(not each or name.startswith(f"{each}/") for each in built):
             continue
         stamp = str(info.get("ETag") or info.get("LastModified") or info.get("created") or "")
         yield name.encode(), int(info["size"]), zlib.crc32(stamp.encode())
@@ -193,6 +206,6 @@ def _extension(name: bytes) -> str:
     return decode(name.rpartition(b"/")[2].rpartition(b".")[2]).lower()
 
 
-def _name_of(folder: PathOrUrl) -> str:
-    """A folder's own name, also of ``.``."""
+def _folder_name(folder: PathOrUrl) -> str:
+    """Return a folder's own name, also for ``.``."""
     return folder.name if isinstance(folder, Url) else folder.resolve().name

@@ -1,24 +1,24 @@
-"""What the user named, as one catalog: zips, zips in a zip, folders of files, or all of them.
+"""Open the zips, nested zips and folders that the user named as one catalog.
 
-Finds what there is and names it apart; opens zips' directories and lists folders, and reads no
-picture. The order in which a folder lists its files is of no account.
+Reads the zips' directories and lists the folders. The result does not depend on the order in which
+a folder lists its files.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shardify.errors import SourceError
 from shardify.sources.catalog import Catalog, Source, SourceEntries, join_parts, open_zip
-from shardify.sources.folder_listing import Listing, list_folder
-from shardify.sources.nested_zips import UnpackCache, open_inner
+from shardify.sources.folder_listing import Listing, list_folder, without_zip_extension
+from shardify.sources.nested_zips import UnpackCache, open_nested_zips
 from shardify.storage.paths import PathOrUrl
 
 __all__ = ["MAX_SOURCES", "open_sources"]
 
 MAX_SOURCES = 500
-"""Files and folders that are open at once in every worker."""
+"""Most files and folders open at once in every worker."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,34 +26,34 @@ class _Item:
     """A zip or the files of a folder."""
 
     label: str
-    """What leads its names, where there are several."""
+    """Prefix of its names, if there are several items."""
     source: Source
     part: SourceEntries
     parent: str
-    """The folder's name that it lies in, to tell equal labels apart."""
+    """Name of the folder that contains it, to tell equal labels apart."""
 
 
 def open_sources(paths: Sequence[PathOrUrl], work: UnpackCache) -> Catalog:
-    """Everything that the paths stand for.
+    """Open all sources of one data set as one catalog.
 
     Args:
-        paths: Zips, and folders that hold files, zips or both, that together are one data set.
-        work: Where deflated zips inside a zip are unpacked.
+        paths: Zips, and folders that contain files, zips or both.
+        work: Unpacks deflated zips inside a zip.
 
     Returns:
-        The catalog. With several zips or folders, each one's names are led by its own name; a zip
-        inside another, or in a folder, by its path there.
+        The catalog. With several zips or folders, the names of each are prefixed by its own name;
+        those of a zip inside another, or in a folder, by its path there.
 
     Raises:
         SourceError: One is missing, named twice, empty, damaged or hostile.
         StoreError: A store is at fault.
-        OSError: The disk has no room for what must be unpacked.
+        OSError: The disk is too full for the zips that must be unpacked.
     """
-    _check_twice(paths)
+    _check_unique(paths)
     items: list[_Item] = []
     for path in paths:
         if path.is_dir():
-            items += _of_folder(path, alone=len(paths) == 1)
+            items += _open_folder(path, alone=len(paths) == 1)
         else:
             source, part = open_zip(path)
             items.append(_Item(label=path.stem, source=source, part=part, parent=_parent(path)))
@@ -66,14 +66,14 @@ def open_sources(paths: Sequence[PathOrUrl], work: UnpackCache) -> Catalog:
         if item.source.path.endswith("/"):
             parts.append((number, prefix, item.part))
             continue
-        outer, inner = open_inner(item.source, item.part, work)
+        outer, inner = open_nested_zips(item.source, item.part, work)
         parts.append((number, prefix, outer))
         for each in inner:
-            at = number
+            inner_number = number
             if each.source is not None:
-                at = len(sources)
+                inner_number = len(sources)
                 sources.append(each.source)
-            parts.append((at, f"{prefix}{each.name}/", each.part))
+            parts.append((inner_number, f"{prefix}{each.name}/", each.part))
     where = ", ".join(map(str, paths))
     if len(sources) > MAX_SOURCES:
         raise SourceError(
@@ -83,37 +83,28 @@ def open_sources(paths: Sequence[PathOrUrl], work: UnpackCache) -> Catalog:
     return join_parts(sources, parts, where=where)
 
 
-def _of_folder(folder: PathOrUrl, *, alone: bool) -> list[_Item]:
-    """A folder's own files, and the zips in it."""
-    found = list_folder(folder)
-    lead = "" if alone else found.source().name
+def _open_folder(folder: PathOrUrl, *, alone: bool) -> list[_Item]:
+    """Open a folder's own files, and the zips in it."""
+    listing = list_folder(folder)
+    parent = _parent(folder)
+    own = listing.source()
+    prefix = "" if alone else own.name
     items = []
-    for name in found.zips:
+    if listing.has_images_or_maps:
+        items.append(_Item(label=prefix, source=own, part=listing.part(), parent=parent))
+    for name in listing.zips:
         source, part = open_zip(folder / name)
-        named = _renamed(source, name)
-        label = "/".join(filter(None, (lead, name[:-4] if name.lower().endswith(".zip") else name)))
-        items.append(_Item(label=label, source=named, part=part, parent=_parent(folder)))
-    if found.useful:
-        source = found.source()
-        items.insert(0, _Item(label=lead, source=source, part=found.part(), parent=_parent(folder)))
+        label = "/".join(filter(None, (prefix, without_zip_extension(name))))
+        items.append(
+            _Item(label=label, source=replace(source, name=name), part=part, parent=parent)
+        )
     if not items:
-        raise SourceError(_nothing(folder, found))
+        raise SourceError(_empty_message(folder, listing))
     return items
 
 
-def _renamed(source: Source, name: str) -> Source:
-    """The source under its path in the folder."""
-    return Source(
-        path=source.path,
-        name=name,
-        bytes=source.bytes,
-        entries=source.entries,
-        digest=source.digest,
-    )
-
-
-def _nothing(folder: PathOrUrl, found: Listing) -> str:
-    links = sum(each.reason.startswith("is a link") for each in found.refused)
+def _empty_message(folder: PathOrUrl, listing: Listing) -> str:
+    links = sum(each.reason.startswith("is a link") for each in listing.refused)
     if links:
         return (
             f"{folder}: nothing but links ({links}), which are not followed; expected images or "
@@ -123,13 +114,13 @@ def _nothing(folder: PathOrUrl, found: Listing) -> str:
 
 
 def _prefixes(items: Sequence[_Item]) -> list[str]:
-    """What leads the names of each item: nothing where there is one item alone."""
+    """Return the unique prefix of each item's names: empty for a single item."""
     if len(items) == 1:
         return [""]
     labels = [item.label for item in items]
-    twice = {label for label, count in Counter(labels).items() if count > 1}
+    repeated = {label for label, count in Counter(labels).items() if count > 1}
     labels = [
-        f"{item.parent}/{label}" if label in twice and item.parent else label
+        f"{item.parent}/{label}" if label in repeated and item.parent else label
         for item, label in zip(items, labels, strict=True)
     ]
     seen: Counter[str] = Counter()
@@ -145,7 +136,7 @@ def _parent(path: PathOrUrl) -> str:
     return path.absolute().parent.name if isinstance(path, Path) else ""
 
 
-def _check_twice(paths: Sequence[PathOrUrl]) -> None:
+def _check_unique(paths: Sequence[PathOrUrl]) -> None:
     seen = set()
     for path in paths:
         where = str(path.resolve() if isinstance(path, Path) else path)

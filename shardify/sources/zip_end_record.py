@@ -1,7 +1,7 @@
-"""Where a zip's central directory lies: its end record, the wide one (zip64), and what belies them.
+"""Locate a zip's central directory from its end record, zip64 included.
 
-Reads the last bytes of a file and nothing else of it; a zip whose readers would disagree about it
-is refused.
+Reads the last bytes of a file only. A zip that different readers would read differently raises
+ArchiveError. Must not import NumPy: it is imported before the workers start.
 
 Source: PKWARE APPNOTE 6.3.10, sections 4.3.14 to 4.3.16.
 """
@@ -11,12 +11,12 @@ import struct
 from shardify.errors import ArchiveError
 from shardify.storage.readers import ReadHandle, pread
 
-__all__ = ["ALL_ONES", "RECORD", "find_directory", "read_at"]
+__all__ = ["ALL_ONES", "RECORD_SIZE", "find_directory", "read_at"]
 
-RECORD = 46
-"""Of one entry in the directory, without its name, extra field and comment. Bytes."""
+RECORD_SIZE = 46
+"""Size of one entry in the directory, without its name, extra field and comment. Bytes."""
 ALL_ONES = 0xFFFFFFFF
-"""Stands for a number that needs 64 bits, and is found elsewhere."""
+"""Placeholder for a number whose 64-bit value is in a zip64 field."""
 MAX_ENTRIES = 20_000_000
 MAX_DIRECTORY = 4 << 30
 
@@ -26,7 +26,7 @@ _END64 = struct.Struct("<4sQ2H2L4Q")
 
 
 def read_at(handle: ReadHandle, offset: int, length: int) -> bytes:
-    """``length`` bytes, or fewer at the end of the file (one pread gives 2 GiB at most)."""
+    """Read ``length`` bytes, fewer at the end of the file; also over 2 GiB, pread's limit."""
     pieces = []
     while length:
         piece = pread(handle, min(length, 1 << 30), offset)
@@ -39,7 +39,20 @@ def read_at(handle: ReadHandle, offset: int, length: int) -> bytes:
 
 
 def find_directory(handle: ReadHandle, total: int, path: str) -> tuple[int, int, int, int]:
-    """Entry count, first byte and length of the directory, and by how much offsets are short."""
+    """Locate the central directory.
+
+    Args:
+        handle: The zip.
+        total: Its size. Bytes.
+        path: Its name in an error.
+
+    Returns:
+        Entry count, first byte and length of the directory, and the number of bytes prepended to
+        the zip, which must be added to its offsets.
+
+    Raises:
+        ArchiveError: It is not a zip, truncated, damaged, ambiguous or over a limit.
+    """
     if total == 0:
         raise ArchiveError(f"{path}: an empty file (0 bytes); expected a zip; copy it again")
     reach = min(total, _END.size + 0xFFFF + _END64_LOCATOR.size)
@@ -78,7 +91,7 @@ def find_directory(handle: ReadHandle, total: int, path: str) -> tuple[int, int,
         raise ArchiveError(f"{path}: one part of a zip split over several files; join them first")
     begin = position - length
     shift = begin - stated
-    if begin < 0 or shift < 0 or length < count * RECORD:
+    if begin < 0 or shift < 0 or length < count * RECORD_SIZE:
         raise ArchiveError(
             f"{path}: states a directory of {count} entries in {length} bytes at byte {stated}, "
             "which does not fit in; it was cut or damaged; copy it again"

@@ -1,24 +1,27 @@
-"""One entry's payload out of a zip: bounded, checked against its size and its CRC.
+"""Read one entry of a zip: inflate it and check its size and CRC.
 
-Reads ranges of an open file; writes nothing, and trusts neither the directory's sizes nor the
-local header's. Memory is bounded by the size that the directory states (checked by ``archive``).
+The sizes in the directory and in the local header are not trusted. Memory is bounded by the size
+that the directory states, at most ``MAX_ENTRY``.
 """
 
 import struct
 
 from shardify.errors import EntryError
+from shardify.sources.zip_end_record import ALL_ONES
 from shardify.storage.readers import FolderReader, PrefixReader, ReadHandle, pread
 from shardify.zlib_backend import ERRORS, crc32, decompressobj
 
-__all__ = ["payload"]
+__all__ = ["LOCAL_HEADER", "read_payload"]
 
-_LOCAL = struct.Struct("<4s5H3L2H")
-_unpack = _LOCAL.unpack_from
-_HEAD = _LOCAL.size
-_SLACK = 64
+LOCAL_HEADER = struct.Struct("<4s5H3L2H")
+"""A local file header without its name and extra field (APPNOTE 4.3.7)."""
+_unpack = LOCAL_HEADER.unpack_from
+_HEADER_SIZE = LOCAL_HEADER.size
+_EXTRA_FIELD_SIZE = 64
+"""Allowance for the extra field, so that one read is enough. Bytes."""
 
 
-def payload(
+def read_payload(
     handle: ReadHandle,
     name: bytes,
     offset: int,
@@ -28,41 +31,43 @@ def payload(
     crc: int,
     method: int,
 ) -> bytes:
-    """Read and unpack one entry.
+    """Read, unpack and check one entry.
 
     Args:
-        handle: The open zip.
-        name: The name's bytes in the central directory; the local header must agree.
-        offset: First byte of the local header; of a folder's file, when it was last changed.
-        limit: First byte that belongs to something else.
-        packed: Bytes of the packed payload.
-        size: Bytes of the payload, unpacked.
+        handle: The open zip, or the folder.
+        name: The name's bytes in the central directory; the local header must have the same.
+        offset: First byte of the local header; for a folder's file, its modification time.
+        limit: First byte after the entry.
+        packed: Size of the packed payload. Bytes.
+        size: Size of the unpacked payload. Bytes.
         crc: CRC-32 of the payload.
         method: 0 stored, 8 deflated.
 
     Raises:
-        SourceError: A file of a folder was changed since it was listed.
-        EntryError: The local header disagrees, the data are cut or damaged, or the CRC is wrong.
-            The message is the reason alone.
+        SourceError: A folder's file changed after it was listed.
+        EntryError: The local header disagrees, the data are truncated or damaged, or the CRC is
+            wrong. The message is only the reason.
         OSError: The disk cannot be read.
     """
     if isinstance(handle, (FolderReader, PrefixReader)):
         return handle.payload(name, offset, size)
-    block = pread(handle, min(limit - offset, _HEAD + len(name) + packed + _SLACK), offset)
-    if len(block) < _HEAD:
+    block = pread(
+        handle, min(limit - offset, _HEADER_SIZE + len(name) + packed + _EXTRA_FIELD_SIZE), offset
+    )
+    if len(block) < _HEADER_SIZE:
         raise EntryError("cut: the zip ends inside its local header")
     signature, _, flags, local_method, _, _, _, local_packed, local_size, names, extra = _unpack(
         block
     )
-    start = _HEAD + names + extra
-    if signature != b"PK\x03\x04" or block[_HEAD : _HEAD + names] != name:
+    start = _HEADER_SIZE + names + extra
+    if signature != b"PK\x03\x04" or block[_HEADER_SIZE : _HEADER_SIZE + names] != name:
         raise EntryError("its local header is not the one that the directory promises")
     if (
         local_method != method
         or flags & 1
         or (
             (local_packed != packed or local_size != size)
-            and not _agrees(flags, local_packed, packed, local_size, size)
+            and not _sizes_agree(flags, local_packed, packed, local_size, size)
         )
     ):
         raise EntryError("its local header contradicts the directory")
@@ -81,21 +86,16 @@ def payload(
     return data
 
 
-def _agrees(flags: int, local_packed: int, packed: int, local_size: int, size: int) -> bool:
-    """Whether the local sizes fit: with flag bit 3 they may be 0, and zip64 may hide them."""
-    late = 0 if flags & 8 else packed
-    late_size = 0 if flags & 8 else size
-    return local_packed in (packed, late, 0xFFFFFFFF) and local_size in (
-        size,
-        late_size,
-        0xFFFFFFFF,
-    )
+def _sizes_agree(flags: int, local_packed: int, packed: int, local_size: int, size: int) -> bool:
+    """Whether the local sizes agree: they may be 0 with flag bit 3, and all ones with zip64."""
+    allowed = (0, ALL_ONES) if flags & 8 else (ALL_ONES,)
+    return local_packed in (packed, *allowed) and local_size in (size, *allowed)
 
 
 def _inflate(data: bytes, size: int) -> bytes:
     inflater = decompressobj(-15)
     try:
-        # One byte more than promised, so that a longer payload shows without being unpacked.
+        # Ask for one byte more than stated, to detect a longer payload without unpacking it.
         result = inflater.decompress(data, size + 1)
     except ERRORS:
         raise EntryError("bad deflate data") from None

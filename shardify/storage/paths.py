@@ -1,11 +1,8 @@
-"""Places that are URLs: one class that answers like a path, over fsspec.
+"""Paths and object-store URLs with one interface, over fsspec.
 
-``Url`` has the few methods of ``pathlib.Path`` that this package uses, so that manifests, checks
-and listings read the same for a folder and for a bucket. An object is put whole, so nothing here
-renames, appends or locks; nothing is deleted but what ``unlink`` names. Each failure of a store
-is one line that says which URL, what happened and what to do.
-
-Which files of what a user names lie on this machine.
+``Url`` has the few methods of ``pathlib.Path`` that this package uses, so the same code handles a
+folder and a bucket. Objects are put as a whole: nothing here renames, appends or locks. A failure
+of a store raises StoreError, one line with the URL, what happened and what to do.
 """
 
 import errno
@@ -21,12 +18,14 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from shardify.errors import StoreError
 
-__all__ = ["PathOrUrl", "Size", "Url", "as_path", "files_at", "read_many", "size_of"]
+__all__ = ["ObjectStatus", "PathOrUrl", "Url", "as_path", "local_files", "read_many", "total_size"]
 
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-_BLOCK = 8 << 20
-_AT_ONCE = 32
+_BLOCK_BYTES = 8 << 20
+_MAX_REQUESTS = 32
+_MAX_FILES_LISTED = 64
+"""Most files of a folder that ``local_files`` returns: it may hold millions of pictures."""
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs"}
 _REMEDIES = (
     (
@@ -46,8 +45,8 @@ _REMEDIES = (
 )
 
 
-class Size(NamedTuple):
-    """What is asked of a file's status."""
+class ObjectStatus(NamedTuple):
+    """The part of ``os.stat_result`` that an object store provides."""
 
     st_size: int
     """Bytes."""
@@ -55,10 +54,10 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True, order=True, slots=True)
 class Url:
-    """A place in an object store; made by ``as_path``.
+    """An object or prefix of an object store; created by ``as_path``.
 
-    Every method raises FileNotFoundError where there is no such object, and StoreError, one line,
-    where the store is at fault: not reachable, no bucket, no credentials, a package missing.
+    Methods raise FileNotFoundError if there is no such object, and StoreError if the store cannot
+    be used: not reachable, no bucket, no credentials, a package missing.
     """
 
     url: str
@@ -81,25 +80,25 @@ class Url:
 
     @property
     def is_local(self) -> bool:
-        """Whether other processes see nothing of it: ``memory://`` lives in this one."""
+        """Whether only this process can read it: ``memory://``."""
         return self.url.lower().startswith("memory://")
 
     def absolute(self) -> "Url":
-        """Itself."""
+        """Return the URL itself."""
         return self
 
     def with_suffix(self, suffix: str) -> "Url":
-        """The same place with another last extension."""
+        """Return the URL with another last extension."""
         return Url(self.url.removesuffix(PurePosixPath(self.name).suffix) + suffix)
 
     def exists(self) -> bool:
-        """Whether an object, or anything under this prefix, is there."""
+        """Whether there is an object of this name, or any under this prefix."""
         files, path = self.connect()
         with self.translate_errors():
             return bool(files.exists(path))
 
     def is_dir(self) -> bool:
-        """Whether anything is under this prefix. A web server tells no such thing."""
+        """Whether there is any object under this prefix. Always False for a web server."""
         if self.url.lower().startswith("http"):
             return False
         files, path = self.connect()
@@ -107,13 +106,13 @@ class Url:
             return bool(files.isdir(path))
 
     def is_file(self) -> bool:
-        """Whether an object is there."""
+        """Whether there is an object of this name."""
         files, path = self.connect()
         with self.translate_errors():
             return bool(files.isfile(path))
 
     def iterdir(self) -> Iterator["Url"]:
-        """Objects and prefixes right under this one, by name."""
+        """Yield the objects and prefixes directly under this one, sorted by name."""
         files, path = self.connect()
         with self.translate_errors():
             listed = files.ls(path, detail=False)
@@ -123,34 +122,34 @@ class Url:
                 yield self / name
 
     def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
-        """Nothing: a store has no folders to make."""
+        """Do nothing: a store has no folders."""
 
-    def stat(self) -> Size:
-        """How large the object is."""
+    def stat(self) -> ObjectStatus:
+        """Return the object's size."""
         files, path = self.connect()
         with self.translate_errors():
             found = files.info(path)
         if found.get("type") == "directory":
-            raise self.missing()
+            raise self.not_found_error()
         if found.get("size") is None:
             raise StoreError(f"{self}: the server states no size; expected one; download it first")
-        return Size(int(found["size"]))
+        return ObjectStatus(int(found["size"]))
 
     def open(self, mode: str = "rb") -> BufferedReader:
-        """The object, to be read in order, a few MiB at a time."""
+        """Open the object for sequential reading, a few MiB at a time."""
         assert mode == "rb"
         files, path = self.connect()
         with self.translate_errors():
-            return cast(BufferedReader, files.open(path, "rb", block_size=_BLOCK))
+            return cast(BufferedReader, files.open(path, "rb", block_size=_BLOCK_BYTES))
 
     def read_bytes(self) -> bytes:
-        """The whole object: for small ones."""
+        """Read a whole, small object."""
         files, path = self.connect()
         with self.translate_errors():
             return bytes(files.cat_file(path))
 
     def read_text(self, encoding: str = "utf-8") -> str:
-        """The whole object as text: for small ones."""
+        """Read a whole, small object as text."""
         return self.read_bytes().decode(encoding)
 
     def write_bytes(self, data: bytes) -> int:
@@ -161,10 +160,10 @@ class Url:
         return len(data)
 
     def put(self, file: BinaryIO) -> None:
-        """Put a local file's bytes as a whole object, in parts where it is large."""
+        """Put a local file as a whole object; a large one in parts."""
         files, path = self.connect()
         with self.translate_errors(writing=True):
-            # By descriptor: the file has no name any more.
+            # By descriptor, because the file has no name.
             files.put_file(f"/dev/fd/{file.fileno()}", path)
 
     def unlink(self, missing_ok: bool = False) -> None:
@@ -178,7 +177,7 @@ class Url:
                 raise
 
     def connect(self) -> tuple[Any, str]:
-        """The store, and this object's name in it. Never touches the network."""
+        """Return fsspec's filesystem and this object's name in it. Does not use the network."""
         core = importlib.import_module("fsspec.core")
         protocol = self.url.partition("://")[0].lower()
         try:
@@ -195,15 +194,15 @@ class Url:
 
     @contextmanager
     def translate_errors(self, *, writing: bool = False) -> Iterator[None]:
-        """Turn whatever the store's client raises into one line."""
+        """Turn any error of the store's client into FileNotFoundError or a one-line StoreError."""
         try:
             yield
         except StoreError:
             raise
         except FileNotFoundError as error:
-            raise self.missing(writing=writing) from error
+            raise self.not_found_error(writing=writing) from error
         except Exception as error:
-            chain = " ".join(_told_of(error))
+            chain = " ".join(_error_chain(error))
             for pattern, remedy in _REMEDIES:
                 if re.search(pattern, chain):
                     raise StoreError(f"{self}: {remedy}") from error
@@ -212,16 +211,16 @@ class Url:
                 "it and run the same command again"
             ) from error
 
-    def missing(self, *, writing: bool = False) -> Exception:
-        """What to raise where nothing is there; a bucket that is not there is said so."""
+    def not_found_error(self, *, writing: bool = False) -> Exception:
+        """Return the error for a missing object; StoreError if its bucket is missing."""
         files, path = self.connect()
         root = path.strip("/").partition("/")[0]
         if self.url.lower().startswith("s3"):
             try:
-                there = files.exists(root)
-            except Exception:  # Who may not list a bucket may yet read in it.
-                there = True
-            if not there or writing:
+                bucket_exists = files.exists(root)
+            except Exception:  # Without the right to list a bucket, one may still read from it.
+                bucket_exists = True
+            if not bucket_exists or writing:
                 return StoreError(
                     f"{self}: no bucket {root!r}; expected one that exists; make it, or mend the "
                     "URL"
@@ -230,11 +229,11 @@ class Url:
 
 
 PathOrUrl = Path | Url
-"""Where a source is, or a data set shall be."""
+"""Location of a source or of a data set."""
 
 
 def as_path(text: "str | Path | Url") -> PathOrUrl:
-    """A path, or a ``Url`` for ``protocol://...``; ``file://`` is a path like any other."""
+    """Return a ``Url`` for ``protocol://...``, else a path; also for ``file://``."""
     if not isinstance(text, str):
         return text
     if not _URL.match(text):
@@ -244,7 +243,7 @@ def as_path(text: "str | Path | Url") -> PathOrUrl:
 
 
 def read_many(folder: PathOrUrl, names: Sequence[str]) -> list[bytes]:
-    """Small files of one folder; objects are fetched many at a time.
+    """Read small files of one folder; objects are fetched many at a time.
 
     Raises:
         OSError: One is missing or cannot be read.
@@ -254,37 +253,33 @@ def read_many(folder: PathOrUrl, names: Sequence[str]) -> list[bytes]:
         return [(folder / name).read_bytes() for name in names]
     files, path = folder.connect()
     paths = [f"{path}/{name}" for name in names]
-    options = {"batch_size": _AT_ONCE} if getattr(files, "async_impl", False) else {}
+    options = {"batch_size": _MAX_REQUESTS} if getattr(files, "async_impl", False) else {}
     with folder.translate_errors():
         found = files.cat(paths, on_error="raise", **options)
     return [bytes(found[each]) for each in paths]
 
 
-def _told_of(error: BaseException | None) -> Iterator[str]:
-    """Names and texts of an error and of its causes."""
+def _error_chain(error: BaseException | None) -> Iterator[str]:
+    """Yield the name and text of an error and of each of its causes."""
     while error is not None:
         yield f"{type(error).__name__} {error}"
         error = error.__cause__ or error.__context__
 
 
-_FILES = 64
-"""So many of a folder's files are looked at: it may hold pictures by the million."""
-
-
-def files_at(paths: Sequence[PathOrUrl]) -> list[Path]:
-    """Files on this machine that are named, or lie in a folder that is; of a folder's the first."""
+def local_files(paths: Sequence[PathOrUrl]) -> list[Path]:
+    """Return the files of this machine among ``paths``, and the first files of each folder."""
     found: list[Path] = []
     for path in paths:
-        # What cannot be looked at, the survey will name.
+        # The survey will report what cannot be listed.
         with suppress(OSError):
             if isinstance(path, Path):
-                inside = islice(path.iterdir(), _FILES) if path.is_dir() else [path]
+                inside = islice(path.iterdir(), _MAX_FILES_LISTED) if path.is_dir() else [path]
                 found += [each for each in inside if each.is_file()]
     return found
 
 
-def size_of(files: Sequence[Path]) -> int:
-    """Bytes; of what cannot be looked at, none."""
+def total_size(files: Sequence[Path]) -> int:
+    """Return the total size of ``files`` in bytes; unreadable files count as 0."""
     total = 0
     for path in files:
         with suppress(OSError):

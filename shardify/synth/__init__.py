@@ -1,1 +1,1 @@
-"""Synthetic stand-in data."""
+"""Generate synthetic data sets for tests and benchmarks."""

@@ -1,7 +1,6 @@
-"""One made-up sample: an object pasted on a scene, its mask, and the depth of both.
+"""Compose one synthetic sample: an object pasted on a scene, its mask, and its depth map.
 
-Everything is integers and Pillow's fixed-point arithmetic, so that the same numbers give the same
-pixels everywhere. Knows no name, no zip and no other sample.
+Uses integers and Pillow's fixed-point arithmetic only, so the pixels are the same on every machine.
 """
 
 import functools
@@ -15,11 +14,11 @@ from PIL import Image, ImageFilter
 from shardify.synth.objects import CANVAS, Cutout, make_cutout
 from shardify.synth.scenes import Scene, make_scene
 
-__all__ = ["Actor", "Stage", "compose", "make_actor", "make_stage"]
+__all__ = ["Background", "Foreground", "compose", "make_background", "make_foreground"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Stage:
+class Background:
     """A background, ready to paste on."""
 
     file: bytes
@@ -30,7 +29,7 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Actor:
+class Foreground:
     """A foreground, ready to paste."""
 
     look: Image.Image
@@ -44,13 +43,13 @@ class Actor:
 
 
 @functools.lru_cache(maxsize=2)
-def make_stage(seed: int, index: int, size: int) -> Stage:
+def make_background(seed: int, index: int, size: int) -> Background:
     """Background ``index``, squashed to ``size`` x ``size`` pixels; the last two are kept."""
     scene = make_scene(seed, index)
     file = _encode(Image.fromarray(scene.picture), "JPEG", quality=88)
     # What the data set's reader sees is the file; so is what objects are pasted on.
     picture = Image.open(io.BytesIO(file)).convert("RGB")
-    return Stage(
+    return Background(
         file=file,
         square=picture.resize((size, size), Image.Resampling.BILINEAR),
         nearness=Image.fromarray(scene.nearness).resize(
@@ -61,7 +60,7 @@ def make_stage(seed: int, index: int, size: int) -> Stage:
 
 
 @functools.lru_cache(maxsize=200)
-def make_actor(seed: int, index: int, mirrored: bool) -> Actor:
+def make_foreground(seed: int, index: int, mirrored: bool) -> Foreground:
     """Foreground ``index``; the last 200 are kept."""
     cutout = make_cutout(seed, index)
     colour, alpha, bulge = map(Image.fromarray, (cutout.colour, cutout.alpha, cutout.bulge))
@@ -71,64 +70,66 @@ def make_actor(seed: int, index: int, mirrored: bool) -> Actor:
     if mirrored:
         look, relief = (each.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for each in (look, relief))
     filled = int((cutout.alpha >= 128).sum())
-    return Actor(look=look, relief=relief, filled=filled, cutout=cutout)
+    return Foreground(look=look, relief=relief, filled=filled, cutout=cutout)
 
 
 def compose(
-    stage: Stage, actor: Actor, rng: np.random.Generator, size: int
+    background: Background, foreground: Foreground, rng: np.random.Generator, size: int
 ) -> tuple[bytes, bytes, bytes]:
-    """Paste the actor somewhere on the stage.
+    """Paste the foreground at a random position on the background.
 
     Args:
-        stage: Background.
-        actor: Foreground.
-        rng: Decides place, size and, for camouflage, what shows on the object.
+        background: Background.
+        foreground: Foreground.
+        rng: Draws position, size and, for camouflage, the part of the scene shown on the object.
         size: Height and width of the composite. Pixels.
 
     Returns:
         The composite as JPEG, its mask as gray JPEG, its depth as gray PNG of 224/250 the size.
     """
     # As large as its area asks for, a little more or less from sample to sample.
-    share = actor.cutout.area * int(rng.integers(75, 126)) // 100
-    side = math.isqrt(share * size * size * CANVAS * CANVAS // (1000 * actor.filled))
+    share = foreground.cutout.area * int(rng.integers(75, 126)) // 100
+    side = math.isqrt(share * size * size * CANVAS * CANVAS // (1000 * foreground.filled))
     side = max(8, min(side, size))
     slack = side // 12
     left, top = (int(value) for value in rng.integers(-slack, size - side + slack + 1, 2))
     small = (side, side)
-    *colours, alpha = actor.look.resize(small, Image.Resampling.BILINEAR).split()
+    *colours, alpha = foreground.look.resize(small, Image.Resampling.BILINEAR).split()
     colour = Image.merge("RGB", colours)
-    if actor.cutout.camouflage:
+    if foreground.cutout.camouflage:
         x, y = (int(value) for value in rng.integers(0, size - side + 1, 2))
-        patch = stage.square.crop((x, y, x + side, y + side))
-        colour.paste(patch, (0, 0), Image.new("L", small, actor.cutout.camouflage))
-    picture = stage.square.copy()
+        patch = background.square.crop((x, y, x + side, y + side))
+        colour.paste(patch, (0, 0), Image.new("L", small, foreground.cutout.camouflage))
+    picture = background.square.copy()
     picture.paste(colour, (left, top), alpha)
     mask = Image.new("L", (size, size))
     mask.paste(alpha, (left, top))
     return (
         _encode(picture, "JPEG", quality=30),
         _encode(mask, "JPEG", quality=30),
-        _encode(_depth(stage, actor, (left, top, side), size), "PNG", compress_level=6),
+        _encode(_depth(background, foreground, (left, top, side), size), "PNG", compress_level=6),
     )
 
 
-def _depth(stage: Stage, actor: Actor, place: tuple[int, int, int], size: int) -> Image.Image:
-    """The scene's nearness with the object before it.
+def _depth(
+    background: Background, foreground: Foreground, place: tuple[int, int, int], size: int
+) -> Image.Image:
+    """Return the depth map of the scene with the object in front.
 
     The object is as near as the ground it stands on, and nearer than what it hides.
 
     Args:
-        stage: The background.
-        actor: The foreground.
+        background: The background.
+        foreground: The foreground.
         place: Its left and upper edge and its side. Pixels of the composite.
         size: Height and width of the composite. Pixels.
     """
-    scene, height = stage.scene, stage.nearness.height
+    scene, height = background.scene, background.nearness.height
     left, top, side = (value * height // size for value in place)
-    planes = Image.new("RGB", stage.nearness.size)
-    planes.paste(actor.relief.resize((side, side), Image.Resampling.BILINEAR), (left, top))
+    planes = Image.new("RGB", background.nearness.size)
+    planes.paste(foreground.relief.resize((side, side), Image.Resampling.BILINEAR), (left, top))
     over, bulge = (np.asarray(plane).astype(np.int32) for plane in planes.split()[:2])
-    behind = np.asarray(stage.nearness).astype(np.int32)
+    behind = np.asarray(background.nearness).astype(np.int32)
     far, near = scene.ground
     foot = (place[1] + place[2]) * 1000 // size
     ground = far + (near - far) * max(0, foot - scene.horizon) // (1000 - scene.horizon)

@@ -1,13 +1,12 @@
-"""A stand-in for the real data set: made-up parks with made-up objects pasted on, in zips.
+"""Generate synthetic data sets: zips of drawn parks with drawn objects pasted on.
 
-Same names, sizes and statistics as the data set that this project starts from, either as one zip
-of what its authors trained from or as the zips that they published, where the depth maps are
-called masks; the same arguments give the same bytes. Nothing is downloaded, and no file is ever
-overwritten.
+Names, sizes and statistics are those of the data set that this project starts from: either one zip
+as its authors trained from, or the zips that they published, where the depth maps are called masks.
+The same arguments give the same bytes. Existing files are not overwritten.
 
-Sample ``n`` of N stands on background ``n * B // N + 1``; within a background, foregrounds,
-mirrored copies and places take turns. Outside its mask a composite is its background, squashed to
-a square, but for JPEG's loss.
+Sample ``n`` of N has background ``n * B // N + 1``; within a background, foregrounds, mirrored
+copies and positions alternate. Outside its mask a composite is its background, resized to a square,
+except for the JPEG loss.
 """
 
 import os
@@ -23,7 +22,7 @@ from typing import BinaryIO, cast
 
 from shardify.errors import BuildError, OutputError
 from shardify.storage.atomic_write import TEMPORARY, publish, sync_folder
-from shardify.synth.compose import compose, make_actor, make_stage
+from shardify.synth.compose import compose, make_background, make_foreground
 from shardify.synth.textures import random_numbers
 from shardify.synth.zip_writer import MANY, WIDE, Packed, Section, finish, pack
 from shardify.workers.process_pool import Workers
@@ -31,20 +30,20 @@ from shardify.workers.process_pool import Workers
 __all__ = ["FOREGROUNDS", "SynthReport", "make", "open_zips"]
 
 FOREGROUNDS = 100
-"""How many different objects there are; each also mirrored."""
+"""Number of different objects; each is also used mirrored."""
 
 _PLACES = 3
 _RELEASED = ("bg.zip", "fg_bg_correct", "dataset_fg_bg_Mask_final")
-"""The published zips but for those of the depth maps. Two have no extension."""
+"""Names of the published zips except those of the depth maps. Two have no extension."""
 _DEPTH_ZIPS = 5
 """Published zips of depth maps, with a fifth of the samples each."""
 _CHUNK = 200
-"""Most samples in one piece of work: all of one background."""
+"""Most samples in one task; all have the same background."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SynthReport:
-    """What was made."""
+    """Size of a generated data set, and the time it took."""
 
     path: Path
     samples: int
@@ -74,12 +73,12 @@ class _Task:
     samples: tuple[tuple[int, int, bool], ...]
     """Number, foreground, mirrored."""
     picture: bool
-    """Whether the background's own picture is wanted."""
+    """Whether to return the background's own picture."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Part:
-    """A task's entries: the background's if wanted, then three for each sample."""
+    """A task's entries: the background's picture if requested, and three for each sample."""
 
     picture: Packed | None
     entries: list[tuple[Packed, ...]]
@@ -255,10 +254,11 @@ def _add(sections: list[Section], task: _Task, part: _Part, samples: int, releas
 
 
 def _work(task: _Task) -> _Part:
-    stage = make_stage(task.seed, task.background, task.size)
+    """Draw a task's pictures; runs in a worker."""
+    background = make_background(task.seed, task.background, task.size)
     entries: list[tuple[Packed, ...]] = []
     for number, foreground, mirrored in task.samples:
-        actor = make_actor(task.seed, foreground, mirrored)
+        cutout = make_foreground(task.seed, foreground, mirrored)
         rng = random_numbers(task.seed, _PLACES, number)
-        entries.append(tuple(map(pack, compose(stage, actor, rng, task.size))))
-    return _Part(picture=pack(stage.file) if task.picture else None, entries=entries)
+        entries.append(tuple(map(pack, compose(background, cutout, rng, task.size))))
+    return _Part(picture=pack(background.file) if task.picture else None, entries=entries)

@@ -1,8 +1,7 @@
-"""Made-up objects to paste on a scene: a shape with a soft edge, colours, and how it bulges.
+"""Draw synthetic objects to paste on a scene: colours, a shape with a soft edge, and relief.
 
-Shapes run from blobs and polygons to figures, animals and cars; some wear stripes or dots, some
-are see-through to a piece of the scene itself, which makes them hard to tell from it. Knows no
-scene, no place and no file.
+Shapes are blobs, polygons, figures, animals, cars and plants. Some have stripes or dots; some show
+a piece of the scene itself as camouflage.
 """
 
 from collections.abc import Callable

@@ -1,12 +1,7 @@
-"""Made-up parks: a picture and, for every pixel, how near it is.
+"""Draw synthetic parks: a picture and the nearness of every pixel.
 
-A scene is painted from far to near, as flat shapes on three canvases at once: colour, nearness,
-and how rough the surface is. Noise then roughens all of it in a few passes. Knows no file, no
-object that is pasted on later, and no more than its own random numbers.
-
-Three pictures that are painted on together: colour, nearness, roughness.
-
-Flat shapes and random shades of a palette; what they add up to is for ``scenes`` to say.
+A scene is painted from far to near, as flat shapes on three canvases at once: colour, nearness and
+surface roughness. Noise is then added in proportion to the roughness.
 """
 
 from dataclasses import dataclass
@@ -148,7 +143,7 @@ def make_scene(seed: int, index: int) -> Scene:
 
 
 class _Park(Canvas):
-    """What stands in a park, the farthest first."""
+    """Paints the elements of a park, the farthest first."""
 
     def sky(self) -> None:
         """A gradient with clouds."""
@@ -362,7 +357,7 @@ class _Park(Canvas):
             self.polygon(box, self.shade(wood, 8), near, 20)
 
     def finish(self) -> Scene:
-        """Roughen every surface and hand the scene over."""
+        """Add noise to every surface and return the scene."""
         width, height = self.width, self.height
         grain = noise(self.rng, width, height, 1) // 2
         grain += noise(self.rng, width, height, 3)

@@ -1,7 +1,7 @@
-"""Noise and patterns for made-up pictures: random numbers in, uint8 and int16 planes out.
+"""Generate noise and patterns as int16 planes.
 
-Integers and Pillow's fixed-point resize only: a sine or a sum of floats may differ in its last bit
-from one processor to the next, and what is made here must not. Knows no scene and no file.
+Uses integers and Pillow's fixed-point resize only: the last bit of a sine or of a sum of floats may
+differ between processors, and these planes must not.
 """
 
 import numpy as np
@@ -15,12 +15,12 @@ Plane = npt.NDArray[np.int16]
 
 
 def random_numbers(seed: int, kind: int, index: int) -> np.random.Generator:
-    """The generator of one picture: the same for the same three numbers, alike for no others.
+    """Return the generator of one picture; different arguments give independent generators.
 
     Args:
         seed: In [0, 2**64).
-        kind: Which family of pictures; in [0, 2**16).
-        index: Which picture of the family; in [0, 2**48).
+        kind: Number of the family of pictures; in [0, 2**16).
+        index: Number of the picture in its family; in [0, 2**48).
     """
     key = np.array([seed, kind << 48 | index], np.uint64)
     return np.random.Generator(np.random.Philox(key=key))

@@ -1,7 +1,6 @@
-"""A zip whose bytes depend on its entries alone: fixed times, deflated, zip64 where it must be.
+"""Write zips whose bytes depend on their entries only: fixed times, zip64 where it is needed.
 
-Entries arrive compressed (workers do that); this module lays them out. It reads no zip, knows
-nothing of pictures, and leaves naming, publishing and removing files to its caller.
+Entries arrive compressed, because the workers do that.
 Format: PKWARE APPNOTE 6.3, sections 4.3 and 4.5.3.
 """
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from shardify.errors import ShardifyError, StoreError
 from shardify.sources.zip_end_record import find_directory
-from shardify.storage.paths import PathOrUrl, Url, files_at
+from shardify.storage.paths import PathOrUrl, Url, local_files
 from shardify.workers.dask_pool import DaskPool
 from shardify.workers.pool import InlinePool, Pool
 from shardify.workers.process_pool import Workers
@@ -58,7 +58,7 @@ def start_build_workers(
     use_fast_copy = (
         unmodified
         and scheduler is None
-        and sum(map(_count_entries, files_at(paths))) >= _MIN_ENTRIES_FOR_FAST_COPY
+        and sum(map(_count_entries, local_files(paths))) >= _MIN_ENTRIES_FOR_FAST_COPY
     )
     return create_pool(
         _FAST_WORKER if use_fast_copy else _CHECKED_WORKER,

@@ -18,7 +18,7 @@ from shardify.images.pixels import (
     refuse_faint,
     same_aspect,
 )
-from shardify.sources.zip_extract import payload
+from shardify.sources.zip_extract import read_payload
 from shardify.storage.readers import ReadHandle
 from shardify.writer.fast_copy import KIND_BY_EXTENSION, FastCopier
 from shardify.writer.tasks import ShardTask
@@ -66,7 +66,7 @@ def check_sample(
     try:
         for role, name, row in zip(task.roles, names, task.rows[number].tolist(), strict=True):
             data, info, rule, plane = check_image(
-                payload(handles[row[0]], name, *row[1:]),
+                read_payload(handles[row[0]], name, *row[1:]),
                 name,
                 role,
                 "headers" if must_parse else task.verify,

@@ -19,8 +19,8 @@ from shardify.images.codecs import Variant, cost, resized, store
 from shardify.images.parser import ImageInfo, parse
 from shardify.images.pixels import STANDARD
 from shardify.sources.catalog import ENTRY_DTYPE, OpenSources
-from shardify.sources.zip_extract import payload
-from shardify.storage.atomic_write import AtomicFile, write_quick
+from shardify.sources.zip_extract import read_payload
+from shardify.storage.atomic_write import AtomicFile, write_atomic
 from shardify.storage.paths import Url, as_path
 from shardify.storage.readers import announce_reads
 from shardify.writer.fast_copy import CopyResult, FastCopier
@@ -173,11 +173,13 @@ def write_shard(task: ShardTask) -> ShardRecord:
             record, indexes = _write_samples(task, digest, [TarWriter(each.file) for each in files])
             for tar, file, index in zip(tars, files, indexes, strict=True):
                 if record.samples:
-                    write_quick(tar.with_suffix(".idx"), index)
+                    write_atomic(tar.with_suffix(".idx"), index, durable=False)
                     file.publish()
         # Not flushed to disk here: a rerun compares digests, and the parent flushes all files
         # before it writes the manifest.
-        write_quick(out / STATE_FOLDER / f"{task.name}.json", record.to_json().encode())
+        write_atomic(
+            out / STATE_FOLDER / f"{task.name}.json", record.to_json().encode(), durable=False
+        )
     except OSError as error:
         raise BuildError(
             f"{tars[0]}: {error.strerror or error}; the shards so far are kept: see to it and run "
@@ -193,7 +195,7 @@ def measure_backgrounds(task: BackgroundTask) -> ChannelSums:
         announce_reads(descriptors, task.rows, task.names)
         for name, row in zip(task.names, task.rows.tolist(), strict=True):
             try:
-                data = payload(descriptors[row[0]], name, *row[1:])
+                data = read_payload(descriptors[row[0]], name, *row[1:])
                 # Near the size used in training: faster, and closer to the input of a network.
                 moments.add(*reduced_stats(data, parse(data), "bg", STANDARD, least=160))
             except EntryError:

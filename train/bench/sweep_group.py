@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from shardify.storage.free_memory import spare_memory
+from shardify.storage.free_memory import available_memory
 from train.bench.sweep import Sweep, ready
 
 __all__ = ["convoy"]
@@ -72,7 +72,7 @@ def _start(one: Sweep, turn: Path, many: int) -> "subprocess.Popen[bytes]":
 def _together() -> int:
     """How many may get ready at once."""
     cores = len(os.sched_getaffinity(0)) * 5 // 8
-    return max(1, min(cores, int(spare_memory() / _MEMORY)))
+    return max(1, min(cores, int(available_memory() / _MEMORY)))
 
 
 def _at_work(process: "subprocess.Popen[bytes]", turn: Path) -> bool:

@@ -312,7 +312,7 @@ def test_a_build_gives_the_same_bytes_however_its_zip_is_read(
         step(*given)
 
     monkeypatch.setattr(Reader, "_wait", counted)
-    monkeypatch.setattr(readahead, "spare_memory", lambda: memory)
+    monkeypatch.setattr(readahead, "available_memory", lambda: memory)
     run(source, tmp_path / "out", shard_samples=2, workers=2)
     assert read
     assert content(tmp_path / "out") == content(tmp_path / "plain")
@@ -326,13 +326,13 @@ def test_what_an_earlier_run_finished_is_not_read_again(
         run(source, tmp_path / "out")
     kept = len(list((tmp_path / "out" / ".shardify").glob("*-*.json")))
     asked: list[list[int]] = []
-    paced = ReadAhead.paced
+    paced = ReadAhead.ready_tasks
 
     def watched(self: ReadAhead, tasks: Any, rows: Any, *rest: Any, **more: Any) -> Iterator[Any]:
         asked.append([each.size for each in rows()])
         return paced(self, tasks, rows, *rest, **more)
 
-    monkeypatch.setattr(ReadAhead, "paced", watched)
+    monkeypatch.setattr(ReadAhead, "ready_tasks", watched)
     run(source, tmp_path / "out", max_bad=0.1)
     assert kept and asked[0].count(0) == kept < len(asked[0])
 

@@ -24,7 +24,7 @@ from shardify.conversion.survey import BuildOptions, survey
 from shardify.dataset.manifest import Manifest
 from shardify.errors import OutputError, SourceError
 from shardify.sources.folder_listing import list_folder
-from shardify.storage.readers import FolderReader, open_tree
+from shardify.storage.readers import FolderReader, open_folder
 
 __all__ = ["inline"]
 
@@ -222,6 +222,6 @@ def test_objects_under_a_prefix_are_read_many_at_a_time(
         there, here = (Manifest.load(tmp_path / out) for out in ("out", "local"))
         assert there.source == here.source
         store.put(f"set/data/{next(iter(files))}", b"another")
-        tree = open_tree(f"s3://{BUCKET}/set/data/")
+        tree = open_folder(f"s3://{BUCKET}/set/data/")
         with pytest.raises(SourceError, match="was changed after it was listed"):
             tree.payload(next(iter(files)).encode(), 0, 99)

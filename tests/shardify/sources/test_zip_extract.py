@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from shardify.errors import EntryError
-from shardify.sources.zip_extract import payload
+from shardify.sources.zip_extract import read_payload
 
 DATA = b"some bytes that deflate can pack, pack, pack, pack, pack " * 20
 
@@ -43,7 +43,7 @@ def read(tmp_path: Path, raw: bytes, **other: int) -> bytes:
     } | other  # fmt: skip
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        return payload(descriptor, b"a/name.jpg", **values)
+        return read_payload(descriptor, b"a/name.jpg", **values)
     finally:
         os.close(descriptor)
 
@@ -123,4 +123,6 @@ def test_bytes_behind_the_deflate_stream_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "y"
     path.write_bytes(raw)
     with path.open("rb") as file, pytest.raises(EntryError, match="another size"):
-        payload(file.fileno(), b"a/name.jpg", 0, len(raw), size + 4, len(DATA), zlib.crc32(DATA), 8)
+        read_payload(
+            file.fileno(), b"a/name.jpg", 0, len(raw), size + 4, len(DATA), zlib.crc32(DATA), 8
+        )

@@ -33,7 +33,7 @@ def store() -> Iterator[Store]:
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
     """The work in this process: quicker than starting workers, and the same otherwise."""
     for user in ("workers.factory", "dataset.verify"):
-        monkeypatch.setattr(f"shardify.{user}.pool_of", lambda target, **_: InlinePool(target))
+        monkeypatch.setattr(f"shardify.{user}.create_pool", lambda target, **_: InlinePool(target))
 
 
 @pytest.fixture(scope="module")

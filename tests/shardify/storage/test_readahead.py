@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from shardify.cli import Bar
 from shardify.sources.catalog import ENTRY_DTYPE
 from shardify.storage import free_memory, page_cache, readahead
-from shardify.storage.free_memory import spare_memory
-from shardify.storage.page_cache import Meter, Reader, joined
+from shardify.storage.free_memory import available_memory
+from shardify.storage.page_cache import CacheReader, ReadProgress, merge_spans
 from shardify.storage.paths import as_path
-from shardify.storage.readahead import ReadAhead, _windows, reading_ahead
+from shardify.storage.readahead import ReadAhead, _windows, read_ahead
 
 PAGE = 4096
 
@@ -71,18 +71,20 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
     monkeypatch.setattr("os.preadv", read)
     monkeypatch.setattr("os.posix_fadvise", advise)
-    monkeypatch.setattr(Reader, "_there", lambda *_: False)
+    monkeypatch.setattr(CacheReader, "_is_cached", lambda *_: False)
     return found
 
 
 def given(
     ahead: ReadAhead, tasks: Iterable[Any], rows: Iterable[NDArray[Any]], path: Path, *,
-    under_way: int = 1,
+    max_in_flight: int = 1,
 ) -> Iterator[Any]:  # fmt: skip
     """The tasks, each once it is there."""
     rows = list(rows)
     deadline = time.monotonic() + 20
-    for task in ahead.paced(tasks, lambda: rows, [str(path), "absent"], under_way=under_way):
+    for task in ahead.ready_tasks(
+        tasks, lambda: rows, [str(path), "absent"], max_in_flight=max_in_flight
+    ):
         if task is None:
             assert time.monotonic() < deadline
             time.sleep(0.001)
@@ -111,7 +113,7 @@ def test_every_byte_of_every_zip_is_read_in_order_before_a_task_is_given_out(
     disk.slow.clear()
     shares: list[float] = []
     paths = [one, two.parent, tmp_path / "absent", as_path("memory://x.zip")]
-    with reading_ahead(paths, shares.append) as ahead:
+    with read_ahead(paths, shares.append) as ahead:
         threading.Timer(0.5, disk.slow.set).start()
         for _ in given(ahead, "ab", [rows((0, 2000))] * 2, one):
             # The end of a zip, where its directory is, before all else.
@@ -125,25 +127,27 @@ def test_every_byte_of_every_zip_is_read_in_order_before_a_task_is_given_out(
 @pytest.mark.parametrize("paths", [[], ["absent"], ["memory://x.zip"]])
 def test_where_there_is_nothing_to_read_no_task_waits(tmp_path: Path, paths: list[str]) -> None:
     places = [as_path(each) if ":" in each else tmp_path / each for each in paths]
-    with reading_ahead(places) as ahead:
-        assert list(ahead.paced([1, 2], list, [], under_way=1)) == [1, 2]
+    with read_ahead(places) as ahead:
+        assert list(ahead.ready_tasks([1, 2], list, [], max_in_flight=1)) == [1, 2]
 
 
 def test_where_the_system_does_not_say_what_memory_it_has_no_task_waits(
     tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readahead, "spare_memory", lambda: 0)
+    monkeypatch.setattr(readahead, "available_memory", lambda: 0)
     (tmp_path / "one").write_bytes(bytes(2500))
-    with reading_ahead([tmp_path / "one"]) as ahead:
-        assert list(ahead.paced([1, 2], list, [], under_way=1)) == [1, 2]
+    with read_ahead([tmp_path / "one"]) as ahead:
+        assert list(ahead.ready_tasks([1, 2], list, [], max_in_flight=1)) == [1, 2]
     assert not disk.read
 
 
 def test_while_a_task_must_wait_the_taker_is_told(tmp_path: Path, disk: Disk) -> None:
     (tmp_path / "one").write_bytes(bytes(100))
     disk.slow.clear()
-    with reading_ahead([tmp_path / "one"]) as ahead:
-        paced = ahead.paced("a", lambda: [rows((0, 90))], [str(tmp_path / "one")], under_way=1)
+    with read_ahead([tmp_path / "one"]) as ahead:
+        paced = ahead.ready_tasks(
+            "a", lambda: [rows((0, 90))], [str(tmp_path / "one")], max_in_flight=1
+        )
         assert [next(paced) for _ in range(3)] == [None] * 3
         disk.slow.set()
         assert "a" in paced
@@ -154,7 +158,7 @@ def test_where_little_is_wanted_that_alone_is_waited_for(tmp_path: Path, disk: D
     path = tmp_path / "one"
     path.write_bytes(bytes(100 << 20))
     disk.slow.clear()
-    with reading_ahead([path]) as ahead:
+    with read_ahead([path]) as ahead:
         while not ahead._thread:
             time.sleep(0.001)
         threading.Timer(0.1, disk.slow.set).start()
@@ -168,13 +172,13 @@ def test_a_zip_that_would_fill_the_memory_is_read_for_as_many_tasks_as_have_room
     tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every fourth entry is a task's, as when samples are shuffled."""
-    monkeypatch.setattr(readahead, "spare_memory", lambda: 2 * 40 * PAGE)
+    monkeypatch.setattr(readahead, "available_memory", lambda: 2 * 40 * PAGE)
     path = tmp_path / "one"
     path.write_bytes(bytes(80 * PAGE))
     wanted = [rows(*[(k * PAGE + 7, 2000) for k in range(task, 80, 4)]) for task in range(4)]
     reads: list[int] = []
     gone: list[set[int]] = []
-    with reading_ahead([path]) as ahead:
+    with read_ahead([path]) as ahead:
         for number in given(ahead, range(4), wanted, path):
             pages = {int(place["offset"]) // PAGE for place in wanted[number]}
             assert pages <= disk.pages(path)
@@ -192,13 +196,13 @@ def test_what_tasks_at_work_read_is_kept_while_the_next_are_read_for(
     tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tasks 0 and 1 are the first pass, 2 and 3 the second; three may be at work at once."""
-    monkeypatch.setattr(readahead, "spare_memory", lambda: 2 * 4 * PAGE)
+    monkeypatch.setattr(readahead, "available_memory", lambda: 2 * 4 * PAGE)
     path = tmp_path / "one"
     path.write_bytes(bytes(20 * PAGE))
     wanted = [rows(*[(k * PAGE, 100) for k in (task, task + 10)]) for task in range(5)]
     gone: list[set[int]] = []
-    with reading_ahead([path]) as ahead:
-        for _ in given(ahead, range(5), wanted, path, under_way=3):
+    with read_ahead([path]) as ahead:
+        for _ in given(ahead, range(5), wanted, path, max_in_flight=3):
             gone.append(disk.gone())
             disk.forgotten.clear()
     assert not gone[0] & {0, 1, 10, 11}
@@ -209,13 +213,13 @@ def test_what_tasks_at_work_read_is_kept_while_the_next_are_read_for(
 def test_what_is_nearly_all_in_memory_is_not_read_in_passes(
     tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readahead, "spare_memory", lambda: 2 * PAGE)
+    monkeypatch.setattr(readahead, "available_memory", lambda: 2 * PAGE)
     monkeypatch.setattr(page_cache, "_STEP", PAGE)
-    monkeypatch.setattr(Reader, "_there", lambda _, begin, __: begin != 3 * PAGE)
+    monkeypatch.setattr(CacheReader, "_is_cached", lambda _, begin, __: begin != 3 * PAGE)
     path = tmp_path / "one"
     path.write_bytes(bytes(32 * PAGE))
     tasks = [rows((k * PAGE, 100)) for k in range(31)]
-    with reading_ahead([path]) as ahead:
+    with read_ahead([path]) as ahead:
         assert list(given(ahead, range(31), tasks, path)) == list(range(31))
     assert disk.read == [(str(path), 3 * PAGE, PAGE)] and not disk.forgotten
 
@@ -232,16 +236,20 @@ def test_a_window_is_of_whole_pages_up_to_the_next_entry() -> None:
 
 @pytest.mark.usefixtures("disk")
 def test_shares_of_several_files_only_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readahead, "spare_memory", lambda: 2 * 40 * PAGE)
-    monkeypatch.setattr(page_cache, "_TELL", -1)
+    monkeypatch.setattr(readahead, "available_memory", lambda: 2 * 40 * PAGE)
+    monkeypatch.setattr(page_cache, "_PROGRESS_SECONDS", -1)
     monkeypatch.setattr(page_cache, "_STEP", PAGE)
     paths = [tmp_path / "one", tmp_path / "two"]
     for path in paths:
         path.write_bytes(bytes(30 * PAGE))
     task = np.concatenate([rows((0, 9 * PAGE)), rows((0, 9 * PAGE), source=1)])
     shares: list[float] = []
-    with reading_ahead(paths, shares.append) as ahead:
-        list(filter(None, ahead.paced("a", lambda: [task], list(map(str, paths)), under_way=1)))
+    with read_ahead(paths, shares.append) as ahead:
+        list(
+            filter(
+                None, ahead.ready_tasks("a", lambda: [task], list(map(str, paths)), max_in_flight=1)
+            )
+        )
     assert len(shares) == 20 and shares == sorted(shares) and shares[-1] == 1
 
 
@@ -249,15 +257,15 @@ def test_shares_of_several_files_only_grow(tmp_path: Path, monkeypatch: pytest.M
 def test_reading_ends_with_its_block(
     tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch, memory: int
 ) -> None:
-    monkeypatch.setattr(readahead, "spare_memory", lambda: memory)
+    monkeypatch.setattr(readahead, "available_memory", lambda: memory)
     monkeypatch.setattr(page_cache, "_STEP", 1)
     path = tmp_path / "one"
     path.write_bytes(bytes(100_000))
     before = threading.active_count()
     many = lambda: (rows((k * PAGE, 9)) for k in itertools.count())  # noqa: E731
-    with reading_ahead([path]) as ahead:
+    with read_ahead([path]) as ahead:
         if memory == 100:
-            next(ahead.paced(itertools.count(), many, [str(path)], under_way=1))
+            next(ahead.ready_tasks(itertools.count(), many, [str(path)], max_in_flight=1))
             deadline = time.monotonic() + 20
             while len(disk.read) < PAGE and time.monotonic() < deadline:
                 time.sleep(0.001)
@@ -276,16 +284,16 @@ def test_a_file_that_cannot_be_read_holds_nothing_up(
     for path in paths:
         path.write_bytes(bytes(100))
     opened: list[str] = []
-    plain = Reader.__init__
+    plain = CacheReader.__init__
 
-    def opening(self: Reader, path: Path, *rest: Any) -> None:
+    def opening(self: CacheReader, path: Path, *rest: Any) -> None:
         opened.append(path.name)
         if path.name == "one":
             raise OSError("no")
         plain(self, path, *rest)
 
-    monkeypatch.setattr(Reader, "__init__", opening)
-    with reading_ahead(paths) as ahead:
+    monkeypatch.setattr(CacheReader, "__init__", opening)
+    with read_ahead(paths) as ahead:
         assert list(given(ahead, [1, 2], [rows((0, 90))] * 2, paths[0])) == [1, 2]
     assert opened[:3] == ["one", "two", "three"]
 
@@ -296,7 +304,7 @@ def test_files_are_open_one_at_a_time(tmp_path: Path, disk: Disk) -> None:
         path.write_bytes(bytes(100))
     disk.slow.clear()
     before = len(list(Path("/dev/fd").iterdir()))
-    with reading_ahead(paths):
+    with read_ahead(paths):
         time.sleep(0.1)
         assert len(list(Path("/dev/fd").iterdir())) <= before + 1
         disk.slow.set()
@@ -306,20 +314,20 @@ def test_files_are_open_one_at_a_time(tmp_path: Path, disk: Disk) -> None:
 
 
 @pytest.fixture
-def reader(tmp_path: Path) -> Iterator[Reader]:
+def reader(tmp_path: Path) -> Iterator[CacheReader]:
     """Of 4 MB on the disk, of which nothing is in memory."""
     path = tmp_path / "one"
     with path.open("wb") as file:
         file.write(os.urandom(4 << 20))
         os.fsync(file.fileno())
-    with Reader(path, threading.Event(), Meter()) as reader:
-        reader.forget(np.empty((0, 2), np.int64))
+    with CacheReader(path, threading.Event(), ReadProgress()) as reader:
+        reader.evict(np.empty((0, 2), np.int64))
         if resident(reader):
             pytest.skip("this file system forgets nothing")
         yield reader
 
 
-def resident(reader: Reader) -> set[int]:
+def resident(reader: CacheReader) -> set[int]:
     """Pages that are in memory, as the system says; nothing comes into it by asking."""
     size = reader.size
     with Path(f"/proc/self/fd/{reader._descriptor}").open("rb") as file:
@@ -332,41 +340,41 @@ def resident(reader: Reader) -> set[int]:
     return set(np.flatnonzero(pages & 1).tolist())
 
 
-def test_what_was_read_is_in_memory_and_what_lies_between_is_not(reader: Reader) -> None:
+def test_what_was_read_is_in_memory_and_what_lies_between_is_not(reader: CacheReader) -> None:
     parts = np.array([[2 << 20, (2 << 20) + PAGE], [0, 8 * PAGE], [12 * PAGE, 13 * PAGE]])
     kept = np.array([[10 * PAGE, 11 * PAGE]])
-    reader.read_runs(reader.runs_of(parts), np.concatenate([parts, kept]))
+    reader.read_runs(reader.plan_runs(parts), np.concatenate([parts, kept]))
     assert resident(reader) == {*range(8), 10, 12, 512}
     # What is there by now is passed over, and what lies between is forgotten all the same.
     reader.read_all()
-    assert not reader.missing() and resident(reader) == set(range(1024))
-    reader.read_runs(reader.runs_of(parts), np.concatenate([parts, kept]))
+    assert not reader.uncached_size() and resident(reader) == set(range(1024))
+    reader.read_runs(reader.plan_runs(parts), np.concatenate([parts, kept]))
     assert resident(reader) == set(range(1024)) - {8, 9, 11}
-    reader.forget(np.array([[0, PAGE]]))
+    reader.evict(np.array([[0, PAGE]]))
     assert resident(reader) == {0}
-    assert reader.missing() == reader.size
+    assert reader.uncached_size() == reader.size
 
 
-def test_looking_for_what_is_in_memory_does_not_make_it_seem_so(reader: Reader) -> None:
+def test_looking_for_what_is_in_memory_does_not_make_it_seem_so(reader: CacheReader) -> None:
     for _ in range(8):
-        assert reader.missing() == reader.size
+        assert reader.uncached_size() == reader.size
     time.sleep(0.05)
     reader.read_all()
     assert resident(reader) == set(range(1024))
 
 
-def test_reading_that_was_stopped_reads_nothing(reader: Reader) -> None:
+def test_reading_that_was_stopped_reads_nothing(reader: CacheReader) -> None:
     reader._stop.set()
     reader.read_all()
     assert not resident(reader)
 
 
 def test_where_the_system_cannot_say_what_is_in_memory_all_is_read(
-    reader: Reader, monkeypatch: pytest.MonkeyPatch
+    reader: CacheReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page_cache, "_NOWAIT", None)
     reader.read_all()
-    assert reader.missing() == reader.size and resident(reader) == set(range(1024))
+    assert reader.uncached_size() == reader.size and resident(reader) == set(range(1024))
 
 
 def test_parts_are_joined_as_a_set_of_bytes() -> None:
@@ -378,7 +386,7 @@ def test_parts_are_joined_as_a_set_of_bytes() -> None:
         held = np.zeros(100, bool)
         for begin, end in spans:
             held[begin:end] = True
-        found = joined(spans, gap)
+        found = merge_spans(spans, gap)
         covered = np.zeros(100, bool)
         for begin, end in found:
             covered[begin:end] = True
@@ -407,14 +415,14 @@ def test_a_container_or_a_job_may_have_less_memory_than_its_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, groups: list[str],
     names: tuple[str, str, str],
 ) -> None:  # fmt: skip
-    assert spare_memory() > 1 << 20
+    assert available_memory() > 1 << 20
     (tmp_path / "self").mkdir()
     (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    8000 kB\n")
     monkeypatch.setattr(free_memory, "_PROC", tmp_path)
-    monkeypatch.setattr(free_memory, "_GROUPS", tmp_path / "groups")
-    assert spare_memory() == 8000 << 10
+    monkeypatch.setattr(free_memory, "_CGROUPS", tmp_path / "groups")
+    assert available_memory() == 8000 << 10
     (tmp_path / "self" / "cgroup").write_text(f"3:pids:/other\n{line}\n")
-    assert spare_memory() == 8000 << 10
+    assert available_memory() == 8000 << 10
     limit, use, cached = names
     for name in groups:
         folder = tmp_path / "groups" / name
@@ -422,14 +430,14 @@ def test_a_container_or_a_job_may_have_less_memory_than_its_machine(
         (folder / use).write_text("3000000\n")
         (folder / "memory.stat").write_text(f"anon 1\n{cached} 1500000\nshmem 500000\n")
         (folder / limit).write_text("max\n")
-        assert spare_memory() == 8000 << 10
+        assert available_memory() == 8000 << 10
         (folder / limit).write_text("7000000\n")
-        assert spare_memory() == 5000000
+        assert available_memory() == 5000000
         (folder / limit).write_text("1000000\n")
-        assert spare_memory() == 0
+        assert available_memory() == 0
         (folder / limit).write_text("9223372036854771712\n")
     (tmp_path / "meminfo").unlink()
-    assert spare_memory() == 0
+    assert available_memory() == 0
 
 
 def test_a_bar_says_that_the_disk_is_waited_for() -> None:
