@@ -243,9 +243,7 @@ def main(arguments: list[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo(
-            "Interrupted; finished shards are kept: run the same command again to resume.", err=True
-        )
+        click.echo("Interrupted; finished shards are kept; run it again to resume.", err=True)
         sys.exit(130)
     except BrokenPipeError:
         # The reader of our output has closed it; avoid an error message at interpreter exit.
