@@ -7,10 +7,7 @@ Pixels in, bytes out, and back for the comparison. It reads no archive and no fi
 - ``jpeg``: quality 95, no chroma subsampling; a mask is read back by its threshold. Depth of 16
   bits stays PNG, which JPEG cannot hold.
 - ``png``: lossless.
-- ``raw``: no header at all. ``bg`` and ``fg_bg``: uint8, planar (3, H, W). ``mask``: bits of
-  (H, W), rows joined, most significant bit first, the last byte filled up with 0. ``depth``:
-  (H, W) uint8, or uint16 little-endian where the role has 16 bits. The manifest's role states
-  H, W and bits.
+- ``raw``: pixels without a header; ``raw_pixels`` states the byte layout.
 """
 
 import io
