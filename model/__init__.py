@@ -1,4 +1,1 @@
-"""Networks and losses: tensors in, tensors out.
-
-Imports torch alone: nothing of ``train`` or ``shardify``, no file, no data set.
-"""
+"""Networks and losses."""

@@ -1,8 +1,7 @@
-"""Deep supervision: the decoders judged at their coarser scales too, while they train.
+"""Deep supervision: add losses at the decoders' coarser scales while a network trains.
 
-A wrapper around a network adds a 1x1 head a scale and decoder; the network itself, its parameters
-and what it predicts stay as they are, and the heads are left behind when training ends. This module
-knows no optimiser and decides no weight.
+A wrapper adds one 1x1 head for each scale and decoder. The network, its parameters and its
+predictions do not change, and the heads are dropped after training.
 
 Source: Lee et al. 2015, Deeply-Supervised Nets.
 """
@@ -20,20 +19,20 @@ __all__ = ["Decoding", "Scales", "Supervised", "coarse_loss"]
 
 
 class Decoding(Protocol):
-    """A network that shows what its decoders make of each scale."""
+    """A network that returns its decoders' features at each scale."""
 
     coarse_channels: tuple[tuple[int, int], ...]
-    """Channels of the features of depth and mask at each scale below the full one."""
+    """Channels of the depth and mask features at each coarser scale."""
 
     def decode(self, x: Tensor, *, every: bool = False) -> list[tuple[Tensor, Tensor]]:
-        """Features of depth and of mask, coarsest scale first."""
+        """Return the depth and mask features, coarsest scale first; by default the full one."""
 
     def read(self, depth: Tensor, mask: Tensor) -> Prediction:
-        """Raw outputs from the features of the full scale."""
+        """Return raw outputs from the features of the full scale."""
 
 
 class Scales(NamedTuple):
-    """What a supervised network says of a batch."""
+    """Outputs of a supervised network for a batch."""
 
     prediction: Prediction
     """Raw outputs of the network itself."""
@@ -43,13 +42,13 @@ class Scales(NamedTuple):
 
 
 class Supervised(nn.Module):
-    """A network with heads on its decoders' coarser scales.
+    """Wraps a network and adds heads on its decoders' coarser scales.
 
     Args:
-        network: A ``Decoding``; it stays the same object.
+        network: A ``Decoding``; the wrapper keeps the same object.
 
     Raises:
-        ValueError: The network does not show its scales.
+        ValueError: The network does not return its coarser scales.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -65,25 +64,25 @@ class Supervised(nn.Module):
         init_conv(self.heads)
 
     def forward(self, x: Tensor) -> Scales:
-        """Raw outputs at every scale; takes and refuses what the network does."""
+        """Return raw outputs at every scale; takes and refuses the same input as the network."""
         network = cast(Decoding, self.network)
         *coarse, full = network.decode(x, every=True)
-        said = []
+        predictions = []
         for heads, (depth, mask) in zip(self.heads, coarse, strict=True):
-            of_depth, of_mask = cast(nn.ModuleList, heads)
-            said.append(Prediction(depth=of_depth(depth), mask=of_mask(mask)))
-        return Scales(network.read(*full), said)
+            depth_head, mask_head = cast(nn.ModuleList, heads)
+            predictions.append(Prediction(depth=depth_head(depth), mask=mask_head(mask)))
+        return Scales(network.read(*full), predictions)
 
 
 def coarse_loss(
     criterion: Criterion, coarse: Sequence[Prediction], mask: Tensor, depth: Tensor
 ) -> Tensor:
-    """Mean loss over scales; targets are averaged down to each.
+    """Return the mean loss over scales; targets are averaged down to each scale.
 
     Args:
-        criterion: As for the full scale.
+        criterion: The criterion of the full scale.
         coarse: Raw outputs, (B, 1, H / k, W / k) each.
-        mask: (B, 1, H, W) in {0, 1}; averaged, the share of a cell that is object.
+        mask: (B, 1, H, W) in {0, 1}; its average is the share of object in a cell.
         depth: (B, 1, H, W) in [0, 1].
 
     Returns:

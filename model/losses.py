@@ -1,13 +1,12 @@
-"""Losses of depth and mask, and the criterion that joins them.
+"""Losses of depth and mask, and the criterion that combines them.
 
-Every loss is a mean over samples of a per-sample value: a batch's loss is the average of its
-samples' losses, so that sums over batches and ranks of any size (the last batch of a validation,
-several GPUs) give one and the same number, and the scheduler that watches it sees the data, not the
-batching. Hence Dice a sample, not over the whole batch as the data set's authors have it: there, a
-large object hides the small ones beside it, and the value depends on who shares a batch.
+Every loss is a mean of per-sample values. So the mean over a split does not depend on batch sizes
+or on the number of GPUs, and neither does a scheduler that reads it. For this reason Dice is
+computed for each sample, not over the whole batch as by the data set's authors: over a batch, a
+large object hides small ones, and the value depends on which samples share the batch.
 
-All are computed in float32, also under autocast. An empty batch costs 0. This module knows no
-network, logs nothing and reads nothing back from a device.
+All losses are computed in float32, also under autocast. An empty batch has loss 0. Nothing here
+synchronises with the GPU.
 """
 
 import math
@@ -51,7 +50,7 @@ class LossParts(NamedTuple):
 
 
 def l1(pred: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute difference.
+    """Return the mean absolute difference.
 
     Args:
         pred: (B, 1, H, W) float.
@@ -63,19 +62,19 @@ def l1(pred: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: The shapes disagree.
     """
-    pred, target = _pair(pred, target)
+    pred, target = _check_shapes(pred, target)
     return _mean((pred - target).abs())
 
 
 def dice_loss(pred: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
-    """One minus the Dice overlap of each sample, with squared denominators; mean over samples.
+    """Return one minus the Dice overlap, with squared denominators; mean over samples.
 
-    The squares make it a measure for depth too: among all predictions the target itself scores 0.
+    With squares it also suits depth: only a prediction equal to the target has loss 0.
 
     Args:
         pred: (B, 1, H, W) float, in [0, 1].
         target: Same shape; in [0, 1].
-        smooth: Keeps an empty mask from dividing by zero. Pixels, a sample.
+        smooth: Avoids a division by zero for an empty mask. Pixels, for each sample.
 
     Returns:
         Float32 scalar in [0, 1]; 0 when they agree everywhere.
@@ -85,14 +84,14 @@ def dice_loss(pred: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
 
     Source: Milletari et al. 2016, V-Net, section 3.
     """
-    pred, target = (t.flatten(1) for t in _pair(pred, target))
+    pred, target = (t.flatten(1) for t in _check_shapes(pred, target))
     overlap = (pred * target).sum(1)
     size = (pred * pred).sum(1) + (target * target).sum(1)
     return _mean(1 - (2 * overlap + smooth) / (size + smooth))
 
 
 def bce(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy of raw outputs.
+    """Return the binary cross-entropy of raw outputs.
 
     Args:
         logits: (B, 1, H, W) float, before any sigmoid.
@@ -104,12 +103,12 @@ def bce(logits: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: The shapes disagree.
     """
-    logits, target = _pair(logits, target)
+    logits, target = _check_shapes(logits, target)
     return _mean(functional.binary_cross_entropy_with_logits(logits, target, reduction="none"))
 
 
 def ssim(pred: Tensor, target: Tensor) -> Tensor:
-    """Structural similarity: mean over the places where an 11x11 Gaussian window fits.
+    """Return the structural similarity: mean over the positions of an 11x11 Gaussian window.
 
     Args:
         pred: (B, C, H, W) float, in [0, 1]; H and W at least 11.
@@ -124,11 +123,11 @@ def ssim(pred: Tensor, target: Tensor) -> Tensor:
 
     Source: Wang et al. 2004, Image Quality Assessment; sigma 1.5, K1 0.01, K2 0.03, range 1.
     """
-    pred, target = _pair(pred, target)
+    pred, target = _check_shapes(pred, target)
     height, width = pred.shape[-2:]
     if min(height, width) < WINDOW:
         raise ValueError(f"ssim: {height}x{width} is smaller than the {WINDOW}x{WINDOW} window")
-    # Window means of x, y, x², y², xy in one go, one direction after the other.
+    # Window means of x, y, x², y², xy at once, first vertically, then horizontally.
     maps = torch.stack((pred, target, pred * pred, target * target, pred * target))
     weights = _gaussian(pred.device)
     with torch.autocast(pred.device.type, enabled=False):
@@ -148,26 +147,26 @@ def ssim(pred: Tensor, target: Tensor) -> Tensor:
 class Criterion:
     """The loss of a prediction: ``mask_weight * mask + depth_weight * depth``.
 
-    Each of the two is the weighted mean of Dice and L1, or what ``kind`` says instead.
+    Each of the two is the weighted mean of Dice and L1, or the loss that ``kind`` names.
     """
 
     kind: str = "dice+l1"
-    """One of ``KINDS``. ``bce`` sees the raw outputs, all others the activated ones."""
+    """One of ``KINDS``. ``bce`` takes raw outputs, all others activated ones."""
     activation: str = "sigmoid"
-    """One of ``ACTIVATIONS``: what stands between raw outputs and losses."""
+    """One of ``ACTIVATIONS``; applied to raw outputs before the losses."""
     dice_weight: float = 1.0
-    """Of Dice in the weighted mean of ``dice+l1``."""
+    """Weight of Dice in the weighted mean of ``dice+l1``."""
     l1_weight: float = 1.0
-    """Of L1 in the weighted mean of ``dice+l1``."""
+    """Weight of L1 in the weighted mean of ``dice+l1``."""
     mask_weight: float = 2.0
     depth_weight: float = 1.0
     smooth: float = 1.0
-    """Dice's, in pixels."""
+    """``smooth`` of ``dice_loss``. Pixels."""
     targets: tuple[str, ...] = TARGETS
-    """Those of ``TARGETS`` that there is truth for; the other's loss is 0 and is not computed."""
+    """Those of ``TARGETS`` that the data set has; the other's loss is 0 and is not computed."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant.
+        """Refuse invalid settings.
 
         Raises:
             ValueError: An unknown kind, activation or target, ``bce`` without sigmoid, a weight
@@ -196,7 +195,7 @@ class Criterion:
             )
 
     def __call__(self, prediction: Prediction, mask: Tensor, depth: Tensor) -> LossParts:
-        """Loss of raw outputs.
+        """Return the loss of raw outputs.
 
         Args:
             prediction: Raw outputs, (B, 1, H, W) each, any float type.
@@ -209,14 +208,14 @@ class Criterion:
         Raises:
             ValueError: The shapes disagree.
         """
-        nothing = mask.new_zeros((), dtype=torch.float32)
-        of_mask = self._loss(prediction.mask, mask) if "mask" in self.targets else nothing
-        of_depth = self._loss(prediction.depth, depth) if "depth" in self.targets else nothing
-        total = self.mask_weight * of_mask + self.depth_weight * of_depth
-        return LossParts(total=total, mask=of_mask, depth=of_depth)
+        zero = mask.new_zeros((), dtype=torch.float32)
+        mask_loss = self._loss(prediction.mask, mask) if "mask" in self.targets else zero
+        depth_loss = self._loss(prediction.depth, depth) if "depth" in self.targets else zero
+        total = self.mask_weight * mask_loss + self.depth_weight * depth_loss
+        return LossParts(total=total, mask=mask_loss, depth=depth_loss)
 
     def activate(self, prediction: Prediction) -> Prediction:
-        """What to show and to measure.
+        """Map raw outputs to the values that are shown and measured.
 
         Args:
             prediction: Raw outputs.
@@ -230,7 +229,7 @@ class Criterion:
         )
 
     def _loss(self, raw: Tensor, target: Tensor) -> Tensor:
-        """Either head's loss."""
+        """Return the loss of one head."""
         if self.kind == "bce":
             return bce(raw, target)
         pred = torch.sigmoid(raw.float()) if self.activation == "sigmoid" else raw
@@ -244,8 +243,8 @@ class Criterion:
         return (dice + self.l1_weight * l1(pred, target)) / (self.dice_weight + self.l1_weight)
 
 
-def _pair(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float32, of one shape; broadcasting would hide a mistake."""
+def _check_shapes(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both in float32; refuse different shapes, as broadcasting would hide the mistake."""
     if pred.shape != target.shape:
         given = f"{tuple(pred.shape)} and {tuple(target.shape)}"
         raise ValueError(f"loss: shapes of prediction and target disagree: {given}")
@@ -253,7 +252,7 @@ def _pair(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _mean(values: Tensor) -> Tensor:
-    """The mean; 0 of nothing, where ``Tensor.mean`` has NaN."""
+    """Return the mean; 0 if there are no values, where ``Tensor.mean`` returns NaN."""
     return values.sum() / max(values.numel(), 1)
 
 
@@ -262,7 +261,7 @@ def _clamp(x: Tensor) -> Tensor:
 
 
 def _gaussian(device: torch.device) -> Tensor:
-    """(WINDOW,) float32 weights that sum to 1."""
+    """Return (WINDOW,) float32 weights that sum to 1."""
     place = torch.arange(WINDOW, device=device, dtype=torch.float32) - WINDOW // 2
     weights = torch.exp(-(place**2) / (2 * SIGMA**2))
     return weights / weights.sum()

@@ -1,7 +1,4 @@
-"""Networks by name, and the sizes they take.
-
-The one place that maps a word on a command line or in a checkpoint to a network; it reads neither.
-"""
+"""Create networks by name, and check the sizes they take."""
 
 from collections.abc import Callable
 
@@ -15,15 +12,15 @@ __all__ = ["MODELS", "MakeModel", "check_resolution", "create"]
 
 
 MakeModel = Callable[[str], nn.Module]
-"""Name of an architecture → a network with fresh weights."""
+"""A function from the name of an architecture to a network with new weights."""
 
 
 MODELS: dict[str, Callable[[int], nn.Module]] = {"resunet": ResUNet, "unet": PairUNet}
-"""Name → class; each takes the number of input channels and returns ``Prediction``s."""
+"""Name → class. Takes the number of input channels; its networks return ``Prediction``s."""
 
 
 def create(name: str, *, in_channels: int = 6) -> nn.Module:
-    """A network with fresh weights, drawn from torch's global generator.
+    """Return a network with new weights, drawn from torch's global generator.
 
     Args:
         name: A key of ``MODELS``.
@@ -33,7 +30,7 @@ def create(name: str, *, in_channels: int = 6) -> nn.Module:
         A module: (B, in_channels, H, W) float → ``Prediction`` of raw outputs (B, 1, H, W).
 
     Raises:
-        ValueError: No such name, or no channels.
+        ValueError: Unknown name, or fewer than one channel.
     """
     if name not in MODELS:
         raise ValueError(f"model {name!r}: unknown; use one of {', '.join(MODELS)}")
@@ -43,12 +40,12 @@ def create(name: str, *, in_channels: int = 6) -> nn.Module:
 
 
 def check_resolution(res: int) -> None:
-    """Refuse a side length that the networks do not take.
+    """Refuse a resolution that the networks do not take.
 
     Args:
         res: Pixels.
 
     Raises:
-        ValueError: Not a positive multiple of 16; names the nearest that are.
+        ValueError: Not a positive multiple of 16; the message names the nearest multiples.
     """
     check_size(res, res)

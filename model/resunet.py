@@ -1,8 +1,8 @@
-"""ResUNet: one residual encoder, a depth decoder, and a mask decoder that looks at the first.
+"""ResUNet: one residual encoder, a depth decoder, and a mask decoder that uses depth features.
 
-The shape is the one that the data set's authors published as their model: 15,855,712 parameters
-(their README prints 17,267,393, which is the U-Net that lies beside it: see ``model.unet``).
-This module knows no losses and applies no sigmoid: outputs are raw.
+The architecture is the one that the data set's authors published: 15,855,712 parameters (their
+README states 17,267,393, which is their U-Net: see ``model.unet``). Outputs are raw, without
+sigmoid.
 
 Sizes at 64 px::
 
@@ -29,7 +29,7 @@ MASK = (512, 64, 64, 32, 16)
 
 
 class ResUNet(nn.Module):
-    """Depth and mask of a picture, given the picture and its background.
+    """Predicts depth and mask of an image, given the image and its background.
 
     Args:
         in_channels: 6: ``bg`` and ``fg_bg`` stacked, three channels each, normalised.
@@ -55,7 +55,7 @@ class ResUNet(nn.Module):
         init_conv(self)
 
     def forward(self, x: Tensor) -> Prediction:
-        """Raw depth and mask.
+        """Return raw depth and mask.
 
         Args:
             x: (B, in_channels, H, W) float; H and W multiples of 16. ``bg`` first, then ``fg_bg``.
@@ -70,14 +70,15 @@ class ResUNet(nn.Module):
         return self.read(depth, mask)
 
     def decode(self, x: Tensor, *, every: bool = False) -> list[tuple[Tensor, Tensor]]:
-        """The decoders' features of depth and of mask.
+        """Return the decoders' depth and mask features.
 
         Args:
-            x: As `forward`.
-            every: At every scale, coarsest first, instead of at the full one alone.
+            x: As in ``forward``.
+            every: Return all scales, coarsest first, instead of the full scale alone.
 
         Returns:
-            (B, channels, H', W') twice for each scale; of all but the last, ``coarse_channels``.
+            For each scale a pair of (B, channels, H', W'); all scales but the last have
+            ``coarse_channels``.
         """
         check_input(x, self.in_channels)
         x = self.init(x)
@@ -96,5 +97,5 @@ class ResUNet(nn.Module):
         return scales
 
     def read(self, depth: Tensor, mask: Tensor) -> Prediction:
-        """Raw outputs from the features of the full scale."""
+        """Return raw outputs from the features of the full scale."""
         return Prediction(depth=self.depth_head(depth), mask=self.mask_head(mask))

@@ -1,8 +1,8 @@
 """U-Net with bilinear upsampling: the baseline beside ResUNet.
 
-``UNet`` is the plain network, tensors in, tensors out; ``PairUNet`` names its two output channels.
+``UNet`` returns one tensor; ``PairUNet`` splits its two output channels into depth and mask.
 17,267,393 parameters for 3 → 1 channels (the figure printed beside the data set's model),
-17,269,186 for 6 → 2. No sigmoid inside: outputs are raw.
+17,269,186 for 6 → 2. Outputs are raw, without sigmoid.
 
 Source: Ronneberger et al. 2015, in the widely used form with padding, batch norm and half-width
 bilinear decoders.
@@ -23,7 +23,7 @@ DECODER = (512, 256, 128, 64, 64)
 
 
 def _double(in_channels: int, middle: int, out_channels: int) -> nn.Sequential:
-    """Convolution, batch norm, ReLU, twice. The bias is redundant before a norm, and published."""
+    """Twice convolution, batch norm and ReLU. The bias is redundant, but published."""
     return nn.Sequential(
         nn.Conv2d(in_channels, middle, 3, padding=1),
         norm(middle),
@@ -47,13 +47,13 @@ class UNet(nn.Module):
         self.in_channels = in_channels
         self.init = _double(in_channels, ENCODER[0], ENCODER[0])
         self.down = nn.ModuleList(_double(i, o, o) for i, o in pairwise(ENCODER))
-        # What comes from below is joined by a skip of the same width; the middle halves it.
+        # Features from below are concatenated with a skip of the same width, hence 2 * i.
         self.up = nn.ModuleList(_double(2 * i, i, o) for i, o in pairwise(DECODER))
         self.head = nn.Conv2d(DECODER[-1], out_channels, 1)
         init_conv(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Raw output.
+        """Return the raw output.
 
         Args:
             x: (B, in_channels, H, W) float; H and W multiples of 16.
@@ -68,7 +68,7 @@ class UNet(nn.Module):
         return out
 
     def decode(self, x: Tensor, *, every: bool = False) -> list[Tensor]:
-        """The decoder's features: at the full scale, or at every one, coarsest first."""
+        """Return the decoder's features: at the full scale, or at every scale, coarsest first."""
         check_input(x, self.in_channels)
         x = self.init(x)
         skips = []
@@ -84,7 +84,7 @@ class UNet(nn.Module):
 
 
 class PairUNet(nn.Module):
-    """A U-Net of two output channels: depth, then mask.
+    """A U-Net with two output channels: depth, then mask.
 
     Args:
         in_channels: 6: ``bg`` and ``fg_bg`` stacked, three channels each, normalised.
@@ -96,16 +96,16 @@ class PairUNet(nn.Module):
         self.coarse_channels = tuple((width, width) for width in DECODER[1:-1])
 
     def forward(self, x: Tensor) -> Prediction:
-        """Raw depth and mask, (B, 1, H, W) each; takes and refuses what ``UNet`` does."""
+        """Return raw depth and mask, (B, 1, H, W) each; takes the same input as ``UNet``."""
         ((shared, _),) = self.decode(x)
         return self.read(shared, shared)
 
     def decode(self, x: Tensor, *, every: bool = False) -> list[tuple[Tensor, Tensor]]:
-        """As ``ResUNet.decode``; depth and mask share their features."""
+        """Return features as ``ResUNet.decode`` does; depth and mask share them."""
         return [(shared, shared) for shared in self.net.decode(x, every=every)]
 
     def read(self, depth: Tensor, mask: Tensor) -> Prediction:
-        """Raw outputs from the features of the full scale, which are the same for both."""
+        """Return raw outputs from the features of the full scale, which both outputs share."""
         assert depth is mask
         out = self.net.head(depth)
         return Prediction(depth=out[:, :1], mask=out[:, 1:])

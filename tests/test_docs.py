@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,21 @@ def test_pages_call_only_commands_that_exist(page: Path) -> None:
     names = {name for name, _ in COMMANDS}
     for line in re.findall(r"^(?:\$ )?((?:shardify|train) [a-z]+)\b", page.read_text(), re.M):
         assert line in names, f"{page.name}: `{line}` is no command"
+
+
+def test_the_readmes_python_is_strictly_typed(tmp_path: Path) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGES[0].read_text(), re.M | re.S)
+    assert len(blocks) == PAGES[0].read_text().count("```python") >= 2
+    example = tmp_path / "readme.py"
+    example.write_text("\n".join(blocks))
+    # From ROOT, so that mypy's cache of `make types` serves here too.
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", str(example)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_training_page_shows_the_figures_that_were_measured() -> None:

@@ -1,7 +1,9 @@
 """What the import contracts of pyproject.toml (``make lint``) cannot say."""
 
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,37 @@ def test_a_worker_process_starts_without_what_its_tasks_need() -> None:
 @pytest.mark.parametrize("command", ["shardify.cli", "train.cli"])
 def test_a_command_line_starts_without_torch_and_dali(command: str) -> None:
     assert not imported(f"import {command}") & {"torch", "nvidia", "numba", "PIL"}
+
+
+def test_shardify_help_does_not_import_torch() -> None:
+    run = "from shardify.__main__ import main\ntry: main()\nexcept SystemExit: pass"
+    code = f"import sys\nsys.argv = ['shardify', '--help']\n{run}\nprint(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    *text, modules = done.stdout.splitlines()
+    assert text[0].startswith("Usage: shardify")
+    assert not set(modules.split()) & {"torch", "nvidia", "numba", "PIL"}
+
+
+def test_all_three_packages_are_marked_as_typed_also_when_built(tmp_path: Path) -> None:
+    packages = ("shardify", "model", "train")
+    for package in packages:
+        shutil.copytree(
+            ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    code = "import setuptools.build_meta as build; print(build.build_wheel('.'))"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    wheel = tmp_path / done.stdout.splitlines()[-1]
+    assert {f"{package}/py.typed" for package in packages} <= set(zipfile.ZipFile(wheel).namelist())
 
 
 @pytest.mark.parametrize("package", [shardify, train], ids=lambda package: package.__name__)

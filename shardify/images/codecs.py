@@ -7,9 +7,7 @@ Codecs:
 - ``jpeg``: quality 95, no chroma subsampling. A mask is read back by its threshold. 16-bit depth
   becomes PNG.
 - ``png``: lossless.
-- ``raw``: no header. ``bg`` and ``fg_bg``: uint8, planar (3, H, W). ``mask``: bits of (H, W), rows
-  joined, most significant bit first, the last byte padded with 0. ``depth``: (H, W) uint8, or
-  uint16 little-endian if the role has 16 bits. The manifest's role states H, W and bits.
+- ``raw``: pixels without a header; ``raw_pixels`` states the byte layout.
 """
 
 import io

@@ -1,1 +1,1 @@
-"""From shards to augmented batches on the device."""
+"""Read shards and return augmented batches on the training device."""

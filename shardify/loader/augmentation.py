@@ -1,11 +1,10 @@
-"""What is drawn for a sample: its angle, its colour change, its noise.
+"""Random augmentation of each sample: rotation angle, colour change and noise.
 
-Pure functions on numbers. Every draw is a function of (seed, epoch, sample) alone, by the
-counter-based generator Philox4x32-10: the same whatever the batch, the rank, the thread or the
-device. This module touches no pixel.
+The random numbers depend on (seed, epoch, sample) only, by the counter-based generator
+Philox4x32-10. They do not depend on the batch, the rank, the thread or the device.
 
-One sample has one draw: the angle moves all four images; colour and noise change ``bg`` and
-``fg_bg`` alike, and nothing else.
+One sample has one set of random numbers. The rotation applies to all four images. Colour and noise
+apply equally to ``bg`` and ``fg_bg``, and to no other image.
 """
 
 from dataclasses import dataclass
@@ -29,14 +28,14 @@ __all__ = [
 ]
 
 NOISE_MARGIN = 256
-"""The noise table is this much wider and higher than the image: as many places to crop it."""
+"""Pixels by which the noise table is wider and higher than the image; crops start within them."""
 NOISE_UNIT = 32
-"""A noise table's value of 32 is one standard deviation."""
+"""Value in the noise table that stands for one standard deviation."""
 
 Floats = npt.NDArray[np.float32]
 Words = npt.NDArray[np.uint64]
 
-# NTSC: luma, then the plane in which a rotation turns the hue and a scale changes the saturation.
+# NTSC YIQ: luma, then the I-Q plane, where a rotation changes the hue and a scale the saturation.
 _TO_YIQ = np.array(
     [[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]], np.float64
 )
@@ -45,36 +44,36 @@ _FROM_YIQ = np.linalg.inv(_TO_YIQ)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Augmentation:
-    """How far the draws may go. All uniform between the bounds."""
+    """Bounds of the random augmentation. All values are uniform between the bounds."""
 
     angle: float = 10.0
-    """Rotation about the centre, up to this either way. Degrees, counter-clockwise positive."""
+    """Largest rotation about the centre, in both directions. Degrees."""
 
     shift: float = 20.0
-    """RGB shift: each channel, up to this either way. Levels of 255."""
+    """Largest RGB shift of each channel, up and down. Levels of 255."""
 
     hue: float = 18.0
-    """HSV: turn of the hue, up to this either way. Degrees."""
+    """Largest change of the hue, in both directions. Degrees."""
 
     saturation: float = 0.3
-    """HSV: saturation times 1 +- up to this."""
+    """The saturation is multiplied by 1 +- up to this."""
 
     value: float = 0.2
-    """HSV: value times 1 +- up to this."""
+    """The value (HSV) is multiplied by 1 +- up to this."""
 
     noise: float = 8.0
-    """Gaussian noise: its standard deviation, from 0 to this. Levels of 255."""
+    """Largest standard deviation of the Gaussian noise. Levels of 255."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentationDraws:
-    """The draws of n samples."""
+    """Random augmentation values of n samples."""
 
     angle: Floats
-    """(n,) degrees."""
+    """(n,) degrees, counter-clockwise positive."""
 
-    turn: npt.NDArray[np.float64]
-    """(n, 2, 3) that rotation of the unit square, see ``affine_matrices``."""
+    rotation: npt.NDArray[np.float64]
+    """(n, 2, 3) the rotation by ``angle`` on the unit square, see ``affine_matrices``."""
 
     colour: Floats
     """(n, 3, 4): red, green, blue in levels of 255 become ``colour[:, :3] @ rgb + colour[:, 3]``,
@@ -87,10 +86,10 @@ class AugmentationDraws:
     """(n, 2) row and column of the noise table where the crop begins; in [0, NOISE_MARGIN)."""
 
     def part(self, first: int, last: int) -> "AugmentationDraws":
-        """Those of samples ``first`` to ``last``: views."""
+        """Return views of the values of samples ``first`` to ``last``."""
         return AugmentationDraws(
             angle=self.angle[first:last],
-            turn=self.turn[first:last],
+            rotation=self.rotation[first:last],
             colour=self.colour[first:last],
             noise=self.noise[first:last],
             place=self.place[first:last],
@@ -100,19 +99,19 @@ class AugmentationDraws:
 def draw(
     samples: Indexes, *, seed: int, epoch: int, augmentation: Augmentation | None = None
 ) -> AugmentationDraws:
-    """Draw for some samples of one epoch.
+    """Draw the augmentation of some samples of one epoch.
 
     Half of the samples get an RGB shift, the others a change of hue, saturation and value. That
-    change is the linear one (a turn and a scale in YIQ), not the conversion to HSV and back.
+    change is linear (a rotation and a scale in YIQ), not a conversion to HSV and back.
 
     Args:
         samples: (n,) indexes in the split.
         seed: In [0, 2**64).
         epoch: In [0, 2**32).
-        augmentation: The bounds; the defaults if None.
+        augmentation: Bounds; None: the defaults.
     """
     limits = augmentation or Augmentation()
-    low, high = _halves(np.asarray(samples, np.uint64))
+    low, high = _split_words(np.asarray(samples, np.uint64))
     key = (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)
     epochs = np.full_like(low, epoch)
     first = philox((low, high, epochs, np.zeros_like(low)), key)
@@ -120,7 +119,9 @@ def draw(
     unit = [word.astype(np.float64) / 2**32 for word in (*first, *second)]
     even = [2 * value - 1 for value in unit]
 
-    hsv = _hsv(even[2] * limits.hue, 1 + even[3] * limits.saturation, 1 + even[4] * limits.value)
+    hsv = _hsv_matrices(
+        even[2] * limits.hue, 1 + even[3] * limits.saturation, 1 + even[4] * limits.value
+    )
     shift = np.zeros((len(low), 3, 4))
     shift[:, :, :3] = np.eye(3)
     shift[:, :, 3] = np.stack(even[2:5], axis=1) * limits.shift
@@ -129,7 +130,7 @@ def draw(
     angle = (even[0] * limits.angle).astype(np.float32)
     return AugmentationDraws(
         angle=angle,
-        turn=_turns(angle),
+        rotation=_rotations(angle),
         colour=colour.astype(np.float32),
         noise=(unit[6] * limits.noise).astype(np.float32),
         place=(place % np.uint64(NOISE_MARGIN)).astype(np.int32),
@@ -137,44 +138,44 @@ def draw(
 
 
 def no_augmentation(count: int) -> AugmentationDraws:
-    """Draws that change nothing: a plain resize."""
+    """Return values that change nothing but the size."""
     colour = np.zeros((count, 3, 4), np.float32)
     colour[:, :, :3] = np.eye(3)
     angle = np.zeros(count, np.float32)
     return AugmentationDraws(
         angle=angle,
-        turn=_turns(angle),
+        rotation=_rotations(angle),
         colour=colour,
         noise=np.zeros(count, np.float32),
         place=np.zeros((count, 2), np.int32),
     )
 
 
-def affine_matrices(turn: npt.NDArray[np.float64], sizes: npt.ArrayLike, *, res: int) -> Floats:
-    """Where in the source each output pixel looks: resize and rotation as one matrix.
+def affine_matrices(rotation: npt.NDArray[np.float64], sizes: npt.ArrayLike, *, res: int) -> Floats:
+    """Return output-to-source matrices that combine resize and rotation.
 
-    Both images are the unit square; the output is that square turned about its centre. With pixel
-    centres at half numbers, an output pixel (x, y) looks at ``M @ (x + 0.5, y + 0.5, 1) - 0.5`` in
-    the source, a place in pixels.
+    Both images are mapped to the unit square; the output is that square rotated about its centre.
+    With pixel centres at half numbers, an output pixel (x, y) samples the source at
+    ``M @ (x + 0.5, y + 0.5, 1) - 0.5``, in pixels.
 
     Args:
-        turn: (n, 2, 3), as draws have it.
-        sizes: (n, k, 2) width and height of k sources of each. Pixels.
+        rotation: (n, 2, 3), ``AugmentationDraws.rotation``.
+        sizes: (n, k, 2) width and height of k source images a sample. Pixels.
         res: Output width and height. Pixels.
 
     Returns:
         (n, k, 2, 3) float32.
     """
-    matrix = turn / np.array([res, res, 1.0])
+    matrix = rotation / np.array([res, res, 1.0])
     scaled: Floats = (matrix[:, None] * np.asarray(sizes)[..., None]).astype(np.float32)
     return scaled
 
 
 def matrices(angle: Floats, *, width: npt.ArrayLike, height: npt.ArrayLike, res: int) -> Floats:
-    """As ``affine_matrices``, for one source of each angle.
+    """Return the matrices of ``affine_matrices`` for one source image an angle.
 
     Args:
-        angle: (n,) degrees; a positive one turns what is seen counter-clockwise.
+        angle: (n,) degrees; positive: the image content turns counter-clockwise.
         width: Of the source. Pixels; one number or (n,).
         height: Likewise.
         res: Output width and height. Pixels.
@@ -183,23 +184,25 @@ def matrices(angle: Floats, *, width: npt.ArrayLike, height: npt.ArrayLike, res:
         (n, 2, 3) float32.
     """
     wide, high = np.broadcast_to(width, angle.shape), np.broadcast_to(height, angle.shape)
-    return affine_matrices(_turns(angle), np.stack([wide, high], axis=-1)[:, None], res=res)[:, 0]
+    return affine_matrices(_rotations(angle), np.stack([wide, high], axis=-1)[:, None], res=res)[
+        :, 0
+    ]
 
 
 def noise_table(res: int) -> npt.NDArray[np.int8]:
-    """The fixed Gaussian noise that every sample's noise is a crop of.
+    """Return the fixed Gaussian noise from which each sample's noise is cropped.
 
     Args:
         res: Width and height of the image. Pixels.
 
     Returns:
         (3, res + NOISE_MARGIN, res + NOISE_MARGIN) int8, in steps of 1/NOISE_UNIT standard
-        deviation; cut at almost 4 of them.
+        deviation; clipped at almost 4 standard deviations.
     """
     side = res + NOISE_MARGIN
     raw = np.random.Philox(key=[0x5EED, 0]).random_raw(3 * side * side)
-    low, high = _halves(raw)
-    # Box and Muller: one normal number from two uniform ones, the first never 0.
+    low, high = _split_words(raw)
+    # Box-Muller: one normal number from two uniform ones; the first is never 0.
     radius = np.sqrt(-2 * np.log((low + np.float64(1)) / 2**32))
     normal = radius * np.cos(2 * np.pi / 2**32 * high)
     levels: npt.NDArray[np.int8] = np.rint(normal * NOISE_UNIT).clip(-127, 127).astype(np.int8)
@@ -207,7 +210,7 @@ def noise_table(res: int) -> npt.NDArray[np.int8]:
 
 
 def philox(counter: tuple[Words, Words, Words, Words], key: tuple[int, int]) -> list[Words]:
-    """Philox4x32-10: four random words for each counter.
+    """Return four random words for each counter: Philox4x32-10.
 
     Args:
         counter: Four arrays of 32-bit words, each in a uint64.
@@ -232,24 +235,25 @@ def philox(counter: tuple[Words, Words, Words, Words], key: tuple[int, int]) -> 
 _32 = np.uint64(32)
 
 
-def _turns(angle: Floats) -> npt.NDArray[np.float64]:
-    """Rotations of the unit square about its centre; angles in degrees."""
+def _rotations(angle: Floats) -> npt.NDArray[np.float64]:
+    """Return rotations of the unit square about its centre, (n, 2, 3); angles in degrees."""
     radians = np.deg2rad(angle.astype(np.float64))
     cos, sin = np.cos(radians), np.sin(radians)
     rows = [cos, -sin, (1 - cos + sin) / 2, sin, cos, (1 - sin - cos) / 2]
     return np.stack(rows, axis=-1).reshape(-1, 2, 3)
 
 
-def _halves(words: Words) -> tuple[Words, Words]:
+def _split_words(words: Words) -> tuple[Words, Words]:
+    """Split 64-bit words into their low and high 32 bits."""
     return words & np.uint64(0xFFFFFFFF), words >> _32
 
 
-def _hsv(
+def _hsv_matrices(
     hue: npt.NDArray[np.float64],
     saturation: npt.NDArray[np.float64],
     value: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.float64]:
-    """(n, 3, 4) colour matrices; hue in degrees."""
+    """Return (n, 3, 4) colour matrices; hue in degrees."""
     radians = np.deg2rad(hue)
     turn = np.zeros((len(hue), 3, 3))
     turn[:, 0, 0] = 1

@@ -1,6 +1,6 @@
-"""The table of a data set's backgrounds: all of them, decoded once, at the size of its composites.
+"""Decode all backgrounds of a data set into one table, at the size of its composites.
 
-Decodes on the CPU; loaders of one data set share a table. Files are opened by ``shards``.
+Decodes on the CPU. Loaders of one data set share the table.
 """
 
 import weakref
@@ -10,55 +10,60 @@ import numpy as np
 
 from shardify.dataset.manifest import Manifest
 from shardify.errors import DataError
-from shardify.loader.dali_pipeline import decode_faults, decoder, reason_of
-from shardify.loader.raw_codec import is_raw, pixels, size_of
+from shardify.images.raw_pixels import unpack_raw
+from shardify.loader.dali_pipeline import decode_faults, decoder, error_reason
+from shardify.loader.raw_codec import image_size, is_raw, raw_image_info
 from shardify.loader.shards import Bytes, background_payloads
 
 __all__ = ["background_table"]
 
-_TOGETHER = 8
-"""Backgrounds decoded at a time: a large one takes tens of megabytes until it is squashed."""
+_DECODE_BATCH = 8
+"""Backgrounds decoded at once: a large one takes tens of megabytes until it is resized."""
 
 _TABLES: "weakref.WeakValueDictionary[tuple[object, ...], Bytes]" = weakref.WeakValueDictionary()
-"""Tables that loaders hold: those of one data set, as a run has them, share one."""
+"""Tables in use, so that the loaders of one data set share one."""
 
 
 def background_table(folder: Path, manifest: Manifest, *, threads: int) -> Bytes:
-    """Every background, decoded and squashed to one size with antialiasing.
+    """Return every background, decoded and resized to one size with antialiasing.
 
     Args:
-        folder: Of the data set.
-        manifest: Its.
-        threads: To decode with.
+        folder: The folder of the data set.
+        manifest: Its manifest.
+        threads: Number of decoding threads.
 
     Returns:
-        (N, H, W, 3) uint8, contiguous, not to be written to; N = 0 where there are none.
+        (N, H, W, 3) uint8, contiguous, not to be written to; N = 0 without backgrounds.
 
     Raises:
-        DataError: One is missing, is not the manifest's, or does not decode.
+        DataError: A background is missing, differs from the manifest, or does not decode.
     """
     payloads = background_payloads(folder, manifest)
     if not payloads:
         return np.empty((0, 0, 0, 3), np.uint8)
-    width, height = size = size_of(manifest, "fg_bg")
+    width, height = size = image_size(manifest, "fg_bg")
     key = (tuple(one.sha256 for one in manifest.backgrounds), size, is_raw(manifest))
-    if (made := _TABLES.get(key)) is not None:
-        return made
+    if (shared := _TABLES.get(key)) is not None:
+        return shared
     if is_raw(manifest):
-        table = np.stack([pixels(payload, manifest, "bg") for payload in payloads])
+        picture = raw_image_info(manifest, "bg")
+        table = np.empty((len(payloads), picture.height, picture.width, 3), np.uint8)
+        for place, payload in enumerate(payloads):
+            table[place] = unpack_raw(payload, picture, "bg")
     else:
         table = np.empty((len(payloads), height, width, 3), np.uint8)
-        decode = decoder(batch_size=_TOGETHER, threads=threads, colour=True, size=size)
-        for first in range(0, len(payloads), _TOGETHER):
-            files = payloads[first : first + _TOGETHER]
+        decode = decoder(batch_size=_DECODE_BATCH, threads=threads, colour=True, size=size)
+        for first in range(0, len(payloads), _DECODE_BATCH):
+            files = payloads[first : first + _DECODE_BATCH]
             try:
                 table[first : first + len(files)] = decode(files)
             except RuntimeError as error:
                 faults = decode_faults(files, "bg")
-                at = next((place for place, fault in enumerate(faults) if fault), 0)
+                failed = next((place for place, fault in enumerate(faults) if fault), 0)
                 raise DataError(
-                    f"{folder}: background {manifest.backgrounds[first + at].id}: does not decode "
-                    f"({faults[at] or reason_of(error)}); build the data set again without it"
+                    f"{folder}: background {manifest.backgrounds[first + failed].id}: does not "
+                    f"decode ({faults[failed] or error_reason(error)}); build the data set again "
+                    "without it"
                 ) from error
     _TABLES[key] = table
     return table

@@ -1,7 +1,6 @@
-"""A batch: what the loader gives and the training step takes.
+"""The batch type: the loader's output and the training step's input.
 
-Four tensors and nothing else; a role that the data set lacks is a tensor of zeros. This module
-loads no file and knows no network.
+A batch is four tensors. A role that the data set lacks is a tensor of zeros.
 """
 
 from collections.abc import Mapping
@@ -34,7 +33,7 @@ CHANNELS = {"bg": 3, "fg_bg": 3, "mask": 1, "depth": 1}
 
 
 def fill(
-    found: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
     batch_size: int,
     res: int,
     *,
@@ -42,15 +41,15 @@ def fill(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
 ) -> Batch:
-    """A batch of what there is, and zeros in place of what there is not.
+    """Return a batch of the given tensors, with zeros for the other roles.
 
     Args:
-        found: A tensor of each role that the data set has, shaped as in a batch.
+        tensors: One tensor for each role that the data set has, shaped as in a batch.
         batch_size: B.
         res: R. Pixels.
-        device: Of the zeros, as of what was found.
-        dtype: Likewise.
-        channels_last: Likewise: memory order NHWC instead of NCHW.
+        device: Device of the zeros; the same as the given tensors'.
+        dtype: Type of the zeros; the same as the given tensors'.
+        channels_last: Memory order NHWC instead of NCHW; the same as the given tensors'.
     """
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
@@ -60,7 +59,7 @@ def fill(
         )
         return empty.zero_()
 
-    return Batch(*(found[role] if role in found else zeros(role) for role in ROLES))
+    return Batch(*(tensors[role] if role in tensors else zeros(role) for role in ROLES))
 
 
 def synthetic(
@@ -72,12 +71,12 @@ def synthetic(
     channels_last: bool = False,
     seed: int = 0,
 ) -> Batch:
-    """Random numbers in the shape and ranges of a batch, for measuring without a loader.
+    """Return random numbers in the shape and ranges of a batch, to measure without a loader.
 
     Args:
         batch_size: B.
         res: R. Pixels.
-        device: Where the tensors live.
+        device: Device of the tensors.
         dtype: A floating type.
         channels_last: Memory order NHWC instead of NCHW.
         seed: The same seed gives the same numbers on the same kind of device.

@@ -1,7 +1,6 @@
-"""What goes into each batch of one rank: which samples, where their bytes are, their draws.
+"""Choose the contents of each batch of one rank: samples, byte ranges and augmentation.
 
-Joins ``shards``, ``order`` and ``draws``; every step follows from (seed, epoch, samples used so
-far) and from nothing else. This module decodes nothing, keeps no position and starts no thread.
+Each step follows from (seed, epoch, samples used so far) only.
 """
 
 import hashlib
@@ -14,34 +13,34 @@ import numpy as np
 from shardify.errors import DataError
 from shardify.loader import sampler
 from shardify.loader.augmentation import Augmentation, AugmentationDraws, draw, no_augmentation
-from shardify.loader.cpu_kernels import first_header_mismatch
-from shardify.loader.sampler import EPOCHS, SEEDS, Indexes
-from shardify.loader.shards import Shards, chosen
+from shardify.loader.cpu_kernels import find_header_mismatch
+from shardify.loader.sampler import EPOCH_LIMIT, SEED_LIMIT, Indexes
+from shardify.loader.shards import Shards, find_samples
 
 __all__ = ["BatchSampler", "BatchSpec"]
 
-_DRAWN = 2048
-"""Samples drawn for at a time: NumPy takes as long over a few as over a hundred."""
+_SAMPLES_PER_DRAW = 2048
+"""Samples whose augmentation is drawn in one call: a few take NumPy as long as a hundred."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class BatchSpec:
-    """One rank's part of one step: n samples, n perhaps 0 in the last step of a validation."""
+    """One rank's part of one step: n samples; n may be 0 in the last step of a validation."""
 
     indexes: Indexes
-    """(n,) in the split."""
+    """(n,) index of each sample in the split."""
 
     shards: Indexes
-    """(n,) number of the shard that holds each."""
+    """(n,) number of each sample's shard."""
 
-    begins: Indexes
-    """(k, n) first byte in the shard of each of ``Shards.images``."""
+    offsets: Indexes
+    """(k, n) first byte in the shard of each role of ``Shards.images``."""
 
     sizes: Indexes
-    """(k, n) how many bytes."""
+    """(k, n) payload lengths. Bytes."""
 
     backgrounds: Indexes
-    """(n,) in the manifest; 0 where there are none."""
+    """(n,) index of each background in the manifest; 0 without backgrounds."""
 
     draws: AugmentationDraws
     used: int
@@ -49,7 +48,7 @@ class BatchSpec:
 
 
 class BatchSampler:
-    """The steps of one rank through one split."""
+    """Compute the batches of one rank over one split."""
 
     def __init__(
         self,
@@ -65,19 +64,19 @@ class BatchSampler:
         augmentation: Augmentation | None,
         exclude: Sequence[str] = (),
     ) -> None:
-        """Nothing is read yet.
+        """Check the arguments; nothing is read yet.
 
         Args:
-            shards: Of the split.
-            backgrounds: In the manifest.
+            shards: The shards of the split.
+            backgrounds: Number of backgrounds in the manifest.
             batch_size: Samples a rank and step.
             rank: In [0, world_size).
-            world_size: Ranks.
-            seed: Of order and draws.
-            kind: One of ``order.KINDS``.
-            drop_last: Leave out the last global batch where it is not full.
-            augmentation: None: a plain resize.
-            exclude: Keys of samples to go on without.
+            world_size: Number of ranks.
+            seed: Seed of order and augmentation.
+            kind: One of ``sampler.KINDS``.
+            drop_last: Leave out the last global batch if it is not full.
+            augmentation: Bounds of the augmentation; None: resize only.
+            exclude: Keys of samples to leave out.
 
         Raises:
             DataError: A key is not in the split, or what is left makes no batch.
@@ -91,10 +90,10 @@ class BatchSampler:
         self._world_size = world_size
         self._drop_last = drop_last
         self._augmentation = augmentation
-        self._without = chosen(shards, exclude)
-        self._allowed = np.setdiff1d(np.arange(len(shards)), self._without, assume_unique=True)
-        self._cached: tuple[int, int, Indexes] | None = None
-        if not self.left(0):
+        self._excluded = find_samples(shards, exclude)
+        self._allowed = np.setdiff1d(np.arange(len(shards)), self._excluded, assume_unique=True)
+        self._cached_order: tuple[int, int, Indexes] | None = None
+        if not self.steps_left(0):
             raise DataError(
                 f"{shards.folder}: {len(self._allowed)} samples in split {shards.split!r}; a step "
                 f"takes {batch_size * world_size} ({batch_size} on each of {world_size} ranks); "
@@ -103,19 +102,19 @@ class BatchSampler:
 
     @property
     def samples(self) -> int:
-        """In the split, without those excluded."""
+        """Number of samples in the split, without the excluded ones."""
         return len(self._allowed)
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever the samples, their bytes or their places change. Hex."""
-        if not len(self._without):
+        """Hex digest that changes with the samples, their bytes or their positions."""
+        if not len(self._excluded):
             return self.shards.fingerprint
-        text = f"{self.shards.fingerprint} {self._without.tolist()}"
+        text = f"{self.shards.fingerprint} {self._excluded.tolist()}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def left(self, consumed: int) -> int:
-        """Steps until the epoch's end once ``consumed`` samples of it are used."""
+    def steps_left(self, consumed: int) -> int:
+        """Return the number of steps left in an epoch of which ``consumed`` samples are used."""
         return sampler.steps(
             self.samples - consumed,
             batch_size=self._batch_size,
@@ -124,7 +123,7 @@ class BatchSampler:
         )
 
     def samples_of(self, epoch: int, step: int, *, consumed: int = 0) -> Indexes:
-        """The samples of this rank's batch ``step``, counted from where ``consumed`` were used."""
+        """Return the samples of this rank's batch ``step`` after ``consumed`` used samples."""
         start, stop = sampler.span(
             self.samples,
             consumed=consumed,
@@ -136,29 +135,29 @@ class BatchSampler:
         return self._order(epoch)[start:stop]
 
     def steps(self, epoch: int, consumed: int) -> Generator[BatchSpec, None, None]:
-        """The rest of an epoch.
+        """Yield the remaining steps of an epoch.
 
         Raises:
-            DataError: An index lies, or a ``bg.cls`` holds no background's number.
+            DataError: An index disagrees with its shard, or a ``bg.cls`` has no valid number.
         """
         whole = self._batch_size * self._world_size
-        left = self.left(consumed)
-        together = max(1, _DRAWN // self._batch_size)
-        for first in range(0, left, together):
-            run = [
+        remaining = self.steps_left(consumed)
+        batches_per_draw = max(1, _SAMPLES_PER_DRAW // self._batch_size)
+        for first in range(0, remaining, batches_per_draw):
+            batches = [
                 self.samples_of(epoch, step, consumed=consumed)
-                for step in range(first, min(first + together, left))
+                for step in range(first, min(first + batches_per_draw, remaining))
             ]
-            draws, begin = self._draws(np.concatenate(run), epoch), 0
-            for step, indexes in enumerate(run, start=first):
+            draws, begin = self._draws(np.concatenate(batches), epoch), 0
+            for step, indexes in enumerate(batches, start=first):
                 end = begin + len(indexes)
                 used = min(consumed + (step + 1) * whole, self.samples)
-                yield self._step(indexes, draws.part(begin, end), used)
+                yield self._batch_spec(indexes, draws.part(begin, end), used)
                 begin = end
 
-    def saved(self, epoch: int, consumed: int) -> dict[str, Any]:
-        """A place in an epoch, as JSON."""
-        if not self.left(consumed):
+    def position(self, epoch: int, consumed: int) -> dict[str, Any]:
+        """Return a position in an epoch, as JSON."""
+        if not self.steps_left(consumed):
             epoch, consumed = epoch + 1, 0
         return {
             "version": 1,
@@ -171,22 +170,26 @@ class BatchSampler:
             "consumed": consumed,
         }
 
-    def check(self, state: Any) -> None:
-        """Make sure that ``saved`` gave a state, for these data.
+    def check_position(self, state: Any) -> None:
+        """Check that a state comes from ``position``, for the same data.
 
         Raises:
-            DataError: It did not.
+            DataError: It does not.
         """
-        here = self.saved(0, 0)
+        expected = self.position(0, 0)
         state = state if isinstance(state, dict) else {}
         for field in ("version", "split", "order", "samples", "fingerprint"):
-            if state.get(field) != here[field]:
+            if state.get(field) != expected[field]:
                 raise DataError(
                     f"{self.shards.folder}: the saved position is of data with {field} "
-                    f"{state.get(field)!r}; this is {here[field]!r}; go on with the data the run "
-                    "was started on, or start a new run"
+                    f"{state.get(field)!r}; this is {expected[field]!r}; go on with the data the "
+                    "run was started on, or start a new run"
                 )
-        for field, end in (("seed", SEEDS), ("epoch", EPOCHS), ("consumed", self.samples + 1)):
+        for field, end in (
+            ("seed", SEED_LIMIT),
+            ("epoch", EPOCH_LIMIT),
+            ("consumed", self.samples + 1),
+        ):
             value = state.get(field)
             if type(value) is not int or not 0 <= value < end:
                 raise DataError(
@@ -199,21 +202,21 @@ class BatchSampler:
             return no_augmentation(len(indexes))
         return draw(indexes, seed=self.seed, epoch=epoch, augmentation=self._augmentation)
 
-    def _step(self, indexes: Indexes, draws: AugmentationDraws, used: int) -> BatchSpec:
-        """Gather one step."""
+    def _batch_spec(self, indexes: Indexes, draws: AugmentationDraws, used: int) -> BatchSpec:
+        """Return one step's batch."""
         shards = self.shards
-        numbers, images = shards.shard_of(indexes), len(shards.images)
-        begins, sizes = shards.offsets[indexes], shards.sizes[indexes]
-        liar = first_header_mismatch(shards.base[numbers], begins, sizes)
-        if liar >= 0:
-            index = int(indexes[liar])
+        shard_numbers, images = shards.shard_of(indexes), len(shards.images)
+        offsets, sizes = shards.offsets[indexes], shards.sizes[indexes]
+        mismatch = find_header_mismatch(shards.base[shard_numbers], offsets, sizes)
+        if mismatch >= 0:
+            index = int(indexes[mismatch])
             raise DataError(
                 f"{shards.where(index)}: {shards.header_fault(index)}; {shards.remedy()}"
             )
         return BatchSpec(
             indexes=indexes,
-            shards=numbers,
-            begins=np.ascontiguousarray(begins.T[:images]),
+            shards=shard_numbers,
+            offsets=np.ascontiguousarray(offsets.T[:images]),
             sizes=np.ascontiguousarray(sizes.T[:images]),
             backgrounds=shards.backgrounds(indexes, count=self._backgrounds),
             draws=draws,
@@ -221,7 +224,7 @@ class BatchSampler:
         )
 
     def _order(self, epoch: int) -> Indexes:
-        if self._cached is None or self._cached[:2] != (self.seed, epoch):
+        if self._cached_order is None or self._cached_order[:2] != (self.seed, epoch):
             places = sampler.epoch_order(self.samples, seed=self.seed, epoch=epoch, kind=self.kind)
-            self._cached = (self.seed, epoch, self._allowed[places])
-        return self._cached[2]
+            self._cached_order = (self.seed, epoch, self._allowed[places])
+        return self._cached_order[2]

@@ -1,21 +1,16 @@
-"""The CPU's share of a sample, compiled: warp, colour, noise and normalisation in one pass.
+"""Compiled CPU kernels: render images, unpack raw samples, check tar headers, parse numbers.
 
-Takes decoded images by address and writes float32 planes; a batch can be cut among threads, for
-nothing here holds the GIL. It decodes nothing, draws nothing and allocates no batch.
+``render`` warps, colours and normalises decoded images, given by address, to float32 planes.
+No kernel holds the GIL, so several threads can share a batch.
 
-How it is built, and why: resize and rotation are one matrix, so that a source pixel is fetched
-once; a row's loops are kept apart (where to look, fetch, blend, colour), because the compiler
-turns each of them alone into vector instructions and all of them together into none. The fetch
-reads both horizontal neighbours of an RGB pixel by one unaligned 64-bit load. What lies outside
-the source is its nearest edge pixel. All arithmetic on pixels is float32.
+Design of ``render``: resize and rotation are one matrix, so each source pixel is fetched once. A
+row is processed in separate loops (coordinates, fetch, blend, colour), because the compiler
+vectorises each loop alone but not all of them together. One unaligned 64-bit load reads both
+horizontal neighbours of an RGB pixel. Outside the source, the nearest edge pixel is used. All
+arithmetic on pixels is float32.
 
-The functions below trust their arguments: addresses must be those of live, contiguous images of
-at least 2 x 2 pixels. ``shardify.loader.batch_producer`` checks that before it calls.
-
-Compiled code that reads and writes memory at addresses: raw samples, headers, single words.
-
-The functions below trust their arguments: addresses must be those of live memory that is long
-enough. Nothing here holds the GIL.
+The kernels do not check their arguments. Addresses must point to live memory that is long enough;
+images must be contiguous and at least 2 x 2 pixels. ``batch_producer`` checks that first.
 """
 
 from typing import Any
@@ -28,21 +23,21 @@ from numba.extending import intrinsic
 from shardify.loader.augmentation import NOISE_UNIT
 
 __all__ = [
-    "first_header_mismatch",
+    "find_header_mismatch",
     "jit",
     "load8",
     "load16",
     "load32",
     "load64",
-    "numbers",
+    "parse_numbers",
     "render",
     "stream16",
     "unpack",
 ]
 
 
-def _load(bits: int, kind: Any) -> Any:
-    """An intrinsic that reads ``bits`` bits at any address, aligned or not."""
+def _load_intrinsic(bits: int, kind: Any) -> Any:
+    """Return an intrinsic that reads ``bits`` bits at any address, aligned or not."""
 
     @intrinsic
     def load(_context: Any, _address: Any) -> Any:
@@ -56,8 +51,8 @@ def _load(bits: int, kind: Any) -> Any:
     return load
 
 
-def _stream() -> Any:
-    """An intrinsic that copies 16 floats to a multiple of 64 bytes, past the caches."""
+def _stream_intrinsic() -> Any:
+    """Return an intrinsic that copies 16 floats to a multiple of 64 bytes, bypassing the caches."""
 
     @intrinsic
     def stream(_context: Any, _target: Any, _source: Any) -> Any:
@@ -76,30 +71,30 @@ def _stream() -> Any:
     return stream
 
 
-stream16 = _stream()
-load8 = _load(8, types.uint8)
-load16 = _load(16, types.uint16)
-load32 = _load(32, types.uint32)
-load64 = _load(64, types.uint64)
+stream16 = _stream_intrinsic()
+load8 = _load_intrinsic(8, types.uint8)
+load16 = _load_intrinsic(16, types.uint16)
+load32 = _load_intrinsic(32, types.uint32)
+load64 = _load_intrinsic(64, types.uint64)
 
 
 def jit(function: Any) -> Any:
-    """Compiled at its first call; kept on disk where numba finds a place for that."""
+    """Compile a function at its first call; cache it on disk if numba finds a writable folder."""
     options: Any = {"nogil": True, "fastmath": True, "error_model": "numpy"}
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:
-        # An installation and a home that cannot be written: compiled anew in every process.
+        # Neither installation nor home is writable: compile again in every process.
         return njit(**options)(function)
 
 
 @jit
 def unpack(packed: Any, rgb: Any, mask: Any, begin: int, end: int) -> None:
-    """Raw samples ``begin`` to ``end`` as decoded images.
+    """Unpack raw samples ``begin`` to ``end`` into decoded images; layout: ``raw_pixels``.
 
     Args:
-        packed: (B, 2) int64, addresses of fg_bg's planes (3, H, W) and of the mask's bits; the
-            latter is not read where the masks have no pixels.
+        packed: (B, 2) int64, addresses of fg_bg's planes (3, H, W) and of the mask's bits;
+            the latter is not read if the masks have no pixels.
         rgb: (B, H, W, 3) uint8; written.
         mask: (B, h, w) uint8; written, 0 and 255.
         begin: First sample.
@@ -120,8 +115,8 @@ def unpack(packed: Any, rgb: Any, mask: Any, begin: int, end: int) -> None:
 
 
 @jit
-def first_header_mismatch(base: Any, offsets: Any, sizes: Any) -> int:
-    """The first sample whose members are not where the index has them.
+def find_header_mismatch(base: Any, offsets: Any, sizes: Any) -> int:
+    """Return the first sample whose members are not where the index says.
 
     Args:
         base: (n,) int64, address of each sample's shard.
@@ -129,7 +124,7 @@ def first_header_mismatch(base: Any, offsets: Any, sizes: Any) -> int:
         sizes: (n, k) int64.
 
     Returns:
-        A number below n, or -1 where every member has a USTAR header with its size before it.
+        A number below n; -1 if every member is preceded by a USTAR header with its size.
     """
     for n in range(offsets.shape[0]):
         for k in range(offsets.shape[1]):
@@ -145,13 +140,13 @@ def first_header_mismatch(base: Any, offsets: Any, sizes: Any) -> int:
 
 
 @jit
-def numbers(addresses: Any, sizes: Any, found: Any) -> None:
-    """Read whole numbers written in ASCII digits.
+def parse_numbers(addresses: Any, sizes: Any, found: Any) -> None:
+    """Parse whole numbers written in ASCII digits.
 
     Args:
         addresses: (n,) int64, of the first digits.
         sizes: (n,) int64, of the texts. Bytes.
-        found: (n,) int64; written: the numbers, -1 for what is none of 1 to 18 digits.
+        found: (n,) int64; written: the numbers; -1 if a text is not 1 to 18 digits.
     """
     for n in range(len(addresses)):
         value: Any = 0 if 0 < sizes[n] <= 18 else -1
@@ -164,10 +159,10 @@ def numbers(addresses: Any, sizes: Any, found: Any) -> None:
         found[n] = value
 
 
-# Any: what numba makes of them is not what NumPy's stubs say.
+# Any: numba gives these calls other types than NumPy's stubs.
 _f: Any = np.float32
-_least: Any = min
-_most: Any = max
+_min: Any = min
+_max: Any = max
 _i: Any = np.int32
 _u: Any = np.uint32
 _BYTE = np.uint32(255)
@@ -198,23 +193,23 @@ def render(
 
     Args:
         images: (B, 4, 3) int64: address, width and height of bg, fg_bg (uint8, H x W x 3), mask
-            (uint8, H x W) and depth (uint8 or uint16, H x W). A width of 0, for all samples alike:
-            there is no such image, and its output is not touched.
-        matrices: (B, 4, 2, 3) float32, as ``draws.matrices`` gives them for each image's size.
+            (uint8, H x W) and depth (uint8 or uint16, H x W). A width of 0, for all samples:
+            the image is missing, and its output is not written.
+        matrices: (B, 4, 2, 3) float32, from ``augmentation.affine_matrices``.
         colour: (B, 3, 4) float32.
         noise: (B,) float32, standard deviation in levels of 255.
-        place: (B, 2) int32, where the noise is cropped.
-        table: (3, S, S) int8, as ``draws.noise_table`` gives it.
-        normal: (2, 2, 3) float32: scale and shift of bg's and fg_bg's channels; levels of 255
-            times scale plus shift is the output.
-        threshold: A mask's pixel is 1 where its value after the warp is at least this.
+        place: (B, 2) int32, row and column where the noise crop begins.
+        table: (3, S, S) int8, from ``augmentation.noise_table``.
+        normal: (2, 2, 3) float32: scale and shift of bg's and fg_bg's channels; the output is
+            levels of 255 times scale plus shift.
+        threshold: A mask pixel is 1 if its value after the warp is at least this.
         depth_bits: 8 or 16.
         augment: Whether colour and noise are applied.
         interleave: Write bg and fg_bg as R x R x 3, else as 3 x R x R.
-        stream: Write past the caches, for a batch larger than they are. Needs outputs that begin
-            at multiples of 64 bytes, and R a multiple of 16.
-        outputs: bg, fg_bg (B, 3 * R * R), mask, depth (B, R * R) float32; written. Of an image
-            that there is not, any array of two dimensions.
+        stream: Bypass the caches when writing, for a batch larger than they are. Needs outputs
+            that begin at multiples of 64 bytes, and R a multiple of 16.
+        outputs: bg, fg_bg (B, 3 * R * R), mask, depth (B, R * R) float32; written. For a
+            missing image, any array of two dimensions.
         begin: First sample.
         end: One past the last.
     """
@@ -229,33 +224,33 @@ def render(
     for n in range(begin, end):
         for y in range(res):
             wide, high = images[n, 1, 1], images[n, 1, 2]
-            _look(matrices[n, 1], wide, high, y, offset, u, v)
+            _source_offsets(matrices[n, 1], wide, high, y, offset, u, v)
             _fetch_rgb(images[n, 1, 0], wide, high, offset, top, low)
             _blend_rgb(top, low, u, v, rgb)
-            _finish(rgb, colour[n], noise[n], place[n], table, normal[1], augment, y)
-            _write(rgb, line, interleave, stream, y, fg_bg[n])
-            # Where an image has the size of the one before it, its row looks at the same places.
+            _augment_row(rgb, colour[n], noise[n], place[n], table, normal[1], augment, y)
+            _store_rgb_row(rgb, line, interleave, stream, y, fg_bg[n])
+            # An image of the same size as the one before it uses the same source offsets.
             if images[n, 0, 1]:
                 if images[n, 0, 1] != wide or images[n, 0, 2] != high:
                     wide, high = images[n, 0, 1], images[n, 0, 2]
-                    _look(matrices[n, 0], wide, high, y, offset, u, v)
+                    _source_offsets(matrices[n, 0], wide, high, y, offset, u, v)
                 _fetch_rgb(images[n, 0, 0], wide, high, offset, top, low)
                 _blend_rgb(top, low, u, v, rgb)
-                _finish(rgb, colour[n], noise[n], place[n], table, normal[0], augment, y)
-                _write(rgb, line, interleave, stream, y, bg[n])
-            # Targets: never coloured, never noisy.
+                _augment_row(rgb, colour[n], noise[n], place[n], table, normal[0], augment, y)
+                _store_rgb_row(rgb, line, interleave, stream, y, bg[n])
+            # Targets get neither colour change nor noise.
             if images[n, 2, 1]:
                 if images[n, 2, 1] != wide or images[n, 2, 2] != high:
                     wide, high = images[n, 2, 1], images[n, 2, 2]
-                    _look(matrices[n, 2], wide, high, y, offset, u, v)
+                    _source_offsets(matrices[n, 2], wide, high, y, offset, u, v)
                 _fetch_gray(images[n, 2, 0], wide, offset, top2, low2)
                 _blend_gray(top2, low2, u, v, _8, _BYTE, rgb[0])
-                _step(rgb[0], _f(threshold))
-                _put(rgb[0], mask[n], res * y, stream)
+                _apply_threshold(rgb[0], _f(threshold))
+                _store_row(rgb[0], mask[n], res * y, stream)
             if images[n, 3, 1]:
                 if images[n, 3, 1] != wide or images[n, 3, 2] != high:
                     wide, high = images[n, 3, 1], images[n, 3, 2]
-                    _look(matrices[n, 3], wide, high, y, offset, u, v)
+                    _source_offsets(matrices[n, 3], wide, high, y, offset, u, v)
                 if depth_bits == 8:
                     _fetch_gray(images[n, 3, 0], wide, offset, top2, low2)
                     _blend_gray(top2, low2, u, v, _8, _BYTE, rgb[0])
@@ -263,12 +258,12 @@ def render(
                     _fetch_gray16(images[n, 3, 0], wide, offset, top2, low2)
                     _blend_gray(top2, low2, u, v, _16, _WORD, rgb[0])
                 _scale(rgb[0], gray_scale)
-                _put(rgb[0], depth[n], res * y, stream)
+                _store_row(rgb[0], depth[n], res * y, stream)
 
 
 @jit
-def _look(matrix: Any, wide: int, high: int, y: int, offset: Any, u: Any, v: Any) -> None:
-    """Where a row's pixels look: the upper left of four source pixels, and how far beyond it."""
+def _source_offsets(matrix: Any, wide: int, high: int, y: int, offset: Any, u: Any, v: Any) -> None:
+    """Compute a row's source offsets (upper left of four pixels) and the fractions beyond them."""
     ax, ay = matrix[0, 0], matrix[1, 0]
     row, half = _f(_f(y) + _f(0.5)), _f(0.5)
     bx = _f(matrix[0, 1] * row + matrix[0, 2] + half * ax - half)
@@ -277,22 +272,22 @@ def _look(matrix: Any, wide: int, high: int, y: int, offset: Any, u: Any, v: Any
     last_x, last_y, stride = _i(wide - 2), _i(high - 2), _i(wide)
     for x in range(len(offset)):
         column = _f(_i(x))
-        sx = _least(_most(ax * column + bx, _f(0)), right)
-        sy = _least(_most(ay * column + by, _f(0)), bottom)
-        ix, iy = _least(_i(sx), last_x), _least(_i(sy), last_y)
+        sx = _min(_max(ax * column + bx, _f(0)), right)
+        sy = _min(_max(ay * column + by, _f(0)), bottom)
+        ix, iy = _min(_i(sx), last_x), _min(_i(sy), last_y)
         u[x], v[x] = sx - _f(ix), sy - _f(iy)
         offset[x] = iy * stride + ix
 
 
 @jit
 def _fetch_rgb(image: int, wide: int, high: int, offset: Any, top: Any, low: Any) -> None:
-    """Two horizontal neighbours, in the low 48 bits, of the upper and of the lower row."""
+    """Load two horizontal neighbours, in the low 48 bits, from the upper and the lower row."""
     row, last = 3 * wide, 3 * wide * high - 8
     for x in range(len(offset)):
         first = np.int64(offset[x]) * 3
         second = first + row
-        # The image's last pixels: read a little before them and shift, not past the end.
-        a, b = _least(first, last), _least(second, last)
+        # Last pixels of the image: load from before them and shift, so as not to read past the end.
+        a, b = _min(first, last), _min(second, last)
         top[x] = load64(image + a) >> np.uint64((first - a) * 8)
         low[x] = load64(image + b) >> np.uint64((second - b) * 8)
 
@@ -318,21 +313,25 @@ def _blend_rgb(top: Any, low: Any, u: Any, v: Any, rgb: Any) -> None:
         a, b = _u(top[x]), _u(top[x] >> _24)
         c, d = _u(low[x]), _u(low[x] >> _24)
         p, q = u[x], v[x]
-        red[x] = _mix(a & _BYTE, b & _BYTE, c & _BYTE, d & _BYTE, p, q)
-        green[x] = _mix(a >> _8 & _BYTE, b >> _8 & _BYTE, c >> _8 & _BYTE, d >> _8 & _BYTE, p, q)
-        blue[x] = _mix(a >> _16 & _BYTE, b >> _16 & _BYTE, c >> _16 & _BYTE, d >> _16 & _BYTE, p, q)
+        red[x] = _bilinear(a & _BYTE, b & _BYTE, c & _BYTE, d & _BYTE, p, q)
+        green[x] = _bilinear(
+            a >> _8 & _BYTE, b >> _8 & _BYTE, c >> _8 & _BYTE, d >> _8 & _BYTE, p, q
+        )
+        blue[x] = _bilinear(
+            a >> _16 & _BYTE, b >> _16 & _BYTE, c >> _16 & _BYTE, d >> _16 & _BYTE, p, q
+        )
 
 
 @jit
 def _blend_gray(top: Any, low: Any, u: Any, v: Any, bits: Any, full: Any, out: Any) -> None:
     for x in range(len(u)):
         a, c = top[x], low[x]
-        out[x] = _mix(a & full, a >> bits, c & full, c >> bits, u[x], v[x])
+        out[x] = _bilinear(a & full, a >> bits, c & full, c >> bits, u[x], v[x])
 
 
 @jit
-def _mix(a: Any, b: Any, c: Any, d: Any, u: Any, v: Any) -> Any:
-    """Bilinear: between a and b, and c and d below them, by u; between the two by v."""
+def _bilinear(a: Any, b: Any, c: Any, d: Any, u: Any, v: Any) -> Any:
+    """Interpolate between a and b, and c and d below them, by u; between the two rows by v."""
     left, right = _f(_i(a)), _f(_i(b))
     upper = left + u * (right - left)
     left, right = _f(_i(c)), _f(_i(d))
@@ -341,10 +340,10 @@ def _mix(a: Any, b: Any, c: Any, d: Any, u: Any, v: Any) -> Any:
 
 
 @jit
-def _finish(
+def _augment_row(
     rgb: Any, colour: Any, noise: Any, place: Any, table: Any, normal: Any, augment: bool, y: int
 ) -> None:
-    """One row, in place: colour and noise if asked for, clip, normalise."""
+    """Process one row in place: if ``augment``, colour, noise and clip; then normalise."""
     red, green, blue = rgb[0], rgb[1], rgb[2]
     res = len(red)
     s0, s1, s2 = normal[0, 0], normal[0, 1], normal[0, 2]
@@ -369,28 +368,28 @@ def _finish(
         p = m00 * r + m01 * g + m02 * b + m03 + strength * _f(grain0[x])
         q = m10 * r + m11 * g + m12 * b + m13 + strength * _f(grain1[x])
         w = m20 * r + m21 * g + m22 * b + m23 + strength * _f(grain2[x])
-        red[x] = _least(_most(p, _f(0)), _f(255)) * s0 + t0
-        green[x] = _least(_most(q, _f(0)), _f(255)) * s1 + t1
-        blue[x] = _least(_most(w, _f(0)), _f(255)) * s2 + t2
+        red[x] = _min(_max(p, _f(0)), _f(255)) * s0 + t0
+        green[x] = _min(_max(q, _f(0)), _f(255)) * s1 + t1
+        blue[x] = _min(_max(w, _f(0)), _f(255)) * s2 + t2
 
 
 @jit
-def _write(rgb: Any, line: Any, interleave: bool, stream: bool, y: int, out: Any) -> None:
-    """One finished row to its place."""
+def _store_rgb_row(rgb: Any, line: Any, interleave: bool, stream: bool, y: int, out: Any) -> None:
+    """Write one finished RGB row to the output."""
     red, green, blue = rgb[0], rgb[1], rgb[2]
     res = len(red)
     if interleave:
         for x in range(res):
             line[3 * x], line[3 * x + 1], line[3 * x + 2] = red[x], green[x], blue[x]
-        _put(line, out, 3 * res * y, stream)
+        _store_row(line, out, 3 * res * y, stream)
         return
-    _put(red, out, res * y, stream)
-    _put(green, out, res * (res + y), stream)
-    _put(blue, out, res * (2 * res + y), stream)
+    _store_row(red, out, res * y, stream)
+    _store_row(green, out, res * (res + y), stream)
+    _store_row(blue, out, res * (2 * res + y), stream)
 
 
 @jit
-def _put(row: Any, out: Any, at: int, stream: bool) -> None:
+def _store_row(row: Any, out: Any, at: int, stream: bool) -> None:
     if stream:
         target, source = out.ctypes.data + 4 * at, row.ctypes.data
         for x in range(0, 4 * len(row), 64):
@@ -400,7 +399,7 @@ def _put(row: Any, out: Any, at: int, stream: bool) -> None:
 
 
 @jit
-def _step(values: Any, threshold: Any) -> None:
+def _apply_threshold(values: Any, threshold: Any) -> None:
     for x in range(len(values)):
         values[x] = _f(1) if values[x] >= threshold else _f(0)
 

@@ -1,7 +1,7 @@
-"""From decoded images to a batch on a CPU: the compiled kernel, run over a batch by threads.
+"""Render decoded images into a batch on a CPU: run the compiled kernel in several threads.
 
-Holds what stays the same from batch to batch (normalisation, noise table, memory of batches that
-are no longer in use). It decodes nothing and chooses no sample.
+A renderer keeps what is the same for all batches (normalisation, noise table) and reuses the
+memory of batches that are no longer in use.
 """
 
 import weakref
@@ -18,50 +18,50 @@ from shardify.loader.cpu_kernels import render, unpack
 
 __all__ = ["Buffers", "Renderer"]
 
-_ALIGNED = 64
-"""Bytes: the widest vector, and a cache line."""
-_LARGE = 4 << 20
-"""Bytes: a batch of more leaves the caches before anybody reads it."""
+_ALIGNMENT = 64
+"""Alignment of buffers, in bytes: the widest vector, and a cache line."""
+_STREAM_THRESHOLD = 4 << 20
+"""Bytes; a larger batch leaves the caches before it is read, so writes bypass them."""
 
 Floats = npt.NDArray[np.float32]
 
 
 class Buffers:
-    """Memory for batches, used again once no tensor looks at it.
+    """Memory for batches, reused once no tensor refers to it.
 
-    Fresh memory costs a page fault every 4 KiB, as much time at 256 pixels as the warp. A buffer
-    may be taken again when the last tensor over it is gone, so whoever keeps a batch may keep it.
+    New memory costs a page fault every 4 KiB, at 256 pixels as much time as the warp. A buffer is
+    reused only after its last tensor is gone, so a caller may keep a batch as long as it likes.
     """
 
     def __init__(self) -> None:
-        self._lent: list[tuple[weakref.ref[Floats], Floats]] = []
+        self._in_use: list[tuple[weakref.ref[Floats], Floats]] = []
         self._free: list[Floats] = []
 
     def take(self, length: int) -> torch.Tensor:
-        """A float32 tensor of ``length`` elements at a multiple of 64 bytes, content undefined."""
-        spare = _ALIGNED // 4
-        # Asked for here, not told by a callback: in one of those Ctrl-C would be lost.
-        lent, self._lent = self._lent, []
-        for user, memory in lent:
+        """Return a float32 tensor of ``length`` elements, aligned to 64 bytes, uninitialised."""
+        padding = _ALIGNMENT // 4
+        # Polled here, not by a weakref callback: Ctrl-C inside a callback would be lost.
+        in_use, self._in_use = self._in_use, []
+        for user, memory in in_use:
             if user() is None:
                 self._free.append(memory)
             else:
-                self._lent.append((user, memory))
+                self._in_use.append((user, memory))
         while self._free:
             memory = self._free.pop()
-            if len(memory) == length + spare:
+            if len(memory) == length + padding:
                 break
         else:
-            memory = np.empty(length + spare, np.float32)
-        # torch holds this view, and nothing else does, as long as any tensor uses the memory.
-        begin = -memory.ctypes.data % _ALIGNED // memory.itemsize
-        view = memory[begin : begin + length]
-        self._lent.append((weakref.ref(view), memory))
+            memory = np.empty(length + padding, np.float32)
+        # Only torch holds this view, as long as any tensor uses the memory.
+        start = -memory.ctypes.data % _ALIGNMENT // memory.itemsize
+        view = memory[start : start + length]
+        self._in_use.append((weakref.ref(view), memory))
         return torch.from_numpy(view)
 
 
 class Renderer:
-    """Turns decoded images into batches of one size."""
+    """Renders decoded images into batches of one size."""
 
     def __init__(
         self,
@@ -80,14 +80,14 @@ class Renderer:
 
         Args:
             res: R, width and height of the batches. Pixels.
-            normal: (2, 2, 3) float32 as ``kernel.render`` takes it.
-            threshold: Of the mask, in levels of 255.
+            normal: (2, 2, 3) float32 as ``cpu_kernels.render`` takes it.
+            threshold: The mask's threshold, in levels of 255.
             depth_bits: 8 or 16.
             augment: Whether colour and noise are applied.
-            threads: That share a batch.
-            dtype: Of the batches.
+            threads: Number of threads that share a batch.
+            dtype: Type of the batches.
             channels_last: Memory order NHWC.
-            roles: Those that the data set has; ``fg_bg`` is one of them.
+            roles: Roles that the data set has, ``fg_bg`` among them.
         """
         self._res = res
         self._normal = normal
@@ -113,17 +113,17 @@ class Renderer:
         """Render one batch of B samples, B >= 0.
 
         Args:
-            images: (B, 4, 3): address, width, height of bg, fg_bg, mask and depth; all 0 of those
-                that the data set lacks. Where ``packed`` is given, fg_bg's and mask's addresses
-                are set here.
-            draws: Of the same samples.
+            images: (B, 4, 3): address, width, height of bg, fg_bg, mask and depth; all 0 for roles
+                that the data set lacks. With ``packed``, fg_bg's and mask's addresses are set
+                here.
+            draws: Augmentation of the same samples.
             packed: (B, 2) addresses of raw fg_bg and raw masks, all of one size.
 
         Returns:
-            The batch; zeros in place of the images that there are not.
+            The batch; zeros for missing images.
         """
         if packed is not None:
-            self._make_room(images)
+            self._place_unpacked(images)
         count, area = len(images), self._res * self._res
         flat = self._buffers.take(count * sum(self._channels) * area)
         parts = torch.split(flat, [count * channels * area for channels in self._channels])
@@ -131,10 +131,10 @@ class Renderer:
             part.view(count, channels * area).numpy()
             for part, channels in zip(parts, self._channels, strict=True)
         )
-        stream = self._res % 16 == 0 and flat.nbytes > _LARGE
-        matrices = affine_matrices(draws.turn, images[:, :, 1:], res=self._res)
+        stream = self._res % 16 == 0 and flat.nbytes > _STREAM_THRESHOLD
+        matrices = affine_matrices(draws.rotation, images[:, :, 1:], res=self._res)
 
-        def part(first: int, last: int) -> None:
+        def render_range(first: int, last: int) -> None:
             if packed is not None:
                 unpack(packed, self._rgb, self._masks, first, last)
             render(
@@ -143,22 +143,22 @@ class Renderer:
                 outputs, first, last,
             )  # fmt: skip
 
-        cuts = np.linspace(0, count, min(self._threads, max(count, 1)) + 1).astype(int).tolist()
-        if self._pool is None or len(cuts) == 2:
-            part(0, count)
+        bounds = np.linspace(0, count, min(self._threads, max(count, 1)) + 1).astype(int).tolist()
+        if self._pool is None or len(bounds) == 2:
+            render_range(0, count)
         else:
-            list(self._pool.map(part, cuts[:-1], cuts[1:]))
+            list(self._pool.map(render_range, bounds[:-1], bounds[1:]))
         return fill(
             {
-                role: self._dress(part, channels)
+                role: self._as_images(part, channels)
                 for role, part, channels in zip(ROLES, parts, self._channels, strict=True)
                 if channels
             },
             count, self._res, dtype=self._dtype, channels_last=self._channels_last,
         )  # fmt: skip
 
-    def _make_room(self, images: npt.NDArray[np.int64]) -> None:
-        """Have memory for a batch of unpacked images, and note where each will be."""
+    def _place_unpacked(self, images: npt.NDArray[np.int64]) -> None:
+        """Allocate memory for a batch of unpacked images, and set their addresses in ``images``."""
         count = len(images)
         if len(self._rgb) < count:
             (wide, high), (width, height) = images[0, 1, 1:].tolist(), images[0, 2, 1:].tolist()
@@ -174,8 +174,8 @@ class Renderer:
         if self._pool is not None:
             self._pool.shutdown()
 
-    def _dress(self, part: torch.Tensor, channels: int) -> torch.Tensor:
-        """As (B, C, R, R) of the dtype and memory order that are wanted."""
+    def _as_images(self, part: torch.Tensor, channels: int) -> torch.Tensor:
+        """Return a part as (B, C, R, R) in the renderer's dtype and memory order."""
         if self._channels_last:
             return part.view(-1, self._res, self._res, channels).permute(0, 3, 1, 2).to(self._dtype)
         return part.view(-1, channels, self._res, self._res).to(self._dtype)

@@ -1,13 +1,8 @@
-"""What DALI does: the graph of a loader, and decoding a few images for whoever asks.
+"""The DALI graph of a loader, a small image decoder, and the reasons of decoding errors.
 
-One function, ``graph``, builds it for a CPU and for a GPU, and says in one place what differs.
-What lies outside an image turned by the augmentation is that image's nearest edge pixel, for all
-four roles alike. This is the only module that imports DALI; it opens no file and keeps no state.
-
-Images that stop a graph: which of a batch does not decode, and why, in DALI's words.
-
-Decodes by ``graph.decoder``, one by one, so that what fails here is what fails there. This module
-opens no file.
+``build_graph`` builds the graph for a CPU or a GPU; all that differs between them is in one place.
+Outside a rotated image, its nearest edge pixel is used, for all four roles. This is the only
+module that imports DALI.
 """
 
 import functools
@@ -24,7 +19,14 @@ from shardify.loader.batch import ROLES
 from shardify.loader.device_tables import DeviceTables
 from shardify.loader.shards import Bytes
 
-__all__ = ["AHEAD", "decode_faults", "decoder", "graph", "own_tensor", "reason_of"]
+__all__ = [
+    "QUEUE_DEPTH",
+    "build_graph",
+    "copy_output",
+    "decode_faults",
+    "decoder",
+    "error_reason",
+]
 
 
 Array = npt.NDArray[Any]
@@ -32,14 +34,14 @@ Array = npt.NDArray[Any]
 # Any: its stubs lack arguments that it has.
 _dali: Any = backend
 
-AHEAD = {"cpu": 2, "cuda": 3}
-"""Steps that DALI works on while an earlier one is finished; beside a network a GPU's take long."""
+QUEUE_DEPTH = {"cpu": 2, "cuda": 3}
+"""Steps that DALI works on at once; on a GPU they take longer while a network trains."""
 
 CPU_ONLY = frozenset({"bmp", "png", "webp"})
-"""Extensions of files that no GPU decodes; asking it all the same costs a decoder's start."""
+"""Extensions of files that no GPU decodes; a GPU decoder would only cost its start."""
 
 
-def graph(
+def build_graph(
     source: Callable[[int], list[Array]],
     *,
     shards: Sequence[Bytes],
@@ -61,33 +63,38 @@ def graph(
     sizes: dict[str, tuple[int, int] | None],
     raw: bool,
 ) -> Any:
-    """The DALI graph, for both devices.
+    """Build the DALI graph for either device.
 
-    Nothing in it is fed sample by sample: a step's inputs say where in whole shards to look.
+    Its inputs are whole shards and the byte ranges in them, not single samples.
 
-    ``source(iteration)`` gives contiguous arrays of n <= batch_size rows: the number of the shard
-    (n,); of each of ``roles`` (fg_bg, mask, depth or fewer) the first byte there (n, 1) int64, then
-    of each the length (n, 1); then, unless ``decode_only``, the unit square's matrix (n, 2, 3);
-    with ``noise`` (3, S, S), which is to say where augmented, the colour matrix (n, 3, 4) and the
-    noise's strength (n,); last, with ``backgrounds`` (N, H, W, 3) the number of the background
-    (n,), and with ``noise`` its place (n, 2). ``extensions`` are those of a role's files,
-    ``sizes`` the width and height of its images, None where they differ. With ``raw``, a sample's
-    bytes are no files but pixels as ``shardify.loader.raw_codec`` has them.
+    ``source(iteration)`` returns contiguous arrays of n <= batch_size rows, in this order:
 
-    Outputs: the decoded images; or bg, fg_bg, mask and depth as a batch has them, without those
-    that there are not.
+    - the shard number (n,);
+    - for each of ``roles`` (fg_bg, mask, depth or fewer) the first byte (n, 1) int64;
+    - for each of ``roles`` the length (n, 1);
+    - unless ``decode_only``, the matrix on the unit square (n, 2, 3);
+    - with ``noise`` (3, S, S), the colour matrix (n, 3, 4) and the noise strength (n,);
+    - with ``backgrounds`` (N, H, W, 3), the background number (n,);
+    - with ``noise``, the row and column of its crop (n, 2).
+
+    ``noise`` is None without augmentation. ``extensions`` are those of a role's files; ``sizes``
+    are the width and height of its images, None if they differ. With ``raw``, a payload is pixels
+    in the layout of ``shardify.images.raw_pixels``, not a file.
+
+    Outputs: the decoded images if ``decode_only``; else bg, fg_bg, mask and depth as in a batch,
+    without missing roles.
     """
     gpu = device.type == "cuda"
     # All that differs between the devices:
     place = "gpu" if gpu else "cpu"
     mixed: dict[str, Any] = {"device": "mixed", "hw_decoder_load": hw_decoder_load}
 
-    def there(value: Any) -> Any:
-        """What a CPU operator made, where the images are."""
+    def to_device(value: Any) -> Any:
+        """Move a CPU operator's output to the device of the images."""
         return value.gpu() if gpu else value
 
-    def encoded(role: str, payload: Any) -> tuple[Any, Any]:
-        """An image (H x W x C) from its file, and its matrix."""
+    def decoded_image(role: str, payload: Any) -> tuple[Any, Any]:
+        """Decode an image (H x W x C) from its file; return it and its matrix."""
         on_gpu = gpu and not extensions[role] <= CPU_ONLY
         image = fn.decoders.image(
             payload,
@@ -96,25 +103,25 @@ def graph(
             adjust_orientation=False,
             **(mixed if on_gpu else {"device": "cpu"}),
         )
-        image = image if on_gpu else there(image)
+        image = image if on_gpu else to_device(image)
         if decode_only:
             return image, None
-        if known := sizes[role]:
-            # Each look at a header is an instance of the decoding library of its own, which on a
-            # GPU's machine takes a second to start.
-            return image, scaled(known)
+        if (size := sizes[role]) is not None:
+            # Reading the size from the header needs another instance of the decoding library,
+            # which takes a second to start on a machine with a GPU.
+            return image, scaled(size)
         shape = fn.peek_image_shape(payload, adjust_orientation=False)
         size = fn.cast(fn.stack(shape[1], shape[0]), dtype=types.FLOAT)
-        return image, turn * fn.reshape(size, shape=[2, 1])
+        return image, unit_matrix * fn.reshape(size, shape=[2, 1])
 
-    def planes(role: str, payload: Any) -> tuple[Any, Any]:
-        """An image from its pixels, and its matrix."""
+    def raw_image(role: str, payload: Any) -> tuple[Any, Any]:
+        """Reshape raw pixels to an image; return it and its matrix."""
         size = sizes[role]
-        assert size is not None  # Raw images are of one size.
+        assert size is not None  # Raw images have one size.
         width, height = size
-        found = there(payload)
+        found = to_device(payload)
         if role == "mask":
-            return _bits(found, width, height, place), scaled(size)
+            return _unpack_mask(found, width, height, place), scaled(size)
         if role == "depth":
             word = types.UINT16 if depth_bits == 16 else types.UINT8
             return fn.reinterpret(found, shape=[height, width, 1], dtype=word), scaled(size)
@@ -123,10 +130,10 @@ def graph(
 
     @functools.cache
     def scaled(size: tuple[int, int]) -> Any:
-        return turn * types.Constant(np.array(size, np.float32)[:, None], device="cpu")
+        return unit_matrix * types.Constant(np.array(size, np.float32)[:, None], device="cpu")
 
     def warp(image: Any, matrix: Any) -> Any:
-        """Resize and rotation in one interpolation; pixels outside repeat the edge."""
+        """Resize and rotate in one interpolation; pixels outside repeat the edge."""
         return fn.warp_affine(
             image,
             matrix=matrix,
@@ -135,7 +142,7 @@ def graph(
             dtype=types.FLOAT,
         )
 
-    def dress(image: Any, mean: list[float], std: list[float]) -> Any:
+    def normalise(image: Any, mean: list[float], std: list[float]) -> Any:
         return fn.crop_mirror_normalize(
             fn.reinterpret(image, layout="HWC"),
             mean=mean,
@@ -148,22 +155,22 @@ def graph(
         batch_size=batch_size,
         num_threads=threads,
         device_id=(device.index or 0) if gpu else None,
-        prefetch_queue_depth=AHEAD[device.type],
+        prefetch_queue_depth=QUEUE_DEPTH[device.type],
         exec_dynamic=False,
     )
     with pipe:
         count = 1 + 2 * len(roles) + (not decode_only) + 2 * (noise is not None)
-        inputs = _inputs(source, count, shards)
-        picks = DeviceTables(backgrounds, noise, res=res, device=device)
-        picked = _picked(source, count, picks)
-        bytewise: dict[str, Any] = {"normalized_anchor": False, "normalized_shape": False}
+        inputs = _shard_inputs(source, count, shards)
+        tables = DeviceTables(backgrounds, noise, res=res, device=device)
+        table_rows = _table_inputs(source, count, tables)
+        in_bytes: dict[str, Any] = {"normalized_anchor": False, "normalized_shape": False}
         payloads = [
-            fn.slice(inputs[0], inputs[1 + k], inputs[1 + len(roles) + k], axes=[0], **bytewise)
+            fn.slice(inputs[0], inputs[1 + k], inputs[1 + len(roles) + k], axes=[0], **in_bytes)
             for k in range(len(roles))
         ]
-        turn, *drawn = inputs[1 + 2 * len(roles) :] or [None]
+        unit_matrix, *colour_inputs = inputs[1 + 2 * len(roles) :] or [None]
         found = {
-            role: (planes if raw else encoded)(role, one)
+            role: (raw_image if raw else decoded_image)(role, one)
             for role, one in zip(roles, payloads, strict=True)
         }
         if decode_only:
@@ -171,21 +178,21 @@ def graph(
             pipe.build()
             return pipe
         if depth_bits == 16:
-            # The warp knows no unsigned words.
+            # The warp does not take uint16.
             image, matrix = found["depth"]
             found["depth"] = fn.cast(image, dtype=types.FLOAT), matrix
         if backgrounds is not None:
-            found["bg"] = picked[0], scaled((backgrounds.shape[2], backgrounds.shape[1]))
-        made = {role: warp(*one) for role, one in found.items()}
+            found["bg"] = table_rows[0], scaled((backgrounds.shape[2], backgrounds.shape[1]))
+        outputs = {role: warp(*one) for role, one in found.items()}
         if noise is not None:
-            colour, strength = drawn
-            grain = picked[-1] * there(strength)
+            colour, strength = colour_inputs
+            grain = table_rows[-1] * to_device(strength)
             for role in ("bg", "fg_bg"):
-                if role in made:
-                    coloured = fn.coord_transform(made[role], M=colour[:, :3], T=colour[:, 3])
-                    made[role] = dali_math.clamp(coloured + grain, 0, 255)
-        if "mask" in made:
-            made["mask"] = fn.cast(made["mask"] >= threshold, dtype=types.FLOAT)
+                if role in outputs:
+                    coloured = fn.coord_transform(outputs[role], M=colour[:, :3], T=colour[:, 3])
+                    outputs[role] = dali_math.clamp(coloured + grain, 0, 255)
+        if "mask" in outputs:
+            outputs["mask"] = fn.cast(outputs["mask"] >= threshold, dtype=types.FLOAT)
         means, stds = (-normal[:, 1] / normal[:, 0]).tolist(), (1 / normal[:, 0]).tolist()
         scales = {
             "bg": (means[0], stds[0]),
@@ -193,15 +200,19 @@ def graph(
             "mask": ([0.0], [1.0]),
             "depth": ([0.0], [float(2**depth_bits - 1)]),
         }
-        pipe.set_outputs(*(dress(made[role], *scales[role]) for role in ROLES if role in made))
+        pipe.set_outputs(
+            *(normalise(outputs[role], *scales[role]) for role in ROLES if role in outputs)
+        )
     pipe.build()
     return pipe
 
 
-def _inputs(source: Callable[[int], list[Array]], count: int, shards: Sequence[Bytes]) -> list[Any]:
-    """The arrays of ``source`` as a graph's inputs, and each row's shard in place of the first.
+def _shard_inputs(
+    source: Callable[[int], list[Array]], count: int, shards: Sequence[Bytes]
+) -> list[Any]:
+    """Return the arrays of ``source`` as graph inputs; the first becomes each row's shard bytes.
 
-    DALI takes each as it is, without looking at single rows and without copying.
+    DALI uses the arrays in place: no copy, no work a row.
     """
     mapped = [_dali.TensorCPU(shard) for shard in shards]
 
@@ -210,39 +221,42 @@ def _inputs(source: Callable[[int], list[Array]], count: int, shards: Sequence[B
         chosen = [mapped[number] for number in numbers.tolist()]
         return [_dali.TensorListCPU(chosen, contiguous=False), *map(_dali.TensorListCPU, others)]
 
-    made = fn.external_source(
+    outputs = fn.external_source(
         lists, num_outputs=count, device="cpu", batch=True, batch_info=True, no_copy=True
     )
-    return list(made)
+    return list(outputs)
 
 
-def _picked(source: Callable[[int], list[Array]], count: int, picks: DeviceTables) -> list[Any]:
-    """What ``picks`` takes for each row, as the arrays of ``source`` after ``count`` say.
+def _table_inputs(
+    source: Callable[[int], list[Array]], count: int, tables: DeviceTables
+) -> list[Any]:
+    """Return graph inputs with each row's background and noise, gathered from ``tables``.
 
-    DALI would be handed a whole table for every sample, and on a GPU copy it as many times.
+    The rows to gather are the arrays of ``source`` after ``count``. As an ordinary input, DALI
+    would take a whole table for every sample, and on a GPU copy it as many times.
     """
-    if not picks.tables:
+    if not tables.tables:
         return []
 
     def pick(info: Any) -> list[Any]:
-        taken = picks(source(info.iteration)[count:])
-        # Of torch's own DALI asks which stream it is on, also where there is no GPU.
-        return taken if picks.stream else [one.numpy() for one in taken]
+        rows = tables(source(info.iteration)[count:])
+        # For torch tensors DALI asks for the CUDA stream, even without a GPU.
+        return rows if tables.stream else [one.numpy() for one in rows]
 
-    # Copied, unlike the inputs: on a GPU, DALI knows only of a copy when it is there.
-    made = fn.external_source(
+    # Copied, unlike the other inputs: on a GPU, DALI can only wait for a copy to be complete.
+    outputs = fn.external_source(
         pick,
-        num_outputs=picks.tables,
-        device="gpu" if picks.stream else "cpu",
+        num_outputs=tables.tables,
+        device="gpu" if tables.stream else "cpu",
         batch=True,
         batch_info=True,
-        cuda_stream=picks.stream,
+        cuda_stream=tables.stream,
     )
-    return list(made)
+    return list(outputs)
 
 
-def _bits(packed: Any, width: int, height: int, place: str) -> Any:
-    """A raw mask's bits as an image of 0 and 255, float (H x W x 1)."""
+def _unpack_mask(packed: Any, width: int, height: int, place: str) -> Any:
+    """Unpack a raw mask's bits to an image of 0 and 255, float (H x W x 1)."""
     octets = -(-width * height // 8)
     weights = types.Constant((128 >> np.arange(8)).astype(np.uint8)[None], device=place)
     seen = fn.reshape(packed, shape=[octets, 1]) & weights
@@ -256,16 +270,17 @@ def _bits(packed: Any, width: int, height: int, place: str) -> Any:
 def decoder(
     *, batch_size: int, threads: int, colour: bool, size: tuple[int, int] | None = None
 ) -> Callable[[Sequence[Bytes]], list[Bytes]]:
-    """A function that decodes images on the CPU, now, for whoever needs a few of them.
+    """Return a function that decodes a few images on the CPU.
 
     Args:
-        batch_size: It is given that many files at most.
-        threads: To decode with.
-        colour: To RGB, else to gray.
-        size: Width and height to squash them to with antialiasing; None: as they are. Pixels.
+        batch_size: Largest number of files a call.
+        threads: Number of decoding threads.
+        colour: Decode to RGB; else to gray.
+        size: Width and height to resize to with antialiasing; None: unchanged. Pixels.
 
     Returns:
-        Of files' bytes, (H, W, C) uint8 each; raises RuntimeError where one does not decode.
+        A function from files' bytes to (H, W, C) uint8 images; it raises RuntimeError if one does
+        not decode.
     """
     files: list[Bytes] = []
     pipe = Pipeline(
@@ -297,18 +312,21 @@ def decoder(
     return decode
 
 
-def own_tensor(output: Any, dtype: torch.dtype) -> torch.Tensor:
-    """A copy of one of the graph's outputs, on its device: a tensor of its own."""
+def copy_output(output: Any, dtype: torch.dtype) -> torch.Tensor:
+    """Copy one of the graph's outputs, on its device, to a tensor that owns its memory."""
     shared: torch.Tensor = torch.utils.dlpack.from_dlpack(output.as_tensor())
     return shared.to(dtype, copy=True)
 
 
 _STATUS = {3: "its file is damaged", 4: "not an image of a kind that DALI reads"}
-"""What nvImageCodec's numbers say (``nvimgcodecStatus_t``); DALI hands on nothing but them."""
+"""Meaning of nvImageCodec's status numbers (``nvimgcodecStatus_t``), which DALI passes on."""
 
 
 def decode_faults(payloads: Sequence[Bytes], role: str) -> list[str | None]:
-    """DALI's reason for each payload that it does not decode, None for the others."""
+    """Return DALI's reason for each payload that it does not decode, None for the others.
+
+    Decodes them one by one with ``decoder``.
+    """
     decode = decoder(batch_size=1, threads=1, colour=role in ("bg", "fg_bg"))
     found: list[str | None] = []
     for payload in payloads:
@@ -316,12 +334,12 @@ def decode_faults(payloads: Sequence[Bytes], role: str) -> list[str | None]:
             decode([payload])
             found.append(None)
         except RuntimeError as error:
-            found.append(reason_of(error))
+            found.append(error_reason(error))
     return found
 
 
-def reason_of(error: RuntimeError) -> str:
-    """What went wrong, in one line, of DALI's message of many."""
+def error_reason(error: RuntimeError) -> str:
+    """Return the reason of a DALI error in one line."""
     text = str(error)
     if "encountered:" in text:
         text = text.split("encountered:", 1)[1].split("Current pipeline object", 1)[0]

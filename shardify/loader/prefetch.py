@@ -1,7 +1,7 @@
-"""Work done ahead in a thread: an iterator whose next items are already being made.
+"""Prefetch: run a generator ahead in a thread.
 
-Bounded, stoppable at any time, and honest about errors: what the maker raises, the taker gets, in
-its turn. This module knows nothing of what is made.
+The number of items ahead is bounded, and the thread can be stopped at any time. An error of the
+generator is raised to the consumer, after the items before it.
 """
 
 import atexit
@@ -18,22 +18,22 @@ T = TypeVar("T")
 
 
 class Prefetcher(Generic[T]):
-    """Runs a generator in a thread of its own, at most ``depth`` items ahead of the taker.
+    """Runs a generator in its own thread, at most ``depth`` items ahead of the consumer.
 
     The generator is closed in that thread, after its last item, on an error, or on ``close``.
-    A taker that waits when it is closed from elsewhere gets the end. After a fork, the thread is
-    the parent's: in the child there is nothing to take and nothing to close.
+    A consumer that waits while another thread calls ``close`` gets the end of the iteration.
+    After a fork, the thread belongs to the parent; in the child, ``close`` does nothing.
     """
 
-    def __init__(self, maker: Generator[T, None, None], *, depth: int) -> None:
-        self._maker = maker
+    def __init__(self, source: Generator[T, None, None], *, depth: int) -> None:
+        self._source = source
         self._queue: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(maxsize=depth)
         self._stop = threading.Event()
         self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, name="shardline-ahead", daemon=True)
-        # Also at the interpreter's end, which may not find the thread within a library: one that
-        # asks for the interpreter's lock then aborts the process. Registered last, done first: the
-        # libraries that the thread works with clean up after it.
+        # Also close at interpreter exit: a thread inside a library that then asks for the GIL
+        # would abort the process. Registered last, so called before the clean-up of the libraries
+        # that the thread uses.
         atexit.register(self.close)
         self._thread.start()
 
@@ -50,17 +50,17 @@ class Prefetcher(Generic[T]):
         raise StopIteration
 
     def close(self) -> None:
-        """Stop the thread, wait for it, drop what it had made. Does nothing the second time."""
+        """Stop the thread, wait for it, drop its items. A second call does nothing."""
         if os.getpid() != self._process:
             return
         self._stop.set()
         while self._thread.is_alive():
-            # The thread may be waiting for room: make some.
+            # The thread may be waiting for room in the queue.
             try:
                 self._queue.get_nowait()
             except queue.Empty:
                 self._thread.join(timeout=0.01)
-        # A taker may be waiting for an item: one wakes up here, and wakes the next by its own call.
+        # Wake a consumer that waits for an item; it wakes the next one by its own call.
         with contextlib.suppress(queue.Empty):
             while True:
                 self._queue.get_nowait()
@@ -71,15 +71,15 @@ class Prefetcher(Generic[T]):
     def _run(self) -> None:
         end: BaseException | None = None
         try:
-            # Asked first: a start that was interrupted may be stopped before it is seen to live.
+            # Check first: the prefetcher may be closed before the thread has started.
             while not self._stop.is_set():
-                self._put((next(self._maker),))
+                self._put((next(self._source),))
         except StopIteration:
             pass
         except BaseException as error:
             end = error
         try:
-            self._maker.close()
+            self._source.close()
         except BaseException as error:
             end = end or error
         self._put(end)

@@ -1,11 +1,11 @@
-"""Which sample comes when: an epoch's order, and each rank's share of each step.
+"""Sample order of an epoch, and each rank's share of each step.
 
-Pure functions on numbers: the seed is an argument, nothing is kept between calls. This module
-knows no shard, no tensor and no augmentation.
+Pure functions on numbers; the seed is an argument.
 
-An epoch is a permutation of ``range(samples)`` that depends on (kind, samples, seed, epoch) alone.
-A global batch is the next ``batch_size * world_size`` places of it, cut into one contiguous slice
-a rank. So a run may stop after any sample and go on with other ranks, and none is lost or repeated.
+An epoch is a permutation of ``range(samples)`` that depends on (kind, samples, seed, epoch) only.
+A global batch is the next ``batch_size * world_size`` samples of it, cut into one contiguous slice
+a rank. So a run can stop after any step and resume with another number of ranks, and no sample is
+lost or repeated.
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 __all__ = [
     "BLOCK",
-    "EPOCHS",
+    "EPOCH_LIMIT",
     "KINDS",
-    "SEEDS",
+    "SEED_LIMIT",
     "WINDOW",
     "Indexes",
     "Mixing",
@@ -30,10 +30,10 @@ __all__ = [
 Indexes = npt.NDArray[np.int64]
 
 KINDS = ("permuted", "block", "sequential")
-SEEDS = 2**63
-"""One past the last seed: NumPy gives its generator no larger one whole."""
-EPOCHS = 2**32
-"""One past the last epoch: the draws count them in one word."""
+SEED_LIMIT = 2**63
+"""One past the largest seed: NumPy's generator takes no larger key."""
+EPOCH_LIMIT = 2**32
+"""One past the largest epoch: the augmentation counts epochs in one 32-bit word."""
 BLOCK = 256
 """Samples read one after the other in ``block`` order: about 3 MB of the usual 12 KB samples."""
 WINDOW = 16
@@ -49,12 +49,12 @@ def epoch_order(
     block: int = BLOCK,
     window: int = WINDOW,
 ) -> Indexes:
-    """The samples of one epoch, in the order in which they are used.
+    """Return the samples of one epoch, in the order in which they are used.
 
     Args:
-        samples: In the split.
+        samples: Number of samples in the split.
         seed: 0 or more.
-        epoch: 0 or more; another epoch gives another order, but for ``sequential``.
+        epoch: 0 or more; each epoch has its own order, except with ``sequential``.
         kind: ``permuted``: any order is as likely as any other. ``block``: blocks of neighbours in
             random order, the samples of ``window`` blocks at a time mixed at random; a disk then
             sees runs of ``block`` samples. ``sequential``: as written.
@@ -65,7 +65,7 @@ def epoch_order(
         (samples,) int64, a permutation of ``range(samples)``.
 
     Raises:
-        ValueError: Unknown kind, or a negative or zero number where that makes no sense.
+        ValueError: Unknown kind, or a number out of range.
     """
     if kind not in KINDS:
         raise ValueError(f"order: {kind!r}; expected one of {', '.join(KINDS)}")
@@ -74,10 +74,10 @@ def epoch_order(
     if kind == "sequential":
         return np.arange(samples, dtype=np.int64)
     if kind == "permuted":
-        return _shuffled(samples, seed, epoch, stream=0)
-    starts = _shuffled(-(-samples // block), seed, epoch, stream=1) * block
+        return _permutation(samples, seed, epoch, stream=0)
+    starts = _permutation(-(-samples // block), seed, epoch, stream=1) * block
     runs = [np.arange(start, min(start + block, samples), dtype=np.int64) for start in starts]
-    places = _shuffled(samples, seed, epoch, stream=2)
+    places = _permutation(samples, seed, epoch, stream=2)
     order = np.concatenate([np.empty(0, np.int64), *runs])
     begin = 0
     for first in range(0, len(runs), window):
@@ -88,33 +88,33 @@ def epoch_order(
 
 
 def steps(samples: int, *, batch_size: int, world_size: int, drop_last: bool) -> int:
-    """How many steps every rank takes to use ``samples`` samples.
+    """Return the number of steps in which every rank uses ``samples`` samples.
 
     Args:
-        samples: Left in the epoch.
+        samples: Samples left in the epoch.
         batch_size: Samples a rank and step.
-        world_size: Ranks.
-        drop_last: Leave out the last global batch where it is not full.
+        world_size: Number of ranks.
+        drop_last: Leave out the last global batch if it is not full.
     """
-    whole = batch_size * world_size
-    return samples // whole if drop_last else -(-samples // whole)
+    global_batch = batch_size * world_size
+    return samples // global_batch if drop_last else -(-samples // global_batch)
 
 
 def span(
     samples: int, *, consumed: int, step: int, batch_size: int, rank: int, world_size: int
 ) -> tuple[int, int]:
-    """The places of the epoch's order that one rank uses in one step.
+    """Return the range of the epoch's order that one rank uses in one step.
 
     Args:
-        samples: In the epoch.
-        consumed: Samples that were used before step 0, by all ranks together.
-        step: Counted from there.
+        samples: Samples in the epoch.
+        consumed: Samples used before step 0, by all ranks together.
+        step: Step number, counted from there.
         batch_size: Samples a rank and step.
         rank: In [0, world_size).
-        world_size: Ranks.
+        world_size: Number of ranks.
 
     Returns:
-        (start, stop); stop - start is batch_size, less in the last step, there perhaps 0.
+        (start, stop); stop - start is batch_size, or less in the last step, possibly 0.
     """
     start = consumed + (step * world_size + rank) * batch_size
     return min(start, samples), min(start + batch_size, samples)
@@ -122,23 +122,23 @@ def span(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mixing:
-    """How well an order mixes what lies together in the shards."""
+    """Measures of how well an order mixes samples that are neighbours in the shards."""
 
     travel: float
-    """Mean distance between a sample's place in the shards and in the epoch, as a fraction of the
-    epoch: 0 as written, 1/3 for a random permutation."""
+    """Mean distance between a sample's positions in the shards and in the epoch, as a fraction of
+    the epoch: 0 as written, 1/3 for a random permutation."""
 
     neighbours: float
-    """Share of samples that are followed by their neighbour in the shards: 1 as written, about
-    1/samples for a random permutation."""
+    """Share of samples followed by their neighbour in the shards: 1 as written, about 1/samples
+    for a random permutation."""
 
     spread: float
-    """Mean distance in the shards between samples that are used one after the other, as a fraction
-    of the epoch: about 0 as written, 1/3 for a random permutation."""
+    """Mean distance in the shards between samples used one after the other, as a fraction of the
+    epoch: about 0 as written, 1/3 for a random permutation."""
 
 
 def mixing(order: Indexes) -> Mixing:
-    """Measure an order.
+    """Measure how well an order mixes the samples.
 
     Args:
         order: (N,) a permutation of ``range(N)``, N >= 2.
@@ -156,11 +156,11 @@ def mixing(order: Indexes) -> Mixing:
     )
 
 
-def _shuffled(count: int, seed: int, epoch: int, *, stream: int) -> Indexes:
-    """A permutation from Philox's raw words.
+def _permutation(count: int, seed: int, epoch: int, *, stream: int) -> Indexes:
+    """Return a permutation made from Philox's raw words.
 
-    NumPy promises that a bit generator's raw stream never changes, and promises nothing about
-    ``Generator.permutation``: a checkpoint must mean the same order under the next release.
+    A checkpoint must mean the same order under the next NumPy release. NumPy guarantees the raw
+    stream of a bit generator, but not ``Generator.permutation``.
     """
     philox = np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, stream])
     return np.argsort(philox.random_raw(count), kind="stable")

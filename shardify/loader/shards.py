@@ -1,12 +1,8 @@
-"""A split's shards as a training process sees them: mapped files, and where each member lies.
+"""Open the shards of a split: map the files and read the byte range of each member.
 
-Reads the manifest, the ``.idx`` of each shard and the background tar; maps the shards (or holds
-them in memory) and hands out payloads as views, never as copies. Whatever disagrees with the
-manifest is refused by name. This module decodes no image and chooses no order.
-
-A shard's bytes in memory: mapped from its file, or read and held.
-
-Refuses a file that is not as long as the manifest says; reads no index and knows no sample.
+Reads the manifest, each shard's ``.idx`` and the background tar; maps the shards or reads them
+into memory. Payloads are views, never copies. A file that disagrees with the manifest is refused,
+and the error names it.
 """
 
 import contextlib
@@ -24,35 +20,34 @@ import numpy.typing as npt
 from shardify.dataset.index import BLOCK, read_index
 from shardify.dataset.manifest import BACKGROUNDS, Manifest, Shard
 from shardify.errors import DataError, ShardifyError
-from shardify.loader.cpu_kernels import numbers
+from shardify.loader.cpu_kernels import parse_numbers
 from shardify.loader.sampler import Indexes
 
 __all__ = [
     "IMAGES",
     "Bytes",
     "Shards",
-    "allow_open_files",
     "background_payloads",
-    "bytes_of",
-    "digest_of",
+    "find_samples",
     "load_manifest",
+    "open_shard",
     "open_split",
+    "sha256_hex",
 ]
-
 
 Bytes = npt.NDArray[np.uint8]
 
 
-def bytes_of(path: Path, shard: Shard, cache: str) -> Bytes:
-    """Map or read a shard, once its length is what the manifest says.
+def open_shard(path: Path, shard: Shard, cache: str) -> Bytes:
+    """Check a shard's length, then map it or read it into memory.
 
     Args:
-        path: Its file.
-        shard: As the manifest has it.
-        cache: ``ram``: read and held; ``disk``: mapped.
+        path: The shard's file.
+        shard: The shard as the manifest has it.
+        cache: ``ram``: read into memory; ``disk``: mapped.
 
     Raises:
-        DataError: It is missing, of another length, or cannot be read.
+        DataError: The file is missing, has another length, or cannot be read.
     """
     try:
         found = path.stat().st_size
@@ -74,13 +69,13 @@ def bytes_of(path: Path, shard: Shard, cache: str) -> Bytes:
         raise DataError(f"{path}: cannot be read ({error}); check the disk") from error
 
 
-def digest_of(buffer: Bytes) -> str:
-    """SHA-256, lower-case hex."""
+def sha256_hex(buffer: Bytes) -> str:
+    """Return the SHA-256 of some bytes, lower-case hex."""
     return hashlib.sha256(buffer.data).hexdigest()
 
 
-def allow_open_files(count: int) -> None:
-    """Every mapped shard keeps a descriptor: lift this process's soft limit where it is low."""
+def raise_open_file_limit(count: int) -> None:
+    """Raise this process's soft limit of open files; each mapped shard keeps a descriptor."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + 256
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -90,25 +85,25 @@ def allow_open_files(count: int) -> None:
 
 
 IMAGES = ("fg_bg", "mask", "depth")
-"""The roles whose payload a sample carries, in this order, before its ``bg.cls``; a data set may
-lack any but ``fg_bg``."""
+"""Roles with an image in each sample, in this order, before its ``bg.cls``; a data set may lack
+any but ``fg_bg``."""
 
 MEMBERS = (*IMAGES, "bg")
 
 
 def load_manifest(path: Path, *, res: int) -> tuple[Path, Manifest]:
-    """Read a data set's manifest and step into the one of its resolutions that suits best.
+    """Read a data set's manifest, or that of its best resolution if it has several.
 
     Args:
         path: The data set's folder, or its ``manifest.json``.
-        res: The size that is wanted: the smallest resolution of at least this is taken, else the
+        res: Size of the batches: the smallest resolution of at least this is chosen, else the
             largest. Pixels.
 
     Returns:
         The folder that holds the shards, and their manifest.
 
     Raises:
-        DataError: No manifest, or none that can be read.
+        DataError: The manifest is missing or cannot be read.
     """
     try:
         manifest = Manifest.load(path)
@@ -125,12 +120,12 @@ def load_manifest(path: Path, *, res: int) -> tuple[Path, Manifest]:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Shards:
-    """One split, open for reading. Samples are numbered from 0 in the order of the shards."""
+    """One open split. Samples are numbered from 0 in the order of the shards."""
 
     folder: Path
     split: str
     members: tuple[str, ...]
-    """The k roles that every sample has a member of, in their order; ``bg`` last if it is there."""
+    """The k roles of which every sample has a member, in order; ``bg`` last if present."""
 
     files: list[Shard]
     buffers: list[Bytes]
@@ -156,27 +151,27 @@ class Shards:
 
     @property
     def images(self) -> tuple[str, ...]:
-        """The roles whose payload a sample carries, the first of the members."""
+        """Roles with an image in each sample: the members without ``bg``."""
         return tuple(role for role in self.members if role != "bg")
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever a sample, its bytes or its place in the split changes. Hex."""
+        """Hex digest that changes with a sample, its bytes or its position in the split."""
         digest = hashlib.sha256()
         for shard in self.files:
             digest.update(f"{shard.samples} {shard.sha256}\n".encode())
         return digest.hexdigest()[:16]
 
     def shard_of(self, indexes: Indexes) -> Indexes:
-        """Number of the shard that holds each sample."""
+        """Return the number of each sample's shard."""
         return np.searchsorted(self.first, indexes, side="right") - 1
 
     def keys(self, indexes: Indexes) -> list[str]:
-        """The samples' keys."""
+        """Return the samples' keys."""
         return [name.decode("ascii") for name in self.names[indexes]]
 
     def payloads(self, indexes: Indexes, role: str) -> list[Bytes]:
-        """The encoded bytes of one role of some samples: read-only views, nothing is copied."""
+        """Return the encoded bytes of one role of some samples, as read-only views."""
         column = self.members.index(role)
         begins = self.offsets[indexes, column]
         ends = begins + self.sizes[indexes, column]
@@ -189,21 +184,21 @@ class Shards:
         ]
 
     def backgrounds(self, indexes: Indexes, *, count: int) -> Indexes:
-        """Each sample's background, as its index in the manifest; 0 where there are none.
+        """Return each sample's background as an index in the manifest; 0 without backgrounds.
 
         Args:
             indexes: (n,) samples.
-            count: Backgrounds in the manifest.
+            count: Number of backgrounds in the manifest.
 
         Raises:
-            DataError: A ``bg.cls`` holds no number below ``count``.
+            DataError: A ``bg.cls`` is not a number below ``count``.
         """
         found = np.zeros(len(indexes), np.int64)
         if "bg" not in self.members:
             return found
         column = self.members.index("bg")
         first = self.base[self.shard_of(indexes)] + self.offsets[indexes, column]
-        numbers(first, self.sizes[indexes, column], found)
+        parse_numbers(first, self.sizes[indexes, column], found)
         wrong = np.flatnonzero((found < 0) | (found >= count))
         if len(wrong):
             index = indexes[wrong[:1]]
@@ -215,21 +210,21 @@ class Shards:
         return found
 
     def where(self, index: int) -> str:
-        """The shard's file and the sample's key, for an error's first words."""
+        """Return the shard's file and the sample's key, to begin an error message."""
         shard = int(self.shard_of(np.array([index]))[0])
         return f"{self.folder / self.files[shard].name}: {self.names[index].decode('ascii')}"
 
     def remedy(self) -> str:
-        """What a user does about a data set that is not what its manifest says."""
+        """Return the remedy for a data set that differs from its manifest."""
         return f"run `shardify verify {self.folder}`, then build it again"
 
     def changed(self, index: int) -> bool:
-        """Whether the shard that holds a sample is no longer the one the manifest describes."""
+        """Whether a sample's shard differs from the manifest's digest."""
         shard = int(self.shard_of(np.array([index]))[0])
-        return digest_of(self.buffers[shard]) != self.files[shard].sha256
+        return sha256_hex(self.buffers[shard]) != self.files[shard].sha256
 
     def header_fault(self, index: int) -> str | None:
-        """What the tar says where the index has a sample's members, if they disagree."""
+        """Return how the tar disagrees with the index about a sample; None if it does not."""
         shard = int(self.shard_of(np.array([index]))[0])
         key = self.names[index].decode("ascii")
         for column, role in enumerate(self.members):
@@ -252,25 +247,25 @@ def open_split(
     """Map every shard of a split and read its index.
 
     Args:
-        folder: That holds the shards.
-        manifest: Of that folder.
+        folder: The folder of the shards.
+        manifest: The manifest of that folder.
         split: ``train`` or ``val``.
-        cache: ``disk``: mapped, so that the system reads pages when they are needed and may drop
-            them. ``ram``: read once, checked against the manifest's digests, and held.
-        verify: Check the digests of mapped shards too: reads every byte.
+        cache: ``disk``: mapped; the system reads pages when they are needed and may drop them.
+            ``ram``: read once, checked against the manifest's digests, and kept.
+        verify: Check the digests of mapped shards too; this reads every byte.
 
     Raises:
         DataError: No such split, no ``fg_bg``, or a shard or index is missing or disagrees with
             the manifest.
     """
-    _require(folder, manifest, split)
+    _check_split(folder, manifest, split)
     members = tuple(role for role in MEMBERS if role in manifest.roles)
     files = manifest.splits[split].shards
-    allow_open_files(len(files))
+    raise_open_file_limit(len(files))
     buffers, offsets, sizes, names = [], [], [], []
     for shard in files:
-        buffer = bytes_of(folder / shard.name, shard, cache)
-        if (verify or cache == "ram") and digest_of(buffer) != shard.sha256:
+        buffer = open_shard(folder / shard.name, shard, cache)
+        if (verify or cache == "ram") and sha256_hex(buffer) != shard.sha256:
             raise DataError(
                 f"{folder / shard.name}: its bytes are not those of the manifest (SHA-256); "
                 f"run `shardify verify {folder}`, then build it again"
@@ -295,12 +290,12 @@ def open_split(
 
 
 def background_payloads(folder: Path, manifest: Manifest) -> list[Bytes]:
-    """The encoded bytes of every background, in the order of their indexes.
+    """Return the encoded bytes of every background, in the order of their indexes.
 
-    None where the data set has no backgrounds.
+    Empty if the data set has no backgrounds.
 
     Raises:
-        DataError: The tar is missing or cut, or a background is missing or changed.
+        DataError: The tar is missing or truncated, or a background is missing or changed.
     """
     if "bg" not in manifest.roles:
         return []
@@ -325,8 +320,8 @@ def background_payloads(folder: Path, manifest: Manifest) -> list[Bytes]:
     return [np.frombuffer(found[one.member], np.uint8) for one in manifest.backgrounds]
 
 
-def _require(folder: Path, manifest: Manifest, split: str) -> None:
-    """Refuse a data set without the split, or without the one role that a batch cannot lack."""
+def _check_split(folder: Path, manifest: Manifest, split: str) -> None:
+    """Refuse a data set without samples in the split, or without ``fg_bg``."""
     if split not in manifest.splits or not manifest.splits[split].samples:
         has = ", ".join(f"{name} ({one.samples})" for name, one in manifest.splits.items())
         raise DataError(
@@ -340,8 +335,8 @@ def _require(folder: Path, manifest: Manifest, split: str) -> None:
         )
 
 
-def chosen(shards: Shards, keys: Sequence[str]) -> Indexes:
-    """The indexes of the samples with these keys.
+def find_samples(shards: Shards, keys: Sequence[str]) -> Indexes:
+    """Return the indexes of the samples with these keys.
 
     Raises:
         DataError: A key is not in the split.

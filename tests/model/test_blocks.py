@@ -92,7 +92,10 @@ def test_both_ways_of_doubling_the_size_are_the_same_function() -> None:
     """A GPU takes the second: a transposed convolution of the same weights."""
     up = Up(8, 6, 4)
     grown, slopes = [], []
-    for way in (lambda x: torch.nn.functional.pixel_shuffle(up.expand(x), 2), up._transposed):
+    for way in (
+        lambda x: torch.nn.functional.pixel_shuffle(up.expand(x), 2),
+        up._upsample_transposed,
+    ):
         torch.manual_seed(0)
         up.zero_grad()
         x = torch.randn(2, 8, 5, 7, requires_grad=True)

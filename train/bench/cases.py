@@ -1,8 +1,8 @@
-"""What `train bench` sets side by side: stages of the loader, the network, and other loaders.
+"""The cases that `train bench` compares: stages of the loader, the network, and other loaders.
 
-Each contender is a function that gives, without end, how many samples it has just finished. For
-``bench`` they run one to a process, so that threads, caches and peak memory are each one's own; for
-``sweep`` they share a shelf. Nothing here keeps time.
+Each case is a generator that yields, without end, the number of samples it has just finished.
+``runner`` runs each case in its own process, so that threads, caches and peak memory are separate.
+``sweep`` runs them in one process with shared fixtures.
 """
 
 import contextlib
@@ -27,19 +27,19 @@ __all__ = ["OWN", "PEERS", "RunningCase", "available", "begin"]
 
 @dataclass(kw_only=True, slots=True)
 class RunningCase:
-    """A contender at work."""
+    """A case that has been started."""
 
     samples: Iterator[int]
-    """Gives the samples of each batch as it is finished."""
+    """Yields the number of samples of each finished batch."""
 
     waited: list[float]
-    """Seconds spent waiting for data, a number a batch; only where a network trains."""
+    """Seconds of waiting for data, one number a batch; only where a network trains."""
 
     shelf: FixtureCache = field(default_factory=FixtureCache)
 
 
 def _read(job: BenchConfig, _work: RunningCase) -> Generator[int, None, None]:
-    """Bytes of the three images, in the order of training, copied out of the shards."""
+    """Copy the bytes of the three images out of the shards, in training order."""
     from shardify.loader.batch_sampler import BatchSampler
     from shardify.loader.shards import load_manifest, open_split
 
@@ -64,7 +64,7 @@ def _read(job: BenchConfig, _work: RunningCase) -> Generator[int, None, None]:
 
 
 def _batches(job: BenchConfig, work: RunningCase, **options: Any) -> Generator[Batch, None, None]:
-    """The loader, epoch after epoch, as training has it."""
+    """Yield the loader's batches, epoch after epoch, as in training."""
     loader = work.shelf.loader(job, options)
     while True:
         yield from loader
@@ -137,8 +137,8 @@ def _zip(job: BenchConfig, _work: RunningCase) -> Generator[int, None, None]:
         yield len(batch.bg)
 
 
-def _copied(name: str) -> Callable[[BenchConfig, RunningCase], Generator[int, None, None]]:
-    """A contender that reads a copy in a library's own format."""
+def _copy_reader(name: str) -> Callable[[BenchConfig, RunningCase], Generator[int, None, None]]:
+    """Return a case that reads a copy in a library's own format."""
 
     def contender(job: BenchConfig, _work: RunningCase) -> Generator[int, None, None]:
         from train.bench import other_loaders
@@ -166,18 +166,18 @@ OWN: dict[str, Contender] = {
     "model alone": _model,
     "end to end": _train,
 }
-"""Each stage holds all before it, but for the model alone."""
+"""Each stage includes the stages before it, except the model alone."""
 
 PEERS: dict[str, Contender] = {
     "webdataset + Pillow": _webdataset,
     "zip + Pillow": _zip,
-    "LitData + Pillow": _copied("litdata"),
-    "Streaming + Pillow": _copied("streaming"),
-    "FFCV + Pillow": _copied("ffcv"),
+    "LitData + Pillow": _copy_reader("litdata"),
+    "Streaming + Pillow": _copy_reader("streaming"),
+    "FFCV + Pillow": _copy_reader("ffcv"),
 }
-"""They give the same batches as ``augment``."""
+"""Other loaders; they yield the same batches as ``augment``."""
 
-_NEEDS = {
+_LIBRARIES = {
     "LitData + Pillow": "litdata",
     "Streaming + Pillow": "streaming",
     "FFCV + Pillow": "ffcv",
@@ -185,28 +185,28 @@ _NEEDS = {
 
 
 def available(name: str) -> bool:
-    """Whether a contender's library is installed and can be imported."""
-    library = _NEEDS.get(name)
+    """Whether a case's library is installed and can be imported."""
+    library = _LIBRARIES.get(name)
     if library is None:
         return True
     if importlib.util.find_spec(library) is None:
         return False
-    # What is found may lack what it needs itself. Tried elsewhere: no import leaves a trace here.
+    # Its own dependencies may be missing. Import it in another process, to keep this one clean.
     trial = subprocess.run([sys.executable, "-c", f"import {library}"], capture_output=True)
     return trial.returncode == 0
 
 
 def begin(name: str, job: BenchConfig, shelf: FixtureCache | None = None) -> RunningCase:
-    """Start a contender; it begins to work with the first ``next``.
+    """Start a case; it begins to work at the first ``next``.
 
     Args:
         name: From ``OWN`` or ``PEERS``.
-        job: What it does.
-        shelf: Where it finds and leaves what is slow to start; the caller closes it. None: of its
-            own, closed with its work.
+        job: Settings.
+        shelf: Cache of fixtures, closed by the caller. None: the case has its own cache and closes
+            it at its end.
     """
     if job.device.startswith("cuda:"):
-        # Events and synchronisation are of the current GPU.
+        # Events and synchronisation use the current GPU.
         torch.cuda.set_device(int(job.device.partition(":")[2]))
     work = RunningCase(samples=iter(()), waited=[], shelf=shelf or FixtureCache())
     samples = {**OWN, **PEERS}[name](job, work)
@@ -222,5 +222,5 @@ def _closing(
 
 
 def scratch() -> "tempfile.TemporaryDirectory[str]":
-    """A folder for ``BenchConfig.scratch`` that goes away by itself."""
+    """Return a temporary folder for ``BenchConfig.scratch``."""
     return tempfile.TemporaryDirectory(prefix="shardline-bench-")

@@ -1,7 +1,7 @@
-"""What contenders work with and is slow to start: a loader, a network's step, a resident batch.
+"""Shared objects that are slow to create: a loader, a compiled training step, a resident batch.
 
-On a GPU's machine a loader takes seconds to start, and so does the search for the fastest
-algorithms, or compiling. Keeps no time.
+On a machine with a GPU, starting a loader takes seconds; so do the search for the fastest cuDNN
+algorithms and compiling.
 """
 
 import collections
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchConfig:
-    """What is measured; the same for all contenders."""
+    """Settings of a measurement, the same for all cases."""
 
     shards: str
     split: str = "train"
@@ -41,8 +41,8 @@ class BenchConfig:
     device: str
     model: str = "resunet"
     scratch: str = ""
-    """A folder for copies of the data in the formats of others; may be filled already. Shardline's
-    own contenders need none."""
+    """Folder for copies of the data in other libraries' formats; existing copies are used.
+    Shardline's own cases need none."""
 
     order: str | None = None
     cache: str = "disk"
@@ -55,9 +55,9 @@ class BenchConfig:
 
 
 class FixtureCache:
-    """Keeps them for the next contender of the same job.
+    """Keeps fixtures for the next case with the same settings.
 
-    Contenders that share one run one after the other, never at once.
+    Cases that share a cache run one after the other, never at the same time.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class FixtureCache:
         self._batches: dict[Any, Batch] = {}
 
     def loader(self, job: BenchConfig, options: dict[str, Any]) -> "Loader":
-        """The loader of a job; another one, if there is one, is closed."""
+        """Return the loader of a job; close another one that is open."""
         from shardify.loader.loader import Loader
 
         key = (dataclasses.replace(job, compile="no", model=""), *sorted(options.items()))
@@ -86,32 +86,32 @@ class FixtureCache:
         return self._loaders[key]
 
     def step(self, job: BenchConfig) -> Callable[[Batch], object]:
-        """The training step of a job's network; another one is dropped."""
+        """Return the training step of a job's network; drop another one."""
         key = (job.model, job.device, job.res, job.batch_size, job.compile)
-        return _only(self._steps, key, lambda: _train_step(job))
+        return _get_or_create(self._steps, key, lambda: _train_step(job))
 
     def batch(self, job: BenchConfig) -> Batch:
-        """A resident batch for a job's network: drawing one takes seconds where it is large."""
+        """Return a resident batch for a job's network; a large one takes seconds to draw."""
         key = (job.device, job.res, job.batch_size)
         draw = functools.partial(synthetic, device=job.device, channels_last=True)
-        return _only(self._batches, key, lambda: draw(job.batch_size, job.res))
+        return _get_or_create(self._batches, key, lambda: draw(job.batch_size, job.res))
 
     def close(self) -> None:
-        """Close the loader. Does nothing the second time."""
+        """Close the loader. A second call does nothing."""
         for loader in self._loaders.values():
             loader.close()
         self._loaders.clear()
 
 
-def _only(held: dict[Any, T], key: object, make: Callable[[], T]) -> T:
-    """What is held of a key, made if need be; of other keys nothing is held then."""
+def _get_or_create(held: dict[Any, T], key: object, make: Callable[[], T]) -> T:
+    """Return the value of a key, created if missing; drop the values of other keys."""
     if key not in held:
         held.clear()
         held[key] = make()
     return held[key]
 
 
-_COMPILED: dict[str, dict[str, Any]] = {
+_COMPILE_OPTIONS: dict[str, dict[str, Any]] = {
     "yes": {"mode": "default"},
     "graphs": {"mode": "reduce-overhead"},
     "trace": {"backend": "eager"},
@@ -119,7 +119,7 @@ _COMPILED: dict[str, dict[str, Any]] = {
 
 
 def _train_step(job: BenchConfig) -> Callable[[Batch], object]:
-    """A step like `train run`'s, without averages and scores; a GPU is two behind at most."""
+    """Return a step like `train run`'s, without EMA and metrics; at most two steps are queued."""
     torch.manual_seed(0)
     device = torch.device(job.device)
     set_cudnn_algorithms(device)
@@ -127,7 +127,7 @@ def _train_step(job: BenchConfig) -> Callable[[Batch], object]:
     network: torch.nn.Module = model
     if job.compile != "no":
         network = cast(
-            torch.nn.Module, torch.compile(model, dynamic=False, **_COMPILED[job.compile])
+            torch.nn.Module, torch.compile(model, dynamic=False, **_COMPILE_OPTIONS[job.compile])
         )
     step = TrainStep(
         network,

@@ -81,13 +81,13 @@ def versions() -> dict[str, str]:
 
 def driver_version() -> str | None:
     """Version of the NVIDIA driver."""
-    version: str | None = _ask("nvmlSystemGetDriverVersion")
+    version: str | None = _call_nvml("nvmlSystemGetDriverVersion")
     return version
 
 
 def driver_cuda_version() -> str | None:
     """The newest CUDA that the driver runs."""
-    number = _ask("nvmlSystemGetCudaDriverVersion")
+    number = _call_nvml("nvmlSystemGetCudaDriverVersion")
     return None if number is None else f"{number // 1000}.{number % 1000 // 10}"
 
 
@@ -130,13 +130,13 @@ def gpu_utilisation(gpu: int | str | None = None) -> dict[str, float]:
     handle = _handle(gpu)
     if handle is None:
         return found
-    if rates := _ask("nvmlDeviceGetUtilizationRates", handle):
+    if rates := _call_nvml("nvmlDeviceGetUtilizationRates", handle):
         found |= {"compute": float(rates.gpu), "memory_bus": float(rates.memory)}
-    if jpeg := _ask("nvmlDeviceGetJpgUtilization", handle):  # Per cent, and sampling period.
+    if jpeg := _call_nvml("nvmlDeviceGetJpgUtilization", handle):  # Per cent, and sampling period.
         found["jpeg"] = float(jpeg[0])
-    if video := _ask("nvmlDeviceGetDecoderUtilization", handle):
+    if video := _call_nvml("nvmlDeviceGetDecoderUtilization", handle):
         found["video"] = float(video[0])
-    if memory := _ask("nvmlDeviceGetMemoryInfo", handle):
+    if memory := _call_nvml("nvmlDeviceGetMemoryInfo", handle):
         found["memory_gb"] = memory.used / 1e9
     return found
 
@@ -184,18 +184,18 @@ def _handle(gpu: int | str | None) -> Any:
     if gpu is None:
         gpu = visible_gpu()
     if isinstance(gpu, int):
-        return _ask("nvmlDeviceGetHandleByIndex", gpu)
-    if (handle := _ask("nvmlDeviceGetHandleByUUID", gpu)) is not None:
+        return _call_nvml("nvmlDeviceGetHandleByIndex", gpu)
+    if (handle := _call_nvml("nvmlDeviceGetHandleByUUID", gpu)) is not None:
         return handle
     # CUDA takes the beginning of a unique number for the whole, NVML does not.
-    for index in range(_ask("nvmlDeviceGetCount") or 0):
-        handle = _ask("nvmlDeviceGetHandleByIndex", index)
-        if handle is not None and (_ask("nvmlDeviceGetUUID", handle) or "").startswith(gpu):
+    for index in range(_call_nvml("nvmlDeviceGetCount") or 0):
+        handle = _call_nvml("nvmlDeviceGetHandleByIndex", index)
+        if handle is not None and (_call_nvml("nvmlDeviceGetUUID", handle) or "").startswith(gpu):
             return handle
     return None
 
 
-def _ask(function: str, *arguments: Any) -> Any:
+def _call_nvml(function: str, *arguments: Any) -> Any:
     """What NVML answers; None without NVML, or where it has no answer."""
     if _NVML is not None:
         # AttributeError: an older nvidia-ml-py lacks the function.

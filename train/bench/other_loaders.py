@@ -1,14 +1,8 @@
-"""Loaders of other libraries, where they are installed: LitData, MosaicML Streaming, FFCV.
+"""Other loaders of the same samples: webdataset, zip, LitData, MosaicML Streaming and FFCV.
 
-Each reads a copy of the split in that library's own format, written here once, in its own random
-order, and renders with ``baselines.PillowRenderer``, so that a rate compares the way to a sample
-and not the work done on it. No library is imported before it is asked for.
-
-How others load the same samples: Pillow and NumPy, plain or behind webdataset.
-
-The yardstick of the benchmark and the reference of the tests. The augmentation is the loader's own
-(same draws, same matrices, same noise table), so that a rate compares the way and not the work.
-Nothing here is on the training path.
+All render with ``PillowRenderer``, whose augmentation is the loader's own, so that rates compare
+the loading. LitData, Streaming and FFCV are imported on use; each reads a copy of the split in its
+own format, written once, in its own random order.
 """
 
 import tarfile

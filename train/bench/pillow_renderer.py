@@ -1,6 +1,6 @@
-"""A sample by Pillow and NumPy, one image at a time: what the fast ways are held against.
+"""Render samples with Pillow and NumPy: the reference of the benchmark and the tests.
 
-The augmentation is the loader's own: same draws, same matrices, same noise table. Reads no shard.
+The augmentation is the loader's own: same random values, same matrices, same noise table.
 """
 
 import io

@@ -1,9 +1,9 @@
-"""What bounds a stage: a profile of a few batches, its heaviest operators, host against device.
+"""Profile a few batches of each stage: heaviest operators, host and device time, what limits it.
 
     python -m train.bench.profile_stages '{"shards": "out", "res": 256, "stages": [...], …}'
 
-Leaves a JSON file and a trace for each stage. A profile slows what it looks at, so its times are
-for comparison with each other; how fast a stage is, ``sweep`` says.
+Writes a JSON file and a trace for each stage. Profiling slows a stage down, so compare its times
+only with each other; ``sweep`` measures how fast a stage is.
 """
 
 import contextlib
@@ -25,41 +25,41 @@ from train.bench.fixtures import BenchConfig, FixtureCache
 from train.bench.sweep import about, write_json
 from train.optim.memory import release
 
-__all__ = ["ProfileConfig", "bound", "covered", "dissect"]
+__all__ = ["ProfileConfig", "bound", "covered", "profile_stages"]
 
 NETWORK = ("model alone", "end to end")
-"""Contenders that train."""
+"""Cases with a network."""
 
-SHOWN = 10
-"""Operators kept of each list."""
+OPERATORS_KEPT = 10
+"""Number of operators kept in each list."""
 
-BUSY = 0.9
-"""A device that computes for this share of the time is what the time goes into."""
+BUSY_SHARE = 0.9
+"""A device that computes for at least this share of the time limits the stage."""
 
-WAITING = 0.02
-"""A loader that training waits for longer than this share of the time is."""
+WAITING_SHARE = 0.02
+"""A loader for which training waits longer than this share of the time limits it."""
 
-_AHEAD = 4
-"""Times as many batches of a loader alone: some were made ahead while the profile began."""
+_LOADER_BATCH_FACTOR = 4
+"""Factor on the batches of a loader alone, as some were prefetched before the profile began."""
 
 _WAITS = ("Synchronize", "cudaStreamWait", "cudaEventQuery")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProfileConfig:
-    """Which stages to look at."""
+    """Stages to profile, and settings."""
 
     shards: str
     out: str
-    """Folder for what is found."""
+    """Folder for the results."""
 
     label: str
     res: int
     batch: int
-    """Of the loader's stages."""
+    """Batch size of the loader's stages."""
 
     network_batch: int
-    """Of those with a network."""
+    """Batch size of the stages with a network."""
 
     stages: list[str]
     """Names of ``train.bench.cases``."""
@@ -67,14 +67,14 @@ class ProfileConfig:
     device: str
     threads: int
     skipped: int = 5
-    """Batches before the first that is looked at."""
+    """Batches before the first that is profiled."""
 
     batches: int = 6
     compile: str = "no"
 
 
-def dissect(wanted: ProfileConfig) -> list[Path]:
-    """Look at every stage; the files, in order.
+def profile_stages(wanted: ProfileConfig) -> list[Path]:
+    """Profile every stage; return the JSON files, in order.
 
     A stage that fails is written with its ``error``; the others go on.
     """
@@ -91,11 +91,11 @@ def _stage(name: str, wanted: ProfileConfig, shelf: FixtureCache) -> Path:
         device=wanted.device, compile=wanted.compile,
     )  # fmt: skip
     found = {"label": wanted.label, "name": name, "job": dataclasses.asdict(job)}
-    found |= about(wanted.device, "dissect")
+    found |= about(wanted.device, "profile_stages")
     path = Path(wanted.out) / f"{wanted.label}-{wanted.res}-{name}".replace(" ", "-")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        found |= _look(begin(name, job, shelf), name, wanted, path.with_suffix(".trace.json.gz"))
+        found |= _profile(begin(name, job, shelf), name, wanted, path.with_suffix(".trace.json.gz"))
     except Exception as error:
         found["error"] = " ".join(str(error).split()) or type(error).__name__
     release()
@@ -103,7 +103,7 @@ def _stage(name: str, wanted: ProfileConfig, shelf: FixtureCache) -> Path:
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:
-    """How long at least one of some spans of time lasted, overlaps counted once.
+    """Return the total length of the union of some time spans.
 
     Args:
         spans: (begin, end), in any order.
@@ -116,7 +116,7 @@ def covered(spans: Iterable[tuple[float, float]]) -> float:
 
 
 def bound(found: Mapping[str, Any]) -> str:
-    """What holds a stage up, in a few words.
+    """Return a short text on what limits a stage.
 
     Args:
         found: ``wall_ms``, ``device_ms``, ``host_ms`` a batch, ``cores`` in use, ``threads``,
@@ -124,23 +124,23 @@ def bound(found: Mapping[str, Any]) -> str:
     """
     wall = found["wall_ms"]
     busy = found["device_ms"] / wall
-    if found["gpu"] and busy >= BUSY:
+    if found["gpu"] and busy >= BUSY_SHARE:
         # The host may be steps ahead: its waiting is no loss while the GPU computes.
         return f"the GPU: it computes {busy:.0%} of the time"
-    if (found["data_wait"] or 0) > WAITING:
+    if (found["data_wait"] or 0) > WAITING_SHARE:
         return f"the loader: training waits for it {found['data_wait']:.0%} of the time"
     if not found["gpu"]:
         return "the CPU: it does everything here"
-    if found["cores"] >= BUSY * found["threads"]:
+    if found["cores"] >= BUSY_SHARE * found["threads"]:
         return f"the CPU: {found['cores']:.1f} cores at work, the GPU idle {1 - busy:.0%}"
-    if found["host_ms"] >= BUSY * wall:
+    if found["host_ms"] >= BUSY_SHARE * wall:
         return f"the host: it starts the GPU's work too slowly, the GPU idle {1 - busy:.0%}"
     return f"neither GPU (idle {1 - busy:.0%}) nor CPU: copies, the JPEG engine, or waiting"
 
 
-def _look(work: RunningCase, name: str, wanted: ProfileConfig, trace: Path) -> dict[str, Any]:
+def _profile(work: RunningCase, name: str, wanted: ProfileConfig, trace: Path) -> dict[str, Any]:
     on_gpu = wanted.device.startswith("cuda")
-    count = wanted.batches * (1 if name in NETWORK else _AHEAD)
+    count = wanted.batches * (1 if name in NETWORK else _LOADER_BATCH_FACTOR)
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])
     with contextlib.closing(work.samples):  # type: ignore[type-var]
         _batches(work, wanted.skipped, on_gpu)
@@ -151,7 +151,7 @@ def _look(work: RunningCase, name: str, wanted: ProfileConfig, trace: Path) -> d
             _batches(work, count, on_gpu)
             wall, cpu = time.perf_counter() - begun, time.process_time() - before
     seen.export_chrome_trace(str(trace))
-    return _found(seen, wall=wall, cpu=cpu, waited=work.waited, batches=count, wanted=wanted)
+    return _summary(seen, wall=wall, cpu=cpu, waited=work.waited, batches=count, wanted=wanted)
 
 
 def _batches(work: RunningCase, count: int, on_gpu: bool) -> None:
@@ -161,7 +161,7 @@ def _batches(work: RunningCase, count: int, on_gpu: bool) -> None:
         torch.cuda.synchronize()
 
 
-def _found(
+def _summary(
     seen: Any,
     *,
     wall: float,
@@ -170,7 +170,7 @@ def _found(
     batches: int,
     wanted: ProfileConfig,
 ) -> dict[str, Any]:
-    """What a profile says. Its own times are microseconds."""
+    """Return the figures of a profile, whose own times are microseconds."""
     on_device = [
         (one.time_range.start, one.time_range.end)
         for one in seen.events()
@@ -206,9 +206,9 @@ def _found(
 
 
 def _heaviest(rows: list[tuple[str, float, int]], each: float) -> list[dict[str, Any]]:
-    """The operators that take longest, and their share of all of their kind."""
+    """Return the operators that take longest, and their share of the total."""
     whole = sum(spent for _, spent, _ in rows) or 1.0
-    best = sorted(rows, key=lambda row: -row[1])[:SHOWN]
+    best = sorted(rows, key=lambda row: -row[1])[:OPERATORS_KEPT]
     return [
         {"name": name, "ms": spent / each, "share": spent / whole, "calls": calls}
         for name, spent, calls in best
@@ -218,7 +218,7 @@ def _heaviest(rows: list[tuple[str, float, int]], each: float) -> list[dict[str,
 def main() -> None:
     """Exit 1 if a stage failed, and say which."""
     failed = 0
-    for path in dissect(ProfileConfig(**json.loads(sys.argv[1]))):
+    for path in profile_stages(ProfileConfig(**json.loads(sys.argv[1]))):
         found = json.loads(path.read_text())
         failed += "error" in found
         print(f"{path.stem}: {found.get('error') or found['bound']}", flush=True)

@@ -1,7 +1,4 @@
-"""What `train bench` found and what follows from it: a table, a chart, the bottleneck's name.
-
-Numbers in, words out; measures nothing.
-"""
+"""Results of `train bench`: a table, a chart, and the bottleneck."""
 
 import dataclasses
 import json
@@ -20,19 +17,19 @@ from train.tracking.run_folder_setup import writable
 __all__ = ["EPOCH", "BenchReport", "Result"]
 
 EPOCH = 400_000
-"""Samples of the epoch whose time is projected."""
+"""Samples of the epoch whose duration is projected."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """One contender's windows."""
+    """The measured windows of one case."""
 
     name: str
     rates: list[float]
-    """Samples a second, a number a window."""
+    """Samples a second, one number a window."""
 
     cpu_ms: float
-    """Of all cores together, its children's too. Milliseconds a sample."""
+    """CPU time of all cores, child processes included. Milliseconds a sample."""
 
     memory_mb: float
     """Largest proportional set size of its processes after any window. MB."""
@@ -48,7 +45,7 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchReport:
-    """Everything that was measured, and what follows from it."""
+    """All results of a benchmark, and the conclusions from them."""
 
     date: str
     command: str
@@ -59,16 +56,16 @@ class BenchReport:
     versions: dict[str, str]
     results: list[Result]
     left_out: dict[str, str] = field(default_factory=dict)
-    """Contender → why it was not measured."""
+    """Case → reason why it was not measured."""
 
     def of(self, name: str) -> Result | None:
-        """The contender of that name, if it was measured."""
+        """Return the result of a case; None if it was not measured."""
         return next((one for one in self.results if one.name == name), None)
 
     @property
     def bottleneck(self) -> str:
-        """What limits training, in a sentence, and what to try next in another."""
-        spent = self._spent()
+        """One sentence on what limits training, with a remedy to try."""
+        spent = self._stage_seconds()
         if not spent:
             return "too few stages were measured to tell"
         slowest = max(spent, key=lambda name: spent[name])
@@ -93,10 +90,10 @@ class BenchReport:
     def lead(self) -> tuple[str, float] | None:
         """The fastest other loader, and how many times as fast this one is."""
         own = self._loader
-        return self._over(own) if own else None
+        return self._ratio_to_fastest(own) if own else None
 
     def to_json(self) -> str:
-        """All of it as one JSON object."""
+        """Return the report as one JSON object."""
         document = dataclasses.asdict(self)
         for entry, result in zip(document["results"], self.results, strict=True):
             entry["rate"] = {
@@ -111,7 +108,7 @@ class BenchReport:
         return json.dumps(document, indent=1) + "\n"
 
     def table(self) -> Table:
-        """For the screen."""
+        """Return the results as a table for the terminal."""
         job = self.job
         table = Table(
             title=f"{job['shards']} at {job['res']} px, batch {job['batch_size']}, "
@@ -133,15 +130,15 @@ class BenchReport:
         return table
 
     def lines(self) -> list[str]:
-        """What follows from the figures."""
+        """Return the conclusions, one line each."""
         found = [f"Bottleneck: {self.bottleneck}."]
         if self.epoch_seconds is not None:
-            found.append(f"An epoch of {EPOCH:,} samples: {_span(self.epoch_seconds)}.")
+            found.append(f"An epoch of {EPOCH:,} samples: {_format_duration(self.epoch_seconds)}.")
         if self.lead is not None:
             name, times = self.lead
             found.append(f"{times:.1f} times the samples/s of {name}, the fastest other loader.")
         for one in self.results:
-            if one.name.startswith("augment, ") and (over := self._over(one)):
+            if one.name.startswith("augment, ") and (over := self._ratio_to_fastest(one)):
                 shards = one.name.removeprefix("augment, ")
                 found.append(f"From {shards}: {over[1]:.1f} times {over[0]}.")
         found += [f"Left out: {name} ({why})." for name, why in self.left_out.items()]
@@ -159,7 +156,7 @@ class BenchReport:
             with atomic_path(out / "bench.png") as path:
                 _chart(self).save(path, "PNG")
 
-    def _over(self, own: Result) -> tuple[str, float] | None:
+    def _ratio_to_fastest(self, own: Result) -> tuple[str, float] | None:
         peers = [one for one in self.results if one.name in PEERS]
         if not peers:
             return None
@@ -171,7 +168,7 @@ class BenchReport:
         """All of the loader, on the device that was asked for."""
         return self.of("to device") or self.of("augment")
 
-    def _spent(self) -> dict[str, float]:
+    def _stage_seconds(self) -> dict[str, float]:
         """Seconds a sample that each stage of the loader adds to the one before it."""
         spent: dict[str, float] = {}
         before = 0.0
@@ -192,12 +189,12 @@ _ADVICE = {
 }
 
 
-def _span(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
 def _chart(report: BenchReport) -> Image.Image:
-    """Bars of median rates with their min and max, stages above, other loaders below."""
+    """Draw bars of the median rates with min and max: stages above, other loaders below."""
     width, row, top = 900, 34, 60
     left = max(220, 40 + 8 * max(len(result.name) for result in report.results))
     image = Image.new("RGB", (width, top + row * len(report.results) + 20), "white")
@@ -210,7 +207,7 @@ def _chart(report: BenchReport) -> Image.Image:
         fill="black",
         font_size=16,
     )
-    # Reading alone is far off the scale of all else: it may run out of the picture.
+    # Reading alone is far faster than all other cases; its bar may be cut off.
     shown = [result for result in report.results if result.name != "read"] or report.results
     scale = (width - left - 130) / max(max(result.rates) for result in shown)
     for place, result in enumerate(report.results):

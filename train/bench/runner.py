@@ -1,8 +1,8 @@
-"""`train bench`: where the time goes, and how other loaders do with the same samples.
+"""`train bench`: measure the loader's stages, the network, and other loaders on the same samples.
 
-Every contender runs in a process of its own and is asked for short windows, one contender after
-the other, round after round, so that the machine's drift hits all alike. A window begins once what
-was made ahead is used up. This module measures and tells; it changes nothing it measures.
+Every case runs in its own process. Short windows are measured in turn, case after case and round
+after round, so that drift of the machine affects all cases equally. A window begins after
+prefetched batches are used up.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ from train.errors import ConfigError, RunError
 
 __all__ = ["EPOCH", "BenchReport", "Result", "bench", "hardware", "versions", "window"]
 
-_GLANCE = 1.0
-"""How often a contender that does not answer is looked after. Seconds."""
+_POLL_SECONDS = 1.0
+"""Seconds between two checks that a case that does not answer is still alive."""
 
 
 def bench(
@@ -88,7 +88,7 @@ def bench(
     if not 0 < seconds < math.inf:
         raise ConfigError(f"--seconds {seconds:g}: expected a number above 0")
     if out is not None:
-        _try(out)
+        _check_writable(out)
     left_out = {name: "not installed, or not importable" for name in wanted if not available(name)}
     with scratch() as folder:
         job = BenchConfig(
@@ -103,27 +103,27 @@ def bench(
             order=order,
             cache=cache,
         )
-        racers = []
+        processes = []
         try:
             for name in wanted:
                 if name not in left_out:
                     say(f"starting {name}")
-                    with _deaf():
-                        racers.append(_CaseProcess(name, job))
+                    with _block_interrupts():
+                        processes.append(_CaseProcess(name, job))
             for other in built:
                 say(f"starting augment on {other}")
                 again = dataclasses.replace(job, shards=other)
-                with _deaf():
-                    racers.append(_CaseProcess("augment", again, f"augment, {other}"))
-            for racer in racers:
-                racer.wait()
+                with _block_interrupts():
+                    processes.append(_CaseProcess("augment", again, f"augment, {other}"))
+            for process in processes:
+                process.wait()
             for window in range(windows):
-                for racer in racers:
-                    racer.run(seconds)
+                for process in processes:
+                    process.run(seconds)
                 say(f"round {window + 1} of {windows}")
         finally:
-            for racer in racers:
-                racer.close()
+            for process in processes:
+                process.close()
     settings = dataclasses.asdict(job)
     del settings["scratch"]
     return BenchReport(
@@ -134,12 +134,12 @@ def bench(
         seconds=seconds,
         hardware=hardware(device),
         versions=versions(),
-        results=[racer.result() for racer in racers],
+        results=[process.result() for process in processes],
         left_out=left_out,
     )
 
 
-def _try(out: Path) -> None:
+def _check_writable(out: Path) -> None:
     """See that a folder can be written to, before the measuring whose results it shall hold.
 
     Raises:
@@ -157,7 +157,7 @@ def _try(out: Path) -> None:
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
+def _block_interrupts() -> Iterator[None]:
     """Ctrl-C waits for the end of the block, and processes that start in it never hear of it.
 
     It is this process that ends them; what they import would answer it with tracebacks.
@@ -171,7 +171,7 @@ def _deaf() -> Iterator[None]:
 
 
 class _CaseProcess:
-    """A contender in its own process, asked for windows through a pipe."""
+    """A case in its own process, controlled through a pipe."""
 
     def __init__(self, name: str, job: BenchConfig, shown: str | None = None) -> None:
         context = multiprocessing.get_context("spawn")
@@ -183,17 +183,17 @@ class _CaseProcess:
         theirs.close()
 
     def wait(self) -> None:
-        """Until it has finished its first batch."""
+        """Wait until the case has finished its first batch."""
         self._answer()
 
     def run(self, seconds: float) -> None:
-        """One window."""
+        """Measure one window."""
         with suppress(BrokenPipeError, ConnectionResetError):  # Its answer says what became of it.
             self._pipe.send(seconds)
         self._windows.append(self._answer())
 
     def result(self) -> Result:
-        """Of all windows so far."""
+        """Return the result of all windows so far."""
         samples = sum(one["samples"] for one in self._windows)
         wall = sum(one["wall"] for one in self._windows)
         waits = [one["waited"] for one in self._windows if "waited" in one]
@@ -217,18 +217,18 @@ class _CaseProcess:
     def _answer(self) -> dict[str, float]:
         try:
             # Its workers may outlive it and hold its end of the pipe open.
-            while not self._pipe.poll(_GLANCE):
+            while not self._pipe.poll(_POLL_SECONDS):
                 if not self._process.is_alive() and not self._pipe.poll():
                     raise EOFError
             answer = self._pipe.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
-            raise DataError(f"bench: {self.name}: {self._end()}") from None
+            raise DataError(f"bench: {self.name}: {self._exit_reason()}") from None
         if isinstance(answer, str):
             raise DataError(f"bench: {self.name}: {answer}")
         return dict(answer)
 
-    def _end(self) -> str:
-        """How its process ended without an answer, and what to do."""
+    def _exit_reason(self) -> str:
+        """Return how the process ended without an answer, and a remedy."""
         self._process.join(timeout=5)
         code = self._process.exitcode
         if code == -signal.SIGKILL:
@@ -241,7 +241,7 @@ class _CaseProcess:
 
 
 def _serve(pipe: Connection, name: str, job: BenchConfig) -> None:
-    """The contender's process: a window for each number that arrives, until the pipe closes."""
+    """Serve one case: measure a window for each number received, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(job.threads)
     # The worker processes of other loaders start as they do for their users.

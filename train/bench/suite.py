@@ -36,22 +36,22 @@ from train.evaluation.evaluate import pick_device
 
 __all__ = ["Outcome", "run", "suite"]
 
-_LAST = 12
+_LOG_LINES_KEPT = 12
 """Lines of a failed step's output that are kept in the record."""
 
 _RECORD = "suite.json"
 """The first file that a suite writes: a folder without it is none of a suite's."""
 
-_KEYS = {"size", "trained_on", "steps", "figures", "profiles", "training", "tests"}
+_RECORD_KEYS = {"size", "trained_on", "steps", "figures", "profiles", "training", "tests"}
 """What a record has from its first writing on."""
 
 _FOLDERS = ("figures", "profiles", "logs", "run")
 """What a suite and its steps make beside the record."""
 
-_SCRATCH = "shardline-suite-"
+_SCRATCH_PREFIX = "shardline-suite-"
 """How the folder of the data that a suite makes for itself is called."""
 
-_TIED = (
+_DIE_WITH_PARENT = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); "
     "os.getppid() == int(sys.argv[1]) or sys.exit(1); os.execvp(sys.argv[2], sys.argv[2:])"
 )
@@ -103,7 +103,7 @@ def suite(
     size = size or (TENTH if device == "cpu" else FULL)
     out = out.resolve()
     with _writable(out):
-        _refuse_other(out)
+        _refuse_other_folder(out)
     began = time.monotonic()
     machine = hardware(device)
     about: dict[str, Any] = {
@@ -118,8 +118,8 @@ def suite(
         "seconds": 0.0,
     }
     with (
-        _stoppable(),
-        tempfile.TemporaryDirectory(prefix=_SCRATCH) as scratch,
+        _sigterm_as_interrupt(),
+        tempfile.TemporaryDirectory(prefix=_SCRATCH_PREFIX) as scratch,
         _writable(out),
     ):
         todo = steps(size, device=device, out=out, scratch=Path(scratch))
@@ -142,8 +142,8 @@ def suite(
                 f"{out}: stopped in {step.name}; suite.md has what was measured until then"
             ) from None
         finally:
-            if _of_suite(out / "run"):
-                _thin(out / "run")
+            if _is_suite_run(out / "run"):
+                _remove_large_files(out / "run")
             about["seconds"] = time.monotonic() - began
             _record(out, about, outcomes)
     bad = [f"{one.name} ({one.status})" for one in outcomes if one.status != "done"]
@@ -167,7 +167,7 @@ def _writable(out: Path) -> Iterator[None]:
         ) from error
 
 
-def _refuse_other(out: Path) -> None:
+def _refuse_other_folder(out: Path) -> None:
     """A suite takes a new folder, an empty one, or one that a suite made.
 
     Raises:
@@ -185,17 +185,17 @@ def _refuse_other(out: Path) -> None:
         document = json.loads((out / _RECORD).read_bytes())
     except (FileNotFoundError, IsADirectoryError, ValueError):
         document = None
-    if not isinstance(document, dict) or not document.keys() >= _KEYS:
+    if not isinstance(document, dict) or not document.keys() >= _RECORD_KEYS:
         raise ConfigError(
             f"--out {out}: is not empty, and no suite made what it holds; expected a new folder, "
             "or an earlier suite's; choose another --out"
         )
     run = out / "run"
-    if os.path.lexists(run) and not _of_suite(run):
+    if os.path.lexists(run) and not _is_suite_run(run):
         raise ConfigError(f"--out {run}: is no suite's training run; move it, or choose another")
 
 
-def _of_suite(run: Path) -> bool:
+def _is_suite_run(run: Path) -> bool:
     """Whether a suite's step made a folder of a training run: of data that only a suite has."""
     if run.is_symlink() or not run.is_dir():
         return False
@@ -206,7 +206,7 @@ def _of_suite(run: Path) -> bool:
         shards = Path(tomllib.loads(settings.read_text(encoding="utf-8"))["data"]["shards"])
     except (ValueError, KeyError, TypeError):
         return False
-    return shards.parent.name.startswith(_SCRATCH)
+    return shards.parent.name.startswith(_SCRATCH_PREFIX)
 
 
 def _clear(out: Path) -> None:
@@ -222,7 +222,7 @@ def _clear(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
+def _sigterm_as_interrupt() -> Iterator[None]:
     """SIGTERM ends the block as Ctrl-C does: a cluster that takes a job back sends it first."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
@@ -253,7 +253,7 @@ def run(step: Step, *, limit: float, log: Path) -> Outcome:
         # The tests need none of what a machine's pytest may be dressed with.
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     }
-    tied = [sys.executable, "-c", _TIED, str(os.getpid()), *step.command]
+    tied = [sys.executable, "-c", _DIE_WITH_PARENT, str(os.getpid()), *step.command]
     began, status = time.monotonic(), "done"
     with log.open("wb") as sink:
         process = subprocess.Popen(
@@ -278,7 +278,7 @@ def run(step: Step, *, limit: float, log: Path) -> Outcome:
     }
     return Outcome(
         name=step.name, status=status, seconds=time.monotonic() - began, why=why[status],
-        last=[] if status == "done" else lines[-_LAST:], command=step.command,
+        last=[] if status == "done" else lines[-_LOG_LINES_KEPT:], command=step.command,
     )  # fmt: skip
 
 
@@ -298,7 +298,7 @@ def _outcome(step: Step, before: list[Outcome], left: float, out: Path) -> Outco
     return run(step, limit=limit, log=log)
 
 
-def _thin(run: Path) -> None:
+def _remove_large_files(run: Path) -> None:
     """Keep what is small of a training run: figures and panels, not weights."""
     for path in list(run.rglob("*")):
         if path.is_file() and path.suffix not in (".jsonl", ".toml", ".html", ".png"):

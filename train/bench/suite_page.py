@@ -24,7 +24,7 @@ def page(record: Mapping[str, Any]) -> str:
         "## Steps",
         _steps(record["steps"]),
         "## Does training wait for data?",
-        _waits(record["figures"]),
+        _data_wait(record["figures"]),
         "## What bounds each stage",
         _profiles(record["profiles"]),
         "## The network, compiled",
@@ -84,7 +84,7 @@ def _rates(figures: list[dict[str, Any]], name: str) -> dict[tuple[str, Key], fl
     return found
 
 
-def _waits(figures: list[dict[str, Any]]) -> str:
+def _data_wait(figures: list[dict[str, Any]]) -> str:
     """Training beside the network on a resident batch, and beside the loader alone."""
     # The network knows nothing of the shards: one measurement serves all of them.
     alone = {key: rate for (_, key), rate in _rates(figures, "model alone").items()}
@@ -97,7 +97,8 @@ def _waits(figures: list[dict[str, Any]]) -> str:
         network = alone.get(key)
         fed = loader.get((data, (key[0], key[1], "no")))
         rows.append((
-            data, *key[:2], _way(key[2]), f"{rate:,.0f}", f"{network:,.0f}" if network else "",
+            data, *key[:2], _compile_label(key[2]), f"{rate:,.0f}",
+            f"{network:,.0f}" if network else "",
             f"{rate / network:.1%}" if network else "", f"{one['data_wait']:.1%}",
             f"{fed:,.0f}" if fed else "", f"{fed / network:.1f}" if fed and network else "",
         ))  # fmt: skip
@@ -119,7 +120,7 @@ def _compiled(figures: list[dict[str, Any]]) -> str:
         cells = [f"{rates[way]:,.0f}" if way in rates else "" for way in ways]
         gain = max(rates.values()) / rates["no"] if len(rates) > 1 and "no" in rates else None
         rows.append((*key, *cells, _number(gain, 2)))
-    heads = ("px", "Batch", *(_way(way) or "eager" for way in ways), "best over eager")
+    heads = ("px", "Batch", *(_compile_label(way) or "eager" for way in ways), "best over eager")
     return _table(heads, rows) if rows else "Nothing was measured."
 
 
@@ -155,7 +156,7 @@ def _profiles(profiles: list[dict[str, Any]]) -> str:
     return "\n\n".join([_table(heads, rows), *lists])
 
 
-def _way(compiled: str) -> str:
+def _compile_label(compiled: str) -> str:
     return "" if compiled == "no" else compiled
 
 
@@ -165,7 +166,13 @@ def _figures(figures: list[dict[str, Any]]) -> str:
     rows = []
     for one in figures:
         job = one["job"]
-        what = [one["label"], job["res"], job["batch_size"], one["name"], _way(job["compile"])]
+        what = [
+            one["label"],
+            job["res"],
+            job["batch_size"],
+            one["name"],
+            _compile_label(job["compile"]),
+        ]
         what.append(f"{job['hw_decoder_load']:g}" if one["name"] == "decode" else "")
         if "error" in one:
             rows.append((*what, f"failed: {one['error'][:80]}", "", "", "", "", "", ""))

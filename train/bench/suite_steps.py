@@ -1,6 +1,6 @@
-"""What the suite does, in which order, how long each step may take: the most valuable first.
+"""Steps of `train bench --suite`: their commands, order and time limits, most valuable first.
 
-Pure: says which processes to start, starts none.
+Returns the commands; ``suite`` runs them.
 """
 
 import json
@@ -16,7 +16,7 @@ from train.bench.hardware import visible_gpu
 __all__ = ["FULL", "ROOT", "TENTH", "Step", "SuiteSize", "steps"]
 
 ROOT = Path(__file__).resolve().parents[2]
-"""Where the packages and the tests lie."""
+"""Folder of the packages and the tests."""
 
 LOADER = ["to device"]
 NETWORK = ["model alone", "end to end"]
@@ -25,7 +25,7 @@ ALL = [*LOADER, *NETWORK]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SuiteSize:
-    """How much of everything."""
+    """Sizes and counts of a suite."""
 
     samples: int
     backgrounds: int
@@ -65,7 +65,7 @@ class SuiteSize:
     """For each step; 0: as many as there are cores."""
 
     patience: float = 1.0
-    """What every step's limit is multiplied by."""
+    """Factor on every step's time limit."""
 
 
 FULL = SuiteSize(
@@ -100,7 +100,7 @@ class Step:
 
 
 def steps(size: SuiteSize, *, device: str, out: Path, scratch: Path) -> list[Step]:
-    """What is done, the most valuable first.
+    """Return the steps, the most valuable first.
 
     Args:
         size: How much.
@@ -108,13 +108,13 @@ def steps(size: SuiteSize, *, device: str, out: Path, scratch: Path) -> list[Ste
         out: Folder of the results.
         scratch: Folder for the data, which are not kept.
     """
-    found = _Agenda(size, device, out, scratch).steps()
+    found = _StepList(size, device, out, scratch).steps()
     return [
         one if one.limit is None else replace(one, limit=one.limit * size.patience) for one in found
     ]
 
 
-class _Agenda:
+class _StepList:
     """The steps of one size on one device."""
 
     def __init__(self, size: SuiteSize, device: str, out: Path, scratch: Path) -> None:
@@ -236,7 +236,7 @@ class _Agenda:
         yield self._sweep(data, res, [self._batch(res, batch)], ["end to end"])
 
     def _batch(self, res: int, batch: int) -> int:
-        """What a network takes where the loader takes ``batch``."""
+        """Return the network's batch size where the loader's is ``batch``."""
         if self.size.network is None:
             return batch
         return self.size.network[self.size.res.index(res)]

@@ -1,11 +1,10 @@
-"""Sweeps that take long to get ready and little to measure: compiled networks.
+"""Prepare several sweeps in parallel, then measure them in turn: for compiled networks.
 
     python -m train.bench.sweep_group '{"shards": "out", "res": 256, "compile": "yes", …}' …
 
-Each is a process of its own. They get ready together, as many at once as cores and memory allow;
-then one after the other is measured, in the order given, while the others stand still. What is
-looked for meanwhile, as the fastest algorithms, is looked for beside the others, and so with less
-certainty than alone. Measures nothing itself.
+Each sweep is a process. They prepare in parallel, as many at once as cores and memory allow. Then
+each is measured in turn, in the order given, while the others are idle. The search for the fastest
+algorithms runs in parallel too, so it is less reliable than alone.
 """
 
 import contextlib
@@ -22,31 +21,31 @@ from pathlib import Path
 from shardify.storage.free_memory import available_memory
 from train.bench.sweep import Sweep, ready
 
-__all__ = ["convoy"]
+__all__ = ["measure_group"]
 
-_POLL = 0.02
+_POLL_SECONDS = 0.02
 
-_MEMORY = 3e9
+_MEMORY_PER_SWEEP = 3e9
 """Of the host, that one of them may need to get ready: torch, CUDA, compilers. Bytes."""
 
 
-def convoy(sweeps: Sequence[Sweep]) -> list[int]:
-    """Go through all of them.
+def measure_group(sweeps: Sequence[Sweep]) -> list[int]:
+    """Run all sweeps.
 
     Returns:
         Each one's exit status, in order.
     """
-    with tempfile.TemporaryDirectory(prefix="shardline-convoy-") as folder:
+    with tempfile.TemporaryDirectory(prefix="shardline-sweeps-") as folder:
         turns = [Path(folder) / str(place) for place in range(len(sweeps))]
         going: list[subprocess.Popen[bytes]] = []
         try:
-            most = _together()
+            most = _max_parallel()
             for one, turn in zip(sweeps, turns, strict=True):
-                while sum(map(_at_work, going, turns)) >= most:
-                    time.sleep(_POLL)
+                while sum(map(_is_preparing, going, turns)) >= most:
+                    time.sleep(_POLL_SECONDS)
                 going.append(_start(one, turn, min(most, len(sweeps))))
-            while any(map(_at_work, going, turns)):
-                time.sleep(_POLL)
+            while any(map(_is_preparing, going, turns)):
+                time.sleep(_POLL_SECONDS)
             found = []
             for process, turn in zip(going, turns, strict=True):
                 turn.touch()
@@ -69,20 +68,20 @@ def _start(one: Sweep, turn: Path, many: int) -> "subprocess.Popen[bytes]":
     )
 
 
-def _together() -> int:
+def _max_parallel() -> int:
     """How many may get ready at once."""
     cores = len(os.sched_getaffinity(0)) * 5 // 8
-    return max(1, min(cores, int(available_memory() / _MEMORY)))
+    return max(1, min(cores, int(available_memory() / _MEMORY_PER_SWEEP)))
 
 
-def _at_work(process: "subprocess.Popen[bytes]", turn: Path) -> bool:
+def _is_preparing(process: "subprocess.Popen[bytes]", turn: Path) -> bool:
     """Whether a sweep is still getting ready; one that has ended is not."""
     return process.poll() is None and not ready(turn).exists()
 
 
 def main() -> None:
     """Exit 1 if any figure failed; each sweep says which."""
-    found = convoy([Sweep(**json.loads(word)) for word in sys.argv[1:]])
+    found = measure_group([Sweep(**json.loads(word)) for word in sys.argv[1:]])
     sys.exit(1 if any(found) else 0)
 
 

@@ -1,7 +1,6 @@
-"""One window of a contender at work: samples, seconds, CPU time and memory of all its processes.
+"""Measure one window of a running case: samples, seconds, CPU time and memory of its processes.
 
-Keeps time for one piece of work in this process; ``bench`` and ``sweep`` say of which, and how
-often. Reads Linux's ``/proc``.
+Reads Linux's ``/proc``.
 """
 
 import os
@@ -13,24 +12,24 @@ from train.bench.cases import RunningCase
 __all__ = ["tree", "window"]
 
 _TICK = os.sysconf("SC_CLK_TCK")
-_AHEAD = 0.4
-"""Seconds of work that are thrown away before each window: what had been made ahead."""
+_WARM_UP_SECONDS = 0.4
+"""Seconds of work discarded before each window, to use up prefetched batches."""
 
 
 def window(work: RunningCase, seconds: float, *, idle: bool = True) -> dict[str, float]:
-    """Let a contender work for some seconds, once what was made ahead is used up.
+    """Run a case for some seconds, after prefetched batches are used up; return its figures.
 
     Args:
-        work: The contender.
+        work: The case.
         seconds: How long, at least.
-        idle: Whether it stood still until now, and may have made something ahead.
+        idle: Whether the case was idle until now, and may have prefetched batches.
 
     Returns:
         ``samples``, ``wall`` and ``cpu`` (seconds), ``memory`` (bytes), and ``waited`` (seconds)
         where a network trains.
     """
     begun = time.perf_counter()
-    while idle and time.perf_counter() - begun < min(_AHEAD, seconds):
+    while idle and time.perf_counter() - begun < min(_WARM_UP_SECONDS, seconds):
         next(work.samples)
     work.waited.clear()
     family = tree(os.getpid())
@@ -49,7 +48,7 @@ def window(work: RunningCase, seconds: float, *, idle: bool = True) -> dict[str,
 
 
 def tree(root: int) -> list[int]:
-    """A process and all that descend from it."""
+    """Return a process and all its descendants."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -64,7 +63,7 @@ def tree(root: int) -> list[int]:
 
 
 def _cpu(pids: list[int]) -> float:
-    """Seconds of CPU that processes have used."""
+    """Return the CPU seconds that processes have used."""
     total = 0
     for pid in pids:
         try:
@@ -76,7 +75,7 @@ def _cpu(pids: list[int]) -> float:
 
 
 def _memory(pids: list[int]) -> float:
-    """Bytes that processes hold, what they share counted once."""
+    """Return the memory of processes (PSS): shared pages count once. Bytes."""
     total = 0
     for pid in pids:
         try:

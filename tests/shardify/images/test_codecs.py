@@ -12,7 +12,7 @@ from shardify.images.codecs import Variant, cost, resized, store
 from shardify.images.parser import parse
 from shardify.images.pixels import STANDARD, pixels
 from shardify.images.png import encode_png
-from shardify.images.raw_pixels import unpack_raw
+from shardify.images.raw_pixels import raw_length, unpack_raw
 
 RNG = np.random.Generator(np.random.Philox(key=3))
 COLOUR = RNG.integers(0, 256, (13, 17, 3)).astype(np.uint8)
@@ -48,10 +48,12 @@ def test_raw_members_are_planes_without_a_header() -> None:
 
 
 def test_raw_bytes_of_another_length_are_refused() -> None:
-    data, picture = store(MASK, "mask", "png", Variant(codec="raw"))
-    for bad in (data[:-1], data + b"\0"):
-        with pytest.raises(ValueError, match="bits of 17x13"):
-            unpack_raw(bad, picture, "mask")
+    for role, plane in PLANES:
+        data, picture = store(plane, role, "png", Variant(codec="raw"))
+        assert raw_length(picture, role) == len(data)
+        for bad in (data[:-1], data + b"\0"):
+            with pytest.raises(ValueError, match=f"17x13 pixels take {len(data)}"):
+                unpack_raw(bad, picture, role)
 
 
 def test_jpeg_costs_something_and_says_how_much() -> None:

@@ -243,8 +243,8 @@ def test_loaders_of_one_data_set_share_its_backgrounds_and_let_go_of_them(data, 
         Loader(data, res=32, split="val") as second,
         Loader(other, res=24) as third,
     ):
-        assert first._engine._backgrounds is second._engine._backgrounds
-        assert first._engine._backgrounds is not third._engine._backgrounds
+        assert first._producer._backgrounds is second._producer._backgrounds
+        assert first._producer._backgrounds is not third._producer._backgrounds
         assert len(background_table._TABLES) == before + 2
     del first, second, third
     gc.collect()
@@ -328,7 +328,7 @@ def test_a_plain_resize_agrees_with_pillow(tmp_path, picture) -> None:
     pillow = PillowRenderer(folder, res=32, augment=False)
     with Loader(folder, split="val", res=32, batch_size=13, augment=False) as loader:
         batch = next(iter(loader))
-        shards = loader._feed.shards
+        shards = loader._sampler.shards
         for n, index in enumerate(loader.samples_of(0, 0).tolist()):
             fg_bg, mask, depth = (
                 Image.open(io.BytesIO(shards.payloads(np.array([index]), role)[0]))
@@ -534,7 +534,7 @@ def test_another_number_of_ranks_goes_on_without_loss_or_repeat(data) -> None:
         with Loader(data, res=24, batch_size=2, rank=rank, world_size=4) as loader:
             loader.load_state_dict(state)
             batches = list(loader)
-            places = [loader._feed.samples_of(0, step, consumed=24) for step in range(2)]
+            places = [loader._sampler.samples_of(0, step, consumed=24) for step in range(2)]
             assert len(batches) == 2
             seen += np.concatenate(places).tolist()
     assert sorted(seen) == list(range(40))
@@ -593,7 +593,7 @@ def test_an_image_that_fails_ahead_of_its_step_is_named(tmp_path, monkeypatch) -
     folder = write_data_set(tmp_path / "data")
     damage(folder, "s00021", "mask", b"\0" * 24)
     with Loader(folder, res=24, batch_size=8, order="sequential") as loader:
-        pipe = loader._engine._pipe
+        pipe = loader._producer._pipe
         share = pipe.share_outputs
 
         def failing() -> Any:
@@ -615,7 +615,7 @@ def test_memory_that_runs_out_in_dali_is_told_as_that(data, monkeypatch) -> None
         raise RuntimeError("Critical error in pipeline:\nError: CUDA allocation failed\nCurrent")
 
     with Loader(data, res=24, batch_size=8) as loader:
-        monkeypatch.setattr(loader._engine._pipe, "share_outputs", full)
+        monkeypatch.setattr(loader._producer._pipe, "share_outputs", full)
         wanted = r"memory ran out while DALI made a batch at 24 px \(.*\); use a smaller one"
         with pytest.raises(DataError, match=wanted):
             next(iter(loader))

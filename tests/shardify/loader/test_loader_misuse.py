@@ -35,12 +35,12 @@ def test_a_closed_loader_gives_no_more_batches(data) -> None:
     with Loader(data, res=24, batch_size=8) as loader:
         batches = iter(loader)
         next(batches)
-        steps = loader._feed.steps(0, 0)
+        steps = loader._sampler.steps(0, 0)
     for ask in (lambda: list(loader), lambda: next(batches)):
         with pytest.raises(RuntimeError, match="the loader is closed; open another"):
             ask()
     with pytest.raises(RuntimeError, match="closed"):
-        next(loader._engine.batches(steps))
+        next(loader._producer.batches(steps))
     loader.epoch = 2
     loader.load_state_dict(loader.state_dict())
 
@@ -50,7 +50,7 @@ def test_a_closed_loader_gives_no_more_batches(data) -> None:
 
 def held_up(loader: Loader, monkeypatch) -> threading.Event:
     """Have the engine make one batch and then none until the event is set."""
-    go_on, made = threading.Event(), loader._engine.batches
+    go_on, made = threading.Event(), loader._producer.batches
 
     def slow(steps: Any) -> Iterator[Any]:
         batches = made(steps)
@@ -58,7 +58,7 @@ def held_up(loader: Loader, monkeypatch) -> threading.Event:
         go_on.wait(60)
         yield from batches
 
-    monkeypatch.setattr(loader._engine, "batches", slow)
+    monkeypatch.setattr(loader._producer, "batches", slow)
     return go_on
 
 
@@ -230,6 +230,31 @@ def test_what_is_no_position_is_refused(data) -> None:
 # Installations
 
 
+def test_modules_of_the_users_own_named_train_and_model_do_not_disturb(data, tmp_path) -> None:
+    for name in ("train", "model"):
+        (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('the user's own {name}.py')\n")
+    (tmp_path / "script.py").write_text(
+        "import sys\n"
+        "from shardify import Augmentation, Loader\n"
+        "augmentation = Augmentation(angle=5.0)\n"
+        "with Loader(sys.argv[1], res=24, batch_size=8, augmentation=augmentation) as loader:\n"
+        "    print(len(loader), next(iter(loader)).bg.shape[0])\n"
+        "try:\n"
+        "    import train\n"
+        "except RuntimeError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "script.py", str(data)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+    )
+    # The last line: the script saw the user's module, not ours.
+    assert done.stdout.splitlines() == ["5 8", "the user's own train.py"], done.stderr
+
+
 def test_compiled_code_runs_where_numba_finds_no_place_for_its_cache(tmp_path) -> None:
     """Files in the place of folders: root, too, can write nothing below them."""
     for package in ("shardify", "model", "train"):
@@ -245,11 +270,11 @@ def test_compiled_code_runs_where_numba_finds_no_place_for_its_cache(tmp_path) -
         if name not in ("XDG_CACHE_HOME", "NUMBA_CACHE_DIR", "PYTHONPATH")
     }
     code = (
-        "import numpy as np, shardify.loader.cpu_kernels\n"
-        "from shardify.loader import cpu_kernels as access\n"
+        "import numpy as np\n"
+        "from shardify.loader import cpu_kernels\n"
         "text, found = np.frombuffer(b'42', np.uint8), np.zeros(1, np.int64)\n"
-        "access.numbers(np.array([text.ctypes.data]), np.array([2]), found)\n"
-        "print(found[0], access.__file__)\n"
+        "cpu_kernels.parse_numbers(np.array([text.ctypes.data]), np.array([2]), found)\n"
+        "print(found[0], cpu_kernels.__file__)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

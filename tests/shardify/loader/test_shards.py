@@ -7,8 +7,8 @@ from shardline_samples import write_data_set
 
 from shardify.dataset.manifest import Manifest, Resolution
 from shardify.errors import DataError
-from shardify.loader.cpu_kernels import numbers
-from shardify.loader.shards import background_payloads, chosen, load_manifest, open_split
+from shardify.loader.cpu_kernels import parse_numbers
+from shardify.loader.shards import background_payloads, find_samples, load_manifest, open_split
 
 
 @pytest.fixture(scope="module")
@@ -156,10 +156,10 @@ def test_the_smallest_resolution_that_suffices_is_chosen(own, tmp_path) -> None:
 
 def test_samples_are_chosen_by_key(data) -> None:
     shards = open_train(data)
-    assert chosen(shards, ["s00007", "s00002"]).tolist() == [2, 7]
-    assert chosen(shards, []).tolist() == []
+    assert find_samples(shards, ["s00007", "s00002"]).tolist() == [2, 7]
+    assert find_samples(shards, []).tolist() == []
     with pytest.raises(DataError, match="no sample 'nobody'"):
-        chosen(shards, ["s00002", "nobody"])
+        find_samples(shards, ["s00002", "nobody"])
 
 
 def test_a_background_is_a_number_in_digits_and_nothing_else() -> None:
@@ -168,5 +168,5 @@ def test_a_background_is_a_number_in_digits_and_nothing_else() -> None:
     sizes = np.array([len(text) for text in texts])
     begins = memory.__array_interface__["data"][0] + np.cumsum([0, *sizes[:-1]])
     found = np.zeros(len(texts), np.int64)
-    numbers(begins, sizes, found)
+    parse_numbers(begins, sizes, found)
     assert found.tolist() == [7, 0, 10**18 - 1, -1, -1, -1, -1, -1, -1, -1]

@@ -43,7 +43,7 @@ def test_the_reference_draws_what_the_loader_draws_by_default(tmp_path) -> None:
     reference = PillowRenderer(folder, res=32)
     with Loader(folder, split="train", res=32, batch_size=16, seed=3) as loader:
         indexes = loader.samples_of(0, 0)
-        drawn = loader._feed._draws(indexes, 0)
+        drawn = loader._sampler._draws(indexes, 0)
     for n, index in enumerate(indexes.tolist()):
         alone = reference.draws(index, seed=3, epoch=0)
         for field in dataclasses.fields(alone):

@@ -6,7 +6,7 @@ from shardline_samples import write_data_set
 from torch.autograd import DeviceType
 
 from train.bench import profile_stages as module
-from train.bench.profile_stages import ProfileConfig, bound, covered, dissect
+from train.bench.profile_stages import ProfileConfig, bound, covered, profile_stages
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_stage_that_fails_is_written_and_the_next_one_goes_on(tmp_path) -> Non
         network_batch=2, stages=["nonsense", "model alone"], device="cpu", threads=1, skipped=0,
         batches=1,
     )  # fmt: skip
-    bad, good = (json.loads(path.read_text()) for path in dissect(wanted))
+    bad, good = (json.loads(path.read_text()) for path in profile_stages(wanted))
     assert bad["error"]
     assert good["wall_ms"] > 0
     assert good["host_operators"][0]["share"] > 0.05

@@ -18,7 +18,7 @@ from train.bench.cases import OWN, PEERS, begin
 from train.bench.fixtures import BenchConfig
 from train.bench.runner import BenchReport, Result, _CaseProcess, bench
 from train.bench.sweep import Sweep, sweep
-from train.bench.sweep_group import convoy
+from train.bench.sweep_group import measure_group
 from train.errors import ConfigError, RunError
 from train.optim.compute import set_cudnn_algorithms
 
@@ -137,7 +137,7 @@ def test_a_contender_that_is_killed_is_named(data, when) -> None:
 
 
 def test_a_contender_is_known_to_be_dead_while_its_workers_hold_the_pipe(monkeypatch) -> None:
-    monkeypatch.setattr("train.bench.runner._GLANCE", 0.1)
+    monkeypatch.setattr("train.bench.runner._POLL_SECONDS", 0.1)
     racer = _CaseProcess.__new__(_CaseProcess)
     racer.name = "one"
     racer._pipe, held = multiprocessing.Pipe()
@@ -260,14 +260,14 @@ def test_contenders_of_one_setting_share_a_loader_and_a_network(
     assert all(len(one["windows"]) == 2 for one in figures)
 
 
-def test_a_convoy_measures_each_by_itself_and_names_what_failed(data, tmp_path) -> None:
+def test_a_group_of_sweeps_measures_each_by_itself_and_names_what_failed(data, tmp_path) -> None:
     out = tmp_path / "out"
     sweeps = [
         wanted(data, out, label="first", contenders=["to device"], seconds=0.5),
         wanted(tmp_path / "nothing", out, label="bad", contenders=["to device"]),
         wanted(data, out, label="last", contenders=["to device"], seconds=0.5),
     ]
-    assert convoy(sweeps) == [0, 1, 0]
+    assert measure_group(sweeps) == [0, 1, 0]
     figures = {path.name[:4]: json.loads(path.read_text()) for path in out.glob("*.json")}
     assert "no manifest.json" in figures["bad-"]["error"]
     assert figures["firs"]["samples_per_s"]["min"] > 0
