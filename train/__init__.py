@@ -1,6 +1,6 @@
-"""From shards to a trained network.
+"""Train networks on shards, and use trained ones.
 
-Public names are imported when they are asked for, so that the command line starts without torch.
+Public names are imported on first use, so that the command line starts without torch.
 """
 
 from importlib import import_module
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Predictor", "load_trained", "read_image"]
 
-_HOMES = {
+_EXPORTS = {
     "Predictor": "train.inference.predict:Predictor",
     "load_trained": "train.checkpoint.trained_model:load_trained",
     "read_image": "train.inference.predict:read_image",
@@ -21,7 +21,7 @@ _HOMES = {
 
 def __getattr__(name: str) -> object:
     """Import a public name (PEP 562)."""
-    if name not in _HOMES:
+    if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, attribute = _HOMES[name].partition(":")
+    module, _, attribute = _EXPORTS[name].partition(":")
     return getattr(import_module(module), attribute)

@@ -1,4 +1,4 @@
-"""``python -m train``, as ``torchrun -m train`` needs it, and what the ``train`` command calls."""
+"""Entry point of ``python -m train`` and of the console script ``train``."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line of this process."""
+    """Run the command line."""
     try:
         from shardify.interrupts import run
     except KeyboardInterrupt:

@@ -1,12 +1,6 @@
-"""The ``train`` command: parse, call one function, print what it returns.
+"""Define the commands of ``train``: parse, call one function, print the result.
 
-No decision is taken here, and nothing heavy is imported before a command needs it: ``--help``
-answers at once.
-
-What all commands of ``train`` share: a flag for every setting, and how errors end a command.
-
-Makes options out of ``train.settings``; takes no decision, runs nothing, and imports nothing heavy
-before an error of several ranks has to be told once.
+Slow imports are inside the commands, so that ``--help`` is fast.
 """
 
 import json
@@ -32,9 +26,9 @@ __all__ = [
     "Commands",
     "SettingsCommand",
     "all_settings",
+    "given_flags",
     "main",
     "one_line_errors",
-    "said",
 ]
 
 
@@ -48,44 +42,46 @@ THREADS = click.IntRange(1, config.THREADS)
 
 
 class UsageError(click.ClickException):
-    """Wrong usage in one line: no usage text buries it."""
+    """Wrong usage, printed as one line without the usage text."""
 
     exit_code = 2
 
 
 class Commands(click.Group):
-    """A group whose errors are printed once, whatever the number of ranks that have them."""
+    """A group of commands whose errors are printed once, by one of the ranks that have them."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; an error's line is said by one rank for all that would say the same.
+        """Run the command.
 
-        A flag that other programs have is answered with what it is called here.
+        The error of an unknown flag names the flag here that corresponds to it.
         """
         try:
             return super().invoke(ctx)
-        except click.ClickException as found:
-            error = _nearest(found) if isinstance(found, click.NoSuchOption) else found
+        except click.ClickException as raised:
+            error = raised
+            if isinstance(raised, click.NoSuchOption):
+                error = _with_synonym(raised)
             if os.environ.get("WORLD_SIZE", "1") == "1":
-                raise error from found.__cause__
+                raise error from raised.__cause__
             from train.distributed import ErrorReport, World
 
             try:
                 world = World.from_environ()
-            except ConfigError:  # Not torchrun's doing.
+            except ConfigError:  # WORLD_SIZE was not set by torchrun.
                 raise error from None
-            word = ErrorReport(error.format_message(), error.__cause__, world)
-            if word.mine():
+            report = ErrorReport(error.format_message(), error.__cause__, world)
+            if report.should_print():
                 error.show()
-                word.said()
+                report.mark_printed()
             ctx.exit(error.exit_code)
 
 
-def _nearest(error: click.NoSuchOption) -> click.NoSuchOption:
-    """The error of an unknown flag, with the flag that other programs call so."""
-    meant = SYNONYMS.get(error.option_name.lstrip("-").replace("-", "_"))
-    if error.ctx is None or meant not in {each.name for each in error.ctx.command.params}:
+def _with_synonym(error: click.NoSuchOption) -> click.NoSuchOption:
+    """Add the corresponding flag to the error, if the flag is a name in other programs."""
+    name = SYNONYMS.get(error.option_name.lstrip("-").replace("-", "_"))
+    if error.ctx is None or name not in {each.name for each in error.ctx.command.params}:
         return error
-    text = f"No such option {error.option_name!r}. Did you mean '--{meant}'?"
+    text = f"No such option {error.option_name!r}. Did you mean '--{name}'?"
     return click.NoSuchOption(error.option_name, text, ctx=error.ctx)
 
 
@@ -97,7 +93,7 @@ class Numbers(click.ParamType[tuple[int, ...]]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, ...]:
-        """``"64,256"`` → ``(64, 256)``."""
+        """Convert ``"64,256"`` to ``(64, 256)``."""
         if isinstance(value, tuple):
             return value
         try:
@@ -108,22 +104,22 @@ class Numbers(click.ParamType[tuple[int, ...]]):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """What is the user's to mend ends the command with one line, never with a traceback."""
+    """Turn errors that a user can fix into one line and an exit code, without a traceback."""
     try:
         yield
     except ConfigError as error:
         raise UsageError(str(error)) from error
     except (TrainError, ShardifyError) as error:
         raise click.ClickException(str(error)) from error
-    except Interrupted as stopped:
-        if str(stopped):  # One rank speaks for all.
-            click.echo(str(stopped), err=True)
+    except Interrupted as interrupted:
+        if str(interrupted):  # Empty on all ranks but the first.
+            click.echo(str(interrupted), err=True)
         sys.exit(130)
     except KeyboardInterrupt:
-        click.echo("Stopped; what was written by then is whole.", err=True)
+        click.echo("Stopped; all files that were written are complete.", err=True)
         sys.exit(130)
     except BrokenPipeError:
-        # Whoever read our output has left; the interpreter must not complain at its exit.
+        # The reader of our output has ended; the interpreter must not report that at exit.
         sys.stdout = None
         sys.exit(1)
     except OSError as error:
@@ -131,15 +127,15 @@ def one_line_errors() -> Iterator[None]:
         try:
             sys.stdout.flush()
         except OSError:
-            # What it still holds would fail once more when the interpreter ends.
+            # Its buffer would fail once more when the interpreter exits.
             sys.stdout = None
-        text = f"{where}{error.strerror or error}; see to it and run the command again"
+        text = f"{where}{error.strerror or error}; fix the cause and run the command again"
         raise click.ClickException(text) from error
     except MemoryError as error:
         text = "out of memory; use a smaller --batch or --res, or fewer --threads"
         raise click.ClickException(text) from error
     except UnicodeEncodeError as error:
-        text = f"{error.object!a}: not text that can be written; use names that are valid UTF-8"
+        text = f"{error.object!a}: cannot be written as text; use names that are valid UTF-8"
         raise click.ClickException(text) from error
 
 
@@ -147,22 +143,24 @@ _GROUPS = {
     "data": "Data", "network": "Network", "loss": "Loss", "optim": "Optimiser",
     "compute": "Device", "run": "Output",
 }  # fmt: skip
-"""Section of a setting -> heading in the help, unless the setting stands in ``_MOVED``."""
+"""Section of a setting → heading in the help, unless the setting is in ``_MOVED``."""
 
 _MOVED = {
     "augment": "Augmentation", "schedule": "Schedule", "warmup": "Schedule",
     "patience": "Schedule", "factor": "Schedule", "max_steps": "Schedule", "seed": "Data",
 }  # fmt: skip
+"""Setting → heading in the help."""
+
 _HEADINGS = (
     "Data", "Augmentation", "Network", "Loss", "Optimiser", "Schedule", "Device", "Output",
 )  # fmt: skip
 
 
 class SettingsCommand(click.Command):
-    """A command with a flag for every setting; its help lists them under headings."""
+    """A command with a flag for every setting; its help groups them under headings."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, settings by group, then the others."""
+        """Write the settings by heading, then the other options."""
         heading = {
             setting.name: _MOVED.get(setting.name, _GROUPS[setting.section])
             for setting in settings()
@@ -177,7 +175,7 @@ class SettingsCommand(click.Command):
 
 
 def _option(setting: Setting) -> Callable[[F], F]:
-    """The flag of a setting."""
+    """Create the flag of a setting."""
     flag = "--" + setting.name.replace("_", "-")
     text = f"{setting.help} [{_shown(setting)}]" if _shown(setting) else setting.help
     if setting.kind is bool:
@@ -187,7 +185,7 @@ def _option(setting: Setting) -> Callable[[F], F]:
 
 
 def _shown(setting: Setting) -> str:
-    """The default as a user would type it."""
+    """Format the default as on the command line."""
     if setting.kind is bool:
         return "yes" if setting.default else "no"
     if setting.kind is tuple:
@@ -196,21 +194,23 @@ def _shown(setting: Setting) -> str:
 
 
 def all_settings(command: F) -> F:
-    """A flag for every setting there is."""
+    """Add a flag for every setting, and ``--config``."""
     for setting in reversed(settings()):
         command = _option(setting)(command)
-    return click.option("--config", "file", type=FILE, help="Settings from a TOML file.")(command)
+    return click.option("--config", "file", type=FILE, help="Read settings from a TOML file.")(
+        command
+    )
 
 
-def said(flags: dict[str, Any]) -> dict[str, Any]:
-    """The flags that were given."""
+def given_flags(flags: dict[str, Any]) -> dict[str, Any]:
+    """Return the flags that were given on the command line."""
     return {name: value for name, value in flags.items() if value is not None}
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version())
 def main() -> None:
-    """Train networks on shards, judge them and use them.
+    """Train networks on shards, evaluate them and use them.
 
     \b
     train run --shards out --res 64,256 --epochs 10,5 --out run
@@ -221,13 +221,13 @@ def main() -> None:
 
 @main.command(name="run", cls=SettingsCommand)
 @all_settings
-@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out.")
-@click.option("--json", "as_json", is_flag=True, help="Print what came out as one JSON object.")
+@click.option("--resume", is_flag=True, help="Continue from the newest checkpoint in --out.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 def run_command(file: Path | None, resume: bool, as_json: bool, **flags: Any) -> None:
     """Train a network.
 
-    Leaves settings, metrics, weights, checkpoints and panels in --out. Ctrl-C saves the state;
-    --resume goes on from it.
+    Writes settings, metrics, weights, checkpoints and image panels to --out. Ctrl-C saves the
+    state and stops; --resume continues from it.
 
     \b
     train run --shards out --res 64 --epochs 10 --out run
@@ -236,22 +236,22 @@ def run_command(file: Path | None, resume: bool, as_json: bool, **flags: Any) ->
     """
     with one_line_errors():
         from train.distributed import World, exit_rank
-        from train.tracking.console import Screen
+        from train.tracking.console import Console
         from train.trainer.launch import configure, launch
 
-        config = configure(said(flags), file=file, resume=resume)
-        screen = Screen(to_stderr=as_json)
-        summary = launch(config, resume=resume, screen=screen)
-        screen.result(summary.to_json() if as_json else str(summary))
+        config = configure(given_flags(flags), file=file, resume=resume)
+        console = Console(to_stderr=as_json)
+        summary = launch(config, resume=resume, console=console)
+        console.print_result(summary.to_json() if as_json else str(summary))
         if World.from_environ().size > 1:
             exit_rank()
 
 
 @main.command(name="config", cls=SettingsCommand)
 @all_settings
-@click.option("--resume", is_flag=True, help="Begin with the settings of the run in --out.")
+@click.option("--resume", is_flag=True, help="Start from the settings of the run in --out.")
 def config_command(file: Path | None, resume: bool, **flags: Any) -> None:
-    """Print all settings as TOML, as `train run` would take them.
+    """Print all settings as TOML, for `train run --config`.
 
     \b
     train config --res 64,256 --epochs 10,5 > my.toml
@@ -261,53 +261,58 @@ def config_command(file: Path | None, resume: bool, **flags: Any) -> None:
         from train.settings import to_toml
         from train.trainer.launch import configure
 
-        click.echo(to_toml(configure(said(flags), file=file, resume=resume)), nl=False)
+        click.echo(to_toml(configure(given_flags(flags), file=file, resume=resume)), nl=False)
 
 
 @main.command(name="eval")
 @click.argument("trained", metavar="CHECKPOINT_OR_RUN", type=FILE)
-@click.option("--shards", required=True, help="Folder that `shardify build` made.")
+@click.option("--shards", required=True, help="Folder written by `shardify build`.")
+@click.option("--res", type=COUNT, help="Resolution; by default the last of the training. Pixels.")
 @click.option(
-    "--res", type=COUNT, help="Resolution; by default the last it was trained at. Pixels."
+    "--split", default="val", show_default=True, help="train or val; without augmentation."
 )
-@click.option("--split", default="val", show_default=True, help="train or val; never augmented.")
-@click.option("--batch", type=COUNT, default=16, show_default=True, help="Samples a step.")
+@click.option("--batch", type=COUNT, default=16, show_default=True, help="Batch size. Samples.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
 @click.option(
-    "--threads", type=THREADS, default=2, show_default=True, help="Threads that prepare batches."
+    "--threads",
+    type=THREADS,
+    default=2,
+    show_default=True,
+    help="Number of threads that prepare batches.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the metrics as one JSON object.")
 def eval_command(trained: Path, as_json: bool, **flags: Any) -> None:
-    """Judge a trained network on a split.
+    """Evaluate a trained network on a split.
 
     \b
     train eval run --shards out
     train eval run/last.safetensors --shards out --res 256 --split train --json
     """
     with one_line_errors():
-        from train.evaluation.evaluate import judge_shards
+        from train.evaluation.evaluate import evaluate_shards
         from train.evaluation.metrics import describe
-        from train.tracking.metrics_log import plain
+        from train.tracking.metrics_log import json_safe
 
-        figures = judge_shards(trained, **flags)
-        click.echo(json.dumps(plain(figures)) if as_json else describe(figures))
+        metrics = evaluate_shards(trained, **flags)
+        click.echo(json.dumps(json_safe(metrics)) if as_json else describe(metrics))
 
 
 @main.command(name="predict")
 @click.argument("trained", metavar="CHECKPOINT_OR_RUN", type=FILE)
-@click.option("--bg", type=FILE, help="Background, or a folder of them; needed if trained with.")
-@click.option("--fg-bg", type=FILE, required=True, help="Picture with the object, or a folder.")
-@click.option("--out", type=FILE, required=True, help="Folder to write to.")
+@click.option("--bg", type=FILE, help="Background image or folder; required if trained with bg.")
+@click.option("--fg-bg", type=FILE, required=True, help="Image with the object, or a folder.")
+@click.option("--out", type=FILE, required=True, help="Output folder.")
+@click.option("--res", type=COUNT, help="Resolution; by default the last of the training. Pixels.")
+@click.option("--batch", type=COUNT, default=8, show_default=True, help="Batch size. Images.")
 @click.option(
-    "--res", type=COUNT, help="Resolution; by default the last it was trained at. Pixels."
+    "--bits", type=click.Choice(["8", "16"]), default="8", help="Bits of the depth PNG. [8]"
 )
-@click.option("--batch", type=COUNT, default=8, show_default=True, help="Pictures a step.")
-@click.option("--bits", type=click.Choice(["8", "16"]), default="8", help="Of the depth PNG. [8]")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
 def predict_command(trained: Path, bits: str, **flags: Any) -> None:
-    """Write mask, depth and an overlay of pictures, at their own size.
+    """Predict mask, depth and an overlay of images, at the size of each image.
 
-    Pictures in a folder find their background by name: the same stem, or the number after `bg`.
+    Images in a folder are matched with backgrounds by name: the same stem, or the number after
+    `bg`.
 
     \b
     train predict run --bg park021.jpg --fg-bg fg_070_bg_021_000435.jpg --out maps
@@ -317,34 +322,44 @@ def predict_command(trained: Path, bits: str, **flags: Any) -> None:
         from train.inference.predict import predict
 
         files = predict(trained, bits=int(bits), **flags)
-        pictures = {file.stem.rpartition("_")[0] for file in files}
-        s = "s" * (len(pictures) != 1)
-        click.echo(f"{flags['out']}: {len(files)} files of {len(pictures)} picture{s}")
+        images = {file.stem.rpartition("_")[0] for file in files}
+        s = "s" * (len(images) != 1)
+        click.echo(f"{flags['out']}: {len(files)} files for {len(images)} image{s}")
 
 
 @main.command(name="bench")
-@click.option("--shards", help="Folder that `shardify build` made; required but for --suite.")
-@click.option("--res", type=COUNT, help="Resolution; required but for --suite. Pixels.")
-@click.option("--batch", type=COUNT, default=16, show_default=True, help="Samples a batch.")
+@click.option("--shards", help="Folder written by `shardify build`; required without --suite.")
+@click.option("--res", type=COUNT, help="Resolution; required without --suite. Pixels.")
+@click.option("--batch", type=COUNT, default=16, show_default=True, help="Batch size. Samples.")
 @click.option(
-    "--threads", type=THREADS, default=2, show_default=True, help="Threads, or worker processes."
+    "--threads",
+    type=THREADS,
+    default=2,
+    show_default=True,
+    help="Number of threads, or of worker processes.",
 )
-@click.option("--model", default="resunet", show_default=True, help="Network to train with.")
+@click.option("--model", default="resunet", show_default=True, help="Network to measure.")
 @click.option("--device", help="cpu, cuda or cuda:N. [cpu; with --suite: cuda]")
-@click.option("--order", type=click.Choice(["permuted", "block", "sequential"]), help="Of samples.")
-@click.option("--cache", type=click.Choice(["disk", "ram"]), default="disk", show_default=True,
-              help="Where the shards' bytes are.")  # fmt: skip
 @click.option(
-    "--windows", type=COUNT, default=5, show_default=True, help="Windows of each contender."
+    "--order", type=click.Choice(["permuted", "block", "sequential"]), help="Order of samples."
 )
-@click.option("--seconds", default=2.0, show_default=True, help="Length of a window.")
-@click.option("--only", multiple=True, metavar="NAME", help="Measure this one; may be repeated.")
+@click.option("--cache", type=click.Choice(["disk", "ram"]), default="disk", show_default=True,
+              help="disk: memory-map the shards; ram: read them into memory once.")  # fmt: skip
+@click.option(
+    "--windows", type=COUNT, default=5, show_default=True, help="Number of windows per case."
+)
+@click.option("--seconds", default=2.0, show_default=True, help="Length of a window. Seconds.")
+@click.option(
+    "--only", multiple=True, metavar="NAME", help="Measure this case only; may be repeated."
+)
 @click.option("--built", multiple=True, metavar="OUT",
-              help="The same samples, built with another --res or --codec: measure the loader on "
-              "them too; may be repeated.")  # fmt: skip
+              help="Also measure the loader on this folder: the same samples, built with another "
+              "--res or --codec; may be repeated.")  # fmt: skip
 @click.option("--out", type=FILE, help="Folder for bench.json and bench.png.")
-@click.option("--suite", is_flag=True, help="Make data, test, measure all and train; into --out.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
+@click.option(
+    "--suite", is_flag=True, help="Create data, run tests, measure and train; results in --out."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print all results as one JSON object.")
 def bench_command(
     only: tuple[str, ...],
     out: Path | None,
@@ -353,10 +368,11 @@ def bench_command(
     device: str | None,
     **flags: Any,
 ) -> None:
-    """Measure where the time goes: the loader's stages, the network, and other loaders.
+    """Measure the throughput of the loader's stages, the network, and other loaders.
 
-    All take turns in short windows. Names the bottleneck and what to try next. --suite needs no
-    data: it makes its own, runs the GPU's tests, measures many sizes and trains, in nine minutes.
+    The cases run in turn, in short windows. The result names the bottleneck and what to try next.
+    --suite creates its own data, runs the GPU tests, measures many sizes and trains, in nine
+    minutes.
 
     \b
     train bench --shards out --res 64
@@ -374,7 +390,7 @@ def bench_command(
             return
         for name in ("shards", "res"):
             if flags[name] is None:
-                raise ConfigError(f"--{name}: missing; expected it, or --suite")
+                raise ConfigError(f"--{name}: missing; required without --suite")
         errors = Console(stderr=True)
         say = errors.print if errors.is_terminal else (lambda _: None)
         report = bench(contenders=only or None, out=out, say=say, device=device or "cpu", **flags)
@@ -384,7 +400,7 @@ def bench_command(
             Console(width=max(100, Console().width)).print(report.table())
             click.echo("\n".join(report.lines()))
         if out is not None:
-            report.save(out)  # Last: what was measured is told even where it cannot be written.
+            report.save(out)  # Last, so that results are printed even if they cannot be written.
 
 
 @main.command(name="export")
@@ -395,14 +411,14 @@ def bench_command(
     type=click.Choice(["onnx", "torchscript", "safetensors"]),
     default="onnx",
     show_default=True,
-    help="Of the file.",
+    help="Output format.",
 )
-@click.option("-o", "--out", type=FILE, help="The file; by default beside the weights.")
+@click.option("-o", "--out", type=FILE, help="Output file; by default next to the weights.")
 def export_command(trained: Path, **flags: Any) -> None:
-    """Write a trained network for use without this program.
+    """Export a trained network for use without this program.
 
-    What is written takes pictures in [0, 1], any number of them, of any size divisible by 16, and
-    gives mask and depth in [0, 1].
+    The exported network takes batches of images in [0, 1], of any size divisible by 16, and returns
+    mask and depth in [0, 1]. safetensors: weights and settings only, for this program.
 
     \b
     train export run --format onnx -o net.onnx
@@ -414,38 +430,38 @@ def export_command(trained: Path, **flags: Any) -> None:
 
 
 def _suite(out: Path | None, device: str) -> None:
-    """`train bench --suite`."""
+    """Run `train bench --suite`."""
     from train.bench.suite import suite
 
     if out is None:
-        raise ConfigError("--out: missing; --suite expected a folder for what it finds")
+        raise ConfigError("--out: missing; --suite needs an output folder")
     suite(out, device=device, say=lambda line: click.echo(line, err=True))
     click.echo(f"{out / 'suite.md'}: written")
 
 
 @main.command(name="report")
 @click.argument("run", type=FILE)
-@click.option("--shards", help="Where the data set lies now; by default where the run read it.")
-@click.option("-o", "--out", type=FILE, help="The page; by default RUN/report.html.")
+@click.option("--shards", help="Data set folder; by default that of the run.")
+@click.option("-o", "--out", type=FILE, help="Output file; by default RUN/report.html.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
 def report_command(run: Path, **flags: Any) -> None:
-    """Write a run's page: curves, panels, worst samples, small and large objects.
+    """Write the HTML report of a run: curves, panels, worst samples, metrics by object size.
 
     \b
     train report run
     train report run --shards out -o run.html
     """
     with one_line_errors():
-        from train.report.run_report import report_of
+        from train.report.run_report import report_run
 
-        click.echo(f"{report_of(run, **flags)}: written")
+        click.echo(f"{report_run(run, **flags)}: written")
 
 
 @main.command(name="compare")
 @click.argument("runs", metavar="RUN...", type=FILE, nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the table as one JSON object.")
 def compare_command(runs: tuple[Path, ...], as_json: bool) -> None:
-    """Show runs side by side: what was set differently, and what came of it.
+    """Compare runs: the settings that differ, metrics and speed.
 
     \b
     train compare run run2

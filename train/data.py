@@ -1,7 +1,6 @@
-"""Where a run's batches come from: the splits of a data set, opened as loaders.
+"""Open the splits of a data set as loaders.
 
-``ShardDataset`` is the one that a user has; whatever offers the same few methods trains as well.
-Checks that the data set has the splits and roles that training needs; decodes nothing itself.
+`ShardDataset` reads the shards of `shardify build`; the trainer accepts any `Dataset`.
 """
 
 import hashlib
@@ -23,54 +22,54 @@ __all__ = ["Batches", "Dataset", "ShardDataset"]
 
 
 class Batches(Protocol):
-    """One split at one resolution: each ``for`` is an epoch."""
+    """Loader of one split at one resolution; each iteration is an epoch."""
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Batch]: ...
     def state_dict(self) -> dict[str, Any]:
-        """Where it is, in JSON, after the last batch that was handed out.
+        """Return the position after the last batch, as JSON values.
 
-        ``epoch`` is the one that the next batch belongs to, ``consumed`` how many of its samples
-        were used on all ranks; other keys tell other data apart.
+        ``epoch`` is the epoch of the next batch, ``consumed`` the number of its samples that all
+        ranks have used; other keys identify the data.
         """
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there; refuses the state of other data."""
+        """Restore a position; refuse a state from other data."""
 
     def samples_of(self, epoch: int, step: int) -> NDArray[np.int64]:
-        """Numbers of the samples in this rank's batch ``step`` of a whole epoch."""
+        """Return the sample numbers of this rank's batch ``step`` in a whole epoch."""
 
     def keys(self, indexes: NDArray[np.int64]) -> list[str]:
-        """Names of samples."""
+        """Return the keys of samples."""
 
     def close(self) -> None:
         """Free threads and memory."""
 
 
 class Dataset(Protocol):
-    """A data set that networks are trained and judged on."""
+    """A data set to train and evaluate on."""
 
     roles: frozenset[str]
-    """Of bg, fg_bg, mask and depth, those that it has; the others are zeros in every batch."""
+    """Roles of the data set: of bg, fg_bg, mask and depth; the others are zeros in every batch."""
 
     mean: dict[str, list[float]]
-    """Per channel, in [0, 1], of ``bg`` and ``fg_bg``: what images were normalised by."""
+    """Mean per channel of ``bg`` and ``fg_bg`` in [0, 1], used to normalise images."""
 
     std: dict[str, list[float]]
-    """As ``mean``."""
+    """Standard deviation, like ``mean``."""
 
     fingerprint: str
-    """Tells other data apart; the same for every resolution of the same samples."""
+    """Identifies the data; equal for all resolutions of the same samples."""
 
     def samples(self, split: str) -> int:
-        """How many samples a split has; 0 if it does not exist."""
+        """Return the number of samples of a split; 0 if it does not exist."""
 
     def open(self, split: str, *, res: int, batch: int, augment: bool, seed: int) -> Batches:
-        """A loader; ``train`` is permuted and drops its last partial batch, ``val`` is neither."""
+        """Open a loader; ``train`` is permuted and drops an incomplete last batch, ``val`` not."""
 
 
 class ShardDataset:
-    """What `shardify build` made."""
+    """Data set written by `shardify build`."""
 
     def __init__(
         self,
@@ -85,22 +84,22 @@ class ShardDataset:
         exclude: tuple[str, ...] = (),
         res: int,
     ) -> None:
-        """Read the manifest and check what it offers.
+        """Read the manifest and check its roles.
 
         Args:
             folder: The data set.
-            world: Which share of every batch is this process's.
-            device: Where batches are to lie.
-            threads: How many prepare them.
-            channels_last: Memory format of the images.
-            order: Of training samples, see ``Loader``.
+            world: Rank of this process; each rank reads its share of every batch.
+            device: Device of the batches.
+            threads: Number of threads that prepare batches.
+            channels_last: Use the channels_last memory format.
+            order: Order of training samples, see ``Loader``.
             cache: ``disk`` or ``ram``, see ``Loader``.
-            exclude: Keys of training samples to go on without.
-            res: Where shards were built at several resolutions, the one whose means count. Pixels.
+            exclude: Keys of training samples to leave out.
+            res: Resolution whose statistics are used, if shards of several exist. Pixels.
 
         Raises:
-            DataError: There is no manifest that this program reads, or it has no composite
-                images, or neither masks nor depth.
+            DataError: The manifest is missing or not readable, or there are no composite images,
+                or neither masks nor depth.
         """
         self.folder = Path(folder)
         self._world = world
@@ -113,32 +112,34 @@ class ShardDataset:
         _, self.manifest = load_manifest(self.folder, res=res)
         self.roles = frozenset(self.manifest.roles)
         if "fg_bg" not in self.roles or not self.roles & {"mask", "depth"}:
-            there = ", ".join(sorted(self.roles)) or "none"
+            roles = ", ".join(sorted(self.roles)) or "none"
             raise DataError(
-                f"{self.folder}: only the roles {there}; training needs fg_bg, and mask or depth; "
+                f"{self.folder}: has the roles {roles}; training needs fg_bg, and mask or depth; "
                 "build it from a source that has them"
             )
-        # Without backgrounds a batch has zeros in their place, which stand for a mean image.
+        # Without backgrounds, batches contain zeros (the normalised mean) in their place.
         stats = {role: role if role in self.roles else "fg_bg" for role in ("bg", "fg_bg")}
         for role in stats.values():
             if role not in self.manifest.stats:
-                raise DataError(f"{self.folder}: manifest has no stats of {role}; build it again")
-        self.mean = {role: self.manifest.stats[of].mean for role, of in stats.items()}
-        self.std = {role: self.manifest.stats[of].std for role, of in stats.items()}
+                raise DataError(
+                    f"{self.folder}: the manifest has no stats of {role}; build it again"
+                )
+        self.mean = {role: self.manifest.stats[measured].mean for role, measured in stats.items()}
+        self.std = {role: self.manifest.stats[measured].std for role, measured in stats.items()}
         self.fingerprint = _fingerprint(self.manifest)
 
     def samples(self, split: str) -> int:
-        """How many samples a split has; 0 if it does not exist."""
-        found = self.manifest.splits.get(split)
-        return found.samples if found else 0
+        """Return the number of samples of a split; 0 if it does not exist."""
+        info = self.manifest.splits.get(split)
+        return info.samples if info else 0
 
     def open(self, split: str, *, res: int, batch: int, augment: bool, seed: int) -> Batches:
-        """A loader on this process's share of a split.
+        """Open a loader of this rank's share of a split.
 
         Raises:
             DataError: The split is empty, or has too few samples for one batch on every rank.
         """
-        # DALI takes a second to load, which `--help` and errors about the manifest need not wait.
+        # DALI takes a second to import; `--help` and errors of the manifest must not wait for it.
         from shardify.loader.loader import Loader
 
         return Loader(
@@ -160,9 +161,9 @@ class ShardDataset:
 
 
 def _fingerprint(manifest: Manifest) -> str:
-    """Of where the samples came from and how they were split; not of how they are stored."""
+    """Hash the source of the samples and their split, but not how they are stored."""
     parts = [f"{source.digest} {source.entries}" for source in manifest.source]
     parts += [f"{name} {split.samples}" for name, split in sorted(manifest.splits.items())]
-    # As many samples drawn another way would be other samples: those of val were trained on.
+    # The same number of samples, split in another way, would mix training and validation.
     parts += [f"{name} {manifest.options.get(name)}" for name in ("val", "group_by", "seed")]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

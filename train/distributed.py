@@ -1,13 +1,10 @@
-"""The place of this process among the others, and everything they exchange.
+"""Connect the ranks of a run, and exchange tensors, decisions and short messages.
 
-One process is a world of size 1: then no process group exists and every function here returns at
-once. ``torchrun`` sets the environment for more. This module knows no models, files or metrics.
+A single process is a `World` of size 1: there is no process group, and all functions return at
+once. ``torchrun`` sets the environment for several ranks.
 
-Short words between ranks beside the training: who speaks for all, and that a state is saved.
-
-They go through the store of ``torchrun``'s agent, over a connection of their own, so that any
-thread may use it at any time and a process that ends has nothing to take down. Without such a store
-every rank is on its own. This module knows no tensors and starts no process group.
+`RankMessages` uses the store of ``torchrun``'s agent over its own connection, so that any thread
+can use it at any time, even when the process group has failed.
 """
 
 import hashlib
@@ -40,29 +37,31 @@ __all__ = [
 ]
 
 
-LOST = re.compile(r"gloo|connection (closed|reset|refused)|broken pipe|timed? ?out", re.IGNORECASE)
-"""How the backends' plain RuntimeErrors speak of a peer that is gone."""
+PEER_LOST = re.compile(
+    r"gloo|connection (closed|reset|refused)|broken pipe|timed? ?out", re.IGNORECASE
+)
+"""Texts of RuntimeErrors that the backends raise when a peer is gone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class World:
-    """Which of how many processes this is."""
+    """Rank of this process and number of ranks."""
 
     rank: int = 0
-    """Number of this process among all, from 0."""
+    """Number of this process, from 0."""
 
     size: int = 1
-    """How many processes train together."""
+    """Number of processes."""
 
     local_rank: int = 0
-    """Number of this process on its machine, from 0: which GPU is its own."""
+    """Number of this process on its machine, from 0, which is also the number of its GPU."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> "World":
-        """The place that ``torchrun`` gave this process; a world of one without it.
+        """Return the world that ``torchrun`` defined; without torchrun, a world of size 1.
 
         Raises:
-            ConfigError: RANK, WORLD_SIZE or LOCAL_RANK is not a number that fits the others.
+            ConfigError: RANK, WORLD_SIZE or LOCAL_RANK is not a valid number.
         """
         try:
             world = cls(
@@ -78,7 +77,7 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes files and speaks to the user."""
+        """Whether this rank writes the files and prints to the console."""
         return self.rank == 0
 
     def sum_(self, tensor: Tensor) -> Tensor:
@@ -88,13 +87,13 @@ class World:
         return tensor
 
     def broadcast_(self, tensors: Iterable[Tensor]) -> None:
-        """Give every rank the first one's values, in place."""
+        """Copy the values of the first rank to all ranks, in place."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
     def same(self, number: int) -> bool:
-        """Whether every rank passed the same number."""
+        """Return whether all ranks passed the same number."""
         if self.size == 1:
             return True
         box = torch.tensor([number, -number])
@@ -104,64 +103,64 @@ class World:
         return int(box[0]) == -int(box[1])
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Wait until all ranks call this method."""
         if self.size > 1:
             dist.barrier()
 
 
 class RankAgreement:
-    """What at least one rank wishes, known to all ranks at the same point of the program.
+    """Tells all ranks what at least one rank requests, without waiting.
 
-    Every rank asks at the same points. The answer covers the wishes of the point before: it has
-    travelled while the ranks computed, so nobody waits for it, and no GPU's queue is touched.
-    Alone, a rank is answered at once. Numbers may travel along, to be summed.
+    All ranks call `ask` at the same points. The answer covers the requests of the previous call:
+    the message is sent while the ranks compute, on the CPU, so neither ranks nor GPUs wait. A
+    single rank gets the answer at once. Numbers to sum can be sent with the requests.
     """
 
     def __init__(self, world: World) -> None:
-        """All ranks together make one."""
-        self._alone = world.size == 1
-        # A group of its own, on the CPU: its messages never queue behind gradients.
-        self._group = None if self._alone else dist.new_group(backend="gloo")
-        # One value, so that another thread never sees one message's work with another's box.
+        """Create it; a collective call of all ranks."""
+        self._single = world.size == 1
+        # A separate group on the CPU: its messages never wait for gradients.
+        self._group = None if self._single else dist.new_group(backend="gloo")
+        # A single tuple, so that other threads never see the parts of two messages mixed.
         self._sent: tuple[dist.Work, Tensor, int] | None = None
 
-    def ask(self, *wishes: bool, numbers: Tensor | None = None) -> tuple[bool, ...]:
-        """Say what this rank wishes; hear what any rank wished at the last point.
+    def ask(self, *requests: bool, numbers: Tensor | None = None) -> tuple[bool, ...]:
+        """Send the requests of this rank; return those of any rank at the previous call.
 
         Args:
-            wishes: As many at every point.
-            numbers: (n,) float64 on the CPU; the same n on every rank.
+            requests: The same number of values at every call.
+            numbers: (n,) float64 on the CPU, to sum; the same n on every rank.
         """
-        if self._alone:
-            return wishes
-        answer = (False,) * len(wishes)
+        if self._single:
+            return requests
+        answer = (False,) * len(requests)
         if self._sent is not None:
-            work, box, count = self._sent
+            work, box, length = self._sent
             work.wait()
-            answer = tuple(wish > 0 for wish in box[:count].tolist())
-        box = torch.tensor(wishes, dtype=torch.float64)
+            answer = tuple(count > 0 for count in box[:length].tolist())
+        box = torch.tensor(requests, dtype=torch.float64)
         if numbers is not None:
             box = torch.cat((box, numbers))
         work = dist.all_reduce(box, group=self._group, async_op=True)
-        self._sent = work, box, len(wishes)
+        self._sent = work, box, len(requests)
         return answer
 
     def sums(self) -> Tensor:
-        """The sums of all ranks' numbers at the last point, waiting for them; any thread may ask.
+        """Wait for and return the summed numbers of the last call; any thread may call this.
 
-        (n,) float64; (0,) before the first point.
+        (n,) float64; (0,) before the first call.
         """
         if self._sent is None:
             return torch.zeros(0, dtype=torch.float64)
-        work, box, count = self._sent
+        work, box, length = self._sent
         work.wait()
-        return box[count:].clone()
+        return box[length:].clone()
 
     def settle(self) -> None:
-        """Wait for the last message, at the end: all ranks do.
+        """Wait for the last message; all ranks call this at the end.
 
-        Its tensors are then let go of here, not by a thread of the backend, which may come to it
-        when the interpreter is gone.
+        This frees its tensors here. Otherwise a thread of the backend could free them after the
+        interpreter has shut down.
         """
         if self._sent is not None:
             self._sent[0].wait()
@@ -169,9 +168,9 @@ class RankAgreement:
 
 
 def exit_rank() -> NoReturn:
-    """End a process that trained with others and has nothing left to do, with exit code 0.
+    """End the process of a distributed run with exit code 0.
 
-    Not by the interpreter's own end: the backend's threads, if still at work, can abort that.
+    A normal exit of the interpreter can abort if threads of the backend are still running.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -180,15 +179,15 @@ def exit_rank() -> NoReturn:
 
 @contextmanager
 def connected(world: World, device: torch.device, *, minutes: float = 10.0) -> Iterator[World]:
-    """Join the other processes for the length of the block: nccl on a GPU, gloo on a CPU.
+    """Create the process group for the length of the block: nccl on a GPU, gloo on a CPU.
 
     Args:
-        world: This process's place.
-        device: Where it computes.
-        minutes: How long a rank waits for the others before it gives up.
+        world: Rank of this process.
+        device: Device of this process.
+        minutes: Timeout of all waiting for other ranks.
 
     Raises:
-        PeerError: Another rank ended, or cannot be reached.
+        PeerError: Another rank ended or does not respond.
     """
     if world.size == 1:
         yield world
@@ -204,13 +203,13 @@ def connected(world: World, device: torch.device, *, minutes: float = 10.0) -> I
         )
         yield world
     except (dist.DistError, RuntimeError) as error:
-        if not isinstance(error, dist.DistError) and not LOST.search(str(error)):
+        if not isinstance(error, dist.DistError) and not PEER_LOST.search(str(error)):
             raise
-        # gloo begins with a line of its source and ends with advice.
+        # Messages of gloo begin with a source location and end with advice.
         reason = re.sub(r"\[/\S+\] ", "", " ".join(str(error).split())).partition(". ")[0][:160]
         raise PeerError(
-            f"rank {world.rank} of {world.size}: another rank ended or does not answer ({reason}); "
-            "see what that rank said; --resume goes on from the last checkpoint"
+            f"rank {world.rank} of {world.size}: another rank ended or does not respond "
+            f"({reason}); see the error of that rank; --resume continues from the last checkpoint"
         ) from error
     finally:
         if dist.is_initialized():
@@ -218,7 +217,7 @@ def connected(world: World, device: torch.device, *, minutes: float = 10.0) -> I
 
 
 def _store(world: World, timeout: timedelta) -> Store:
-    """The key-value store of all ranks; torchrun's own where there is one."""
+    """Connect to the key-value store of all ranks: that of torchrun, or one on the first rank."""
     try:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     except (KeyError, ValueError) as error:
@@ -228,14 +227,15 @@ def _store(world: World, timeout: timedelta) -> Store:
 
 
 def _meet(store: Store, world: World, timeout: timedelta) -> Store:
-    """A part of the store that only the processes alive now know.
+    """Return a part of the store that only the running processes use.
 
-    torchrun keeps one store when it starts dead ranks again, and a process group that finds the
-    addresses of the dead in it waits for them for ever. So every process brings a name that no
-    other ever had; the first rank lists the names until all ranks agree that theirs is among them.
+    torchrun keeps its store when it restarts ranks, and a process group that finds addresses of
+    dead processes in it waits for them forever. So every process writes a unique name. The first
+    rank lists the names until all ranks confirm that the list contains their own name; the hash of
+    the list is the prefix of the new part.
 
     Raises:
-        PeerError: Not all ranks came in time.
+        PeerError: Not all ranks started in time.
     """
     me = uuid.uuid4().hex
     deadline = time.monotonic() + timeout.total_seconds()
@@ -255,27 +255,32 @@ def _meet(store: Store, world: World, timeout: timedelta) -> Store:
             if store.check(["complete"]) and store.get("complete").decode() == agreed:
                 return PrefixStore(hashlib.sha256(agreed.encode()).hexdigest()[:16], store)
         time.sleep(0.02)
-    raise PeerError(f"rank {world.rank} of {world.size}: not all ranks came; start them together")
+    raise PeerError(
+        f"rank {world.rank} of {world.size}: not all ranks started in time; start them together"
+    )
 
 
-PATIENCE = 3.0
-"""How long a rank waits for a lower one to say the same. Seconds."""
+REPORT_TIMEOUT = 3.0
+"""How long a rank waits for another one to print the same error. Seconds."""
 
 SAVED = "saved"
-"""Left when the state that the ranks agree on is on the disk."""
+"""Message: the state that all ranks agreed on is saved."""
 
 ANY = "any"
+"""Message: some rank has printed an error."""
 
 
 class RankMessages:
-    """The notes of one start of all ranks."""
+    """Short messages between the ranks of one start, through the store of torchrun."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     @classmethod
-    def of(cls, world: World, environ: Mapping[str, str] = os.environ) -> "RankMessages | None":
-        """Those of this process's ranks; None where there is no store to leave them in."""
+    def connect(
+        cls, world: World, environ: Mapping[str, str] = os.environ
+    ) -> "RankMessages | None":
+        """Connect to the store; return None for a single rank or without a store of torchrun."""
         if world.size == 1 or environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             return None
         try:
@@ -283,71 +288,71 @@ class RankMessages:
             store = TCPStore(*address, is_master=False, timeout=timedelta(seconds=10))
         except (KeyError, ValueError, RuntimeError):
             return None
-        # Ranks that torchrun starts again have other things to say.
+        # Messages of a start must not be read after a restart.
         names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
-        return cls(PrefixStore("notes/" + "/".join(environ.get(n, "") for n in names), store))
+        return cls(PrefixStore("messages/" + "/".join(environ.get(n, "") for n in names), store))
 
-    def leave(self, name: str) -> None:
-        """Leave a note for good."""
+    def post(self, name: str) -> None:
+        """Post a message; it cannot be removed."""
         self._store.set(name, "1")
 
-    def left(self, name: str) -> bool:
-        """Whether somebody left it."""
+    def posted(self, name: str) -> bool:
+        """Return whether a rank posted the message."""
         return bool(self._store.check([name]))
 
     def wait(self, name: str, seconds: float) -> bool:
-        """Whether somebody leaves it in time."""
+        """Wait for a message; return whether it was posted in time."""
         deadline = time.monotonic() + seconds
-        while not self.left(name):
+        while not self.posted(name):
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.05)
         return True
 
-    def first(self, name: str) -> bool:
-        """Whether no rank asked this before."""
+    def claim(self, name: str) -> bool:
+        """Return whether this is the first call with this name on any rank."""
         return int(self._store.add(name, 1)) == 1
 
 
 class ErrorReport:
-    """What a rank has to say at its end: each thing is said once, by the lowest rank in time."""
+    """Makes the ranks print each error once: by the lowest rank that has it in time."""
 
     def __init__(self, text: str, error: BaseException | None, world: World) -> None:
-        """Prepare it.
+        """Create a report.
 
         Args:
-            text: What would be printed.
-            error: Why; ranks that lost others say so only where nobody knows better.
-            world: Place among other processes.
+            text: The error line.
+            error: The error; a `PeerError` is printed only if no rank prints another error.
+            world: Rank of this process.
         """
         self._world = world
-        self._notes = RankMessages.of(world)
+        self._messages = RankMessages.connect(world)
         self._lost = isinstance(error, PeerError)
-        # Every rank names itself in what it says of lost others.
+        # The texts of PeerErrors differ, because each contains its rank.
         self._name = "lost" if self._lost else hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def mine(self) -> bool:
-        """Whether this rank is to say it; if not, it has been said when this returns."""
-        if self._notes is None:
+    def should_print(self) -> bool:
+        """Return whether this rank must print the error; if not, another rank has printed it."""
+        if self._messages is None:
             return True
         try:
-            if self._lost and self._notes.wait(ANY, PATIENCE):
+            if self._lost and self._messages.wait(ANY, REPORT_TIMEOUT):
                 return False
-            said = f"said {self._name}"
+            printed = f"printed {self._name}"
             if self._world.rank:
-                self._notes.wait(said, PATIENCE)
-            if self._notes.first(self._name):
+                self._messages.wait(printed, REPORT_TIMEOUT)
+            if self._messages.claim(self._name):
                 return True
-            self._notes.wait(said, PATIENCE)
-        except RuntimeError:  # The store is gone: better twice than never.
+            self._messages.wait(printed, REPORT_TIMEOUT)
+        except RuntimeError:  # The store is gone: print the error twice rather than never.
             return True
         return False
 
-    def said(self) -> None:
-        """Let the other ranks know."""
-        if self._notes is not None:
+    def mark_printed(self) -> None:
+        """Tell the other ranks that the error was printed."""
+        if self._messages is not None:
             try:
-                self._notes.leave(ANY)
-                self._notes.leave(f"said {self._name}")
+                self._messages.post(ANY)
+                self._messages.post(f"printed {self._name}")
             except RuntimeError:
                 pass

@@ -1,16 +1,16 @@
-"""Every error that ``train`` raises for a reason outside its own code.
+"""Errors that ``train`` raises for reasons outside its own code.
 
     TrainError            base: exit 1, its message is one line
-    ├── ConfigError       a setting is unknown, mistyped, out of range, or contradicts another
-    ├── RunError          the run's folder holds something else, or nothing to go on from
-    │   └── CheckpointError   a checkpoint is missing, foreign, or of another schema version
-    │       └── DamagedError  a checkpoint's bytes are not those that were written
-    ├── DivergedError     the loss is no longer a finite number
+    ├── ConfigError       a setting is unknown, of a wrong type, out of range, or contradictory
+    ├── RunError          the run's folder cannot be used: not empty, locked, damaged or not a run
+    │   └── CheckpointError   a checkpoint is missing, not readable, or of another version
+    │       └── DamagedError  the digest of a checkpoint does not match
+    ├── DivergedError     the loss or a weight is not finite
     ├── FitError          a batch does not fit into memory
-    └── PeerError         another rank of a distributed run ended or does not answer
+    └── PeerError         another rank of a distributed run ended or does not respond
 
 A message is one line: ``WHERE: what was found; what was expected; REMEDY``.
-``Interrupted`` stands beside the tree: a stop that was asked for is no fault, and exits 130.
+``Interrupted`` is not a `TrainError`: a requested stop is not a failure, and exits 130.
 """
 
 __all__ = [
@@ -35,28 +35,28 @@ class ConfigError(TrainError):
 
 
 class RunError(TrainError):
-    """The run's folder holds something else, or nothing to go on from."""
+    """The run's folder cannot be used: not empty, locked, damaged or not a run."""
 
 
 class CheckpointError(RunError):
-    """A checkpoint is missing, foreign, or of another schema version."""
+    """A checkpoint is missing, not readable, or of another version."""
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint's bytes are not those that were written."""
+    """The digest of a checkpoint does not match."""
 
 
 class DivergedError(TrainError):
-    """The loss is no longer a finite number."""
+    """The loss or a weight is not finite."""
 
 
 class FitError(TrainError):
-    """A batch does not fit into memory; the message says which would."""
+    """A batch does not fit into memory; the message names the largest that fits."""
 
 
 class PeerError(TrainError):
-    """Another rank of a distributed run ended or does not answer."""
+    """Another rank of a distributed run ended or does not respond."""
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM arrived; the state is saved and ``--resume`` goes on from it."""
+    """SIGINT or SIGTERM stopped the run; ``--resume`` continues from the saved state."""

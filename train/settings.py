@@ -1,7 +1,7 @@
-"""Settings by name: listed, typed, replaced; read from TOML and written back to it.
+"""Access settings by name: list, check and replace them; read and write TOML.
 
-What settings there are, ``train.config`` alone says; flags, files and errors are made from its
-fields. A key that does not exist is refused with the nearest one that does.
+The fields of ``train.config`` define all settings. An unknown key is refused, and the error names
+the most similar valid key.
 """
 
 import ast
@@ -32,12 +32,12 @@ SYNONYMS = {
     "warmup_steps": "warmup",
     "workers": "threads",
 }
-"""What other programs call a setting, for the error that names the one meant here."""
+"""Name of a setting in other programs → name here, for error messages."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """One field of one section, as a flag and a TOML key need it."""
+    """One setting: a field of a section of `Config`."""
 
     section: str
     """Name of the table in the TOML file."""
@@ -49,10 +49,10 @@ class Setting:
     """bool, int, float, str, or tuple for comma-separated whole numbers."""
 
     choices: tuple[str, ...]
-    """The only values allowed; empty where any value of the kind may be."""
+    """Allowed values; empty if there is no list of them."""
 
     default: Any
-    """Value when neither file nor flag says otherwise."""
+    """Default value."""
 
     help: str
     """The field's docstring."""
@@ -65,14 +65,14 @@ class Setting:
 
 @cache
 def settings() -> tuple[Setting, ...]:
-    """Every setting there is, section by section, in the order they are written above."""
-    found = []
+    """Return all settings in the order of ``train.config``."""
+    result = []
     for section, cls in get_type_hints(Config).items():
         hints = get_type_hints(cls)
         docs = _docstrings(cls.__name__)
         for item in dataclasses.fields(cls):
             kind, choices = _kind(hints[item.name])
-            found.append(
+            result.append(
                 Setting(
                     section=section,
                     name=item.name,
@@ -82,21 +82,22 @@ def settings() -> tuple[Setting, ...]:
                     help=docs[item.name],
                 )
             )
-    names = [setting.name for setting in found]
-    assert len(set(names)) == len(names), "a flag's name must say which section it belongs to"
-    return tuple(found)
+    names = [setting.name for setting in result]
+    assert len(set(names)) == len(names), "names of settings must be unique"
+    return tuple(result)
 
 
 def resolve(base: Config, values: Mapping[str, object], *, where: str = "") -> Config:
-    """``base`` with some settings replaced.
+    """Return ``base`` with some settings replaced.
 
     Args:
-        base: Where the settings that ``values`` leaves out come from.
-        values: ``{name: value}``; lists stand for tuples.
-        where: What the values came from, to begin an error with (a file's name).
+        base: Source of all settings that are not in ``values``.
+        values: ``{name: value}``; lists are accepted for tuples.
+        where: File of the values; the first part of error messages.
 
     Raises:
-        ConfigError: A name is unknown, or a value mistyped, out of range or contradictory.
+        ConfigError: A name is unknown, or a value is of the wrong type, out of range or
+            contradicts another.
     """
     known = {setting.name: setting for setting in settings()}
     sections: dict[str, dict[str, object]] = {}
@@ -116,11 +117,11 @@ def resolve(base: Config, values: Mapping[str, object], *, where: str = "") -> C
 
 
 def from_toml(path: Path, base: Config | None = None) -> Config:
-    """The settings of a TOML file; what it leaves out is as in ``base`` (the defaults).
+    """Read settings from a TOML file; all others are those of ``base`` (default: `Config()`).
 
     Raises:
-        ConfigError: The file cannot be read, is not TOML, or holds a section, key or value that
-            is not valid; the message names the nearest valid key.
+        ConfigError: The file cannot be read, is not TOML, or contains an invalid section, key or
+            value.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -132,10 +133,10 @@ def from_toml(path: Path, base: Config | None = None) -> Config:
 
 
 def from_text(text: str, base: Config | None = None, *, where: str = "") -> Config:
-    """As `from_toml`, from the text itself; ``where`` begins an error's message."""
+    """Read settings from TOML text like `from_toml`; ``where`` begins error messages."""
     try:
         tables = tomllib.loads(text)
-    # More than TOML's own error: of numbers too long, and of brackets too deep.
+    # ValueError also for numbers that are too long, RecursionError for deep nesting.
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not TOML ({error}); `train config` prints one") from error
     keys = {setting.key: setting for setting in settings()}
@@ -151,7 +152,7 @@ def from_text(text: str, base: Config | None = None, *, where: str = "") -> Conf
 
 
 def to_toml(config: Config) -> str:
-    """The whole of ``config`` as TOML, which `from_toml` reads back to an equal ``Config``."""
+    """Return all settings as TOML; `from_toml` reads them back to an equal `Config`."""
     lines: list[str] = []
     section = ""
     for setting in settings():
@@ -165,24 +166,24 @@ def to_toml(config: Config) -> str:
 
 @cache
 def _sources() -> dict[str, ast.ClassDef]:
-    """The classes of this module as they are written, for the docstrings of their fields."""
+    """Parse the classes of ``train.config``, for the docstrings of their fields."""
     tree = ast.parse(inspect.getsource(config_module))
     return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 def _docstrings(cls: str) -> dict[str, str]:
-    """``{field: docstring}``: the string that follows each field, on one line."""
-    found: dict[str, str] = {}
+    """Return ``{field: docstring}``; each docstring is joined to one line."""
+    docs: dict[str, str] = {}
     body = _sources()[cls].body
     for node, after in pairwise(body):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             assert isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-            found[node.target.id] = " ".join(str(after.value.value).split())
-    return found
+            docs[node.target.id] = " ".join(str(after.value.value).split())
+    return docs
 
 
 def _kind(hint: Any) -> tuple[type, tuple[str, ...]]:
-    """What a field's annotation allows: its plain type, and its choices if it lists them."""
+    """Return the type of a field's annotation, and its choices if it is a Literal."""
     if get_origin(hint) is Literal:
         return str, get_args(hint)
     origin = get_origin(hint) or hint
@@ -191,8 +192,12 @@ def _kind(hint: Any) -> tuple[type, tuple[str, ...]]:
 
 
 def _typed(setting: Setting, value: object, where: str) -> object:
-    """``value`` in the type of its field, or one line that says what was expected."""
-    begin = f"{where}: " if where else ""
+    """Convert ``value`` to the type of its field.
+
+    Raises:
+        ConfigError: The value is of the wrong type, or not one of the choices.
+    """
+    prefix = f"{where}: " if where else ""
     if setting.kind is tuple:
         items = value if isinstance(value, list | tuple) else [value]
         if all(isinstance(item, int) and not isinstance(item, bool) for item in items):
@@ -208,29 +213,36 @@ def _typed(setting: Setting, value: object, where: str) -> object:
         try:
             return float(value)
         except OverflowError:
-            found = f"{begin}{setting.key}: too large a number"
-            raise ConfigError(f"{found}; expected one below 1e308") from None
+            problem = f"{prefix}{setting.key}: the number is too large"
+            raise ConfigError(f"{problem}; expected less than 1e308") from None
     elif type(value) is setting.kind:
         return value
     else:
-        expected = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[
-            setting.kind
-        ]
-    raise ConfigError(f"{begin}{setting.key} = {value!r}: expected {expected}")
+        expected = {
+            int: "a whole number",
+            float: "a number",
+            bool: "true or false",
+            str: "a string",
+        }[setting.kind]
+    raise ConfigError(f"{prefix}{setting.key} = {value!r}: expected {expected}")
 
 
 def _unknown(name: str, known: Iterable[str], where: str) -> str:
-    """The line for a key that does not exist, with the nearest one that does."""
+    """Return the error line for an unknown key, with the most similar valid key."""
     known = list(known)
     last = name.rpartition(".")[2]
     last = SYNONYMS.get(last, last)
-    # A right key in a wrong section is nearer than any misspelling.
+    # The right key in a wrong section is preferred to any misspelling.
     near = [key for key in known if key.rpartition(".")[2] == last]
     near += difflib.get_close_matches(name, known, 1, 0.4) + difflib.get_close_matches(
         last, [key.rpartition(".")[2] for key in known], 1, 0.4
     )
-    remedy = f"the nearest valid one is {near[0]}" if near else "`train config` lists them all"
-    return f"{where}: {name}: no such setting; {remedy}" if where else f"{name}: {remedy}"
+    remedy = f"did you mean {near[0]}?" if near else "`train config` lists all settings"
+    return (
+        f"{where}: {name}: no such setting; {remedy}"
+        if where
+        else f"{name}: no such setting; {remedy}"
+    )
 
 
 def _toml(value: object) -> str:

@@ -12,7 +12,7 @@ from model.registry import create
 from shardify.loader.batch import synthetic
 from train.bench.cases import begin
 from train.bench.fixtures import BenchConfig, FixtureCache
-from train.optim.compute import precision_of, set_cudnn_algorithms
+from train.optim.compute import choose_precision, set_cudnn_algorithms
 from train.optim.step import TrainStep
 
 ON_BOTH = [
@@ -44,7 +44,7 @@ def gradients(device: str, precision: str = "fp32") -> tuple[torch.Tensor, torch
     """Raw outputs and all gradients of ResUNet for a batch of 4 at 32 px, on the CPU."""
     torch.manual_seed(0)
     model = create("resunet").to(device, memory_format=torch.channels_last)
-    arithmetic = precision_of(precision, torch.device(device))
+    arithmetic = choose_precision(precision, torch.device(device))
     step = TrainStep(
         model, Criterion(), torch.optim.SGD(model.parameters(), lr=0.1),
         precision=arithmetic, clip=1.0, clip_by="norm",

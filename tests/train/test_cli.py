@@ -57,7 +57,7 @@ def test_run_prints_epochs_and_a_summary_and_resumes(tmp_path: Path) -> None:
     assert "data-wait" in first.stdout and "samples/s" in first.stdout
     second = call("run", "--resume", "--out", out, "--max-steps", 0)
     assert second.exit_code == 0, second.output
-    assert "going on after step 3" in second.stdout
+    assert "resumed after step 3" in second.stdout
     assert [record["epoch"] for record in MetricsLog(out / "metrics.jsonl").read()] == [0, 1]
     assert "max_steps = 0" in (out / "config.toml").read_text()
 
@@ -104,7 +104,7 @@ def test_a_resolution_the_network_does_not_take_is_wrong_usage(command: str) -> 
         (["--lr", "0"], "--lr 0"),
         (["--config", "none.toml"], "none.toml: No such file"),
         (["--device", "tpu"], "--device tpu"),
-        (["--schedule", "cosine", "--patience", "3"], "--patience: means nothing with --schedule"),
+        (["--schedule", "cosine", "--patience", "3"], "--patience: has no effect with --schedule"),
         (["--optimizer", "adamw", "--momentum", "0.8"], "use --optimizer sgd"),
         (["--loss", "l1", "--dice-weight", "2"], "use --loss dice+l1"),
         (["--loss", "ssim", "--deep-supervision", "1"], "--res 64: expected 96 or more"),
@@ -143,7 +143,7 @@ def test_an_unknown_key_of_a_file_is_answered_with_the_nearest(tmp_path: Path) -
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_named(tmp_path: Path) -> None:
     result = call("run", *SHORT[:-2], "--device", "cuda", "--out", tmp_path / "run")
-    assert_one_line(result, 2, "--device cuda: torch sees no GPU")
+    assert_one_line(result, 2, "--device cuda: torch finds no GPU")
     assert not (tmp_path / "run").exists()
 
 
@@ -151,11 +151,11 @@ def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert call("run", *SHORT, "--out", out, "--max-steps", 1).exit_code == 0
     before = sorted((path.name, path.stat().st_mtime_ns) for path in out.iterdir())
-    assert_one_line(call("run", *SHORT, "--out", out), 1, "holds a run", "--resume")
+    assert_one_line(call("run", *SHORT, "--out", out), 1, "contains a run", "--resume")
     assert sorted((path.name, path.stat().st_mtime_ns) for path in out.iterdir()) == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
-    assert_one_line(call("run", *SHORT, "--out", tmp_path / "other"), 1, "something else")
+    assert_one_line(call("run", *SHORT, "--out", tmp_path / "other"), 1, "is not empty")
     (tmp_path / "file").write_text("")
     assert_one_line(call("run", *SHORT, "--out", tmp_path / "file"), 1, "is a file")
 
@@ -164,7 +164,7 @@ def test_a_resumed_run_keeps_its_settings_and_refuses_others(tmp_path: Path) -> 
     out = tmp_path / "run"
     assert call("run", *SHORT, "--out", out, "--lr", "0.2", "--max-steps", 2).exit_code == 0
     result = call("run", "--resume", "--out", out, "--lr", "0.1")
-    assert_one_line(result, 2, "optim.lr is 0.2 there, and 0.1 was asked for")
+    assert_one_line(result, 2, "optim.lr is 0.2, but the command says 0.1")
     config = configure({"out": str(out), "max_steps": 5}, file=None, resume=True)
     assert (config.optim.lr, config.run.max_steps, config.data.res) == (0.2, 5, (16,))
 
@@ -172,10 +172,10 @@ def test_a_resumed_run_keeps_its_settings_and_refuses_others(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("model", "unet", "network.model is 'resunet' there, and 'unet' was asked for"),
-        ("optimizer", "adamw", "optim.optimizer is 'sgd' there, and 'adamw' was asked for"),
-        ("ema", 0.9, "optim.ema is 0.98 there, and 0.9 was asked for"),
-        ("seed", 1, "run.seed is 0 there, and 1 was asked for"),
+        ("model", "unet", "network.model is 'resunet', but the command says 'unet'"),
+        ("optimizer", "adamw", "optim.optimizer is 'sgd', but the command says 'adamw'"),
+        ("ema", 0.9, "optim.ema is 0.98, but the command says 0.9"),
+        ("seed", 1, "run.seed is 0, but the command says 1"),
     ],
 )
 def test_a_checkpoint_says_the_settings_when_the_file_of_them_is_gone(
@@ -188,11 +188,11 @@ def test_a_checkpoint_says_the_settings_when_the_file_of_them_is_gone(
     newest = moved / "checkpoints" / "step-00000002.safetensors"
     before = newest.read_bytes()
     result = call("run", "--resume", "--out", moved, f"--{name}", value)
-    assert_one_line(result, 2, f"{newest}: {says}", "a resumed run keeps it")
+    assert_one_line(result, 2, f"{newest}: {says}", "a resumed run cannot change it")
     config = configure({"out": str(moved)}, file=None, resume=True)
     assert (config.optim.lr, config.data.res, config.run.out) == (0.2, (16,), str(moved))
     other = resolve(config, {name: value})
-    with pytest.raises(ConfigError, match="was asked for; a resumed run keeps it"):
+    with pytest.raises(ConfigError, match="a resumed run cannot change it"):
         launch(other, resume=True, make_source=make_source, make_model=TinyNet)
     assert newest.read_bytes() == before and not (moved / "config.toml").exists()
     assert call("run", "--resume", "--out", moved, "--max-steps", 3).exit_code == 0

@@ -23,7 +23,7 @@ from train.data import ShardDataset
 from train.distributed import World
 from train.inference.input_pairs import find_pairs
 from train.inference.predict import Predictor, read_image
-from train.optim.criterion import criterion_of
+from train.optim.criterion import make_criterion
 from train.settings import resolve
 from train.tracking.metrics_log import MetricsLog
 from train.trainer.launch import launch
@@ -209,4 +209,4 @@ def test_a_split_smaller_than_a_batch_is_refused(shards: Path, tmp_path: Path) -
 def test_criterion_of_the_settings_is_the_models_default() -> None:
     from model.losses import Criterion
 
-    assert criterion_of(Config().loss) == Criterion()
+    assert make_criterion(Config().loss) == Criterion()

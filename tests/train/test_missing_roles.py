@@ -26,7 +26,7 @@ from train.optim.wrapped_model import WrappedModel
 from train.report.compare import compare
 from train.report.run_report import write_report
 from train.settings import resolve
-from train.tracking.console import Screen
+from train.tracking.console import Console
 from train.tracking.image_panels import COLUMNS, GAP, SMALLEST
 from train.tracking.metrics_log import MetricsLog
 from train.tracking.run_folder_setup import prepare
@@ -50,7 +50,7 @@ def train(out: Path, *lacks: str, **values: object) -> Path:
     torch.set_num_threads(1)
     prepare(out, config(out, **values), 0)
     Trainer(
-        config(out, **values), source(*lacks), make_model=TinyNet, screen=Screen()
+        config(out, **values), source(*lacks), make_model=TinyNet, console=Console()
     ).run()  # fmt: skip
     return out
 
@@ -100,7 +100,7 @@ def test_without_validation_a_run_is_judged_by_its_training_and_says_so(
     out, data = tmp_path / "run", TinySource(samples, 0)
     settings = config(out, batch=min(8, samples))
     prepare(out, settings, 0)
-    Trainer(settings, data, make_model=TinyNet, screen=Screen()).run()
+    Trainer(settings, data, make_model=TinyNet, console=Console()).run()
     says = "this data set has no validation samples: the training loss judges the run\n"
     assert capsys.readouterr().out.count(says) == 1
     records = MetricsLog(out / "metrics.jsonl").read()
@@ -108,7 +108,7 @@ def test_without_validation_a_run_is_judged_by_its_training_and_says_so(
     trained = load_trained(out, make_model=TinyNet)
     page = write_report(out, data, out=tmp_path / "r.html", device=CPU, make_model=TinyNet)
     assert "Worst samples (train)" in page.read_text() and "tiny0" in page.read_text()
-    with pytest.raises(DataError, match=r"^split 'val': has no samples here; .* --split$"):
+    with pytest.raises(DataError, match=r"^split 'val': has no samples; .* --split$"):
         evaluate_split(trained, data, split="val", res=16, batch=8, device=CPU)
 
 
@@ -172,13 +172,13 @@ def test_nothing_in_common_to_judge_by_is_refused(runs: dict[str, Path]) -> None
 def test_a_run_does_not_go_on_with_other_roles(runs: dict[str, Path], tmp_path: Path) -> None:
     stored = Checkpoints(runs["depth"] / "checkpoints", keep=9).newest()
     assert stored is not None
-    other = Trainer(config(tmp_path / "run"), source(), make_model=TinyNet, screen=Screen())
+    other = Trainer(config(tmp_path / "run"), source(), make_model=TinyNet, console=Console())
     with pytest.raises(DataError, match="was trained on other data"):
         other.load_state(stored.state)
 
 
 def test_a_weight_of_0_for_all_there_is_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--mask-weight 0: the data has no other target"):
+    with pytest.raises(ConfigError, match="--mask-weight 0: the data set has no other target"):
         Trainer(config(tmp_path, mask_weight=0.0), source("depth"), make_model=TinyNet)
 
 

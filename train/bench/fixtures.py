@@ -16,7 +16,7 @@ import torch
 from model.losses import Criterion
 from model.registry import create
 from shardify.loader.batch import Batch, synthetic
-from train.optim.compute import precision_of, set_cudnn_algorithms
+from train.optim.compute import choose_precision, set_cudnn_algorithms
 from train.optim.step import TrainStep
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _train_step(job: BenchConfig) -> Callable[[Batch], object]:
         network,
         Criterion(),
         torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9),
-        precision=precision_of("auto", device),
+        precision=choose_precision("auto", device),
         clip=0.1,
         clip_by="value",
     )

@@ -1,7 +1,4 @@
-"""A thread that writes files while training goes on.
-
-Does what it is given, in order; what fails it remembers. It knows no formats.
-"""
+"""Write files in a background thread while training continues."""
 
 import queue
 import threading
@@ -14,10 +11,10 @@ __all__ = ["Writer", "snapshot"]
 
 
 class Writer:
-    """Writes files in the order they are asked for, beside the training thread.
+    """Runs write jobs in order, in one thread.
 
-    At most ``DEPTH`` jobs wait: a disk slower than training slows it down instead of filling the
-    memory.
+    At most ``DEPTH`` jobs wait in the queue; then `submit` blocks, so that a slow disk does not
+    fill the memory.
     """
 
     DEPTH = 3
@@ -27,24 +24,24 @@ class Writer:
         self._failures: list[str] = []
         self._thread: threading.Thread | None = None
 
-    def submit(self, what: str, job: Callable[[], object]) -> None:
-        """Have ``job`` done; an ``OSError`` of it becomes a failure, named by ``what``."""
+    def submit(self, name: str, job: Callable[[], object]) -> None:
+        """Queue ``job``; if it raises ``OSError``, `failures` reports it under ``name``."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
             self._thread.start()
-        self._jobs.put((what, job))
+        self._jobs.put((name, job))
 
     def failures(self) -> list[str]:
-        """What could not be written since the last call, and why: a line each."""
-        found, self._failures = self._failures, []
-        return found
+        """Return one line for each job that failed since the last call."""
+        failures, self._failures = self._failures, []
+        return failures
 
     def wait(self) -> None:
-        """Return when everything asked for is on the disk, or has failed."""
+        """Wait until all queued jobs are finished."""
         self._jobs.join()
 
     def close(self) -> None:
-        """Finish what was asked for and end the thread; a later job starts another."""
+        """Finish all queued jobs and end the thread; a later job starts a new one."""
         if self._thread is not None:
             self._jobs.put(None)
             self._thread.join()
@@ -52,21 +49,21 @@ class Writer:
 
     def _work(self) -> None:
         while (item := self._jobs.get()) is not None:
-            what, job = item
+            name, job = item
             try:
                 job()
             except OSError as error:
-                self._failures = [*self._failures, f"{what} could not be written ({error})"]
+                self._failures = [*self._failures, f"{name} could not be written ({error})"]
             finally:
                 self._jobs.task_done()
         self._jobs.task_done()
 
 
 def snapshot(value: Any) -> Any:
-    """A copy that training does not change; tensors stay where they lie, so a GPU is not awaited.
+    """Return a deep copy; tensors are cloned on their device, without waiting for the GPU.
 
     Args:
-        value: Dicts, lists, tuples and leaves; tensors among the leaves are cloned.
+        value: Nested dicts, lists and tuples of tensors and other values.
     """
     if isinstance(value, Tensor):
         return value.detach().clone()

@@ -1,9 +1,8 @@
-"""Whole states of a run on disk: written so that a kill at any moment leaves a good one.
+"""Write and read checkpoints atomically.
 
-A checkpoint is one safetensors file: tensors by name, and in its metadata a JSON tree of
-everything else and a SHA-256 over both. Nothing is pickled, so nothing is executed on reading.
-Files are flushed to the disk before they take their place. What the state means, this module does
-not know.
+A checkpoint is one safetensors file: tensors by name, and as metadata a JSON tree of all other
+values and a SHA-256 of both. Nothing is pickled, so reading executes no code. A file is flushed to
+disk before it is renamed to its final name, so a kill at any moment leaves a valid checkpoint.
 """
 
 import hashlib
@@ -31,7 +30,7 @@ __all__ = [
 ]
 
 VERSION = 1
-"""Of the layout of a checkpoint; another one is refused."""
+"""Version of the checkpoint format; other versions are refused."""
 
 UMASK = os.umask(0)
 os.umask(UMASK)
@@ -42,27 +41,27 @@ TUPLE = "$tuple"
 
 
 class Stored(NamedTuple):
-    """A checkpoint that was read and found whole."""
+    """A checkpoint whose digest was verified."""
 
     path: Path
-    """Its file."""
+    """File of the checkpoint."""
 
     state: dict[str, Any]
-    """What `write` was given; tensors on the CPU."""
+    """The state passed to `write`; tensors on the CPU."""
 
 
 class Checkpoints:
-    """The folder of a run's checkpoints: ``step-00000123.safetensors``, the newest few."""
+    """Folder with the newest checkpoints of a run, ``step-00000123.safetensors``."""
 
     def __init__(self, folder: Path, *, keep: int) -> None:
         self.folder = folder
         self._keep = keep
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Write the state after ``step`` and delete what is older than the newest ``keep``.
+        """Write the state after ``step``; keep only the newest ``keep`` checkpoints.
 
         Raises:
-            OSError: No room, no permission; older checkpoints stand as they were.
+            OSError: No space or no permission; older checkpoints are unchanged.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:08d}.safetensors"
@@ -73,15 +72,15 @@ class Checkpoints:
         return path
 
     def files(self) -> list[Path]:
-        """All checkpoints, newest first."""
+        """List all checkpoints, newest first."""
         return sorted(self.folder.glob("step-????????.safetensors"), reverse=True)
 
     def newest(self) -> Stored | None:
-        """The newest checkpoint; None if there is none.
+        """Read the newest checkpoint; return None if there is none.
 
         Raises:
-            CheckpointError: It is damaged, or no checkpoint that this program can read; the
-                message names the one before it, if any.
+            CheckpointError: It is damaged, or this program cannot read it; the message names the
+                previous checkpoint, if any.
         """
         files = self.files()
         if not files:
@@ -90,17 +89,16 @@ class Checkpoints:
             return read(files[0])
         except DamagedError as error:
             if len(files) == 1:
-                raise DamagedError(f"{error}; no earlier one: start again without it") from None
+                raise DamagedError(f"{error}; there is no earlier one: start a new run") from None
             raise DamagedError(
-                f"{error}; the one before it is {files[1]}: "
-                f"delete the damaged file to go on from there"
+                f"{error}; delete it to continue from the previous one, {files[1]}"
             ) from None
         except CheckpointError as error:
             if len(files) == 1:
                 raise
-            # It may be worth more than the one before it.
+            # It is not damaged: do not suggest to delete it.
             raise CheckpointError(
-                f"{error}; or move it out of {self.folder} to go on from {files[1]}"
+                f"{error}; or move it out of {self.folder} to continue from {files[1]}"
             ) from None
 
 
@@ -108,72 +106,72 @@ def write(path: Path, state: dict[str, Any]) -> None:
     """Write ``state`` atomically.
 
     Args:
-        path: The file; whatever is there is replaced only when the new one is on the disk.
-        state: Dicts, lists, tuples, numbers, texts, None, and tensors of any device.
+        path: The file; an existing file is replaced only when the new one is on disk.
+        state: Dicts, lists, tuples, numbers, strings, None, and tensors on any device.
 
     Raises:
-        OSError: No room, no permission.
-        TypeError: ``state`` holds something else: it would be lost.
+        OSError: No space or no permission.
+        TypeError: ``state`` contains a value of another type.
     """
     tensors: dict[str, Tensor] = {}
     tree = json.dumps(_strip(state, "", tensors))
-    # Tensors that share memory would be refused; a checkpoint holds each as its own.
+    # save_file refuses tensors that share memory.
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"version": str(VERSION), "state": tree, "sha256": _digest(tree, tensors)}
     save(path, tensors, metadata)
 
 
 def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file atomically: beside its place, to the disk, then renamed.
+    """Write a safetensors file atomically and flush it to disk.
 
     Raises:
-        OSError: No room, no permission.
+        OSError: No space or no permission.
     """
     with atomic_path(path, durable=True) as temporary:
         try:
             save_file(tensors, temporary, metadata)
         except SafetensorError as error:
             raise OSError(f"{path}: {error}") from error
-        temporary.chmod(0o666 & ~UMASK)  # safetensors lets nobody else read it.
+        temporary.chmod(0o666 & ~UMASK)  # safetensors makes it readable by the owner only.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # The rename itself.
+        os.fsync(folder)  # Makes the rename durable.
     finally:
         os.close(folder)
 
 
 def read(path: Path) -> Stored:
-    """Read a checkpoint and verify every byte of it.
+    """Read a checkpoint and verify its digest.
 
     Raises:
-        CheckpointError: Missing, no checkpoint, or of another version.
-        DamagedError: Its bytes are not those that were written.
+        CheckpointError: Missing, not a checkpoint, or of another version.
+        DamagedError: The digest does not match.
     """
     tensors, metadata = load(path)
     if "version" not in metadata or "state" not in metadata:
         raise CheckpointError(
-            f"{path}: holds weights, not a whole state; expected a checkpoint; put one in its place"
+            f"{path}: contains weights only; expected a checkpoint; replace it by one"
         )
     if metadata["version"] != str(VERSION):
         raise CheckpointError(
             f"{path}: checkpoint version {metadata['version']}; this program reads {VERSION}; "
-            "go on with the program that wrote it"
+            "continue with the version of the program that wrote it"
         )
     if metadata.get("sha256") != _digest(metadata["state"], tensors):
-        raise DamagedError(f"{path}: damaged: its bytes are not those that were written")
+        raise DamagedError(f"{path}: damaged: the SHA-256 does not match")
     return Stored(path, _restore(json.loads(metadata["state"]), tensors))
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
+    """Read the tensors and metadata of a safetensors file.
 
     Raises:
-        CheckpointError: Missing, or no file.
-        DamagedError: Cut, or no safetensors file.
+        CheckpointError: Missing, or a folder.
+        DamagedError: Truncated, or not a safetensors file.
     """
     if path.is_dir():
         raise CheckpointError(
-            f"{path}: is a folder; expected a checkpoint or weights; put one in its place"
+            f"{path}: is a folder; expected a checkpoint or weights; replace it by one"
         )
     try:
         with safe_open(path, "pt") as file:
@@ -183,11 +181,11 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path}: no such file; expected a checkpoint or weights") from None
     except (OSError, SafetensorError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise DamagedError(f"{path}: damaged or no safetensors file ({reason})") from error
+        raise DamagedError(f"{path}: damaged, or not a safetensors file ({reason})") from error
 
 
 def _strip(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """``value`` as JSON, its tensors moved to ``tensors``."""
+    """Convert ``value`` to JSON values, and move its tensors to ``tensors``."""
     if isinstance(value, Tensor):
         tensors[name] = value
         return {TENSOR: name}
@@ -205,7 +203,7 @@ def _strip(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _restore(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """What `_strip` took apart."""
+    """Undo `_strip`."""
     if isinstance(value, list):
         return [_restore(item, tensors) for item in value]
     if not isinstance(value, dict):
@@ -220,7 +218,7 @@ def _restore(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _digest(tree: str, tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over the JSON tree, and each tensor's name, type, shape and bytes."""
+    """Return the SHA-256 of the JSON tree and of each tensor's name, type, shape and bytes."""
     digest = hashlib.sha256(tree.encode())
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -1,7 +1,4 @@
-"""A trained network, read back from what a run left, and where it is to compute.
-
-Reads weights and checkpoints; trains, judges and writes nothing.
-"""
+"""Load a trained network from a run, a weights file or a checkpoint."""
 
 import json
 from collections.abc import Mapping
@@ -17,53 +14,53 @@ from shardify.loader.batch import ROLES
 from train.checkpoint import checkpoint_file
 from train.config import Config
 from train.errors import CheckpointError
-from train.optim.criterion import criterion_of, targets_of
+from train.optim.criterion import available_targets, make_criterion
 from train.settings import from_text
 
 __all__ = [
     "Trained",
+    "find_weights",
     "load_trained",
-    "weights_in",
     "weights_metadata",
 ]
 
 
 class Trained(NamedTuple):
-    """A network with its weights and what it needs to be used."""
+    """A trained network and all that is needed to use it."""
 
     path: Path
-    """File that the weights came from."""
+    """File of the weights."""
 
     model: nn.Module
-    """In evaluation mode, on the CPU."""
+    """The network, in evaluation mode, on the CPU."""
 
     criterion: Criterion
-    """Turns raw outputs into mask and depth, and judges them."""
+    """Activates raw outputs and computes the loss."""
 
     res: int
-    """Resolution that it was trained at last. Pixels."""
+    """Last resolution of the training. Pixels."""
 
     mean: dict[str, list[float]]
-    """Per channel, for ``bg`` and ``fg_bg``: normalise inputs by it."""
+    """Mean per channel of ``bg`` and ``fg_bg``, to normalise inputs."""
 
     std: dict[str, list[float]]
-    """As ``mean``."""
+    """Standard deviation, like ``mean``."""
 
     config: Config
-    """Settings of its run."""
+    """Settings of the run."""
 
     step: int
-    """Optimiser steps behind it."""
+    """Number of optimiser steps of the training."""
 
     targets: tuple[str, ...] = TARGETS
-    """Of mask and depth, what it was trained to say."""
+    """Targets of the training: mask, depth or both."""
 
     background: bool = True
-    """Whether it looks at the background; if not, it sees a mean image, whatever it is given."""
+    """Whether the background is used; if not, it is replaced by zeros (the normalised mean)."""
 
 
 def weights_metadata(about: Mapping[str, Any]) -> dict[str, str]:
-    """What goes into a file of weights beside them, so that it can be used alone.
+    """Return the metadata of a weights file, so that the file can be used alone.
 
     Args:
         about: ``config`` (TOML), ``res``, ``step``, ``mean``, ``std``, ``roles``.
@@ -71,31 +68,31 @@ def weights_metadata(about: Mapping[str, Any]) -> dict[str, str]:
     return {"shardline": json.dumps(dict(about))}
 
 
-def weights_in(run: Path) -> Path | None:
-    """The weights to use of a run's folder: its best, or else its last; None if it has none."""
-    found = (run / name for name in ("best.safetensors", "last.safetensors"))
-    return next((file for file in found if file.is_file()), None)
+def find_weights(run: Path) -> Path | None:
+    """Return the best weights of a run's folder, or else the last; None if there are none."""
+    files = (run / name for name in ("best.safetensors", "last.safetensors"))
+    return next((file for file in files if file.is_file()), None)
 
 
 def load_trained(path: str | Path, *, make_model: MakeModel = create) -> Trained:
-    """The network of a run, a file of weights, or a checkpoint.
+    """Load the network of a run, a weights file, or a checkpoint.
 
     Args:
-        path: A run's folder (its best weights, or else its last), or a file that it left.
-        make_model: Makes the architecture that the file names.
+        path: A run's folder (best weights, or else the last), a weights file or a checkpoint.
+        make_model: Creates a network by name.
 
     Raises:
-        CheckpointError: Nothing there, damaged, or weights of another network.
+        CheckpointError: Missing, damaged, or weights of another network.
     """
     path = Path(path)
     try:
-        file = weights_in(path) if path.is_dir() else path
+        file = find_weights(path) if path.is_dir() else path
     except OSError as error:
         raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror}); expected a run's folder or weights"
+            f"{path}: cannot be read ({error.strerror}); expected the folder of a run, or weights"
         ) from error
     if file is None:
-        raise CheckpointError(f"{path}: no best.safetensors or last.safetensors; train first")
+        raise CheckpointError(f"{path}: has no best.safetensors or last.safetensors; train first")
     path = file
     tensors, metadata = checkpoint_file.load(path)
     if "state" in metadata:
@@ -104,18 +101,18 @@ def load_trained(path: str | Path, *, make_model: MakeModel = create) -> Trained
     elif "shardline" in metadata:
         about = _about(metadata["shardline"], path)
     else:
-        raise CheckpointError(f"{path}: not written by `train run`; expected weights that were")
+        raise CheckpointError(f"{path}: not written by `train run`; expected weights of a run")
     config = from_text(about["config"], where=str(path))
     model = make_model(config.network.model)
     _load_weights(model, tensors, path)
     roles = frozenset(about.get("roles", ROLES))
     if "bg" not in roles:
         model.register_forward_pre_hook(_without_background)
-    targets = targets_of(roles)
+    targets = available_targets(roles)
     return Trained(
         path=path,
         model=model.eval(),
-        criterion=criterion_of(config.loss, targets),
+        criterion=make_criterion(config.loss, targets),
         targets=targets,
         background="bg" in roles,
         res=about["res"],
@@ -127,10 +124,10 @@ def load_trained(path: str | Path, *, make_model: MakeModel = create) -> Trained
 
 
 def _about(text: str, path: Path) -> dict[str, Any]:
-    """What `weights_metadata` wrote.
+    """Parse the metadata of `weights_metadata`.
 
     Raises:
-        CheckpointError: Somebody else wrote it.
+        CheckpointError: It was not written by `weights_metadata`.
     """
     try:
         about = json.loads(text)
@@ -143,15 +140,16 @@ def _about(text: str, path: Path) -> dict[str, Any]:
         wrong += [
             name
             for name in ("mean", "std")
-            if name not in wrong and not all(_is_rgb(about[name].get(of)) for of in ("bg", "fg_bg"))
+            if name not in wrong
+            and not all(_is_rgb(about[name].get(role)) for role in ("bg", "fg_bg"))
         ]
         roles = about.get("roles", list(ROLES))
         if not isinstance(roles, list) or not set(TARGETS) & {str(role) for role in roles}:
             wrong.append("roles")
     if wrong:
         raise CheckpointError(
-            f"{path}: its metadata has no {wrong[0]} as `train run` writes it; expected weights "
-            "that it left, unchanged; take another file"
+            f"{path}: the metadata has no valid {wrong[0]}; expected weights of `train run`; "
+            "use another file"
         )
     return dict(about)
 
@@ -163,18 +161,22 @@ def _is_rgb(value: object) -> bool:
 
 
 def _load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Fill a network, or say that the weights are another's."""
+    """Load weights into ``model``.
+
+    Raises:
+        CheckpointError: They are the weights of another network.
+    """
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError(
-            f"{path}: weights do not fit the network it names; the program that wrote it had "
-            f"another one ({' '.join(str(error).split())[:200]})"
+            f"{path}: weights do not fit the network of this version; use the version "
+            f"that wrote it ({' '.join(str(error).split())[:200]})"
         ) from error
 
 
 def _without_background(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """What a network sees that was trained without backgrounds: zeros, the normalised mean."""
+    """Replace the background by zeros, the normalised mean."""
     (images,) = inputs
     fg_bg = images[:, images.shape[1] // 2 :]
     return (torch.cat((torch.zeros_like(fg_bg), fg_bg), dim=1),)

@@ -1,7 +1,4 @@
-"""Judging a network on a split, while it trains or afterwards.
-
-Trains nothing, reads no file but a network's and writes none.
-"""
+"""Evaluate a network on a split, during training or afterwards."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -18,15 +15,15 @@ from train.data import Dataset, ShardDataset
 from train.distributed import World
 from train.errors import ConfigError
 from train.evaluation.metrics import Metrics
-from train.optim.compute import move_model, pick_device, precision_of
+from train.optim.compute import choose_precision, move_model, pick_device
 from train.optim.step import EvalStep
 from train.tracking.image_panels import ROLES, Rows
 
 __all__ = [
     "common_targets",
     "evaluate",
+    "evaluate_shards",
     "evaluate_split",
-    "judge_shards",
     "load_trained",
     "pick_device",
 ]
@@ -41,21 +38,21 @@ def evaluate(
     roles: frozenset[str] = ROLES,
     stop: Callable[[], bool] = lambda: False,
 ) -> Rows | None:
-    """Add every batch to ``scores``.
+    """Evaluate every batch and add the results to ``scores``.
 
     Args:
-        step: The network, in evaluation mode.
+        step: Evaluates a batch; its network must be in evaluation mode.
         batches: One pass over a split.
-        scores: Where figures are summed.
-        rows: How many of the first samples to keep for a panel.
-        roles: What the data set has.
-        stop: Asked before each batch; True ends the pass early.
+        scores: Accumulates the metrics.
+        rows: Number of samples to keep for a panel.
+        roles: Roles of the data set.
+        stop: Called before each batch; True ends the pass early.
 
     Returns:
         The first ``rows`` samples and their predictions, on the CPU; None if there are none.
     """
     kept: list[Rows] = []
-    missing = rows
+    wanted = rows
     for batch in batches:
         if stop():
             break
@@ -63,9 +60,9 @@ def evaluate(
             continue
         result = step(batch)
         scores.update(result, batch)
-        if missing > 0:
-            kept.append(_rows(batch, result.prediction, missing))
-            missing -= kept[-1].mask.shape[0]
+        if wanted > 0:
+            kept.append(_first_rows(batch, result.prediction, wanted))
+            wanted -= kept[-1].mask.shape[0]
     if not kept:
         return None
     return Rows(
@@ -77,18 +74,18 @@ def evaluate(
 
 
 def common_targets(trained: Trained, source: Dataset) -> tuple[str, ...]:
-    """What a network can be judged by: what it was trained to say, and the data set has.
+    """Return the targets that the network predicts and the data set has.
 
     Raises:
-        DataError: There is nothing.
+        DataError: There are none.
     """
-    both = tuple(target for target in trained.targets if target in source.roles)
-    if not both:
+    common = tuple(target for target in trained.targets if target in source.roles)
+    if not common:
         raise DataError(
             f"{trained.path}: was trained for {' and '.join(trained.targets)}, which this data set "
-            "lacks; judge it on one that has it"
+            "lacks; use a data set that has it"
         )
-    return both
+    return common
 
 
 def evaluate_split(
@@ -103,33 +100,33 @@ def evaluate_split(
     channels_last: bool = True,
     world: World | None = None,
 ) -> dict[str, float]:
-    """All figures of a trained network on a split.
+    """Compute all metrics of a trained network on a split.
 
     Args:
         trained: From `load_trained`.
         source: The data set.
-        split: train or val; neither is augmented.
+        split: train or val; both without augmentation.
         res: Resolution. Pixels.
-        batch: Samples a step.
-        device: Where to compute.
-        precision: As in the settings.
-        channels_last: As in the settings.
-        world: Place among other processes.
+        batch: Batch size. Samples.
+        device: Device of the network.
+        precision: Setting ``precision``.
+        channels_last: Setting ``channels_last``.
+        world: Rank of this process.
 
     Returns:
-        ``{name: value}`` for every name in ``train.evaluation.metrics.FIGURES`` that both the
-        network and the data set know, and ``samples``.
+        ``{name: value}`` for each metric of ``train.evaluation.metrics.FIGURES`` whose target both
+        the network and the data set have, and ``samples``.
 
     Raises:
-        DataError: The data set has no such split, or nothing to judge by.
+        DataError: The split has no samples, or there is no common target.
     """
     if source.samples(split) == 0:
-        raise DataError(f"split {split!r}: has no samples here; judge on another with --split")
+        raise DataError(f"split {split!r}: has no samples; choose another --split")
     world = world or World()
     model = move_model(trained.model, device, channels_last=channels_last)
     targets = common_targets(trained, source)
     criterion = replace(trained.criterion, targets=targets)
-    step = EvalStep(model.eval(), criterion, precision_of(precision, device))
+    step = EvalStep(model.eval(), criterion, choose_precision(precision, device))
     scores = Metrics(device, targets)
     loader = source.open(split, res=res, batch=batch, augment=False, seed=0)
     try:
@@ -139,7 +136,7 @@ def evaluate_split(
     return {**scores.compute(world), "samples": source.samples(split)}
 
 
-def judge_shards(
+def evaluate_shards(
     path: Path,
     *,
     shards: str,
@@ -149,10 +146,13 @@ def judge_shards(
     device: str,
     threads: int,
 ) -> dict[str, float]:
-    """Call `evaluate_split` as a command line says; ``res`` None is the last it was trained at.
+    """Load a network and a data set, and call `evaluate_split`.
+
+    ``res`` None: the last resolution of the training. Pixels.
 
     Raises:
-        TrainError: The network, the data set, the split or the device is not what is needed.
+        TrainError: The network, the resolution or the device cannot be used.
+        ShardifyError: The data set or the split cannot be used.
     """
     trained = load_trained(path)
     size = res or trained.res
@@ -161,12 +161,12 @@ def judge_shards(
     except ValueError as error:
         raise ConfigError(f"--res {size}: {error}") from error
     world = World()
-    where = pick_device(device, world)
-    source = ShardDataset(shards, world=world, device=where, threads=threads, res=size)
-    return evaluate_split(trained, source, split=split, res=size, batch=batch, device=where)
+    chosen = pick_device(device, world)
+    source = ShardDataset(shards, world=world, device=chosen, threads=threads, res=size)
+    return evaluate_split(trained, source, split=split, res=size, batch=batch, device=chosen)
 
 
-def _rows(batch: Batch, prediction: Prediction, most: int) -> Rows:
-    """The first ``most`` samples, copied to the CPU."""
-    inputs = Batch(*(part[:most].float().cpu() for part in batch))
-    return Rows(inputs, prediction.mask[:most].cpu(), prediction.depth[:most].cpu())
+def _first_rows(batch: Batch, prediction: Prediction, count: int) -> Rows:
+    """Copy the first ``count`` samples to the CPU."""
+    inputs = Batch(*(part[:count].float().cpu() for part in batch))
+    return Rows(inputs, prediction.mask[:count].cpu(), prediction.depth[:count].cpu())

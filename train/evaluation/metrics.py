@@ -1,11 +1,11 @@
-"""How good a network is on a split: one accumulator, summed on the device, read back once.
+"""Accumulate the metrics of a split on the device.
 
-Mask: a pixel is object where its probability is above 0.5; IoU, Dice, precision and recall are of
-all pixels of the split together, so a large object weighs more than a small one. Depth: MAE and
+Mask: a pixel is object if its probability is above 0.5. IoU, Dice, precision and recall are
+computed over all pixels of the split, so large objects weigh more than small ones. Depth: MAE and
 RMSE over all pixels, in units of the full range; AbsRel and δ<1.25 leave out pixels whose true
-depth is 0, where a ratio to it does not exist.
+depth is 0, because they divide by it.
 
-Every state is a sum, so ranks join by addition and a pass can stop and go on. Nothing is logged.
+All states are sums, so ranks are combined by addition and a pass can be resumed.
 """
 
 import warnings
@@ -26,25 +26,25 @@ __all__ = ["FIGURES", "AbsoluteRelativeError", "DepthAccuracy", "Metrics", "Samp
 
 FIGURES = {
     "loss": "total loss",
-    "loss_mask": "loss of the mask, unweighted",
-    "loss_depth": "loss of the depth, unweighted",
+    "loss_mask": "mask loss, unweighted",
+    "loss_depth": "depth loss, unweighted",
     "mask_iou": "intersection over union",
     "mask_dice": "Dice overlap (F1)",
-    "mask_precision": "predicted object pixels that are object",
-    "mask_recall": "object pixels that were found",
+    "mask_precision": "share of predicted object pixels that are object",
+    "mask_recall": "share of object pixels that were predicted",
     "depth_mae": "mean absolute error",
-    "depth_rmse": "root of the mean squared error",
+    "depth_rmse": "root mean squared error",
     "depth_absrel": "mean of |error| / true depth, where that is not 0",
     "depth_delta1": "share of pixels within a factor 1.25, where the true depth is not 0",
 }
-"""What `Metrics.compute` returns, in the order it is shown."""
+"""Metrics of `Metrics.compute` in the order of display: name → description."""
 
 
 def describe(figures: Mapping[str, float]) -> str:
-    """A line for every figure: its name, its value, what it is."""
+    """Format one line per metric: name, value, description."""
     lines = [
-        f"{name:16}{figures[name]:10.4f}  {what}"
-        for name, what in FIGURES.items()
+        f"{name:16}{figures[name]:10.4f}  {description}"
+        for name, description in FIGURES.items()
         if name in figures
     ]
     if "samples" in figures:
@@ -76,7 +76,7 @@ class AbsoluteRelativeError(Metric):
         self.count += known.sum()
 
     def compute(self) -> Tensor:
-        """Float64 scalar, at least 0; NaN when no pixel has a depth."""
+        """Return a float64 scalar, at least 0; NaN if no pixel has a depth."""
         return self.total / self.count
 
 
@@ -99,21 +99,21 @@ class DepthAccuracy(Metric):
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add a batch: float tensors of one shape, in [0, 1]."""
-        # Products, not quotients: a prediction of 0 is a miss, and nothing is divided by it.
+        # Products instead of quotients: a prediction of 0 is a miss, without a division by 0.
         near = (preds < self.threshold * target) & (target < self.threshold * preds)
         self.hits += (near & (target > 0)).sum()
         self.count += (target > 0).sum()
 
     def compute(self) -> Tensor:
-        """Float scalar in [0, 1]; NaN when no pixel has a depth."""
+        """Return a float scalar in [0, 1]; NaN if no pixel has a depth."""
         return self.hits / self.count
 
 
 class SampleMean(Metric):
     """Mean of per-batch means, each weighted by its number of samples.
 
-    ``torchmetrics.MeanMetric`` either looks for NaN, which waits for the device, or (release 1.9,
-    ``nan_strategy="disable"``) drops the weights.
+    ``torchmetrics.MeanMetric`` either checks for NaN, which waits for the device, or (release 1.9,
+    ``nan_strategy="disable"``) ignores the weights.
     """
 
     higher_is_better = None
@@ -132,19 +132,19 @@ class SampleMean(Metric):
         self.count += samples
 
     def compute(self) -> Tensor:
-        """Float64 scalar; NaN without samples."""
+        """Return a float64 scalar; NaN without samples."""
         return self.total / self.count
 
 
 class Metrics:
-    """Every figure of ``FIGURES`` for one pass over a split, of what there is truth for."""
+    """Accumulates the metrics of ``FIGURES`` over one pass of a split."""
 
     def __init__(self, device: torch.device, targets: tuple[str, ...] = TARGETS) -> None:
-        """Begin at 0.
+        """Start with empty sums.
 
         Args:
-            device: Where the sums lie.
-            targets: Of mask and depth, what is counted; the other's figures do not exist.
+            device: Device of the sums.
+            targets: Targets to measure; the metrics of the other target are left out.
         """
         self._targets = targets
         self._metrics: dict[str, Metric] = {
@@ -159,7 +159,7 @@ class Metrics:
                 ("depth_absrel", AbsoluteRelativeError()),
                 ("depth_delta1", DepthAccuracy()),
             )
-            if all(kind in targets or kind not in name for kind in TARGETS)
+            if all(target in targets or target not in name for target in TARGETS)
         }
         for metric in self._metrics.values():
             metric.set_dtype(torch.float64)
@@ -167,7 +167,7 @@ class Metrics:
 
     @torch.no_grad()
     def update(self, result: StepResult, batch: Batch) -> None:
-        """Add a batch; one without samples adds nothing."""
+        """Add a batch; a batch without samples is ignored."""
         samples = batch.mask.shape[0]
         if samples == 0:
             return
@@ -183,12 +183,12 @@ class Metrics:
                 add[name](depth, truth)
 
     def compute(self, world: World) -> dict[str, float]:
-        """All figures over all ranks; waits for the device. NaN where nothing was counted."""
+        """Compute the metrics over all ranks (waits for the device). NaN if there are none."""
         reduced = Metrics(next(iter(self._states().values())).device, self._targets)
         reduced.load_state_dict(self.state_dict(world))
         values: dict[str, float] = {}
         with warnings.catch_warnings():
-            # Restored sums are as good as updated ones; torchmetrics only counts the latter.
+            # torchmetrics warns, because it counts updates only; these sums were restored.
             warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
             for name, metric in reduced._metrics.items():
                 if name == "mask":
@@ -198,22 +198,22 @@ class Metrics:
         return {name: values[name] for name in FIGURES if name in values}
 
     def reset(self) -> None:
-        """Forget everything: a new pass begins."""
+        """Set all sums to 0, for a new pass."""
         for metric in self._metrics.values():
             metric.reset()
 
     def state_dict(self, world: World) -> dict[str, Tensor]:
-        """The sums over all ranks, copied; any one rank that loads them stands for all."""
+        """Return copies of the sums over all ranks; only one rank may load them."""
         if world.size == 1:
             return {name: state.detach().clone() for name, state in self._states().items()}
         return self.unpacked(world.sum_(self.packed()))
 
     def packed(self) -> Tensor:
-        """This rank's sums as one message: (n,) float64, which counts pixels exactly to 2^53."""
+        """Return this rank's sums as one tensor: (n,) float64, exact for counts up to 2^53."""
         return torch.cat([state.detach().double().reshape(-1) for state in self._states().values()])
 
     def unpacked(self, packed: Tensor) -> dict[str, Tensor]:
-        """As `state_dict`, from such messages' sum."""
+        """Split a sum of `packed` tensors into the form of `state_dict`."""
         states: dict[str, Tensor] = {}
         first = 0
         for name, state in self._states().items():
@@ -223,13 +223,13 @@ class Metrics:
         return states
 
     def load_state_dict(self, states: dict[str, Tensor]) -> None:
-        """Go on from the sums that `state_dict` gave, on whatever device they lie."""
+        """Restore the sums of `state_dict`, which may be on another device."""
         for name, own in self._states().items():
             metric, _, key = name.partition(".")
             setattr(self._metrics[metric], key, states[name].detach().clone().to(own.device))
 
     def _states(self) -> dict[str, Tensor]:
-        """Every sum, by name."""
+        """Return all sums by name, ``metric.state``."""
         return {
             f"{name}.{key}": cast(Tensor, state)
             for name, metric in self._metrics.items()
@@ -238,7 +238,7 @@ class Metrics:
 
 
 def _overlaps(counts: Tensor) -> dict[str, float]:
-    """IoU, Dice, precision and recall from true and false positives and negatives."""
+    """Compute IoU, Dice, precision and recall from torchmetrics' confusion counts."""
     hit, false, _, missed, _ = counts.flatten().tolist()
     return {
         "mask_iou": _ratio(hit, hit + false + missed),

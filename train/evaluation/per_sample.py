@@ -1,8 +1,4 @@
-"""How each sample of a split fares, the worst of them, and small objects against large ones.
-
-One pass over the split, without augmentation; figures of every sample are kept, pictures only of
-the worst. It writes nothing.
-"""
+"""Compute the metrics of every sample of a split; keep the images of the worst ones."""
 
 import heapq
 import itertools
@@ -14,7 +10,7 @@ import torch
 from shardify.loader.batch import Batch
 from train.checkpoint.trained_model import Trained
 from train.data import Batches
-from train.optim.compute import move_model, precision_of
+from train.optim.compute import choose_precision, move_model
 from train.optim.step import EvalStep
 from train.tracking.image_panels import ROLES, Rows
 
@@ -23,57 +19,57 @@ __all__ = ["SampleMetrics", "SizeGroup", "evaluate_samples", "group_by_size"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleMetrics:
-    """One sample's figures."""
+    """Metrics of one sample."""
 
     key: str
-    """Its name in the shards."""
+    """Key of the sample in the shards."""
 
     area: float
-    """Share of its pixels that are object."""
+    """Share of object pixels, in [0, 1]."""
 
     hit: float
-    """Object pixels that were found. Pixels."""
+    """True positives. Pixels."""
 
     false: float
-    """Other pixels that were taken for object. Pixels."""
+    """False positives. Pixels."""
 
     missed: float
-    """Object pixels that were not found. Pixels."""
+    """False negatives. Pixels."""
 
     rmse: float
-    """Of the depth; in [0, 1] of its full range."""
+    """RMSE of the depth, as a share of the full range, in [0, 1]."""
 
     @property
     def iou(self) -> float:
-        """Intersection over union; 1 where there is no object and none was found."""
+        """Intersection over union; 1 if there is no object and none was predicted."""
         union = self.hit + self.false + self.missed
         return self.hit / union if union else 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SizeGroup:
-    """Samples whose objects are of similar size, counted together."""
+    """Metrics of the samples with objects of similar size."""
 
     low: float
-    """Smallest object. Share of the picture."""
+    """Smallest object. Share of the image."""
 
     high: float
-    """Largest object. Share of the picture."""
+    """Largest object. Share of the image."""
 
     samples: int
-    """How many."""
+    """Number of samples."""
 
     iou: float
-    """Of all their pixels together."""
+    """Intersection over union of all their pixels."""
 
     precision: float
-    """Predicted object pixels that are object."""
+    """Share of predicted object pixels that are object."""
 
     recall: float
-    """Object pixels that were found."""
+    """Share of object pixels that were predicted."""
 
     rmse: float
-    """Mean over samples of the depth's error."""
+    """Mean of the depth RMSE of the samples."""
 
 
 def evaluate_samples(
@@ -85,26 +81,26 @@ def evaluate_samples(
     worst: int,
     roles: frozenset[str] = ROLES,
 ) -> tuple[list[SampleMetrics], Rows | None, list[SampleMetrics]]:
-    """Run a network over one pass of a loader.
+    """Compute the metrics of every sample in one pass of a loader.
 
     Args:
         trained: The network.
-        loader: A split without augmentation, as one rank sees it alone.
-        device: Where to compute.
-        precision: As in the settings.
-        worst: How many of the samples with the lowest IoU (of equals, the largest error of the
-            depth) to keep whole.
-        roles: What the data set has; of a target that it or the network lacks, nothing is wrong.
+        loader: A split without augmentation, opened for a single rank.
+        device: Device of the network.
+        precision: Setting ``precision``.
+        worst: Number of samples to keep for a panel: those with the lowest IoU, and among equals
+            the largest depth error.
+        roles: Roles of the data set; a target that it or the network lacks counts as correct.
 
     Returns:
-        Every sample's figures in the loader's order; the worst samples for a panel, worst first,
-        and their figures.
+        The metrics of all samples in the order of the loader; the worst samples for a panel, worst
+        first; and their metrics.
     """
     model = move_model(trained.model, device, channels_last=True).eval()
     targets = [target for target in trained.targets if target in roles]
-    step = EvalStep(model, trained.criterion, precision_of(precision, device))
-    found: list[SampleMetrics] = []
-    # The heap's root is the best of the worst: the one to give way.
+    step = EvalStep(model, trained.criterion, choose_precision(precision, device))
+    results: list[SampleMetrics] = []
+    # The heap's root is the best of the worst samples: the next one to be replaced.
     heap: list[tuple[tuple[float, float], int, SampleMetrics, Rows]] = []
     epoch = loader.state_dict()["epoch"]
     count = itertools.count()
@@ -114,17 +110,19 @@ def evaluate_samples(
         mask, depth = (part.float() for part in step(batch).prediction[::-1])
         mask = mask if "mask" in targets else torch.zeros_like(mask)
         depth = depth if "depth" in targets else batch.depth.float()
-        said, true = mask > 0.5, batch.mask > 0.5
+        predicted, true = mask > 0.5, batch.mask > 0.5
         sums = [
             plane.flatten(1).double().mean(1)
-            for plane in (true, said & true, said & ~true, ~said & true)
+            for plane in (true, predicted & true, predicted & ~true, ~predicted & true)
         ]
         sums.append((depth - batch.depth).square().flatten(1).double().mean(1).sqrt())
         pixels = mask[0].numel()
         keys = loader.keys(loader.samples_of(epoch, number))
-        for row, (key, values) in enumerate(zip(keys, zip(*_read(sums), strict=True), strict=True)):
+        for row, (key, values) in enumerate(
+            zip(keys, zip(*_to_cpu(sums), strict=True), strict=True)
+        ):
             area, hit, false, missed, rmse = values
-            one = SampleMetrics(
+            metrics = SampleMetrics(
                 key=key,
                 area=area,
                 hit=hit * pixels,
@@ -132,45 +130,45 @@ def evaluate_samples(
                 missed=missed * pixels,
                 rmse=rmse,
             )
-            found.append(one)
-            badness = (-one.iou, one.rmse)
+            results.append(metrics)
+            badness = (-metrics.iou, metrics.rmse)
             if len(heap) < worst or (heap and badness > heap[0][0]):
                 inputs = Batch(*(part[row : row + 1].float().cpu() for part in batch))
                 rows = Rows(inputs, mask[row : row + 1].cpu(), depth[row : row + 1].cpu())
                 push = heapq.heappush if len(heap) < worst else heapq.heapreplace
-                push(heap, (badness, next(count), one, rows))
+                push(heap, (badness, next(count), metrics, rows))
     kept = sorted(heap, reverse=True)
     if not kept:
-        return found, None, []
+        return results, None, []
     parts = [rows for _, _, _, rows in kept]
-    whole = Rows(
+    panel = Rows(
         Batch(*(torch.cat(each) for each in zip(*(rows.batch for rows in parts), strict=True))),
         torch.cat([rows.mask for rows in parts]),
         torch.cat([rows.depth for rows in parts]),
         roles & {"bg", "fg_bg", *targets},
     )
-    return found, whole, [one for _, _, one, _ in kept]
+    return results, panel, [metrics for _, _, metrics, _ in kept]
 
 
-def _read(sums: Sequence[torch.Tensor]) -> list[list[float]]:
-    """Read all figures of a batch back at once."""
-    read: list[list[float]] = torch.stack(list(sums)).tolist()
-    return read
+def _to_cpu(sums: Sequence[torch.Tensor]) -> list[list[float]]:
+    """Copy all sums of a batch to the CPU in one transfer."""
+    values: list[list[float]] = torch.stack(list(sums)).tolist()
+    return values
 
 
-def group_by_size(fares: Sequence[SampleMetrics], count: int = 4) -> list[SizeGroup]:
-    """Samples by the size of their objects, in ``count`` groups of equal number, smallest first.
+def group_by_size(metrics: Sequence[SampleMetrics], count: int = 4) -> list[SizeGroup]:
+    """Group samples by object size into ``count`` groups of equal number, smallest objects first.
 
-    Samples without any object stand in no group.
+    Samples without an object are left out.
     """
-    ordered = sorted((one for one in fares if one.area > 0), key=lambda one: one.area)
+    ordered = sorted((one for one in metrics if one.area > 0), key=lambda one: one.area)
     groups = [
         ordered[len(ordered) * i // count : len(ordered) * (i + 1) // count] for i in range(count)
     ]
-    return [_band(group) for group in groups if group]
+    return [_size_group(group) for group in groups if group]
 
 
-def _band(group: Sequence[SampleMetrics]) -> SizeGroup:
+def _size_group(group: Sequence[SampleMetrics]) -> SizeGroup:
     hit, false, missed = (
         sum(getattr(one, name) for one in group) for name in ("hit", "false", "missed")
     )

@@ -1,13 +1,13 @@
-"""A trained network for use without this package: ONNX, TorchScript, or plain weights.
+"""Export a trained network as ONNX, TorchScript or weights.
 
-What is exported takes pictures as they are and gives mask and depth: normalisation and activation
-are part of it. Batch size and picture size stay open. It trains and judges nothing.
+The ONNX and TorchScript networks include normalisation and activation. Batch size and image size
+are dynamic:
 
     bg, fg_bg   (B, 3, H, W) float32 in [0, 1]; H and W multiples of 16, at least 32
     mask, depth (B, 1, H, W) float32 in [0, 1]
 
-A network trained without backgrounds takes fg_bg alone; one trained without masks, or without
-depth, gives the other alone.
+A network trained without backgrounds has the input fg_bg only; one trained without masks or without
+depth has the other output only.
 """
 
 import io
@@ -30,19 +30,20 @@ from train.settings import to_toml
 __all__ = ["FORMATS", "Deployed", "export"]
 
 FORMATS = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors"}
-"""Name of a format → how its files end."""
+"""Format → file extension."""
 
 EXAMPLE = (2, 3, 32, 64)
-"""A batch to trace with: no side is 1, none equals another where it may differ."""
+"""Shape of the example batch. No dimension is 1, and dynamic ones are not equal: the exporters
+would treat such sizes as fixed or as the same."""
 
 
 class Deployed(nn.Module):
-    """Pictures in, mask and depth out."""
+    """Network with normalisation and activation."""
 
     mean: Tensor
     std: Tensor
     inputs: tuple[str, ...] = ("bg", "fg_bg")
-    """Names of the pictures it takes."""
+    """Names of the inputs."""
 
     def __init__(self, trained: Trained) -> None:
         super().__init__()
@@ -55,21 +56,21 @@ class Deployed(nn.Module):
             self.register_buffer(name, both.view(1, 6, 1, 1))
 
     def forward(self, bg: Tensor, fg_bg: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) twice, float32 in [0, 1] → ``targets``, (B, 1, H, W) in [0, 1] each."""
+        """Map two (B, 3, H, W) float32 in [0, 1] to ``targets``, each (B, 1, H, W) in [0, 1]."""
         images = (torch.cat((bg, fg_bg), dim=1) - self.mean) / self.std
         raw = self.network(images)
-        said = [getattr(raw, target) for target in self.targets]
-        return tuple(torch.sigmoid(one) if self.sigmoid else one.clamp(0, 1) for one in said)
+        outputs = [getattr(raw, target) for target in self.targets]
+        return tuple(torch.sigmoid(each) if self.sigmoid else each.clamp(0, 1) for each in outputs)
 
 
-class DeployedAlone(Deployed):
-    """As `Deployed`, for a network that looks at no background."""
+class DeployedWithoutBackground(Deployed):
+    """Like `Deployed`, for a network that does not use the background."""
 
     inputs = ("fg_bg",)
 
     def forward(self, fg_bg: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """(B, 3, H, W) float32 in [0, 1] → ``targets``, (B, 1, H, W) in [0, 1] each."""
-        return super().forward(fg_bg, fg_bg)  # It looks at the second one only.
+        """Map (B, 3, H, W) float32 in [0, 1] to ``targets``, each (B, 1, H, W) in [0, 1]."""
+        return super().forward(fg_bg, fg_bg)  # The first input is not used.
 
 
 def export(
@@ -78,18 +79,18 @@ def export(
     """Write a trained network in another format.
 
     Args:
-        path: A run's folder, weights, or a checkpoint.
-        kind: A key of ``FORMATS``. safetensors holds the weights with their settings, for this
-            package; the others run without it.
-        out: The file; ``best.onnx`` and so on beside the weights by default.
-        make_model: Makes the network that the weights name.
+        path: A run's folder, a weights file, or a checkpoint.
+        kind: A key of ``FORMATS``. safetensors: weights and settings, for this package; the other
+            formats do not need it.
+        out: The file; by default next to the weights, like ``best.onnx``.
+        make_model: Creates a network by name.
 
     Returns:
         The file written.
 
     Raises:
-        CheckpointError: No weights there.
-        ConfigError: No such format, or a package that it needs is missing.
+        CheckpointError: There are no weights.
+        ConfigError: Unknown format, or a package that it needs is missing.
         RunError: The file cannot be written.
     """
     if kind not in FORMATS:
@@ -97,7 +98,7 @@ def export(
     trained = load_trained(path, make_model=make_model)
     target = out or trained.path.with_suffix(FORMATS[kind])
     if target.resolve() == trained.path.resolve():
-        raise ConfigError(f"--out {target}: is what would be exported; choose another --out")
+        raise ConfigError(f"--out {target}: is the file to export; choose another --out")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(target, durable=True) as temporary:
@@ -113,8 +114,8 @@ def export(
 
 
 def _deployed(trained: Trained) -> Deployed:
-    kind = Deployed if trained.background else DeployedAlone
-    return kind(trained).eval()
+    network = Deployed if trained.background else DeployedWithoutBackground
+    return network(trained).eval()
 
 
 def _weights(trained: Trained, target: Path) -> None:
@@ -132,12 +133,12 @@ def _weights(trained: Trained, target: Path) -> None:
 def _torchscript(network: Deployed, target: Path, trained: Trained) -> None:
     example = tuple(torch.rand(EXAMPLE) for _ in network.inputs)
     with warnings.catch_warnings():
-        # A trace's checks of sizes are for the traced size; TorchScript is asked for by the user.
+        # Tracing warns about size checks, which hold for all sizes, and about deprecation.
         warnings.simplefilter("ignore")
         with torch.no_grad():
             traced = torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]
         extra = {"shardline.json": json.dumps({"res": trained.res, "step": trained.step})}
-        # Torch's own writing to a file ends the process where the disk is full.
+        # When torch itself writes the file and the disk is full, the process aborts.
         buffer = io.BytesIO()
         torch.jit.save(traced, buffer, _extra_files=extra)
     target.write_bytes(buffer.getbuffer())
@@ -145,11 +146,11 @@ def _torchscript(network: Deployed, target: Path, trained: Trained) -> None:
 
 def _onnx(network: Deployed, target: Path) -> None:
     batch = Dim("batch", min=1, max=4096)
-    # Sizes are 16 times something: the graph itself then refuses all others.
+    # Multiples of 16: the exported graph refuses all other sizes.
     height, width = 16 * Dim("rows", min=2, max=512), 16 * Dim("columns", min=2, max=512)
     shape = {0: batch, 2: height, 3: width}
     example = tuple(torch.rand(EXAMPLE) for _ in network.inputs)
-    # What the exporter says of itself: its own deprecations, and that torchvision is not there.
+    # The exporter logs its own deprecations, and that torchvision is not installed.
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,6 +1,6 @@
-"""Which background belongs to which picture: by name, never by position.
+"""Find input images and match each with its background by name.
 
-Looks for files, and passes over what an earlier prediction left among them.
+Outputs of earlier predictions in the same folder are skipped.
 """
 
 import re
@@ -14,7 +14,7 @@ from shardify.errors import DataError
 __all__ = ["MARK", "InputPair", "find_pairs", "is_prediction"]
 
 MARK = "shardline train predict"
-"""What a predicted PNG says of its origin, under Software."""
+"""Value of the PNG text ``Software`` in predicted images."""
 
 _PREDICTED = re.compile(r"_(?:mask|depth|overlay)\.png$")
 
@@ -22,77 +22,78 @@ EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 class InputPair(NamedTuple):
-    """One picture and its background."""
+    """One image and its background."""
 
     fg_bg: Path
-    """The picture with the object."""
+    """Image with the object."""
 
     bg: Path | None
-    """The same scene without it; None for a network that looks at none."""
+    """The same scene without the object; None for a network that does not use it."""
 
 
 def find_pairs(bg: Path | None, fg_bg: Path) -> list[InputPair]:
-    """Which background belongs to which picture.
+    """Match images with backgrounds.
 
-    One background serves for every picture. In a folder, a picture's background is the file of the
-    same stem, or else the one whose last number is the number after ``bg`` in the picture's name.
+    A single background is used for all images. In a folder, the background of an image is the file
+    with the same stem, or else the file whose last number is the number after ``bg`` in the name of
+    the image.
 
     Args:
-        bg: A picture, or a folder of them (searched to any depth); None: there are none.
-        fg_bg: Likewise.
+        bg: An image, or a folder that is searched recursively; None: no backgrounds.
+        fg_bg: An image, or a folder that is searched recursively.
 
     Raises:
-        DataError: Something is missing, or a picture has no background, or more than one.
+        DataError: A path is missing, or an image has no background or more than one.
     """
-    pictures = _files(fg_bg)
-    stems = [picture.stem for picture in pictures]
+    images = _files(fg_bg)
+    stems = [image.stem for image in images]
     if len(set(stems)) != len(stems):
         twice = next(stem for stem in stems if stems.count(stem) > 1)
-        raise DataError(f"{fg_bg}: several pictures are named {twice}; predict folder by folder")
+        raise DataError(f"{fg_bg}: several images are named {twice}; predict one folder at a time")
     if bg is None:
-        return [InputPair(picture, None) for picture in pictures]
+        return [InputPair(image, None) for image in images]
     backgrounds = _files(bg)
     if len(backgrounds) == 1:
-        return [InputPair(picture, backgrounds[0]) for picture in pictures]
+        return [InputPair(image, backgrounds[0]) for image in images]
     by_stem: dict[str, list[Path]] = {}
     by_number: dict[int, list[Path]] = {}
     for file in backgrounds:
         by_stem.setdefault(file.stem, []).append(file)
         if numbers := re.findall(r"\d+", file.stem):
             by_number.setdefault(int(numbers[-1]), []).append(file)
-    jobs = []
-    for picture in pictures:
-        found = by_stem.get(picture.stem, [])
-        if not found and (number := re.search(r"(?<![a-z])bg[_-]?(\d+)", picture.stem, re.I)):
+    pairs = []
+    for image in images:
+        found = by_stem.get(image.stem, [])
+        if not found and (number := re.search(r"(?<![a-z])bg[_-]?(\d+)", image.stem, re.I)):
             found = by_number.get(int(number[1]), [])
         if len(found) != 1:
-            what = ", ".join(map(str, found)) or "none"
+            matches = ", ".join(map(str, found)) or "none"
             raise DataError(
-                f"{picture}: backgrounds that its name fits in {bg}: {what}; expected one of the "
-                "same stem, or numbered as bg_NUMBER in its name; or pass one file as --bg"
+                f"{image}: matching backgrounds in {bg}: {matches}; expected one with the same "
+                "stem, or with the number after bg in the image's name; or pass one file as --bg"
             )
-        jobs.append(InputPair(picture, found[0]))
-    return jobs
+        pairs.append(InputPair(image, found[0]))
+    return pairs
 
 
 def is_prediction(path: Path) -> bool:
-    """Whether a file is one that a prediction wrote."""
+    """Return whether a file was written by a prediction."""
     if not _PREDICTED.search(path.name):
         return False
     try:
         with Image.open(path) as image:
             return image.info.get("Software") == MARK
-    # Pillow raises nearly anything on damaged input, which is none of ours: they appear whole.
+    # Pillow raises many types of errors for damaged files; ours are written atomically.
     except Exception:
         return False
 
 
 def _files(path: Path) -> list[Path]:
-    """The picture, or all pictures below the folder."""
+    """Return the image, or all images below the folder."""
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise DataError(f"{path}: no such file or folder; expected a picture or a folder of them")
+        raise DataError(f"{path}: no such file or folder; expected an image or a folder of images")
     found = sorted(
         file
         for file in path.rglob("*")
@@ -102,5 +103,5 @@ def _files(path: Path) -> list[Path]:
         and not is_prediction(file)
     )
     if not found:
-        raise DataError(f"{path}: no pictures in it; expected {', '.join(sorted(EXTENSIONS))}")
+        raise DataError(f"{path}: contains no images; expected {', '.join(sorted(EXTENSIONS))}")
     return found

@@ -1,4 +1,4 @@
-"""Device, precision, cuDNN's algorithms and memory format of a network."""
+"""Choose the device, precision, cuDNN algorithms and memory format of a network."""
 
 from typing import NamedTuple
 
@@ -8,74 +8,78 @@ from torch import nn
 from train.distributed import World
 from train.errors import ConfigError
 
-__all__ = ["Precision", "move_model", "pick_device", "precision_of", "set_cudnn_algorithms"]
+__all__ = ["Precision", "choose_precision", "move_model", "pick_device", "set_cudnn_algorithms"]
 
 
 def pick_device(name: str, world: World) -> torch.device:
-    """The device that a setting means for this process.
+    """Return the device of this process for a ``--device`` setting.
 
     Raises:
-        ConfigError: A GPU was asked for, and torch sees none, or not that one.
+        ConfigError: The GPU of the setting is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ConfigError(f"--device {name}: torch sees no GPU here; use --device cpu")
+        raise ConfigError(f"--device {name}: torch finds no GPU; use --device cpu")
     index = name.partition(":")[2] or str(world.local_rank)
     if not index.isdecimal() or int(index) >= torch.cuda.device_count():
-        raise ConfigError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs")
+        count = torch.cuda.device_count()
+        raise ConfigError(f"--device {name}: no such GPU; torch finds {count}")
     return torch.device("cuda", int(index))
 
 
 def move_model(model: nn.Module, device: torch.device, *, channels_last: bool) -> nn.Module:
-    """Move a network to where and how it computes; returns the same object."""
+    """Move a network to a device and memory format; return the same object."""
     model.to(device)
     if channels_last:
-        # torch's annotations lack what its documentation has.
+        # Documented, but missing in torch's annotations.
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
 
-_BF16 = (8, 0)
-"""Compute capability of the first GPUs with units for bf16: Ampere."""
+_MIN_BF16_CAPABILITY = (8, 0)
+"""Compute capability of Ampere, the first GPUs with bf16 units."""
 
 
 class Precision(NamedTuple):
-    """The arithmetic of the network; losses and weights are always float32."""
+    """Precision of the network; losses and weights are always float32."""
 
     name: str
     """fp32, bf16 or fp16."""
 
     dtype: torch.dtype
-    """What autocast computes in."""
+    """Type used by autocast."""
 
 
-def precision_of(name: str, device: torch.device) -> Precision:
-    """The arithmetic that a setting means on a device.
+def choose_precision(name: str, device: torch.device) -> Precision:
+    """Return the precision for a ``--precision`` setting on a device.
 
     Args:
-        name: auto, fp32, bf16 or fp16. auto: bf16 on a GPU that has it, otherwise fp32, since
-            CPUs without matrix units for it compute bf16 2.5 times slower.
-        device: Where the network lives.
+        name: auto, fp32, bf16 or fp16. auto: bf16 on a GPU that supports it, else fp32, because
+            CPUs without bf16 matrix units compute it 2.5 times slower.
+        device: Device of the network.
     """
     if name == "auto":
-        # A GPU before Ampere only imitates bf16, far slower than it computes fp32.
-        real = device.type == "cuda" and torch.cuda.get_device_capability(device) >= _BF16
-        name = "bf16" if real else "fp32"
+        # GPUs before Ampere emulate bf16, which is far slower than fp32.
+        native = (
+            device.type == "cuda"
+            and torch.cuda.get_device_capability(device) >= _MIN_BF16_CAPABILITY
+        )
+        name = "bf16" if native else "fp32"
     return Precision(
         name, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
     )
 
 
 def set_cudnn_algorithms(device: torch.device, *, deterministic: bool = False) -> None:
-    """Say, for the whole process, which algorithms a GPU may compute with.
+    """Set the algorithms that a GPU may use, for the whole process.
 
     Args:
-        device: Where networks compute from now on.
-        deterministic: Those alone that give the same bits every time; else the fastest, which are
-            looked for when a size is seen for the first time.
+        device: Device of the networks.
+        deterministic: Use deterministic algorithms only; else use the fastest, which cuDNN
+            searches when an input size occurs for the first time.
     """
     if device.type == "cuda":
         if device.index is not None:

@@ -1,21 +1,23 @@
-"""Build the criterion from the settings; say which targets a data set has."""
+"""Create the criterion from the settings; find the targets of a data set."""
 
 from model.losses import TARGETS, Criterion
 from train.config import Loss
 from train.errors import ConfigError
 
-__all__ = ["criterion_of", "missing", "targets_of"]
+__all__ = ["available_targets", "make_criterion", "missing_role_messages"]
 
 
-def criterion_of(loss: Loss, targets: tuple[str, ...] = TARGETS) -> Criterion:
-    """The criterion that the settings describe, for the targets that there is truth for.
+def make_criterion(loss: Loss, targets: tuple[str, ...] = TARGETS) -> Criterion:
+    """Create the criterion of the settings for ``targets``, those that the data set has.
 
     Raises:
-        ConfigError: The settings give none of them a weight.
+        ConfigError: The weight of the only target is 0.
     """
     for name in targets:
         if len(targets) == 1 and not getattr(loss, f"{name}_weight"):
-            raise ConfigError(f"--{name}-weight 0: the data has no other target; give it a weight")
+            raise ConfigError(
+                f"--{name}-weight 0: the data set has no other target; use a weight above 0"
+            )
     return Criterion(
         targets=targets,
         kind=loss.loss,
@@ -27,20 +29,20 @@ def criterion_of(loss: Loss, targets: tuple[str, ...] = TARGETS) -> Criterion:
     )
 
 
-def targets_of(roles: frozenset[str]) -> tuple[str, ...]:
-    """Of mask and depth, those that a data set has."""
+def available_targets(roles: frozenset[str]) -> tuple[str, ...]:
+    """Return those of mask and depth that are among ``roles``."""
     return tuple(target for target in TARGETS if target in roles)
 
 
-def missing(roles: frozenset[str], val: int) -> list[str]:
-    """A line for whoever trains on a data set that lacks a role, or has no sample in ``val``."""
+def missing_role_messages(roles: frozenset[str], val_samples: int) -> list[str]:
+    """Return a line for each missing role, and one if there are no validation samples."""
     lines = []
-    targets = targets_of(roles)
+    targets = available_targets(roles)
     if len(targets) == 1:
         (other,) = set(TARGETS) - set(targets)
-        lines.append(f"this data set has no {other}: training the {targets[0]} only")
+        lines.append(f"this data set has no {other}: only the {targets[0]} is trained")
     if "bg" not in roles:
-        lines.append("this data set has no bg: the network sees fg_bg only")
-    if not val:
-        lines.append("this data set has no validation samples: the training loss judges the run")
+        lines.append("this data set has no bg: only fg_bg is used as input")
+    if not val_samples:
+        lines.append("this data set has no validation samples: the training loss is used instead")
     return lines

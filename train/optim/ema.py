@@ -1,6 +1,6 @@
-"""A running average of a network's weights, which is judged and kept in their place.
+"""Exponential moving average (EMA) of a network's weights, which is evaluated and saved.
 
-Costs one pass over the weights a step, on the device that holds them; reads nothing back.
+Each step costs one pass over the weights on their device; nothing is copied to the CPU.
 """
 
 import copy
@@ -14,46 +14,46 @@ __all__ = ["WeightAverage"]
 class WeightAverage:
     """The exponential moving average of a network.
 
-    Batch norm's running statistics are averaged with the weights they belong to; counters are
-    copied. The first steps are averaged over fewer, or a short run would still hold the weights it
-    began with: after ``n`` steps the decay is at most ``(1 + n) / (10 + n)``.
+    The running statistics of batch norms are averaged too; counters are copied. After ``n`` steps
+    the decay is at most ``(1 + n) / (10 + n)``: otherwise the average of a short run would still
+    be close to the initial weights.
 
     Source: Polyak and Juditsky 1992; the decay of the first steps: TensorFlow's
     ``ExponentialMovingAverage``.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        """Begin with the weights as they are.
+        """Start the average at the current weights.
 
         Args:
-            model: Where its weights live, they stay: on their device, in their memory format.
-            decay: What a step leaves of the average, in (0, 1).
+            model: The network; the average has the same device and memory format.
+            decay: Weight of the old average in each step, in (0, 1).
         """
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self._decay = decay
-        # Copies keep every tensor's strides, so both lists are walked in the same order.
-        self._mine, self._counts = _parts(self.model)
-        self._theirs, self._their_counts = _parts(model)
+        # deepcopy keeps all strides, so both lists have the same order.
+        self._averaged, self._counters = _split_tensors(self.model)
+        self._model_tensors, self._model_counters = _split_tensors(model)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after optimiser step ``step``, counted from 1."""
+        """Update the average after optimiser step ``step``, counted from 1."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._mine, self._theirs, 1 - decay)
-        for mine, theirs in zip(self._counts, self._their_counts, strict=True):
-            mine.copy_(theirs)
+        torch._foreach_lerp_(self._averaged, self._model_tensors, 1 - decay)
+        for counter, model_counter in zip(self._counters, self._model_counters, strict=True):
+            counter.copy_(model_counter)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averaged network's weights and statistics."""
+        """Return the averaged weights and statistics."""
         return dict(self.model.state_dict())
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from an average; its tensors' values are copied, whatever their memory format."""
+        """Copy the values of ``state`` into the average; memory formats may differ."""
         self.model.load_state_dict(state)
 
 
-def _parts(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """What is averaged, and what is copied."""
+def _split_tensors(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the tensors to average, and those to copy."""
     tensors = [*(p.detach() for p in model.parameters()), *model.buffers()]
     return (
         [tensor for tensor in tensors if tensor.is_floating_point()],

@@ -1,7 +1,4 @@
-"""How much memory a step takes, and which batch would have fitted.
-
-Measures and tries; changes no setting.
-"""
+"""Measure memory use; when a batch does not fit, find the largest that does."""
 
 import gc
 import resource
@@ -15,55 +12,55 @@ from train.errors import FitError
 from train.optim.step import StepResult, TrainStep
 
 __all__ = [
-    "OUT_OF_MEMORY",
-    "fitting",
+    "OOM_ERRORS",
+    "gradients_in_memory",
     "is_out_of_memory",
     "largest_batch",
-    "next_of",
+    "next_batches",
     "oom_message",
     "peak_mb",
     "release",
 ]
 
-OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError, RuntimeError)
-"""What to catch before asking `is_out_of_memory`: a CPU's allocator raises a plain RuntimeError."""
+OOM_ERRORS = (torch.OutOfMemoryError, MemoryError, RuntimeError)
+"""Errors to catch and test by `is_out_of_memory`; the CPU allocator raises a plain RuntimeError."""
 
 
-CPU_SAYS = (
+CPU_OOM_MESSAGES = (
     "can't allocate memory",
     "not enough memory",
     "bad_alloc",
-    "could not create a primitive",  # oneDNN, whose buffers are its own.
+    "could not create a primitive",  # oneDNN allocates its own buffers.
 )
-"""What a RuntimeError of missing memory says on a CPU."""
+"""Parts of the RuntimeErrors that mean out of memory on a CPU."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out."""
+    """Return whether an error means out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return any(words in str(error) for words in CPU_SAYS)
+    return any(message in str(error) for message in CPU_OOM_MESSAGES)
 
 
 def peak_mb(device: torch.device) -> float:
-    """The most memory in use so far. MB: of the GPU by torch, or of this process on a CPU."""
+    """Return the peak memory use in MB: of torch on a GPU, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def largest_batch(fits: Callable[[int], bool], below: int) -> int:
-    """The largest batch that fits, by bisection.
+    """Find the largest batch that fits, by bisection.
 
     Args:
-        fits: Whether a batch of so many samples does.
-        below: A number of samples that does not.
+        fits: Returns whether a batch of that many samples fits.
+        below: A number of samples that does not fit.
 
     Returns:
-        0 if not even a single sample fits.
+        Number of samples, to about 6 %; 0 if a single sample does not fit.
     """
     good, bad = 0, below
-    while bad - good > max(1, good // 16):  # Near enough: memory varies a little between steps.
+    while bad - good > max(1, good // 16):  # Memory varies a little between steps.
         middle = (good + bad) // 2
         if fits(middle):
             good = middle
@@ -72,37 +69,39 @@ def largest_batch(fits: Callable[[int], bool], below: int) -> int:
     return good
 
 
-def next_of(batches: Iterator[Batch], count: int) -> list[Batch]:
-    """The next ``count`` batches, or fewer at the end, whose making may run out of memory.
+def next_batches(batches: Iterator[Batch], count: int) -> list[Batch]:
+    """Return the next ``count`` batches, or fewer at the end of the epoch.
 
     Raises:
-        FitError: It did.
+        FitError: The loader ran out of memory.
     """
     try:
         return list(islice(batches, count))
-    except OUT_OF_MEMORY as error:
+    except OOM_ERRORS as error:
         if not is_out_of_memory(error):
             raise
-    raise FitError("--batch: memory ran out while the loader made the next one; use a smaller one")
+    raise FitError("--batch: out of memory in the loader; use a smaller --batch")
 
 
-def fitting(step: TrainStep, batches: list[Batch], *, channels_last: bool) -> list[StepResult]:
-    """``step.gradients``, whose memory may run out.
+def gradients_in_memory(
+    step: TrainStep, batches: list[Batch], *, channels_last: bool
+) -> list[StepResult]:
+    """Call ``step.gradients``; if memory runs out, say which batch size fits.
 
     Args:
         step: The step.
-        batches: Of a step; emptied where they did not fit.
+        batches: Batches of one step; the list is emptied if they do not fit.
         channels_last: Memory format of the images.
 
     Raises:
-        FitError: They did not fit; the message says which would.
+        FitError: Out of memory; the message names the largest batch that fits.
     """
     try:
         return step.gradients(batches)
-    except OUT_OF_MEMORY as error:
+    except OOM_ERRORS as error:
         if not is_out_of_memory(error):
             raise
-    # Outside the handler: the failed step's tensors are free only when its traceback is.
+    # Outside the handler, because the traceback keeps the tensors of the failed step alive.
     (samples, _, _, res), device = batches[0].mask.shape, batches[0].mask.device
     batches.clear()
     raise FitError(oom_message(step, samples, res, device, channels_last=channels_last))
@@ -111,43 +110,43 @@ def fitting(step: TrainStep, batches: list[Batch], *, channels_last: bool) -> li
 def oom_message(
     step: TrainStep, batch: int, res: int, device: torch.device, *, channels_last: bool
 ) -> str:
-    """The line for a batch that did not fit, with the largest that would.
+    """Return the error line for a batch that did not fit; it names the largest that fits.
 
     Args:
         step: The step that failed.
-        batch: Samples that it was given.
-        res: Their resolution. Pixels.
-        device: Where they lie.
-        channels_last: Their memory format.
+        batch: Its number of samples.
+        res: Resolution. Pixels.
+        device: Device of the batch.
+        channels_last: Memory format of the images.
     """
 
     def fits(samples: int) -> bool:
         release()
         try:
-            # A compiled network would be compiled anew for each size that is tried.
+            # Else a compiled network would be compiled again for each size.
             with torch.compiler.set_stance("force_eager"):
                 step.gradient(synthetic(samples, res, device=device, channels_last=channels_last))
-        except OUT_OF_MEMORY as error:
+        except OOM_ERRORS as error:
             if not is_out_of_memory(error):
                 raise
             return False
         finally:
-            step.forget()
+            step.clear_gradients()
         return True
 
-    step.forget()
+    step.clear_gradients()
     largest = largest_batch(fits, batch)
     release()
     remedy = (
-        f"the largest that does is {largest}: use it, with --grad-accum to keep the step's size"
+        f"the largest that fits is {largest}: use it, with --grad-accum for the same total batch"
         if largest
-        else "not even one sample did after that: lower --batch or --res, or use another device"
+        else "a single sample does not fit either: lower --batch or --res, or use another device"
     )
     return f"--batch {batch}: does not fit into the memory of {device} at {res} px; {remedy}"
 
 
 def release() -> None:
-    """Give back what nothing holds any more, also what torch keeps at hand of a GPU's memory."""
+    """Collect garbage and empty torch's cache of GPU memory."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,8 +1,4 @@
-"""When the resolution changes, how the weights move, and how large each step is.
-
-Pure bookkeeping: stages and rates are numbers made from numbers; optimisers are torch's own, set up
-as the settings say. No file, no model, no device.
-"""
+"""Create the optimiser and compute the learning rate of each step."""
 
 from math import cos, pi
 from typing import Any
@@ -22,15 +18,15 @@ __all__ = [
     "rate",
 ]
 
-RISE = 0.3
-"""Share of a one-cycle run in which its rate rises."""
+ONECYCLE_WARMUP = 0.3
+"""Default length of the rise in a one-cycle schedule. Share of the run."""
 
-START, END = 1 / 25, 1 / 250_000
-"""Where a one-cycle rate begins and ends. Shares of its peak."""
+ONECYCLE_START, ONECYCLE_END = 1 / 25, 1 / 250_000
+"""First and last rate of a one-cycle schedule. Shares of the highest."""
 
 
 def make_optimizer(parameters: list[Tensor], optim: Optim) -> Optimizer:
-    """The optimiser that the settings describe, all of a step in one pass over the weights."""
+    """Create the optimiser of the settings, with fused steps."""
     options: dict[str, Any] = {"lr": optim.lr, "weight_decay": optim.weight_decay, "fused": True}
     if optim.optimizer == "adamw":
         return AdamW(parameters, **options)
@@ -38,10 +34,10 @@ def make_optimizer(parameters: list[Tensor], optim: Optim) -> Optimizer:
 
 
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Go on as the optimiser that gave ``state``.
+    """Restore the state of an optimiser.
 
-    A file keeps no memory format, and torch's fused steps walk weights and momenta in memory
-    order: every momentum is laid out as its weight is.
+    Checkpoints do not keep memory formats, but torch's fused steps need the same one for weights
+    and momenta: each momentum is converted to that of its weight.
     """
     optimizer.load_state_dict(state)
     for parameter, values in optimizer.state.items():
@@ -51,38 +47,41 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
 
 
 def rate(schedule: str, step: int, *, total: int, warmup: int) -> float:
-    """The rate of one step, as a share of the highest.
+    """Return the learning rate of one step as a share of the highest.
 
     cosine falls from 1 to 0 along half a cosine. onecycle rises from 1/25 to 1 and falls to
-    1/250,000, both along half a cosine; it is the whole rate that cycles: momentum stays.
+    1/250,000, both along half a cosine; momentum is constant.
 
     Args:
-        schedule: plateau, constant, cosine or onecycle; of the first two, only the warm-up.
-        step: From 0.
-        total: Steps of the whole run; after them, the last one's rate stays.
-        warmup: Steps in which the rate rises, in a straight line; onecycle: 0 means 30 % of them.
+        schedule: plateau, constant, cosine or onecycle; for the first two, only the warm-up.
+        step: Optimiser step, from 0.
+        total: Steps of the whole run; later steps have the rate of the last one.
+        warmup: Steps in which the rate rises linearly; onecycle: along half a cosine, and 0 means
+            30 % of the run.
 
     Source: Loshchilov and Hutter 2017, SGDR; Smith and Topin 2018, Super-Convergence.
     """
     if schedule == "onecycle":
-        rise = warmup or max(1, round(RISE * total))
+        rise = warmup or max(1, round(ONECYCLE_WARMUP * total))
         if step < rise:
-            return START + (1 - START) * _eased(step / rise)
-        return 1 - (1 - END) * _eased(min(1.0, (step - rise) / max(1, total - 1 - rise)))
+            return ONECYCLE_START + (1 - ONECYCLE_START) * _half_cosine(step / rise)
+        return 1 - (1 - ONECYCLE_END) * _half_cosine(
+            min(1.0, (step - rise) / max(1, total - 1 - rise))
+        )
     if step < warmup:
         return (step + 1) / warmup
     if schedule == "cosine":
-        return 1 - _eased(min(1.0, (step - warmup) / max(1, total - warmup)))
+        return 1 - _half_cosine(min(1.0, (step - warmup) / max(1, total - warmup)))
     return 1.0
 
 
 class LearningRate:
-    """The learning rate over a run.
+    """Sets the learning rate of an optimiser over a run.
 
-    ``plateau`` multiplies it by ``factor`` after ``patience`` epochs without a lower loss. Losses
-    at two resolutions do not compare, so a new stage forgets the best one and keeps the rate.
-    Every rank must pass the same loss, or their rates part. The other schedules are functions of
-    the step alone: a run that goes on needs no state of theirs.
+    ``plateau`` multiplies the rate by ``factor`` after ``patience`` epochs without a lower loss.
+    Losses of different resolutions cannot be compared, so a new stage keeps the rate and resets
+    the best loss. Every rank must pass the same loss, else their rates differ. The other schedules
+    depend on the step only.
     """
 
     def __init__(self, optimizer: Optimizer, optim: Optim) -> None:
@@ -99,23 +98,23 @@ class LearningRate:
 
     @property
     def value(self) -> float:
-        """The rate of the last step; before the first, the one that was asked for."""
+        """Rate of the last step; before the first step, the rate of the settings."""
         return float(self._optimizer.param_groups[0]["lr"])
 
-    def over(self, total: int) -> int:
-        """Say how many steps the whole run has.
+    def set_total_steps(self, total: int) -> int:
+        """Set the number of steps of the whole run.
 
         Returns:
-            The number that it had before, where the rates to come are others for it; else 0.
+            The previous number if it differs and the schedule depends on it; else 0.
 
         Raises:
-            ConfigError: The warm-up takes all of them.
+            ConfigError: The warm-up takes the whole run.
         """
         if self._schedule not in ("cosine", "onecycle"):
             return 0
         if self._warmup >= total:
             raise ConfigError(
-                f"--warmup {self._warmup}: the run has {total} steps; expected fewer of warm-up"
+                f"--warmup {self._warmup}: the run has {total} steps; expected a shorter warm-up"
             )
         before, self._total = self._total, total
         return before if before != total else 0
@@ -126,30 +125,30 @@ class LearningRate:
         self._set(self._base * share)
 
     def after_epoch(self, loss: float) -> None:
-        """Account for an epoch that ended with ``loss`` on the watched split."""
+        """Update the plateau schedule with the ``loss`` of an epoch."""
         if self._plateau is not None:
             self._set(self._base)
             self._plateau.step(loss)
             self._base = self.value
 
     def new_stage(self) -> None:
-        """Forget losses of another resolution."""
+        """Reset the best loss: losses of another resolution cannot be compared."""
         if self._plateau is not None:
             self._plateau.best = self._plateau.mode_worse
             self._plateau.num_bad_epochs = 0
             self._plateau.cooldown_counter = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What decides the rates to come; numbers and lists."""
+        """Return the state that determines later rates; numbers and lists."""
         if self._plateau is not None:
             return {**self._plateau.state_dict(), "base": self._base}
         return {"total": self._total} if self._total else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on as the schedule that gave ``state``, the optimiser loaded before."""
+        """Restore the state; the optimiser must be restored first."""
         if self._plateau is not None:
             state = dict(state)
-            # A state without it is of a time without warm-up.
+            # Checkpoints from before the warm-up setting have no "base".
             self._base = state.pop("base", self.value)
             self._plateau.load_state_dict(state)
         self._total = state.get("total", 0)
@@ -159,6 +158,6 @@ class LearningRate:
             group["lr"] = value
 
 
-def _eased(share: float) -> float:
-    """From 0 to 1 as ``share`` does, along half a cosine."""
+def _half_cosine(share: float) -> float:
+    """Map ``share`` in [0, 1] to [0, 1] along half a cosine."""
     return (1 - cos(pi * share)) / 2

@@ -1,6 +1,6 @@
-"""One step of training or of evaluation: batches in, results out.
+"""Run one step of training or of evaluation.
 
-Nothing is read back from the device, logged or saved here, so a GPU's queue never drains.
+Nothing is copied from the device here, so the CPU never waits for the GPU.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ __all__ = ["EvalStep", "StepResult", "TrainStep"]
 
 
 class StepResult(NamedTuple):
-    """What a step found out; tensors stay on the device, without a graph."""
+    """Loss and prediction of a batch; tensors on the device, detached."""
 
     parts: LossParts
     """Loss of the batch: float32 scalars."""
@@ -31,30 +31,30 @@ class StepResult(NamedTuple):
 
 
 class EvalStep:
-    """Prediction and loss without a gradient."""
+    """Compute prediction and loss without gradients."""
 
     def __init__(self, model: nn.Module, criterion: Criterion, precision: Precision) -> None:
         self._model = model
         self._criterion = criterion
         self._precision = precision
         self._largest: dict[int, int] = {}
-        """Of each resolution, the most samples that a batch had so far."""
+        """Resolution → largest batch size so far."""
 
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> StepResult:
-        """Evaluate one batch of at least one sample, the network in evaluation mode."""
+        """Evaluate a batch of at least one sample; the network must be in evaluation mode."""
         count, res = batch.mask.shape[0], batch.mask.shape[-1]
         largest = self._largest[res] = max(count, self._largest.get(res, 0))
-        # Finding a split's one short batch the fastest algorithms takes longer than computing it.
+        # For the one short batch of a split, the algorithm search takes longer than computing it.
         with _without_search() if count < largest else nullcontext():
             raw = _forward(self._model, batch, self._precision)
-        assert not isinstance(raw, Scales)  # Heads are for training alone.
+        assert not isinstance(raw, Scales)  # Auxiliary heads exist in training only.
         parts = self._criterion(raw, batch.mask, batch.depth)
         return StepResult(parts, self._criterion.activate(raw))
 
 
 class TrainStep:
-    """Prediction, loss, gradient, clipping and one step of the optimiser."""
+    """Compute loss and gradients, clip them, and make one optimiser step."""
 
     def __init__(
         self,
@@ -67,16 +67,16 @@ class TrainStep:
         clip_by: str,
         supervision: float = 0.0,
     ) -> None:
-        """Hold what a step works on.
+        """Create the step.
 
         Args:
-            model: Takes (B, 6, R, R), returns raw outputs, perhaps at several scales.
-            criterion: Turns raw outputs and targets into a loss.
-            optimizer: Over the model's parameters.
-            precision: From `precision_of`; fp16 scales the loss.
-            clip: Largest norm or value of the gradient; 0 clips nothing.
+            model: Takes (B, 6, R, R); returns raw outputs, at one or several scales.
+            criterion: Computes the loss of raw outputs and targets.
+            optimizer: Optimiser of the model's parameters.
+            precision: From `choose_precision`; fp16 uses loss scaling.
+            clip: Largest norm or value of the gradient; 0: no clipping.
             clip_by: norm or value.
-            supervision: Weight of the losses at coarser scales, where the network has them.
+            supervision: Weight of the losses at coarser scales, if the network has them.
         """
         self._model = model
         self._criterion = criterion
@@ -91,39 +91,39 @@ class TrainStep:
         )
 
     def __call__(self, batches: Sequence[Batch]) -> list[StepResult]:
-        """Make one step of the optimiser, the network in training mode.
+        """Make one optimiser step; the network must be in training mode.
 
         Args:
-            batches: Of equal size; the step follows the mean of their losses.
+            batches: Batches of equal size, whose gradients are averaged.
 
         Returns:
-            A result for each batch.
+            One result per batch.
         """
         results = self.gradients(batches)
-        self.move()
+        self.update_weights()
         return results
 
     def gradients(self, batches: Sequence[Batch]) -> list[StepResult]:
-        """The first part of a step: no weight moves, only batch norm's statistics.
+        """Compute the gradients of a step; only the statistics of batch norms change.
 
         Args:
-            batches: As for the whole step.
+            batches: Batches of equal size, whose gradients are averaged.
 
         Returns:
-            A result for each batch.
+            One result per batch.
         """
         self._optimizer.zero_grad(set_to_none=True)
         results = []
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
-            # Gradients travel between ranks once a step, with the last batch.
-            silent = None if last else getattr(self._model, "no_sync", None)
-            with silent() if silent else nullcontext():
+            # Ranks exchange gradients once per step, with the last batch.
+            no_sync = None if last else getattr(self._model, "no_sync", None)
+            with no_sync() if no_sync else nullcontext():
                 results.append(self.gradient(batch, share=1 / len(batches)))
         return results
 
-    def move(self) -> None:
-        """The second part of a step: clip the gradients, and follow them."""
+    def update_weights(self) -> None:
+        """Clip the gradients and update the weights."""
         if self._clip:
             self.scaler.unscale_(self._optimizer)
             if self._clip_by == "norm":
@@ -134,7 +134,7 @@ class TrainStep:
         self.scaler.update()
 
     def gradient(self, batch: Batch, *, share: float = 1.0) -> StepResult:
-        """Add the gradient of ``share`` times a batch's loss; the weights stay."""
+        """Add the gradient of ``share`` times the loss of a batch."""
         raw = _forward(self._model, batch, self._precision)
         coarse: list[Prediction] = []
         if isinstance(raw, Scales):
@@ -142,22 +142,22 @@ class TrainStep:
         parts = self._criterion(raw, batch.mask, batch.depth)
         loss = parts.total
         if coarse:
-            more = coarse_loss(self._criterion, coarse, batch.mask, batch.depth)
-            loss = loss + self._supervision * more
+            auxiliary = coarse_loss(self._criterion, coarse, batch.mask, batch.depth)
+            loss = loss + self._supervision * auxiliary
         loss = loss if share == 1 else loss * share
         torch.autograd.backward(self.scaler.scale(loss))
         with torch.no_grad():
             prediction = self._criterion.activate(Prediction(*(each.detach() for each in raw)))
         return StepResult(LossParts(*(part.detach() for part in parts)), prediction)
 
-    def forget(self) -> None:
-        """Drop all gradients, and the memory they take."""
+    def clear_gradients(self) -> None:
+        """Free the memory of all gradients."""
         self._optimizer.zero_grad(set_to_none=True)
 
 
 @contextmanager
 def _without_search() -> Iterator[None]:
-    """Take the algorithms that cuDNN expects to be fast, without trying which are."""
+    """Let cuDNN choose algorithms by heuristics, without a search."""
     search = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False
     try:
@@ -167,7 +167,7 @@ def _without_search() -> Iterator[None]:
 
 
 def _forward(model: nn.Module, batch: Batch, precision: Precision) -> Prediction | Scales:
-    """Raw outputs; both images of a sample stacked to six channels."""
+    """Return raw outputs for both images of each sample, concatenated to (B, 6, R, R)."""
     images: Tensor = torch.cat((batch.bg, batch.fg_bg), dim=1)
     with torch.autocast(images.device.type, precision.dtype, enabled=precision.name != "fp32"):
         return cast(Prediction | Scales, model(images))

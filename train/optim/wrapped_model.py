@@ -1,8 +1,7 @@
-"""The network of a run in its several shapes: as it trains, and as it is judged and kept.
+"""Wrap the network of a run: deep supervision, DDP, torch.compile and EMA.
 
-``model`` holds the weights. Training may go through heads for its coarser scales, through the
-exchange of gradients between ranks and through the compiler; judging may be of averaged weights.
-This module computes no loss and moves no weight.
+``model`` holds the weights, ``training`` is the wrapped network to train, and ``evaluated`` is the
+network to evaluate and save: the average of the weights, or ``model`` itself.
 """
 
 from collections.abc import Iterator
@@ -23,15 +22,15 @@ from train.errors import ConfigError
 from train.optim.compute import move_model
 from train.optim.ema import WeightAverage
 
-__all__ = ["WrappedModel", "alone", "compiling"]
+__all__ = ["WrappedModel", "single_rank_messages", "translate_compile_errors"]
 
 
-COMPILERS = ("torch._dynamo", "torch._inductor")
-"""Whose errors are of compiling; everything else is of computing."""
+COMPILER_MODULES = ("torch._dynamo", "torch._inductor")
+"""Errors of these modules are compile errors."""
 
 
 class WrappedModel:
-    """One network, and what stands around it."""
+    """One network and its wrappers."""
 
     def __init__(
         self,
@@ -42,17 +41,17 @@ class WrappedModel:
         make_model: MakeModel,
         targets: tuple[str, ...] = TARGETS,
     ) -> None:
-        """Make them, with fresh weights.
+        """Create the network with initial weights.
 
         Args:
             config: The settings of the run.
-            world: Place among other processes, which are connected already.
-            device: Where to compute.
-            make_model: Makes the network that the settings name.
-            targets: Of mask and depth, what it learns; what serves the other alone rests.
+            world: Rank of this process; the process group must exist.
+            device: Device of the network.
+            make_model: Creates a network by name.
+            targets: Targets to train; parameters that only serve the other target are frozen.
 
         Raises:
-            ConfigError: The settings ask for what this network or this device cannot do.
+            ConfigError: The network or the device does not support a setting.
         """
         self._config = config
         self._world = world
@@ -68,20 +67,20 @@ class WrappedModel:
             self._heads = supervised.heads
         move_model(whole, device, channels_last=config.compute.channels_last)
         if set(targets) != set(TARGETS):
-            _rest(whole, targets, device)
+            _freeze_unused(whole, targets, device)
         self.average = WeightAverage(self.model, config.optim.ema) if config.optim.ema else None
         self.parameters: list[Tensor] = [p for p in whole.parameters() if p.requires_grad]
-        """All that training moves, the network's own first."""
-        self.training = self._compiled(self._shared(whole))
-        """The same weights as they train."""
+        """Trainable parameters, those of ``model`` first."""
+        self.training = self._compiled(self._distributed(whole))
+        """The wrapped network; it shares its weights with ``model``."""
 
     @property
-    def judged(self) -> nn.Module:
-        """The network that is judged and kept."""
+    def evaluated(self) -> nn.Module:
+        """Network to evaluate and save."""
         return self.model if self.average is None else self.average.model
 
     def state_dict(self) -> dict[str, Any]:
-        """All weights, by what they are for."""
+        """Return the weights of the network, its auxiliary heads and its average."""
         state: dict[str, Any] = {"model": self.model.state_dict()}
         if self._heads is not None:
             state["heads"] = self._heads.state_dict()
@@ -90,79 +89,80 @@ class WrappedModel:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the weights that `state_dict` gave."""
+        """Restore the weights of `state_dict`."""
         self.model.load_state_dict(state["model"])
         if self._heads is not None:
             self._heads.load_state_dict(state["heads"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
 
-    def _shared(self, model: nn.Module) -> nn.Module:
-        """The network whose gradients are averaged over all ranks; same weights as ``model``."""
+    def _distributed(self, model: nn.Module) -> nn.Module:
+        """Wrap ``model`` in DDP if there are several ranks."""
         if self._world.size == 1:
             return model
         on_gpu = self._device.type == "cuda"
         if self._config.compute.sync_bn:
             if not on_gpu:
-                raise ConfigError("--sync-bn: torch has it for GPUs only; expected --device cuda")
+                raise ConfigError("--sync-bn: torch supports it on GPUs only; use --device cuda")
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         ids = [self._device] if on_gpu else None
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
     def _compiled(self, model: nn.Module) -> nn.Module:
-        """The network as it trains: compiled anew when a size is seen for the first time."""
+        """Compile ``model`` if the settings say so; every new input size is compiled once."""
         how = self._config.compute.compile
         if how == "no":
             return model
         if how == "graphs" and self._device.type != "cuda":
             raise ConfigError(
-                "--compile graphs: only GPUs have CUDA graphs; "
-                "expected --device cuda, or --compile yes"
+                "--compile graphs: CUDA graphs need a GPU; use --device cuda, or --compile yes"
             )
         if how == "graphs" and (self._config.optim.grad_accum > 1 or self._world.size > 1):
-            # A second replay writes over the gradients that the first one left.
+            # A second replay overwrites the gradients of the first.
             raise ConfigError(
-                "--compile graphs: one GPU and one batch a step only; "
-                "expected --grad-accum 1 without torchrun, or --compile yes"
+                "--compile graphs: supports one GPU and one batch per step only; "
+                "use --grad-accum 1 without torchrun, or --compile yes"
             )
         mode = "reduce-overhead" if how == "graphs" else "default"
         return cast(nn.Module, torch.compile(model, dynamic=False, mode=mode))
 
 
-def alone(config: Config, world: World) -> list[str]:
-    """A line for whoever asked for what a single rank cannot do, and need not."""
+def single_rank_messages(config: Config, world: World) -> list[str]:
+    """Return a line for each setting that has no effect with a single rank."""
     if config.compute.sync_bn and world.size == 1:
-        return ["--sync-bn: does nothing here: it takes several ranks (torchrun), and this is one"]
+        return ["--sync-bn: has no effect with one rank; use torchrun for several"]
     return []
 
 
 @contextmanager
-def compiling(how: str) -> Iterator[None]:
-    """Where a network may be compiled, for it is called.
+def translate_compile_errors(mode: str) -> Iterator[None]:
+    """Turn errors of torch.compile in the block into one line.
 
     Raises:
-        ConfigError: It cannot be compiled here: there is no compiler, as a rule.
+        ConfigError: The network cannot be compiled, usually because there is no C++ compiler.
     """
     try:
         yield
     except Exception as error:
-        if how == "no" or not type(error).__module__.startswith(COMPILERS):
+        if mode == "no" or not type(error).__module__.startswith(COMPILER_MODULES):
             raise
         reason = next(iter(str(error).splitlines()), "")[:200]
         raise ConfigError(
-            f"--compile {how}: this machine cannot compile the network ({reason}); install a C++ "
-            "compiler (g++), or go on with --resume --compile no"
+            f"--compile {mode}: the network cannot be compiled here ({reason}); install a C++ "
+            "compiler (g++), or continue with --resume --compile no"
         ) from error
 
 
-def _rest(model: nn.Module, targets: tuple[str, ...], device: torch.device) -> None:
-    """Leave alone what serves none of ``targets``: ranks would wait for its gradients for ever."""
+def _freeze_unused(model: nn.Module, targets: tuple[str, ...], device: torch.device) -> None:
+    """Freeze parameters without influence on ``targets``: DDP would wait for their gradients."""
     training = model.training
     raw = model.eval()(torch.zeros(1, 6, MULTIPLE, MULTIPLE, device=device))
     model.train(training)
-    said = [raw.prediction, *raw.coarse] if isinstance(raw, Scales) else [raw]
-    outputs = [getattr(prediction, target).sum() for prediction in said for target in targets]
+    predictions = [raw.prediction, *raw.coarse] if isinstance(raw, Scales) else [raw]
+    outputs = [
+        getattr(prediction, target).sum() for prediction in predictions for target in targets
+    ]
     parameters = list(model.parameters())
-    found = torch.autograd.grad(outputs, parameters, allow_unused=True)
-    for parameter, gradient in zip(parameters, found, strict=True):
+    gradients = torch.autograd.grad(outputs, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.requires_grad_(gradient is not None)

@@ -1,7 +1,4 @@
-"""Runs side by side: what was set differently, and what came of it.
-
-Reads what runs left; judges nothing anew.
-"""
+"""Compare runs: the settings that differ, and the metrics and speed of each run."""
 
 import json
 from collections.abc import Sequence
@@ -11,24 +8,24 @@ from typing import Any
 from train.errors import RunError
 from train.evaluation.metrics import FIGURES
 from train.settings import from_toml, settings
-from train.tracking.metrics_log import MetricsLog, plain
+from train.tracking.metrics_log import MetricsLog, json_safe
 
 __all__ = ["Comparison", "compare"]
 
 SPEEDS = ("samples_per_s", "data_wait", "peak_memory_mb")
-PLACES = {"out", "shards"}
-"""Settings that say where, not what."""
+PATHS = {"out", "shards"}
+"""Settings that are paths; they are not compared."""
 
 
 class Comparison:
-    """Several runs, ready to print."""
+    """Table of several runs."""
 
     def __init__(self, runs: Sequence[dict[str, Any]]) -> None:
         self.runs = list(runs)
 
     def to_json(self) -> str:
-        """One JSON object: ``runs``, each with name, differing settings, figures and speed."""
-        return json.dumps(plain({"runs": self.runs}))
+        """Return one JSON object: ``runs``, each with name, settings, metrics and speed."""
+        return json.dumps(json_safe({"runs": self.runs}))
 
     def __str__(self) -> str:
         rows = [["", *(run["run"] for run in self.runs)]]
@@ -50,20 +47,22 @@ class Comparison:
 
 
 def compare(paths: Sequence[Path]) -> Comparison:
-    """Read runs: the settings in which they differ, and each one's best epoch.
+    """Read the settings in which runs differ, and the best epoch of each run.
 
-    The best epoch is that of the lowest loss at the run's last resolution, on the validation split
-    where there is one.
+    The best epoch has the lowest loss at the last resolution of the run, on the validation split
+    if there is one.
 
     Raises:
-        RunError: One of them is no run, or has not finished an epoch.
-        ConfigError: The settings of one cannot be read.
+        RunError: A path is not a run, or the run has not finished an epoch.
+        ConfigError: The settings of a run cannot be read.
     """
     configs, runs = [], []
     for path in paths:
-        records = MetricsLog(path / "metrics.jsonl").figures()
+        records = MetricsLog(path / "metrics.jsonl").read_checked()
         if not (path / "config.toml").is_file() or not records:
-            raise RunError(f"{path}: no run that has judged an epoch; expected one of `train run`")
+            raise RunError(
+                f"{path}: not a run with a finished epoch; expected an --out of `train run`"
+            )
         configs.append(from_toml(path / "config.toml"))
         last = records[-1]["res"]
         best = min((r for r in records if r["res"] == last), key=lambda r: _loss(r))
@@ -81,10 +80,10 @@ def compare(paths: Sequence[Path]) -> Comparison:
     differing = {}
     for setting in settings():
         values = [getattr(getattr(config, setting.section), setting.name) for config in configs]
-        if setting.name not in PLACES and any(value != values[0] for value in values):
+        if setting.name not in PATHS and any(value != values[0] for value in values):
             differing[setting.key] = values
-    for place, run in enumerate(runs):
-        run["settings"] = {key: values[place] for key, values in differing.items()}
+    for number, run in enumerate(runs):
+        run["settings"] = {key: values[number] for key, values in differing.items()}
     return Comparison(runs)
 
 
@@ -94,7 +93,7 @@ def _loss(record: dict[str, Any]) -> float:
 
 
 def _setting(value: object) -> str:
-    """As it would be typed."""
+    """Format a value as on the command line."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,7 +1,6 @@
-"""A run as one HTML page that stands alone: curves, panels, the worst samples, small and large.
+"""Write the HTML report of a run: curves, panels, worst samples, metrics by object size.
 
-Reads what a run left and judges its network once more, sample by sample; it trains nothing. All
-pictures lie inside the page, so it can be sent by mail.
+The network is evaluated again on every sample. All images are embedded, so the report is one file.
 """
 
 import tempfile
@@ -29,12 +28,12 @@ from train.report.charts import chart
 from train.tracking.image_panels import draw
 from train.tracking.metrics_log import MetricsLog
 
-__all__ = ["report_of", "write_report"]
+__all__ = ["report_run", "write_report"]
 
-WORST = 8
-WORST_BY = {"mask": "IoU of the mask, lowest", "depth": "RMSE of the depth, highest"}
-PANELS = 8
-"""Panels shown at most, evenly spread over the epochs."""
+WORST_COUNT = 8
+WORST_BY = {"mask": "IoU of the mask", "depth": "RMSE of the depth"}
+MAX_PANELS = 8
+"""Maximum number of panels, evenly spread over the epochs."""
 
 CHARTS = {
     "Total loss": "loss",
@@ -56,26 +55,27 @@ svg polyline { fill: none; stroke-width: 1.8 } pre { background: #f5f5f5; paddin
 """
 
 
-def report_of(
+def report_run(
     run: Path, *, shards: str | None = None, out: Path | None = None, device: str = "auto"
 ) -> Path:
-    """Write the report of a run, from its folder alone.
+    """Write the report of a run.
 
     Args:
         run: The run's folder.
-        shards: Where the data set lies now; where the run read it by default.
-        out: The page; ``run/report.html`` by default.
-        device: Where to judge the network.
+        shards: Data set; by default that of the run.
+        out: The page; by default ``run/report.html``.
+        device: Setting ``device``.
 
     Raises:
-        TrainError: There is no run, no network, or no data set.
+        TrainError: There is no run or no network.
+        ShardifyError: The data set cannot be read.
     """
     trained = load_trained(run)
-    where = pick_device(device, World())
+    chosen = pick_device(device, World())
     source = ShardDataset(
-        shards or trained.config.data.shards, world=World(), device=where, res=trained.res
+        shards or trained.config.data.shards, world=World(), device=chosen, res=trained.res
     )
-    return write_report(run, source, out=out, device=where)
+    return write_report(run, source, out=out, device=chosen)
 
 
 def write_report(
@@ -86,56 +86,56 @@ def write_report(
     device: torch.device,
     make_model: MakeModel = create,
 ) -> Path:
-    """Write the report of a run on a data set that is open.
+    """Write the report of a run on an open data set.
 
     Args:
-        run: The run's folder: records, panels and weights.
-        source: The data set, as one rank sees it alone.
-        out: The page; ``run/report.html`` by default.
-        device: Where to judge the network.
-        make_model: Makes the network that the weights name.
+        run: The run's folder: metrics, panels and weights.
+        source: The data set, opened for a single rank.
+        out: The page; by default ``run/report.html``.
+        device: Device of the network.
+        make_model: Creates a network by name.
 
     Raises:
-        RunError: There are no records, or the page cannot be written.
+        RunError: There are no metrics, or the page cannot be written.
         CheckpointError: There are no weights.
     """
-    records = MetricsLog(run / "metrics.jsonl").figures()
+    records = MetricsLog(run / "metrics.jsonl").read_checked()
     if not records:
-        raise RunError(f"{run}: no metrics.jsonl, or an empty one; train first")
+        raise RunError(f"{run}: metrics.jsonl is missing or empty; train first")
     trained = load_trained(run, make_model=make_model)
     targets = common_targets(trained, source)
     split = "val" if source.samples("val") else "train"
-    batch = min(16, source.samples(split))  # A full one, also of a small training split.
+    batch = min(16, source.samples(split))  # The training loader drops an incomplete batch.
     loader = source.open(split, res=trained.res, batch=batch, augment=False, seed=0)
     try:
-        fares, rows, worst = evaluate_samples(
-            trained, loader, device=device, precision="auto", worst=WORST, roles=source.roles
+        samples, rows, worst = evaluate_samples(
+            trained, loader, device=device, precision="auto", worst=WORST_COUNT, roles=source.roles
         )
     finally:
         loader.close()
-    picture = ""
+    worst_image = ""
     if rows is not None:
         try:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "worst.png"
                 draw(path, rows, mean=trained.mean, std=trained.std)
-                picture = _image(path)
+                worst_image = _image(path)
         except OSError as error:
             raise RunError(
-                f"{run}: no room to draw its worst samples ({error}); let TMPDIR name a folder "
-                "with some"
+                f"{run}: the image of the worst samples cannot be written ({error}); set TMPDIR to "
+                "a folder with free space"
             ) from error
     path = out or run / "report.html"
     body = [
         _summary(records, trained.path.name, trained.step),
         "<h2>Curves</h2>",
         _curves(records),
-        "<h2>Panels</h2><p>The same samples after each epoch shown.</p>",
+        "<h2>Panels</h2><p>The same samples at several epochs.</p>",
         *_panels(run / "panels"),
-        f"<h2>Worst samples ({split})</h2><p>By {WORST_BY[targets[0]]} first.</p>",
+        f"<h2>Worst samples ({split})</h2><p>Sorted by {WORST_BY[targets[0]]}, worst first.</p>",
         _worst(worst, targets),
-        picture,
-        _sizes(group_by_size(fares), targets) if "mask" in targets else "",
+        worst_image,
+        _sizes(group_by_size(samples), targets) if "mask" in targets else "",
         f"<h2>Settings</h2><pre>{escape(_text(run / 'config.toml'))}</pre>",
     ]
     try:
@@ -146,28 +146,29 @@ def write_report(
 
 
 def _summary(records: Sequence[Mapping[str, Any]], weights: str, step: int) -> str:
-    """The last epoch's figures, and how fast it was."""
+    """Format metrics and speed of the last epoch."""
     last = records[-1]
     rows = [
         (
-            _named(name, what),
+            _label(name, description),
             *(_number((last[split] or {}).get(name)) for split in ("train", "val")),
         )
-        for name, what in FIGURES.items()
+        for name, description in FIGURES.items()
         if name in last["train"]
     ]
     epochs = f"{len(records)} epoch{'s' * (len(records) > 1)}"
     return (
         f"<p>{epochs}, {last['step']} steps, last at {last['res']} px; "
         f"{last['samples_per_s']:.1f} samples/s, data-wait {100 * last['data_wait']:.1f} % of the "
-        f"step time, {last['peak_memory_mb']:.0f} MB at the peak. Samples below are judged by "
-        f"{escape(weights)} (step {step}).</p>" + html.table(rows, ("last epoch", "train", "val"))
+        f"step time, peak memory {last['peak_memory_mb']:.0f} MB. The samples below were evaluated "
+        f"with {escape(weights)} (step {step}).</p>"
+        + html.table(rows, ("last epoch", "train", "val"))
     )
 
 
 def _curves(records: Sequence[Mapping[str, Any]]) -> str:
     charts = []
-    # Between two epochs: figures at two resolutions do not compare.
+    # Mark changes of the resolution: metrics before and after cannot be compared.
     changes = {
         after["epoch"] - 0.5: f"{after['res']} px"
         for before, after in pairwise(records)
@@ -189,57 +190,65 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> str:
 
 def _panels(folder: Path) -> list[str]:
     files = sorted(folder.glob("epoch-*.png"))
-    if len(files) > PANELS:
-        files = [files[i * (len(files) - 1) // (PANELS - 1)] for i in range(PANELS)]
-    return [_image(path) for path in files] or ["<p>None were drawn.</p>"]
+    if len(files) > MAX_PANELS:
+        last = len(files) - 1
+        files = [files[i * last // (MAX_PANELS - 1)] for i in range(MAX_PANELS)]
+    return [_image(path) for path in files] or ["<p>There are no panels.</p>"]
 
 
 def _worst(worst: Sequence[SampleMetrics], targets: tuple[str, ...]) -> str:
-    heads, rows = ["sample"], [[one.key] for one in worst]
+    heads, rows = ["sample"], [[sample.key] for sample in worst]
     if "mask" in targets:
         heads += ["IoU", "object"]
-        for row, one in zip(rows, worst, strict=True):
-            row += [f"{one.iou:.3f}", f"{100 * one.area:.1f} %"]
+        for row, sample in zip(rows, worst, strict=True):
+            row += [f"{sample.iou:.3f}", f"{100 * sample.area:.1f} %"]
     if "depth" in targets:
         heads.append("depth RMSE")
-        for row, one in zip(rows, worst, strict=True):
-            row.append(f"{one.rmse:.4f}")
+        for row, sample in zip(rows, worst, strict=True):
+            row.append(f"{sample.rmse:.4f}")
     return html.table(rows, heads)
 
 
 def _sizes(groups: Sequence[SizeGroup], targets: tuple[str, ...]) -> str:
-    """Small objects against large ones."""
-    deep = "depth" in targets
+    """Format the metrics by object size."""
+    with_depth = "depth" in targets
     rows = [
         (
-            f"{100 * band.low:.1f} to {100 * band.high:.1f} %",
-            str(band.samples),
-            *(f"{value:.3f}" for value in (band.iou, band.precision, band.recall)),
-            f"{100 * (1 - band.recall):.1f} %",
-            f"{100 * (1 - band.precision):.1f} %",
-            *([f"{band.rmse:.4f}"] if deep else []),
+            f"{100 * group.low:.1f} to {100 * group.high:.1f} %",
+            str(group.samples),
+            *(f"{value:.3f}" for value in (group.iou, group.precision, group.recall)),
+            f"{100 * (1 - group.recall):.1f} %",
+            f"{100 * (1 - group.precision):.1f} %",
+            *([f"{group.rmse:.4f}"] if with_depth else []),
         )
-        for band in groups
+        for group in groups
     ]
-    heads = ("object, share of the picture", "samples", "IoU", "precision", "recall")
-    more = ("object taken for ground", "ground in what was taken for object")
-    last = ["depth RMSE"] if deep else []
-    return "<h2>Small and large objects</h2>" + html.table(rows, (*heads, *more, *last))
+    heads = [
+        *("object, share of the image", "samples", "IoU", "precision", "recall"),
+        *("object pixels missed", "predicted pixels that are background"),
+        *(["depth RMSE"] if with_depth else []),
+    ]
+    return "<h2>Small and large objects</h2>" + html.table(rows, heads)
 
 
 def _image(path: Path) -> str:
-    """A picture inside the page; JPEG, since panels are mostly photographs."""
+    """Embed an image as JPEG, because panels are mostly photographs."""
     try:
         with Image.open(path) as image:
             return f"<figure>{html.picture(image.convert('RGB'), path.stem)}</figure>"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # Pillow's, all four.
-        return f"<p>{escape(path.stem)} cannot be read: it is damaged, or no picture.</p>"
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ):  # All four are raised by Pillow.
+        return f"<p>{escape(path.stem)} cannot be read: it is damaged, or not an image.</p>"
 
 
-def _named(name: str, what: str) -> str:
-    """What a figure is, and of which target."""
+def _label(name: str, description: str) -> str:
+    """Return the description of a metric with its target."""
     target = name.partition("_")[0]
-    return f"{target}: {what}" if target in WORST_BY else what
+    return f"{target}: {description}" if target in WORST_BY else description
 
 
 def _number(value: float | None) -> str:
@@ -247,7 +256,7 @@ def _number(value: float | None) -> str:
 
 
 def _text(path: Path) -> str:
-    """What can be read of a text: it is shown, not used."""
+    """Read a text for display; bytes that are not UTF-8 are replaced."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:

@@ -4,13 +4,13 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["Screen", "epoch_line"]
+__all__ = ["Console", "epoch_line"]
 
 
-SHOWN = {
+_EPOCH_LINE_METRICS = {
     "mask_iou": ("IoU", 3),
     "mask_dice": ("Dice", 3),
     "mask_precision": ("precision", 3),
@@ -20,30 +20,30 @@ SHOWN = {
     "depth_absrel": ("AbsRel", 3),
     "depth_delta1": ("delta<1.25", 3),
 }
-"""Figures of an epoch's line, as they are called there, and their digits."""
+"""Metrics of an epoch's line: key → label and number of digits."""
 
 
-class Screen:
-    """A progress bar on a terminal; elsewhere, and after each epoch, a plain line."""
+class Console:
+    """Print lines, and draw a progress bar if standard error is a terminal."""
 
     def __init__(self, *, to_stderr: bool = False, quiet: bool = False) -> None:
-        """Speak to the user.
+        """Create a console without a bar.
 
         Args:
-            to_stderr: Keep standard output free: lines go where the bar goes.
-            quiet: Say nothing.
+            to_stderr: Print lines on standard error, where the bar is.
+            quiet: Print nothing.
         """
         self._lines: TextIO = sys.stderr if to_stderr else sys.stdout
         self._quiet = quiet
-        self._console = Console(stderr=True)
+        self._rich = RichConsole(stderr=True)
         self._progress: Progress | None = None
 
-    def hush(self) -> None:
-        """Say nothing from now on: another rank speaks."""
+    def silence(self) -> None:
+        """Print nothing from now on (ranks other than the first)."""
         self._quiet = True
 
-    def say(self, line: str) -> None:
-        """One line, above the bar if there is one."""
+    def print_line(self, line: str) -> None:
+        """Print a line, above the bar if there is one."""
         if self._quiet:
             return
         try:
@@ -54,22 +54,24 @@ class Screen:
                 text = line.encode(coding, "replace").decode(coding)
                 print(text, file=self._lines, flush=True)
         except OSError as error:
-            # A run does not end because nobody hears of it any more.
+            # A run must not end because its output cannot be written.
             if self._lines is sys.stdout:
-                # What it still holds would fail once more when the interpreter ends.
+                # Its buffer would fail once more when the interpreter exits.
                 sys.stdout, self._lines = None, sys.stderr
-                self.say(f"Warning: standard output cannot be written ({error}); hear it here")
-                self.say(line)
+                self.print_line(
+                    f"Warning: standard output cannot be written ({error}); using standard error"
+                )
+                self.print_line(line)
 
-    def result(self, text: str) -> None:
-        """What a command came to, on standard output."""
+    def print_result(self, text: str) -> None:
+        """Print the result of a command on standard output."""
         if not self._quiet:
             print(text, flush=True)
 
-    def begin(self, title: str, steps: int) -> None:
-        """Start a bar of ``steps``."""
-        self.end()
-        if self._quiet or not self._console.is_terminal:
+    def start_bar(self, title: str, steps: int) -> None:
+        """Draw a new bar of ``steps`` steps."""
+        self.remove_bar()
+        if self._quiet or not self._rich.is_terminal:
             return
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -77,14 +79,14 @@ class Screen:
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
-            console=self._console,
+            console=self._rich,
             transient=True,
         )
         self._progress.add_task(title, total=steps, note="")
         self._progress.start()
 
-    def step(self, done: int, note: str | None = None) -> None:
-        """Move the bar; ``note`` stands beside it until the next one."""
+    def update_bar(self, done: int, note: str | None = None) -> None:
+        """Set the bar to ``done`` steps; ``note``, if given, replaces the text beside it."""
         if self._progress is not None:
             task = self._progress.task_ids[0]
             if note is None:
@@ -92,7 +94,7 @@ class Screen:
             else:
                 self._progress.update(task, completed=done, note=note)
 
-    def end(self) -> None:
+    def remove_bar(self) -> None:
         """Remove the bar."""
         if self._progress is not None:
             self._progress.stop()
@@ -100,18 +102,18 @@ class Screen:
 
 
 def epoch_line(record: Mapping[str, Any]) -> str:
-    """An epoch's record as a person reads it."""
-    judged = record["val"] or record["train"]
+    """Format the record of an epoch as one line."""
+    metrics = record["val"] or record["train"]
     parts = [
         f"epoch {record['epoch']} ({record['res']} px)",
         f"train loss {record['train']['loss']:.4f}",
     ]
     if record["val"]:
-        parts.append(f"val loss {judged['loss']:.4f}")
+        parts.append(f"val loss {metrics['loss']:.4f}")
     parts += [
-        f"{what} {judged[name]:.{digits}f}"
-        for name, (what, digits) in SHOWN.items()
-        if name in judged
+        f"{label} {metrics[name]:.{digits}f}"
+        for name, (label, digits) in _EPOCH_LINE_METRICS.items()
+        if name in metrics
     ]
     parts += [
         f"lr {record['lr']:.2g}",

@@ -1,7 +1,4 @@
-"""A picture of what the network sees and says: a row a sample, a titled column an image.
-
-Tensors in, a PNG out, by Pillow alone; it chooses no samples and runs no network.
-"""
+"""Draw an image panel as a PNG: one sample per row; inputs, targets and predictions as columns."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -18,31 +15,35 @@ from shardify.storage.atomic_write import atomic_path
 __all__ = ["COLUMNS", "ROLES", "Rows", "draw"]
 
 COLUMNS = ("bg", "fg_bg", "mask", "predicted mask", "depth", "predicted depth")
-"""What is shown of a data set that has every role."""
+"""Columns for a data set that has every role."""
 
 ROLES = frozenset(Batch._fields)
-"""Every role that a data set may have."""
+"""All roles that a data set may have."""
 
 GAP = 4
+"""Space between cells. Pixels."""
+
 TITLE = 18
+"""Height of a line of text. Pixels."""
+
 SMALLEST = 96
-"""A cell is at least this wide, or its title would not fit. Pixels."""
+"""Minimum width of a cell, so that its title fits. Pixels."""
 
 
 class Rows(NamedTuple):
-    """The samples of a panel; all on the CPU, float32."""
+    """Samples of a panel, on the CPU, float32."""
 
     batch: Batch
-    """Inputs and targets, images still normalised."""
+    """Inputs (normalised) and targets."""
 
     mask: Tensor
-    """(B, 1, R, R) predicted, in [0, 1]."""
+    """(B, 1, R, R) predicted probability, in [0, 1]."""
 
     depth: Tensor
     """(B, 1, R, R) predicted, in [0, 1]."""
 
     roles: frozenset[str] = ROLES
-    """What the data set has; nothing is shown of the others."""
+    """Roles to show."""
 
 
 def draw(
@@ -55,15 +56,15 @@ def draw(
 ) -> None:
     """Write a panel.
 
-    Depth, true and predicted, is stretched by the true depth's range in that row, so that the two
-    compare and a dark scene still shows; a mask is drawn as it is.
+    In each row, true and predicted depth are scaled by the range of the true depth, so that they
+    can be compared and dark scenes are visible. Masks are not scaled.
 
     Args:
         path: The PNG to write.
         rows: The samples.
-        mean: Per channel, for ``bg`` and ``fg_bg``, in [0, 1]: undoes the normalisation.
-        std: As ``mean``.
-        title: A line above the columns' titles.
+        mean: Mean per channel of ``bg`` and ``fg_bg`` in [0, 1], to undo the normalisation.
+        std: Standard deviation, like ``mean``.
+        title: Line of text above the column titles.
 
     Raises:
         OSError: The file cannot be written.
@@ -86,14 +87,14 @@ def draw(
     for row in range(count):
         depth = rows.batch.depth[row]
         low, high = float(depth.min()), float(depth.max())
-        stretch = 1 / (high - low) if high > low else 1.0
+        scale_depth = 1 / (high - low) if high > low else 1.0
         cells = {
             "bg": _photo(rows.batch.bg[row], mean["bg"], std["bg"]),
             "fg_bg": _photo(rows.batch.fg_bg[row], mean["fg_bg"], std["fg_bg"]),
             "mask": rows.batch.mask[row],
             "predicted mask": rows.mask[row],
-            "depth": (depth - low) * stretch,
-            "predicted depth": (rows.depth[row] - low) * stretch,
+            "depth": (depth - low) * scale_depth,
+            "predicted depth": (rows.depth[row] - low) * scale_depth,
         }
         for column, name in enumerate(columns):
             image = Image.fromarray(_bytes(cells[name]))
@@ -105,11 +106,11 @@ def draw(
 
 
 def _photo(image: Tensor, mean: list[float], std: list[float]) -> Tensor:
-    """(3, R, R) in [0, 1] from a normalised image."""
+    """Undo the normalisation of an image: (3, R, R) in [0, 1]."""
     return image * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
 
 
 def _bytes(cell: Tensor) -> NDArray[np.uint8]:
-    """(R, R) or (R, R, 3) uint8 from (1 or 3, R, R) in [0, 1]."""
+    """Convert (1 or 3, R, R) in [0, 1] to (R, R) or (R, R, 3) uint8."""
     pixels = (cell.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     return pixels[..., 0] if pixels.shape[2] == 1 else pixels

@@ -1,7 +1,7 @@
-"""The folder of a run: what an epoch and a checkpoint leave in it, and what the user is told.
+"""Write a run's folder: checkpoints, weights, metrics, panels and the TensorBoard log.
 
-Large files are written by a thread, in the order they were asked for. A disk that is full is no
-reason to lose a run: the user is told, training goes on, and what was there before stands.
+A thread writes large files in the order of the calls. If a write fails (disk full), a warning is
+printed, training continues, and the previous files are kept.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from train.checkpoint.async_writer import Writer, snapshot
 from train.checkpoint.checkpoint_file import Checkpoints, save
 from train.config import Config
 from train.tracking import image_panels
-from train.tracking.console import Screen, epoch_line
+from train.tracking.console import Console, epoch_line
 from train.tracking.metrics_log import MetricsLog
 from train.tracking.tensorboard import TensorBoardLog
 
@@ -23,69 +23,72 @@ __all__ = ["RunFolder"]
 
 
 class RunFolder:
-    """Where a run writes; only the first rank has one that does."""
+    """Output folder of a run; only the first rank writes to it."""
 
-    def __init__(self, out: Path, *, keep: int, screen: Screen) -> None:
-        """Describe a folder; it is made elsewhere, and touched by the first write.
+    def __init__(self, out: Path, *, keep: int, console: Console) -> None:
+        """Create the writers; the folder itself is created by `run_folder_setup.prepare`.
 
         Args:
             out: The folder.
-            keep: How many of the newest checkpoints stay.
-            screen: Where warnings and epochs are told.
+            keep: Number of newest checkpoints to keep.
+            console: Where epoch lines and warnings are printed.
         """
         self.out = out
         self.panel: Path | None = None
+        """The last panel; None if none was drawn."""
         self.metrics = MetricsLog(out / "metrics.jsonl")
         self._checkpoints = Checkpoints(out / "checkpoints", keep=keep)
         self._writer = Writer()
-        self._screen = screen
-        self._board: TensorBoardLog | None = None
+        self._console = console
+        self._tensorboard: TensorBoardLog | None = None
 
-    def checkpoint(self, step: int, state: dict[str, Any]) -> None:
-        """Have the state after ``step`` written; it is copied before this returns."""
+    def save_checkpoint(self, step: int, state: dict[str, Any]) -> None:
+        """Queue a checkpoint of ``state`` after ``step``; it is copied before this returns."""
         self._writer.submit(
             "the checkpoint", partial(self._checkpoints.save, step, snapshot(state))
         )
-        self._tell()
+        self._report_failures()
 
-    def weights(
+    def save_weights(
         self, names: tuple[str, ...], weights: Mapping[str, Tensor], about: dict[str, str]
     ) -> None:
-        """Have weights written under each of some names, with metadata ``about`` them."""
+        """Queue weights with metadata ``about`` for each of the file ``names``."""
         copied = snapshot(dict(weights))
         for name in names:
             self._writer.submit(name, partial(_write_weights, self.out / name, copied, about))
-        self._tell()
+        self._report_failures()
 
-    def board(self, config: Config, step: int) -> None:
-        """Write for TensorBoard too, from ``step`` on, if it is installed."""
+    def open_tensorboard(self, config: Config, step: int) -> None:
+        """Write a TensorBoard log too, from ``step`` on, if it is installed."""
         try:
-            self._board = TensorBoardLog(self.out / "tensorboard", config, step=step)
+            self._tensorboard = TensorBoardLog(self.out / "tensorboard", config, step=step)
         except ImportError as error:
-            self._screen.say(f"Without TensorBoard ({error}); --no-tensorboard says so at once")
+            self._console.print_line(
+                f"TensorBoard is not installed ({error}): no log; --no-tensorboard hides this line"
+            )
 
-    def epoch(self, record: dict[str, Any]) -> None:
-        """Tell of an epoch on the screen, in ``metrics.jsonl``, and with its panel on the board."""
-        self._screen.say(epoch_line(record))
+    def log_epoch(self, record: dict[str, Any]) -> None:
+        """Write the record of an epoch to the console, ``metrics.jsonl`` and TensorBoard."""
+        self._console.print_line(epoch_line(record))
         try:
             if not self.metrics.path.exists():
-                # Figures say that a checkpoint stood: see `train.tracking.run_folder_setup`.
+                # Metrics must never exist without a checkpoint: see `check_nothing_lost`.
                 self._writer.wait()
             self.metrics.append(record)
-            if self._board is not None:
-                drawn = self._panel_path(record)
-                self._board.epoch(record, drawn if self.panel == drawn else None)
+            if self._tensorboard is not None:
+                panel = self._panel_path(record)
+                self._tensorboard.log_epoch(record, panel if self.panel == panel else None)
         except OSError as error:
-            self._warn(f"the epoch's figures could not be written ({error})")
+            self._warn(f"the metrics of the epoch could not be written ({error})")
 
-    def draw(
+    def draw_panel(
         self,
         record: dict[str, Any],
         rows: image_panels.Rows,
         mean: dict[str, list[float]],
         std: dict[str, list[float]],
     ) -> None:
-        """Draw the panel of the epoch that ``record`` is of."""
+        """Draw the panel of the epoch of ``record``."""
         path = self._panel_path(record)
         title = f"epoch {record['epoch']}, {record['res']} px, step {record['step']}"
         try:
@@ -96,35 +99,37 @@ class RunFolder:
             self._warn(f"{path.name} could not be written ({error})")
 
     def newest(self) -> Path | None:
-        """The newest checkpoint, everything asked for written first; None if there is none."""
+        """Finish all queued writes; return the newest checkpoint, or None."""
         self._writer.wait()
         return next(iter(self._checkpoints.files()), None)
 
-    def farewell(self, step: int) -> str:
-        """The line for somebody who stopped the run after ``step``: is it saved, what goes on."""
+    def stop_message(self, step: int) -> str:
+        """Return the line for a run stopped after ``step``: whether it is saved, how to resume."""
         newest = self.newest()
         if newest is not None and newest.stem == f"step-{step:08d}":
-            return f"{self.out}: stopped at step {step}; --resume goes on from there"
-        goes_on = f"goes on from {newest.name}" if newest else "begins again"
-        return f"{self.out}: stopped at step {step}, which is not saved; --resume {goes_on}"
+            return f"{self.out}: stopped at step {step}; --resume continues from there"
+        resume = f"continues from {newest.name}" if newest else "starts from the beginning"
+        return f"{self.out}: stopped at step {step}, which is not saved; --resume {resume}"
 
     def close(self) -> None:
-        """Finish writing."""
+        """Finish all queued writes and close the logs."""
         self._writer.close()
-        if self._board is not None:
-            self._board.close()
-            self._board = None
-        self._tell()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = None
+        self._report_failures()
 
     def _panel_path(self, record: dict[str, Any]) -> Path:
         return self.out / "panels" / f"epoch-{record['epoch']:03d}.png"
 
-    def _tell(self) -> None:
+    def _report_failures(self) -> None:
         for failure in self._writer.failures():
             self._warn(failure)
 
-    def _warn(self, what: str) -> None:
-        self._screen.say(f"Warning: {self.out}: {what}; training goes on, what was there stands")
+    def _warn(self, problem: str) -> None:
+        self._console.print_line(
+            f"Warning: {self.out}: {problem}; training continues, previous files are kept"
+        )
 
 
 def _write_weights(path: Path, weights: dict[str, Tensor], about: dict[str, str]) -> None:

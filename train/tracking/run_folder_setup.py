@@ -1,7 +1,6 @@
-"""Taking a folder for a run: held, refused where another's work would be lost, made, and swept.
+"""Lock, check, create and clean the folder of a run.
 
-What a killed process left half written is deleted, and nothing else. This module reads no
-checkpoint and writes nothing but the run's settings.
+Cleaning deletes only the partial files that a killed process left.
 """
 
 import fcntl
@@ -16,15 +15,23 @@ from train.errors import RunError
 from train.settings import to_toml
 from train.tracking.metrics_log import MetricsLog
 
-__all__ = ["CONFIG", "prepare", "readable", "refuse_again", "refuse_other", "run_lock", "writable"]
+__all__ = [
+    "CONFIG",
+    "check_new_folder",
+    "check_nothing_lost",
+    "prepare",
+    "readable",
+    "run_lock",
+    "writable",
+]
 
 
 @contextmanager
 def writable(out: Path) -> Iterator[None]:
-    """What the block fails to write there becomes one line.
+    """Turn an ``OSError`` of the block into a `RunError` that says ``out`` cannot be written.
 
     Raises:
-        RunError: No room, no permission, or it is no folder.
+        RunError: No space, no permission, or ``out`` is not a folder.
     """
     try:
         yield
@@ -33,21 +40,20 @@ def writable(out: Path) -> Iterator[None]:
 
 
 CONFIG = "config.toml"
-"""Name of the file with the settings of a run, in its folder."""
+"""File with the settings of a run, in its folder."""
 
 
 @contextmanager
 def run_lock(out: Path) -> Iterator[None]:
-    """Make the folder and keep other runs out of it for the length of the block.
+    """Create the folder and lock it against other runs for the length of the block.
 
-    A folder that was made here and is still empty at the end is removed again. The lock lies on the
-    folder itself and ends with the process, however that ends. On a file system without locks
-    there is none.
+    If this call created the folder and it is empty at the end, it is removed. The lock is on the
+    folder itself and ends with the process. A file system without locks is used without one.
 
     Raises:
-        RunError: Another process holds it, it is no folder, or it cannot be made.
+        RunError: Another process holds the lock, ``out`` is not a folder, or it cannot be created.
     """
-    made: list[Path] = []
+    created: list[Path] = []
     lock = -1
     try:
         with readable(out):
@@ -55,7 +61,7 @@ def run_lock(out: Path) -> Iterator[None]:
                 raise RunError(
                     f"{out}: is a file; expected a folder for the run; choose another --out"
                 )
-            made = [folder for folder in (out, *out.parents) if not folder.exists()]
+            created = [folder for folder in (out, *out.parents) if not folder.exists()]
         with writable(out):
             out.mkdir(parents=True, exist_ok=True)
         with readable(out):
@@ -63,29 +69,29 @@ def run_lock(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            made = []  # The other one's to remove.
+            created = []  # The other process removes it.
             raise RunError(
-                f"{out}: another run is at work in it; wait for it to end, or choose another --out"
+                f"{out}: another run uses it; wait until that run ends, or choose another --out"
             ) from None
         except OSError:
-            pass  # No locks here.
+            pass  # The file system has no locks.
         yield
     finally:
         try:
-            for folder in made:
+            for folder in created:
                 folder.rmdir()
         except OSError:
-            pass  # Not empty, as it should be.
+            pass  # Not empty: the run wrote to it.
         if lock >= 0:
             os.close(lock)
 
 
 @contextmanager
 def readable(out: Path) -> Iterator[None]:
-    """What the block fails to find out about the folder becomes one line.
+    """Turn an ``OSError`` of the block into a `RunError` that says ``out`` cannot be read.
 
     Raises:
-        RunError: No permission, a name that is too long.
+        RunError: No permission, or a name that is too long.
     """
     try:
         yield
@@ -95,72 +101,73 @@ def readable(out: Path) -> Iterator[None]:
         ) from error
 
 
-def refuse_other(out: Path) -> None:
-    """A new run takes an empty folder or makes one.
+def check_new_folder(out: Path) -> None:
+    """Check that the folder of a new run is empty or does not exist.
 
     Raises:
-        RunError: The folder holds something, or cannot be read.
+        RunError: The folder is not empty, or cannot be read.
     """
     with readable(out):
         if (out / CONFIG).exists():
-            raise RunError(f"{out}: holds a run; go on with --resume, or choose another --out")
+            raise RunError(
+                f"{out}: contains a run; continue it with --resume, or choose another --out"
+            )
         if out.is_dir() and any(out.iterdir()):
-            raise RunError(f"{out}: holds something else; expected an empty folder; choose --out")
+            raise RunError(f"{out}: is not empty; expected an empty folder; choose another --out")
 
 
-def refuse_again(out: Path) -> None:
-    """Without a checkpoint a run may begin again only where nothing of it would be lost.
+def check_nothing_lost(out: Path) -> None:
+    """Check that a run without a checkpoint can start from step 0 and lose nothing.
 
-    A kill before the first checkpoint leaves settings, but neither figures nor weights: these are
-    written only when a checkpoint stands. Where they are, checkpoints were deleted.
+    A kill before the first checkpoint leaves settings, but no metrics and no weights: these are
+    written only after a checkpoint. If they exist, somebody deleted the checkpoints.
 
     Raises:
         RunError: Something would be lost, or the folder cannot be read.
     """
     with readable(out):
-        _refuse_lost(out, out / "checkpoints")
+        _check_nothing_lost(out, out / "checkpoints")
 
 
 def prepare(out: Path, config: Config, epoch: int) -> None:
-    """Make the folder, write the settings, and drop records of epochs that will run again.
+    """Create the folder, write the settings, and remove the records from ``epoch`` on.
 
     Raises:
-        RunError: The folder cannot be made or written, or its records are damaged: then nothing
-            is changed.
+        RunError: The folder cannot be created or written, or its records are damaged; in that
+            case nothing is changed.
     """
     metrics = MetricsLog(out / "metrics.jsonl")
     metrics.read()
     with writable(out):
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / CONFIG, to_toml(config))
-        for half in _halves(out):
-            half.unlink()
+        for path in _partial_files(out):
+            path.unlink()
         if metrics.path.exists():
             metrics.keep_before(epoch)
 
 
-def _refuse_lost(out: Path, checkpoints: Path) -> None:
-    remedy = f"put one back into {checkpoints}, or start a new run with another --out"
+def _check_nothing_lost(out: Path, checkpoints: Path) -> None:
+    remedy = f"restore one in {checkpoints}, or start a new run with another --out"
     epochs = len(MetricsLog(out / "metrics.jsonl").read())
     weights = sorted(out.glob("*.safetensors"))
     if epochs or (weights and (out / CONFIG).is_file()):
-        what = f"{epochs} epoch{'s' * (epochs > 1)} of a run" if epochs else weights[0].name
-        raise RunError(f"{out}: holds {what}, but no checkpoint to go on from; {remedy}")
+        content = f"{epochs} epoch{'s' * (epochs > 1)} of a run" if epochs else weights[0].name
+        raise RunError(f"{out}: contains {content}, but no checkpoint; {remedy}")
     if (out / CONFIG).is_file() or not out.is_dir():
         return
-    found = {path for path in out.iterdir() if path not in _halves(out)} - {checkpoints}
-    if found:
+    others = {path for path in out.iterdir() if path not in _partial_files(out)} - {checkpoints}
+    if others:
         raise RunError(
-            f"{out}: holds {min(found).name}, but neither {CONFIG} nor a checkpoint to go on from; "
-            f"{remedy}"
+            f"{out}: contains {min(others).name}, but no {CONFIG} and no checkpoint; {remedy}"
         )
 
 
-def _halves(out: Path) -> list[Path]:
-    """Files that a kill left half written, ours and those of safetensors."""
+def _partial_files(out: Path) -> list[Path]:
+    """List the partial files that a killed process left, ours and those of safetensors."""
     names = (f".*{TEMPORARY}", f"{TEMPORARY}??????")
-    found = [
+    paths = [
         path for folder in (".", "checkpoints", "panels") for name in names
         for path in (out / folder).glob(name)
     ]  # fmt: skip
-    return [path for path in found if path.is_file() and not path.is_symlink()]
+    return [path for path in paths if path.is_file() and not path.is_symlink()]

@@ -1,7 +1,4 @@
-"""A run in TensorBoard: figures, speed, panels and settings, an epoch at a time.
-
-Writes what it is given. Where TensorBoard is not installed, a run goes on without it.
-"""
+"""Write a run's TensorBoard log: metrics, speed, panels and settings."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,15 +14,15 @@ __all__ = ["TensorBoardLog"]
 
 
 class TensorBoardLog:
-    """The folder ``tensorboard`` of a run."""
+    """TensorBoard log of a run."""
 
     def __init__(self, folder: Path, config: Config, *, step: int) -> None:
-        """Open it; what a killed run wrote after ``step`` is hidden.
+        """Open the log; records of a killed run after ``step`` are hidden.
 
         Raises:
             ImportError: TensorBoard is not installed.
         """
-        # Two seconds to import, which runs without it need not spend.
+        # The import takes two seconds; runs without TensorBoard must not pay for it.
         from torch.utils.tensorboard import SummaryWriter
 
         self._config = config
@@ -35,8 +32,8 @@ class TensorBoardLog:
         text = "\n".join(f"    {line}" for line in to_toml(config).splitlines())
         self._writer.add_text("settings", text, step)
 
-    def epoch(self, record: Mapping[str, Any], panel: Path | None) -> None:
-        """Add an epoch: its record as in ``metrics.jsonl``, and its panel if one was drawn."""
+    def log_epoch(self, record: Mapping[str, Any], panel: Path | None) -> None:
+        """Add the record of an epoch (as in ``metrics.jsonl``) and its panel, if there is one."""
         step = record["step"]
         for split in ("train", "val"):
             for name, value in (record[split] or {}).items():
@@ -48,23 +45,23 @@ class TensorBoardLog:
             with Image.open(panel) as image:
                 pixels = np.asarray(image)
             self._writer.add_image("panel", pixels, step, dataformats="HWC")
-        self._last = {f"final/{name}": value for name, value in _judged(record).items()}
+        self._last = {f"final/{name}": value for name, value in _final_metrics(record).items()}
         self._writer.flush()
 
     def close(self) -> None:
-        """Write the settings beside the last figures, for TensorBoard's comparison of runs."""
+        """Write settings and last metrics as hyperparameters, and close the log."""
         if self._last:
             values = {
-                setting.key: _plain(getattr(getattr(self._config, setting.section), setting.name))
+                setting.key: _hparam(getattr(getattr(self._config, setting.section), setting.name))
                 for setting in settings()
             }
             self._writer.add_hparams(values, self._last, run_name=".")
         self._writer.close()
 
 
-def _judged(record: Mapping[str, Any]) -> dict[str, float]:
+def _final_metrics(record: Mapping[str, Any]) -> dict[str, float]:
     return dict(record["val"] or record["train"])
 
 
-def _plain(value: object) -> object:
+def _hparam(value: object) -> object:
     return ",".join(map(str, value)) if isinstance(value, tuple) else value

@@ -1,8 +1,7 @@
-"""When a run saves its state, and when it leaves: asked to, out of time, or diverged.
+"""Decide when a run writes a checkpoint and when it stops (signal, time limit, non-finite loss).
 
-All ranks decide together. Where a step takes longer than somebody who sent a signal waits, the
-state as of the last whole step is saved from another thread (see ``train.trainer.signals``). What
-the state is, ``train.trainer.state`` knows; how it is written, ``train.tracking.run_folder``.
+All ranks decide together. If a step takes longer than the grace period after a signal, another
+thread saves the state of the last completed step (see ``train.trainer.signals``).
 """
 
 from collections.abc import Iterator
@@ -17,19 +16,19 @@ from train.config import Run
 from train.data import Batches
 from train.distributed import SAVED, RankAgreement, RankMessages, World
 from train.errors import DivergedError, Interrupted
-from train.tracking.console import Screen
+from train.tracking.console import Console
 from train.tracking.run_folder import RunFolder
 from train.trainer.signals import StopSignal
 from train.trainer.state import State
 
 __all__ = ["CheckpointPolicy"]
 
-FOLLOW = 8.0
-"""How long a rank waits for the first one to save. Seconds."""
+SAVE_TIMEOUT = 8.0
+"""How long the other ranks wait until the first rank has saved. Seconds."""
 
 
 class CheckpointPolicy:
-    """Watches over one run's state, on one process."""
+    """Saves and stops one run on one rank."""
 
     def __init__(
         self,
@@ -39,157 +38,160 @@ class CheckpointPolicy:
         *,
         world: World,
         device: torch.device,
-        screen: Screen,
+        console: Console,
         stop: StopSignal,
     ) -> None:
-        """All ranks together make one.
+        """Create the policy; a collective call of all ranks.
 
         Args:
-            state: What is kept.
-            out: Where; the first rank writes.
-            run: Settings: how often.
-            world: Place among other processes.
-            device: Where the network computes.
-            screen: What the user sees; its bar is removed before the process ends.
-            stop: Hears signals.
+            state: The state to save.
+            out: The run's folder; the first rank writes.
+            run: Settings of the checkpoints.
+            world: Rank of this process.
+            device: Device of the network.
+            console: Its bar is removed before the process ends.
+            stop: Receives signals.
         """
         self.saved = False
-        """Whether a checkpoint of this run was written, or asked for."""
+        """Whether a checkpoint of this run was written or queued."""
         self.stopping = False
-        """Whether all ranks agreed that the run ends here."""
+        """Whether all ranks agreed to stop."""
         self._state = state
         self._out = out
         self._run = run
         self._world = world
-        self._screen = screen
+        self._console = console
         self._stop = stop
         self._agreement = RankAgreement(world)
-        # On a GPU, the sums would have to be waited for after each step.
-        self._tells_sums = world.size > 1 and device.type == "cpu"
-        self._told_sums = False
+        # On a GPU, reading the sums would wait for the device after each step.
+        self._shares_sums = world.size > 1 and device.type == "cpu"
+        self._sums_shared = False
         self._saved_at = monotonic()
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Hear signals for the length of the block."""
-        rescue = self._rescue if self._world.first else self._follow
-        able = self._world.size == 1 or self._tells_sums
-        with self._stop.listening(rescue if able else None, several=self._world.size > 1):
+    def handle_signals(self) -> Iterator[None]:
+        """Handle SIGINT and SIGTERM for the length of the block."""
+        save = self._save_from_thread if self._world.first else self._wait_for_save
+        can_save = self._world.size == 1 or self._shares_sums
+        with self._stop.handle_signals(
+            save if can_save else None, several_ranks=self._world.size > 1
+        ):
             yield
             self._agreement.settle()
 
     @contextmanager
     def interruptible(self, loader: Batches) -> Iterator[None]:
-        """A part of the program in which no weight moves: the run may be left from it.
+        """Allow another thread to save and exit during the block, which must not change weights.
 
         Args:
-            loader: The training loader, about to give what the block works on.
+            loader: The training loader, before the batches of the block are taken from it.
         """
         self._state.snapshot(loader.state_dict())
         with self._stop.interruptible():
             yield
 
-    def ask(self) -> bool:
-        """Agree with all ranks on whether to stop; returns whether a checkpoint is overdue."""
+    def agree(self) -> bool:
+        """Agree with all ranks on whether to stop; return whether a checkpoint is due by time."""
         minutes = self._run.checkpoint_minutes
         overdue = bool(minutes) and monotonic() - self._saved_at > 60 * minutes
-        sums = self._state.scores.packed() if self._tells_sums else None
-        stop, overdue = self._agreement.ask(self._stop.asked, overdue, numbers=sums)
-        self._told_sums = self._tells_sums
+        sums = self._state.scores.packed() if self._shares_sums else None
+        stop, overdue = self._agreement.ask(self._stop.requested, overdue, numbers=sums)
+        self._sums_shared = self._shares_sums
         self.stopping |= stop
         return overdue
 
-    def asked(self) -> bool:
-        """As `ask`; returns whether to stop."""
-        self.ask()
+    def should_stop(self) -> bool:
+        """Call `agree`; return whether to stop."""
+        self.agree()
         return self.stopping
 
     def save(self, loader: Batches) -> None:
-        """Have a checkpoint written; every rank takes part, the first one writes.
+        """Save a checkpoint; a collective call of all ranks, the first one writes.
 
         Raises:
-            DivergedError: A weight is no finite number.
+            DivergedError: A weight is not finite.
         """
         state = self._state.gather(loader.state_dict())
         self._saved_at = monotonic()
         self.saved = True
         bad = _not_finite(state["model"])
         if bad:
-            raise DivergedError(self._diverged(f"weight {bad} is no longer finite"))
+            raise DivergedError(self._diverged(f"weight {bad} is not finite"))
         if self._world.first:
-            self._out.checkpoint(self._state.at.step, state)
+            self._out.save_checkpoint(self._state.at.step, state)
 
     def next_epoch(self) -> None:
-        """Begin the next epoch's sums; all ranks do at once."""
+        """Reset the sums for the next epoch; called by all ranks at the same point."""
         self._state.scores.reset()
-        self._told_sums = False
+        self._sums_shared = False
 
-    def leave_if_asked(self) -> None:
-        """End the run if somebody asked for it.
+    def exit_if_stopping(self) -> None:
+        """End the run if all ranks agreed to stop.
 
         Raises:
-            Interrupted: With a line of the first rank's; the others say nothing.
+            Interrupted: The message is empty on all ranks but the first.
         """
         if self.stopping:
             self._agreement.settle()
-            here = self._world.first
-            raise Interrupted(self._out.farewell(self._state.at.step) if here else "")
+            first = self._world.first
+            raise Interrupted(self._out.stop_message(self._state.at.step) if first else "")
 
-    def finite(self, loss: float) -> float:
+    def check_finite(self, loss: float) -> float:
         """Return ``loss``.
 
         Raises:
-            DivergedError: It is no finite number.
+            DivergedError: It is not finite.
         """
         if not isfinite(loss):
             raise DivergedError(self._diverged(f"loss is {loss}"))
         return loss
 
-    def _rescue(self) -> str | None:
-        """Save the last whole step's state from another thread, the main one deep in the next.
+    def _save_from_thread(self) -> str | None:
+        """Save the state of the last completed step while the main thread computes the next.
 
         Returns:
-            None where another rank is gone: the main thread will say so.
+            The line to print; None if another rank is gone, which the main thread will report.
         """
-        if self._told_sums:
+        if self._sums_shared:
             try:
                 scores = self._state.scores.unpacked(self._agreement.sums())
             except RuntimeError:
                 return None
-        else:  # Alone, or before the first step of an epoch, this rank's are all there is.
+        else:  # A single rank, or no step of this epoch yet: there are no other sums.
             scores = self._state.scores.state_dict(World())
         state = self._state.snapshot_state(scores)
         step = int(state["position"]["step"])
         if not _not_finite(state["model"]):
-            self._out.checkpoint(step, state)
-        self._screen.end()
-        line = self._out.farewell(step)
-        if notes := RankMessages.of(self._world):
-            notes.leave(SAVED)
+            self._out.save_checkpoint(step, state)
+        self._console.remove_bar()
+        line = self._out.stop_message(step)
+        if messages := RankMessages.connect(self._world):
+            messages.post(SAVED)
         return line
 
-    def _follow(self) -> str | None:
-        """Leave when the first rank has saved; where nobody told it to, it asks at the step's end.
+    def _wait_for_save(self) -> str | None:
+        """Wait until the first rank has saved.
 
         Returns:
-            None where this rank must go on.
+            An empty line to exit; None to continue, if the first rank got no signal: then all ranks
+            stop at the end of the step.
         """
-        with suppress(RuntimeError):  # The first one is gone; perhaps it saved.
+        with suppress(RuntimeError):  # The first rank is gone, but may have saved.
             self._agreement.sums()
-        notes = RankMessages.of(self._world)
-        return "" if notes and notes.wait(SAVED, FOLLOW) else None
+        messages = RankMessages.connect(self._world)
+        return "" if messages and messages.wait(SAVED, SAVE_TIMEOUT) else None
 
-    def _diverged(self, found: str) -> str:
+    def _diverged(self, problem: str) -> str:
         newest = self._out.newest()
-        stands = f"{newest} is the last good state" if newest else "no checkpoint was written yet"
+        saved = f"the last checkpoint is {newest}" if newest else "there is no checkpoint yet"
         return (
-            f"{self._out.out}: step {self._state.at.step}: {found}; expected finite numbers; "
-            f"lower --lr (now {self._state.lr.value:g}) or --clip; {stands}"
+            f"{self._out.out}: step {self._state.at.step}: {problem}; expected finite numbers; "
+            f"lower --lr (now {self._state.lr.value:g}) or --clip; {saved}"
         )
 
 
 def _not_finite(weights: dict[str, Tensor]) -> str:
-    """Name of a weight that is no finite number; empty if all are."""
+    """Return the name of a weight that is not finite; empty if all are."""
     for name, value in weights.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             return name

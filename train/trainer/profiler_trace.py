@@ -1,6 +1,6 @@
-"""A trace of a few training steps, for the eye.
+"""Write a torch profiler trace of a few training steps.
 
-Wraps torch's profiler; it looks at steps after the first ones, which are never typical.
+The first steps are skipped, because they are not typical.
 """
 
 from pathlib import Path
@@ -10,35 +10,35 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 __all__ = ["Tracer"]
 
-SKIPPED = 3
-TRACED = 4
+SKIPPED_STEPS = 3
+TRACED_STEPS = 4
 
 
 class Tracer:
-    """Records ``TRACED`` steps of a run after the first ``SKIPPED``, then writes and stops."""
+    """Traces ``TRACED_STEPS`` steps after the first ``SKIPPED_STEPS``, then writes the file."""
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        """Wait for the first step.
+        """Start the profiler.
 
         Args:
-            path: The JSON to write, for chrome://tracing or Perfetto.
-            device: Where training computes.
+            path: JSON file to write, for chrome://tracing or Perfetto.
+            device: Device of the training.
         """
         self._path = path
         self._written = False
-        kinds = [ProfilerActivity.CPU]
+        activities = [ProfilerActivity.CPU]
         if device.type == "cuda":
-            kinds.append(ProfilerActivity.CUDA)
-        self._left = SKIPPED + TRACED
+            activities.append(ProfilerActivity.CUDA)
+        self._left = SKIPPED_STEPS + TRACED_STEPS
         self._profile = profile(
-            activities=kinds,
-            schedule=schedule(wait=SKIPPED - 1, warmup=1, active=TRACED),
+            activities=activities,
+            schedule=schedule(wait=SKIPPED_STEPS - 1, warmup=1, active=TRACED_STEPS),
             on_trace_ready=self._write,
         )
         self._profile.start()
 
     def step(self) -> bool:
-        """Count an optimiser step; returns whether the trace has just been written."""
+        """Count an optimiser step; return whether this call wrote the trace."""
         if self._left == 0:
             return False
         self._left -= 1
@@ -49,7 +49,7 @@ class Tracer:
         return self._written
 
     def close(self) -> bool:
-        """Stop early; returns whether a trace, of fewer steps, has just been written."""
+        """Stop the profiler; return whether this call wrote a trace, of fewer steps."""
         if not self._left:
             return False
         self._left = 0

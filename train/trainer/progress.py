@@ -1,7 +1,4 @@
-"""How far a run is, how fast it goes, and what it came to: plain values.
-
-Nothing here trains, and nothing but the clock is read.
-"""
+"""Values of a run: position, throughput and summary."""
 
 import json
 from dataclasses import dataclass
@@ -9,42 +6,42 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from train.tracking.metrics_log import plain
+from train.tracking.metrics_log import json_safe
 
 __all__ = ["Position", "Summary", "Throughput"]
 
 
 @dataclass(slots=True)
 class Position:
-    """How far a run has come."""
+    """Position of a run."""
 
     epoch: int = 0
-    """Epochs that are wholly done; the number of the one at work."""
+    """Number of completed epochs, which is the number of the current epoch."""
 
     step: int = 0
-    """Optimiser steps done in all."""
+    """Number of completed optimiser steps."""
 
     trained: bool = False
-    """Whether the epoch at work has seen all its batches, and only its judgement is missing."""
+    """Whether all batches of the current epoch were used, and only its validation is missing."""
 
     best: float | None = None
-    """Lowest watched loss at this resolution; None before the first."""
+    """Lowest validation loss (or training loss, without validation) at this resolution."""
 
 
 class Throughput:
-    """How fast an epoch goes: whoever trains counts, the clock runs."""
+    """Throughput and data-wait of an epoch; the trainer updates the counters."""
 
     def __init__(self) -> None:
         self.begin()
 
     def begin(self) -> None:
-        """Start the clock of an epoch."""
+        """Start the clock and reset the counters."""
         self.steps = 0
-        """Optimiser steps since then."""
+        """Optimiser steps of this epoch."""
         self.samples = 0
-        """Samples since then, of all ranks."""
+        """Samples of this epoch, of all ranks."""
         self.waited = 0.0
-        """Of that time, in the loader. Seconds."""
+        """Time spent waiting for the loader. Seconds."""
         self._started = perf_counter()
         self._seconds = 0.0
 
@@ -53,7 +50,7 @@ class Throughput:
         self._seconds = perf_counter() - self._started
 
     def figures(self) -> dict[str, float]:
-        """``samples_per_s``, ``data_wait`` (a share) and ``seconds`` of the time clocked."""
+        """Return ``samples_per_s``, ``data_wait`` (share of the time) and ``seconds``."""
         seconds = self._seconds
         return {
             "samples_per_s": self.samples / seconds if seconds else 0.0,
@@ -69,36 +66,36 @@ class Throughput:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """What a run came to."""
+    """Result of a run."""
 
     out: Path
-    """Its folder."""
+    """Folder of the run."""
 
     steps: int
-    """Optimiser steps in all."""
+    """Number of optimiser steps."""
 
     last: dict[str, Any] | None
-    """The record of the last epoch, as in ``metrics.jsonl``; None if there was nothing to do."""
+    """Record of the last epoch, as in ``metrics.jsonl``; None if no epoch was trained."""
 
     panel: Path | None
-    """The last panel; None if none was drawn."""
+    """Last panel; None if none was drawn."""
 
     weights: Path | None
-    """The best weights, or else the last; None if none could be written."""
+    """Best weights, or else the last; None if none were written."""
 
     def __str__(self) -> str:
         lines = [f"{self.out}: {self.steps} steps"]
         if self.last is not None:
             lines.append(f"  data-wait  {100 * self.last['data_wait']:.1f} % of the step time")
             lines.append(f"  throughput {self.last['samples_per_s']:.1f} samples/s")
-            lines.append(f"  memory     {self.last['peak_memory_mb']:.0f} MB at the peak")
-        lines.append(f"  weights    {self.weights or 'none could be written'}")
+            lines.append(f"  memory     {self.last['peak_memory_mb']:.0f} MB (peak)")
+        lines.append(f"  weights    {self.weights or 'none were written'}")
         if self.panel is not None:
             lines.append(f"  panel      {self.panel}")
         return "\n".join(lines)
 
     def to_json(self) -> str:
-        """One JSON object on one line."""
+        """Return one JSON object on one line."""
         weights, panel = (str(path) if path else None for path in (self.weights, self.panel))
-        found = {"out": str(self.out), "steps": self.steps, "last": self.last}
-        return json.dumps(plain({**found, "weights": weights, "panel": panel}))
+        values = {"out": str(self.out), "steps": self.steps, "last": self.last}
+        return json.dumps(json_safe({**values, "weights": weights, "panel": panel}))

@@ -1,9 +1,9 @@
-"""SIGINT and SIGTERM, turned into a question that is asked between two steps.
+"""Handle SIGINT and SIGTERM: set a flag that the training loop checks between steps.
 
-A step may take longer than whoever sent the signal waits. So a thread hears signals too, even while
-the main thread is deep inside a computation: when nobody has answered after ``GRACE`` seconds, or
-at a second signal, it leaves the process itself, in a stretch of the program that the main thread
-has declared safe to leave from. What to save there is the trainer's.
+Python runs signal handlers in the main thread, after the current step. So a second thread watches
+for signals too. If the main thread has not stopped ``GRACE`` seconds after a signal, or at a second
+signal, this thread saves and ends the process, but only while the main thread is in an
+`interruptible` block.
 """
 
 import os
@@ -20,84 +20,86 @@ from types import FrameType
 __all__ = ["GRACE", "StopSignal"]
 
 GRACE = 2.0
-"""How long the step at work may go on after the first signal. Seconds."""
+"""How long the current step may continue after the first signal. Seconds."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-INTERRUPTED = 130
+EXIT_CODE = 130
 
-Rescue = Callable[[], str | None]
-"""Saves what there is; returns the line to leave with, or None to stay."""
+Save = Callable[[], str | None]
+"""Saves the state; returns the last line to print, or None to keep the process."""
 
 
 class StopSignal:
-    """Whether somebody asked the run to end; and the end itself, if nobody listens."""
+    """Stop request by signal; ends the process if the main thread does not react in time."""
 
-    def __init__(self, leave: Callable[[int], object] = os._exit) -> None:
-        """Hear nothing yet.
+    def __init__(self, exit_process: Callable[[int], object] = os._exit) -> None:
+        """Create the object; no signal is handled yet.
 
         Args:
-            leave: Ends the process, whatever its other threads do.
+            exit_process: Ends the process with an exit code, without waiting for other threads.
         """
-        self.asked = False
-        self._leave = leave
-        # The main thread holds it but for the stretches that may be left: there, weights rest.
+        self.requested = False
+        """Whether a signal asked the run to stop."""
+        self._exit_process = exit_process
+        # The main thread holds the lock except in `interruptible` blocks.
         self._busy = threading.Lock()
-        self._over = False
-        self._rescue: Rescue | None = None
+        self._finished = False
+        self._save: Save | None = None
 
     @contextmanager
-    def listening(self, rescue: Rescue | None = None, *, several: bool = False) -> Iterator[None]:
-        """Take the signals for the length of the block.
+    def handle_signals(
+        self, save: Save | None = None, *, several_ranks: bool = False
+    ) -> Iterator[None]:
+        """Handle SIGINT and SIGTERM for the length of the block.
 
         Args:
-            rescue: Called by another thread within a `stretch`, after the grace or at a second
-                signal; then the process ends with 130. A third signal ends it at once. Without it,
-                a second signal acts as it always did.
-            several: Whether other processes train along. Then an error that leaves the block leaves
-                SIGTERM unheard: whoever started them all ends them at the first loss, by SIGTERM
-                and later by SIGKILL, and this one has yet to say what happened.
+            save: Called by another thread within an `interruptible` block, after the grace period
+                or at a second signal; then the process ends with 130. A third signal ends it at
+                once. Without ``save``, a second signal has its previous effect.
+            several_ranks: After an error in the block, ignore SIGTERM: torchrun sends it to all
+                ranks when one fails, and later SIGKILL, but this rank must still print its error.
         """
         if threading.current_thread() is not threading.main_thread():
-            yield  # Only the main thread may handle signals; whoever runs us here decides.
+            yield  # Python allows signal handlers in the main thread only.
             return
         before = {name: signal.getsignal(name) for name in SIGNALS}
-        self._rescue, self._over = rescue, False
-        here, there = socket.socketpair()
-        there.setblocking(False)
-        wakeup = signal.set_wakeup_fd(there.fileno(), warn_on_full_buffer=False)
+        self._save, self._finished = save, False
+        receiver, sender = socket.socketpair()
+        sender.setblocking(False)
+        wakeup = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
 
-        def ask(number: int, _: FrameType | None) -> None:
-            self.asked = True
-            if rescue is None:
+        def request(number: int, _: FrameType | None) -> None:
+            self.requested = True
+            if save is None:
                 signal.signal(number, before[signal.Signals(number)])
 
         self._busy.acquire()
-        watch = threading.Thread(target=self._watch, args=(here,), name="signals", daemon=True)
+        watch = threading.Thread(target=self._watch, args=(receiver,), name="signals", daemon=True)
         watch.start()
         try:
             for name in before:
-                signal.signal(name, ask)
+                signal.signal(name, request)
             yield
         except BaseException:
-            if several:
+            if several_ranks:
                 before[signal.SIGTERM] = signal.SIG_IGN
             raise
         finally:
             for name, handler in before.items():
                 signal.signal(name, handler)
             signal.set_wakeup_fd(wakeup)
-            self._over = True
+            self._finished = True
             self._busy.release()
-            there.close()  # Ends the watch.
+            sender.close()  # Ends the thread.
             watch.join()
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """A part of the program that the process may be left from, weights at rest.
+        """Allow the other thread to save and end the process during the block.
 
-        If that is happening when the block ends, it does not return.
+        If the other thread is saving when the block ends, the block waits for it.
         """
-        if not self._busy.locked():  # Nobody listens.
+        if not self._busy.locked():  # Signals are not handled.
             yield
             return
         self._busy.release()
@@ -107,8 +109,8 @@ class StopSignal:
             self._busy.acquire()
 
     def _watch(self, signals: socket.socket) -> None:
-        """Hear signals; the main thread may hear them much later."""
-        heard, deadline = 0, None
+        """Count signals and start the saving thread when the time is up."""
+        count, deadline = 0, None
         with signals:
             while True:
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -117,21 +119,21 @@ class StopSignal:
                     if not numbers:
                         return
                     for number in numbers:
-                        heard += number in SIGNALS
-                    if heard and self._rescue is not None:
-                        self.asked = True
-                        deadline = time.monotonic() + GRACE if heard == 1 else time.monotonic()
-                    if heard > 2 and self._rescue is not None:
-                        self._end("stopped at once; --resume goes on from the last checkpoint")
+                        count += number in SIGNALS
+                    if count and self._save is not None:
+                        self.requested = True
+                        deadline = time.monotonic() + (GRACE if count == 1 else 0)
+                    if count > 2 and self._save is not None:
+                        self._end("stopped at once; --resume continues from the last checkpoint")
                 if deadline is not None and time.monotonic() >= deadline:
                     deadline = None
-                    threading.Thread(target=self._save, name="rescue", daemon=True).start()
+                    threading.Thread(target=self._save_and_end, name="save", daemon=True).start()
 
-    def _save(self) -> None:
-        """Leave, in the next stretch that allows it."""
+    def _save_and_end(self) -> None:
+        """Save and end the process, in the next `interruptible` block."""
         with self._busy:
-            if not self._over and self._rescue is not None:
-                line = self._rescue()
+            if not self._finished and self._save is not None:
+                line = self._save()
                 if line is not None:
                     self._end(line)
 
@@ -139,4 +141,4 @@ class StopSignal:
         sys.stdout.flush()
         if line:
             print(line, file=sys.stderr, flush=True)
-        self._leave(INTERRUPTED)
+        self._exit_process(EXIT_CODE)

@@ -1,7 +1,4 @@
-"""A run's stages, one after the other: which one it is in, its loaders, the steps still to come.
-
-Opens and closes loaders; it takes no batch from them and moves no weight.
-"""
+"""Plan the stages of a run (resolution, epochs), and open the loaders of each stage."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,16 +8,16 @@ from train.config import Config
 from train.data import Batches, Dataset
 from train.distributed import World
 from train.optim.memory import release
-from train.tracking.console import Screen
+from train.tracking.console import Console
 from train.trainer.progress import Position
 from train.trainer.state import State
 
-__all__ = ["Stage", "StageLoaders", "Stages", "plan", "stage_of", "steps_left"]
+__all__ = ["Stage", "StageLoaders", "Stages", "plan", "stage_at", "steps_left"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
-    """A stretch of epochs at one resolution."""
+    """Consecutive epochs at one resolution."""
 
     index: int
     """Number of the stage, from 0."""
@@ -29,23 +26,23 @@ class Stage:
     """Height and width of every image. Pixels."""
 
     first: int
-    """Its first epoch, counted over the whole run from 0."""
+    """First epoch, counted over the whole run from 0."""
 
     epochs: int
-    """How many epochs it lasts."""
+    """Number of epochs."""
 
     @property
     def end(self) -> int:
-        """The epoch that is no longer its own."""
+        """First epoch after the stage."""
         return self.first + self.epochs
 
 
 def plan(res: tuple[int, ...], epochs: tuple[int, ...]) -> tuple[Stage, ...]:
-    """The stages of a run.
+    """Return the stages of a run.
 
     Args:
-        res: One resolution a stage. Pixels.
-        epochs: Epochs a stage; a single number serves for all.
+        res: Resolution of each stage. Pixels.
+        epochs: Epochs of each stage; a single number applies to all stages.
     """
     if len(epochs) == 1:
         epochs = epochs * len(res)
@@ -57,29 +54,29 @@ def plan(res: tuple[int, ...], epochs: tuple[int, ...]) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def stage_of(stages: tuple[Stage, ...], epoch: int) -> Stage | None:
-    """The stage that ``epoch`` belongs to; None after the last."""
+def stage_at(stages: tuple[Stage, ...], epoch: int) -> Stage | None:
+    """Return the stage of ``epoch``; None after the last stage."""
     return next((stage for stage in stages if stage.first <= epoch < stage.end), None)
 
 
 def steps_left(
     stages: tuple[Stage, ...], at: Position, *, batches: int, used: int, accum: int
 ) -> int:
-    """Optimiser steps from here to the end of the last stage.
+    """Return the number of optimiser steps from ``at`` to the end of the last stage.
 
     Args:
         stages: From `plan`.
-        at: Where the run is.
-        batches: Of a whole epoch.
-        used: Batches of the epoch at work that are done.
-        accum: Batches a step; an epoch's last step may have fewer.
+        at: Position of the run.
+        batches: Batches of a whole epoch.
+        used: Batches of the current epoch that are done.
+        accum: Batches per step; the last step of an epoch may have fewer.
     """
-    now = 0 if at.trained else -(-(batches - used) // accum)
-    return now + (stages[-1].end - at.epoch - 1) * -(-batches // accum)
+    current = 0 if at.trained else -(-(batches - used) // accum)
+    return current + (stages[-1].end - at.epoch - 1) * -(-batches // accum)
 
 
 class StageLoaders:
-    """The loaders of one stage: to train on, to judge by, and samples to show."""
+    """Loaders of one stage: training and validation, or a preview batch."""
 
     def __init__(
         self,
@@ -92,32 +89,32 @@ class StageLoaders:
         epoch: int,
         state: dict[str, Any] | None,
     ) -> None:
-        """Open them.
+        """Open the loaders.
 
         Args:
             source: The data set.
             res: Resolution of the stage. Pixels.
-            batch: Samples a step on this rank.
+            batch: Batch size on this rank. Samples.
             augment: Whether training samples are augmented.
-            seed: Decides order and augmentation.
-            epoch: The one to begin with, counted over all stages: order and draws depend on it.
-            state: Where the training loader was within that epoch; None at its beginning.
+            seed: Seed of sample order and augmentation.
+            epoch: First epoch, counted over all stages; order and augmentation depend on it.
+            state: State of the training loader within that epoch; None at its beginning.
 
         Raises:
-            DataError: A split cannot be read, or ``state`` is of other data.
+            DataError: A split cannot be read, or ``state`` is from other data.
         """
         self.train = source.open("train", res=res, batch=batch, augment=augment, seed=seed)
-        begin = {**self.train.state_dict(), "epoch": epoch, "consumed": 0}
-        self.train.load_state_dict(begin if state is None else state)
+        start = {**self.train.state_dict(), "epoch": epoch, "consumed": 0}
+        self.train.load_state_dict(start if state is None else state)
         self.val: Batches | None = None
-        self.shown: Batch | None = None
-        """A batch of training samples as they are, where there is no validation split."""
+        self.preview: Batch | None = None
+        """A batch of training samples without augmentation, if there is no validation split."""
         if source.samples("val"):
             self.val = source.open("val", res=res, batch=batch, augment=False, seed=seed)
         else:
-            still = source.open("train", res=res, batch=batch, augment=False, seed=seed)
-            self.shown = next(iter(still), None)
-            still.close()
+            loader = source.open("train", res=res, batch=batch, augment=False, seed=seed)
+            self.preview = next(iter(loader), None)
+            loader.close()
 
     def close(self) -> None:
         """Free threads and memory."""
@@ -127,25 +124,25 @@ class StageLoaders:
 
 
 class Stages:
-    """The stages of one run, on one process."""
+    """Stages of one run on one rank; the loaders of one stage are open at a time."""
 
     def __init__(
-        self, config: Config, source: Dataset, state: State, *, world: World, screen: Screen
+        self, config: Config, source: Dataset, state: State, *, world: World, console: Console
     ) -> None:
-        """Plan them; nothing is opened yet.
+        """Plan the stages; nothing is opened yet.
 
         Args:
-            config: What is asked for.
-            source: The data.
-            state: Says how far the run is.
-            world: Place among other processes.
-            screen: Where it is told that the rates to come are others.
+            config: The settings.
+            source: The data set.
+            state: State of the run, with its position.
+            world: Rank of this process.
+            console: Prints a line if the length of the learning rate schedule changes.
         """
         self._config = config
         self._source = source
         self._state = state
         self._world = world
-        self._screen = screen
+        self._console = console
         self._plan = plan(config.data.res, config.data.epochs)
         self._stage: Stage | None = None
         self._loaders: StageLoaders | None = None
@@ -153,18 +150,18 @@ class Stages:
 
     @property
     def now(self) -> Stage | None:
-        """The stage of the epoch at work; None after the last."""
-        return stage_of(self._plan, self._state.at.epoch)
+        """Stage of the current epoch; None after the last stage."""
+        return stage_at(self._plan, self._state.at.epoch)
 
     def resume(self, loader: dict[str, Any] | None) -> None:
-        """Begin within an epoch: the training loader's state there; None at its beginning."""
+        """Set the training loader's state to resume from; None at the beginning of an epoch."""
         self._resumed = loader
 
     def enter(self, stage: Stage) -> StageLoaders:
-        """The loaders of a stage, opened if it is another than the last.
+        """Return the loaders of a stage; open them if the stage is a new one.
 
         Raises:
-            DataError: A split cannot be read, or the loader's state is of other data.
+            DataError: A split cannot be read, or the loader's state is from other data.
             ConfigError: The warm-up takes the whole run.
         """
         if self._stage == stage and self._loaders is not None:
@@ -190,12 +187,12 @@ class Stages:
             used=self._loaders.train.state_dict()["consumed"] // (data.batch * self._world.size),
             accum=self._config.optim.grad_accum,
         )
-        most = self._config.run.max_steps
-        before = self._state.lr.over(min(total, most) if most else total)
+        max_steps = self._config.run.max_steps
+        before = self._state.lr.set_total_steps(min(total, max_steps) if max_steps else total)
         if before:
-            self._screen.say(
-                f"{self._config.run.out}: the learning rate now goes by another length of the run "
-                f"than the {before} steps it went by before"
+            self._console.print_line(
+                f"{self._config.run.out}: the length of the run was {before} steps and is now "
+                "different: the learning rate schedule changes"
             )
         return self._loaders
 
@@ -204,4 +201,4 @@ class Stages:
         if self._loaders is not None:
             self._loaders.close()
             self._loaders = None
-            release()  # The next loaders cannot use what torch keeps at hand.
+            release()  # DALI cannot use the GPU memory that torch caches.

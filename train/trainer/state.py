@@ -1,10 +1,9 @@
-"""Everything that decides how a run goes on: made, gathered for a checkpoint, and taken up again.
+"""The state of a run: create it, gather it for a checkpoint, and restore it.
 
-A run is its position, the weights, the optimiser, the learning rate, the loader's place and the
-sums of the epoch so far; one that is rebuilt from them goes on bit for bit. While a step computes
-gradients, nothing of it moves but batch norm's statistics: `mark` notes them before, so that
-`rescued` can tell the state as of the last whole step at any moment. This module trains nothing and
-writes nothing.
+The state is the position, weights, optimiser, learning rate, loader position and the sums of the
+current epoch; a restored run continues bit for bit. While a step computes gradients, only the
+statistics of batch norms change. `State.snapshot` copies them before, so that
+`State.snapshot_state` can return the state of the last completed step at any time.
 """
 
 from dataclasses import asdict
@@ -19,8 +18,8 @@ from train.config import Config
 from train.data import Dataset
 from train.distributed import World
 from train.evaluation.metrics import Metrics
-from train.optim.compute import precision_of
-from train.optim.criterion import criterion_of, targets_of
+from train.optim.compute import choose_precision
+from train.optim.criterion import available_targets, make_criterion
 from train.optim.optimizer import LearningRate, load_optimizer, make_optimizer
 from train.optim.step import EvalStep, TrainStep
 from train.optim.wrapped_model import WrappedModel
@@ -32,7 +31,7 @@ __all__ = ["State"]
 
 
 class State:
-    """One run's state, on one process."""
+    """State of one run on one rank."""
 
     def __init__(
         self,
@@ -43,36 +42,36 @@ class State:
         device: torch.device,
         make_model: MakeModel,
     ) -> None:
-        """Begin at step 0, with weights drawn from torch's global generator.
+        """Create the state at step 0; torch's global generator draws the initial weights.
 
         Args:
-            config: What is asked for.
-            source: The data.
-            world: Place among other processes, which are connected already.
-            device: Where to compute.
-            make_model: Makes the network that the settings name.
+            config: The settings.
+            source: The data set.
+            world: Rank of this process; the process group must exist.
+            device: Device of the network.
+            make_model: Creates a network by name.
 
         Raises:
-            ConfigError: The network or the device cannot do what is asked for.
+            ConfigError: The network or the device does not support a setting.
         """
         self._config = config
         self._source = source
         self._world = world
         self.at = Position()
         self.res = config.data.res[-1]
-        """Resolution that the weights were trained at last. Pixels."""
+        """Last resolution of the training. Pixels."""
         self.networks = WrappedModel(
             config,
             world=world,
             device=device,
             make_model=make_model,
-            targets=targets_of(source.roles),
+            targets=available_targets(source.roles),
         )
         self.optimizer = make_optimizer(self.networks.parameters, config.optim)
         self.lr = LearningRate(self.optimizer, config.optim)
-        targets = targets_of(source.roles)
-        criterion = criterion_of(config.loss, targets)
-        precision = precision_of(config.compute.precision, device)
+        targets = available_targets(source.roles)
+        criterion = make_criterion(config.loss, targets)
+        precision = choose_precision(config.compute.precision, device)
         self.train_step = TrainStep(
             self.networks.training,
             criterion,
@@ -82,19 +81,19 @@ class State:
             clip_by=config.optim.clip_by,
             supervision=config.loss.deep_supervision,
         )
-        self.eval_step = EvalStep(self.networks.judged, criterion, precision)
+        self.eval_step = EvalStep(self.networks.evaluated, criterion, precision)
         self.scores = Metrics(device, targets)
-        """Sums of the epoch's training so far, of this rank."""
+        """Training metrics of the current epoch, on this rank."""
         names = {name for name, _ in self.networks.model.named_buffers()}
-        self._moving = {
+        self._buffers = {
             name: (tensor, tensor.clone())
             for name, tensor in self.networks.model.state_dict().items()
             if name in names
         }
-        self._marked: dict[str, Any] = {}
+        self._snapshot: dict[str, Any] = {}
 
     def about(self) -> dict[str, Any]:
-        """What somebody who uses the weights must know."""
+        """Return the metadata that is needed to use the weights."""
         return {
             "config": to_toml(self._config),
             "res": self.res,
@@ -106,64 +105,64 @@ class State:
         }
 
     def gather(self, loader: dict[str, Any]) -> dict[str, Any]:
-        """The whole state; all ranks take part.
+        """Return the whole state; a collective call of all ranks.
 
         Args:
             loader: State of the training loader.
         """
-        return self._whole(asdict(self.at), loader, torch.get_rng_state(), self.scores_of_all())
+        return self._assemble(asdict(self.at), loader, torch.get_rng_state(), self.summed_scores())
 
-    def scores_of_all(self) -> dict[str, Tensor]:
-        """The sums over all ranks; all take part."""
+    def summed_scores(self) -> dict[str, Tensor]:
+        """Return the sums over all ranks; a collective call."""
         return self.scores.state_dict(self._world)
 
     @torch.no_grad()
     def snapshot(self, loader: dict[str, Any]) -> None:
-        """Note what moves before the weights do: called when a step is whole, before the next."""
-        for kind in (True, False):
-            pairs = [p for p in self._moving.values() if p[0].is_floating_point() == kind]
+        """Copy all that changes before the weights; called between two steps."""
+        for floating in (True, False):
+            pairs = [p for p in self._buffers.values() if p[0].is_floating_point() == floating]
             if pairs:
-                torch._foreach_copy_([kept for _, kept in pairs], [moving for moving, _ in pairs])
-        self._marked = {
+                torch._foreach_copy_([copy for _, copy in pairs], [buffer for buffer, _ in pairs])
+        self._snapshot = {
             "position": asdict(self.at),
             "loader": loader,
             "random": torch.get_rng_state(),
         }
 
     def snapshot_state(self, scores: dict[str, Tensor]) -> dict[str, Any]:
-        """The whole state as of the last `mark`, while no weight moves; any thread may ask.
+        """Return the state at the last `snapshot`, from any thread; the weights must not change.
 
         Args:
             scores: The sums over all ranks.
         """
-        marked = self._marked
-        state = self._whole(marked["position"], marked["loader"], marked["random"], scores)
+        copied = self._snapshot
+        state = self._assemble(copied["position"], copied["loader"], copied["random"], scores)
         state["model"] = {
-            name: self._moving[name][1] if name in self._moving else tensor
+            name: self._buffers[name][1] if name in self._buffers else tensor
             for name, tensor in state["model"].items()
         }
         return state
 
     def load(self, state: dict[str, Any], where: object) -> dict[str, Any] | None:
-        """Take up the run that `state` described.
+        """Restore the state of a checkpoint.
 
         Args:
             state: From a checkpoint.
-            where: The run's folder, for an error.
+            where: The run's folder, for error messages.
 
         Returns:
-            State of the training loader within its epoch; None at an epoch's beginning or end.
+            State of the training loader within its epoch; None at the beginning or end of one.
 
         Raises:
-            DataError: It was trained on other data.
+            DataError: The checkpoint was trained on other data.
         """
         about = state["about"]
         roles = set(about.get("roles", ROLES))
         if about["data"] != self._source.fingerprint or roles != self._source.roles:
             raise DataError(
-                f"{where}: was trained on other data than {self._config.data.shards} holds now, or "
-                "split otherwise; go on with the data it was started on, or start a new run with "
-                "another --out"
+                f"{where}: was trained on other data, or another split, than that in "
+                f"{self._config.data.shards}; resume with the original data, or start a new run "
+                "with another --out"
             )
         self.at = Position(**state["position"])
         self.networks.load_state_dict(state)
@@ -171,14 +170,16 @@ class State:
         self.train_step.scaler.load_state_dict(state["scaler"])
         self.lr.load_state_dict(state["lr"])
         if state["loader"]["epoch"] > self.at.epoch:
-            self.at.trained = True  # Saved after its last batch, before that was known.
-        if self._world.first:  # Sums over all ranks: one of them goes on with them.
+            self.at.trained = (
+                True  # Saved after the last batch, before the epoch was marked as trained.
+            )
+        if self._world.first:  # These are the sums over all ranks, so only one rank loads them.
             self.scores.load_state_dict(state["scores"])
         torch.set_rng_state(state["random"])
-        # Whole epochs may have ended at another resolution, whose shards may be others.
+        # After a whole epoch, the next one may use another resolution with other shards.
         return state["loader"] if state["loader"]["consumed"] else None
 
-    def _whole(
+    def _assemble(
         self,
         position: dict[str, Any],
         loader: dict[str, Any],

@@ -95,7 +95,7 @@ def test_a_missing_file_weights_alone_and_another_version_are_told_apart(tmp_pat
         checkpoint_file.read(tmp_path / "none.safetensors")
     path = tmp_path / "x.safetensors"
     save_file({"w": torch.zeros(1)}, path)
-    with pytest.raises(CheckpointError, match="weights, not a whole state"):
+    with pytest.raises(CheckpointError, match="contains weights only"):
         checkpoint_file.read(path)
     save_file({"w": torch.zeros(1)}, path, {"version": "99", "state": "{}"})
     with pytest.raises(CheckpointError, match="version 99; this program reads 1"):
@@ -145,7 +145,7 @@ def test_what_is_whole_but_no_checkpoint_of_ours_is_never_called_damaged(tmp_pat
     save_file({}, second, {"version": "2", "state": "{}"})
     refused("go on with the program that wrote it; or move it out of")
     save_file({"w": torch.zeros(1)}, second)
-    refused("weights, not a whole state; .*put one in its place")
+    refused("contains weights only; .*put one in its place")
     second.unlink()
     second.mkdir()
     refused("is a folder")

@@ -17,7 +17,7 @@ from train.config import Config
 from train.errors import CheckpointError, ConfigError, RunError
 from train.evaluation.evaluate import evaluate_split
 from train.inference.export import Deployed, export
-from train.optim.criterion import criterion_of
+from train.optim.criterion import make_criterion
 from train.settings import resolve
 from train.trainer.trainer import Trainer
 
@@ -85,7 +85,7 @@ def test_onnx_of_the_real_network_answers_as_it_does(
     three = [0.45, 0.44, 0.43], [0.2, 0.21, 0.22]
     trained = Trained(
         path=tmp_path / "best.safetensors", model=create("resunet").eval(),
-        criterion=criterion_of(config.loss), res=64, step=0, config=config,
+        criterion=make_criterion(config.loss), res=64, step=0, config=config,
         mean={"bg": three[0], "fg_bg": three[0]}, std={"bg": three[1], "fg_bg": three[1]},
     )  # fmt: skip
     monkeypatch.setattr("train.inference.export.load_trained", lambda *_, **__: trained)
@@ -106,7 +106,7 @@ def test_torchscript_answers_as_the_network(run: Path, tmp_path: Path) -> None:
 
 def test_raw_outputs_are_bounded_where_there_is_no_sigmoid(run: Path) -> None:
     trained = load_trained(run, make_model=TinyNet)
-    raw = trained._replace(criterion=criterion_of(resolve(Config(), {"activation": "none"}).loss))
+    raw = trained._replace(criterion=make_criterion(resolve(Config(), {"activation": "none"}).loss))
     bg, fg_bg = pictures((2, 3, 32, 32))
     with torch.no_grad():
         answers = Deployed(raw).eval()(4 * bg, -4 * fg_bg)

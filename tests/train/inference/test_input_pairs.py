@@ -55,7 +55,7 @@ def test_a_picture_without_exactly_one_background_is_refused(
 def test_pictures_that_would_overwrite_each_other_are_refused(tmp_path: Path) -> None:
     touch(tmp_path / "bg", "b.jpg")
     touch(tmp_path / "fg", "a/1.jpg", "b/1.jpg")
-    with pytest.raises(DataError, match="several pictures are named 1"):
+    with pytest.raises(DataError, match="several images are named 1"):
         find_pairs(tmp_path / "bg", tmp_path / "fg")
 
 
@@ -64,5 +64,5 @@ def test_what_holds_no_picture_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.jpg: no such file"):
         find_pairs(tmp_path / "none.jpg", tmp_path / "x.jpg")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no pictures in it"):
+    with pytest.raises(DataError, match="contains no images"):
         find_pairs(tmp_path / "empty", tmp_path / "x.jpg")

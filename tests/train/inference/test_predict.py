@@ -20,7 +20,7 @@ from train.inference import predict as module
 from train.inference.input_pairs import InputPair, find_pairs
 from train.inference.predict import Predictor, predict, predict_files, read_image
 from train.optim.compute import pick_device
-from train.optim.criterion import criterion_of
+from train.optim.criterion import make_criterion
 from train.settings import resolve
 from train.trainer.trainer import Trainer
 
@@ -40,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_is_no_picture_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"x\.jpg: no picture"):
+    with pytest.raises(DataError, match=r"x\.jpg: cannot be read as an image"):
         read_image(tmp_path / "x.jpg")
 
 
@@ -86,7 +86,7 @@ class Echo(torch.nn.Module):
 def echo() -> Trained:
     config = resolve(Config(), {"activation": "none"})
     return Trained(
-        path=Path("echo"), model=Echo(), criterion=criterion_of(config.loss), res=16,
+        path=Path("echo"), model=Echo(), criterion=make_criterion(config.loss), res=16,
         mean={"bg": [0.1, 0, 0], "fg_bg": [0, 0, 0.2]},
         std={"bg": [2.0, 1, 1], "fg_bg": [1, 1, 0.5]},
         config=config, step=0,
@@ -133,7 +133,7 @@ def test_a_failure_leaves_no_empty_folder(tmp_path: Path) -> None:
     Image.fromarray(plain(12, 18, (1, 2, 3))).save(tmp_path / "b.png")
     (tmp_path / "x.png").write_bytes(b"no picture")
     jobs = [InputPair(tmp_path / "x.png", tmp_path / "b.png")]
-    with pytest.raises(DataError, match=r"x\.png: no picture"):
+    with pytest.raises(DataError, match=r"x\.png: cannot be read as an image"):
         predict_files(Predictor(echo(), device=CPU), jobs, tmp_path / "out" / "deep")
     assert not (tmp_path / "out").exists()
 
@@ -261,10 +261,10 @@ def test_what_holds_no_usable_weights_is_refused(run: Path, tmp_path: Path) -> N
 
 def test_a_split_without_samples_and_a_missing_gpu_are_refused(run: Path) -> None:
     trained = load_trained(run, make_model=TinyNet)
-    with pytest.raises(DataError, match="split 'val': has no samples here"):
+    with pytest.raises(DataError, match="split 'val': has no samples"):
         evaluate_split(trained, TinySource(64, 0), split="val", res=32, batch=4, device=CPU)
     if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match="torch sees no GPU"):
+        with pytest.raises(ConfigError, match="torch finds no GPU"):
             pick_device("cuda", World())
 
 

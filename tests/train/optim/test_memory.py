@@ -10,8 +10,8 @@ from model.losses import Criterion
 from shardify.loader.batch import Batch, synthetic
 from train.errors import FitError
 from train.optim import memory
-from train.optim.compute import precision_of
-from train.optim.memory import is_out_of_memory, largest_batch, next_of, oom_message, peak_mb
+from train.optim.compute import choose_precision
+from train.optim.memory import is_out_of_memory, largest_batch, next_batches, oom_message, peak_mb
 from train.optim.step import TrainStep
 
 CPU = torch.device("cpu")
@@ -47,15 +47,15 @@ def test_a_loader_that_runs_out_of_memory_is_told_in_a_line() -> None:
         yield synthetic(1, 16)
         raise error
 
-    assert len(next_of(iter([synthetic(1, 16)] * 3), 2)) == 2
-    with pytest.raises(FitError, match="--batch: memory ran out while the loader made the next"):
-        next_of(failing(torch.OutOfMemoryError("CUDA out of memory")), 2)
+    assert len(next_batches(iter([synthetic(1, 16)] * 3), 2)) == 2
+    with pytest.raises(FitError, match="--batch: out of memory in the loader"):
+        next_batches(failing(torch.OutOfMemoryError("CUDA out of memory")), 2)
     with pytest.raises(RuntimeError, match="another"):
-        next_of(failing(RuntimeError("another")), 2)
+        next_batches(failing(RuntimeError("another")), 2)
 
 
 def test_a_cpu_says_by_itself_that_memory_ran_out() -> None:
-    with pytest.raises(memory.OUT_OF_MEMORY) as caught:
+    with pytest.raises(memory.OOM_ERRORS) as caught:
         torch.empty(2**60, dtype=torch.uint8)
     assert is_out_of_memory(caught.value)
 
@@ -79,7 +79,7 @@ def test_a_refusal_names_the_batch_that_would_have_fitted(most: int, says: str) 
         model,
         Criterion(),
         torch.optim.SGD(model.parameters(), lr=0.1),
-        precision=precision_of("fp32", CPU),
+        precision=choose_precision("fp32", CPU),
         clip=0.0,
         clip_by="norm",
     )

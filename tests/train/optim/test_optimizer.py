@@ -8,18 +8,18 @@ from hypothesis import strategies as st
 from train.config import Optim
 from train.errors import ConfigError
 from train.optim.optimizer import LearningRate, rate
-from train.trainer.stages import plan, stage_of
+from train.trainer.stages import plan, stage_at
 
 
 @given(st.lists(st.tuples(st.integers(16, 512), st.integers(1, 9)), min_size=1, max_size=5))
 def test_every_epoch_belongs_to_exactly_one_stage(pairs: list[tuple[int, int]]) -> None:
     res, epochs = zip(*pairs, strict=True)
     stages = plan(res, epochs)
-    seen = [stage_of(stages, epoch) for epoch in range(sum(epochs))]
+    seen = [stage_at(stages, epoch) for epoch in range(sum(epochs))]
     assert [stage.res for stage in seen if stage] == [
         size for size, count in pairs for _ in range(count)
     ]
-    assert stage_of(stages, sum(epochs)) is None
+    assert stage_at(stages, sum(epochs)) is None
 
 
 def test_a_single_number_of_epochs_serves_every_stage() -> None:
@@ -124,11 +124,11 @@ def test_a_warm_up_leads_to_the_plateaus_rate_and_leaves_its_falls_alone() -> No
 
 def test_a_run_of_another_length_is_noticed() -> None:
     _, lr = make_plain(schedule="cosine")
-    assert lr.over(10) == 0
-    assert lr.over(10) == 0
-    assert lr.over(12) == 10
+    assert lr.set_total_steps(10) == 0
+    assert lr.set_total_steps(10) == 0
+    assert lr.set_total_steps(12) == 10
     with pytest.raises(ConfigError, match="--warmup 0"):
-        lr.over(0)
+        lr.set_total_steps(0)
 
 
 def make_plain(**options: object) -> tuple[torch.optim.Optimizer, LearningRate]:

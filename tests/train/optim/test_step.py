@@ -6,11 +6,11 @@ from shardline_tiny_run import TinyNet
 
 from model.losses import Criterion
 from shardify.loader.batch import Batch, synthetic
-from train.optim.compute import precision_of
+from train.optim.compute import choose_precision
 from train.optim.step import EvalStep, TrainStep
 
 CPU = torch.device("cpu")
-FP32 = precision_of("fp32", CPU)
+FP32 = choose_precision("fp32", CPU)
 
 
 def make(
@@ -23,7 +23,7 @@ def make(
         model,
         Criterion(),
         optimizer,
-        precision=precision_of(precision, CPU),
+        precision=choose_precision(precision, CPU),
         clip=clip,
         clip_by=clip_by,
     )
@@ -92,7 +92,7 @@ def test_bf16_computes_nearly_what_fp32_does_with_float32_weights() -> None:
 
 
 def test_auto_is_fp32_on_a_cpu() -> None:
-    assert precision_of("auto", CPU).name == "fp32"
+    assert choose_precision("auto", CPU).name == "fp32"
 
 
 def test_two_batches_in_one_step_are_one_batch_of_both() -> None:
@@ -113,7 +113,7 @@ def test_a_gradient_alone_moves_no_weight_and_is_forgotten() -> None:
     before = copy.deepcopy(model.state_dict())
     step.gradient(synthetic(2, 16))
     assert any(parameter.grad is not None for parameter in model.parameters())
-    step.forget()
+    step.clear_gradients()
     assert all(parameter.grad is None for parameter in model.parameters())
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, before[name])
@@ -123,7 +123,7 @@ def test_a_gradient_alone_moves_no_weight_and_is_forgotten() -> None:
 def test_bf16_is_chosen_where_the_gpu_at_hand_has_it(monkeypatch, device, name) -> None:
     capability = {torch.device("cuda:0"): (7, 5), torch.device("cuda:1"): (8, 0)}
     monkeypatch.setattr("torch.cuda.get_device_capability", capability.__getitem__)
-    assert precision_of("auto", torch.device(device)).name == name
+    assert choose_precision("auto", torch.device(device)).name == name
 
 
 def test_no_algorithm_is_looked_for_for_a_last_short_batch(monkeypatch) -> None:

@@ -141,7 +141,7 @@ def test_what_is_damaged_in_a_run_costs_its_report_no_more_than_that(
     (copy / "config.toml").write_bytes(b"[data]\nshards = '\xff'\n")
     path = write_report(copy, TinySource(64, 21), device=CPU, make_model=TinyNet)
     page = path.read_text()
-    assert page.count("cannot be read: it is damaged, or no picture") == 2
+    assert page.count("cannot be read: it is damaged, or not an image") == 2
     assert page.count("data:image/jpeg;base64,") == 6 + 1
     assert "shards = &#x27;\ufffd&#x27;" in page
 
@@ -238,12 +238,12 @@ def test_a_record_without_its_figures_is_named_by_its_line(run: Path, tmp_path: 
         result = CliRunner().invoke(main, command)
         assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
         if command[0] == "compare":  # The report's networks are those that the program knows.
-            assert "metrics.jsonl: line 9: step is missing or no figure" in result.stderr
-    with pytest.raises(RunError, match="line 9: step is missing or no figure"):
+            assert "metrics.jsonl: line 9: step is missing or not a number" in result.stderr
+    with pytest.raises(RunError, match="line 9: step is missing or not a number"):
         write_report(copy, TinySource(64, 21), device=CPU, make_model=TinyNet)
 
 
 def test_what_is_no_run_cannot_be_compared(run: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["compare", str(run), str(tmp_path)])
     assert result.exit_code == 1
-    assert result.stderr.startswith(f"Error: {tmp_path}: no run that has judged an epoch")
+    assert result.stderr.startswith(f"Error: {tmp_path}: not a run with a finished epoch")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from train.tracking.console import Screen, epoch_line
+from train.tracking.console import Console, epoch_line
 from train.tracking.metrics_log import MetricsLog
 
 FIGURES = {
@@ -78,11 +78,11 @@ def test_an_epoch_is_one_line_with_the_figures_of_validation() -> None:
 
 
 def test_no_bar_is_drawn_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    screen = Screen()
-    screen.begin("epoch 0", 10)
-    screen.step(5, "note")
-    screen.say("a line")
-    screen.end()
+    console = Console()
+    console.start_bar("epoch 0", 10)
+    console.update_bar(5, "note")
+    console.print_line("a line")
+    console.remove_bar()
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("a line\n", "")
 
@@ -96,20 +96,20 @@ def test_a_bar_on_a_terminal_shows_steps_and_the_note(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
-    screen = Screen(to_stderr=True)
-    screen.begin("epoch 0", 10)
-    screen.step(5, "loss 0.1234")
-    screen.say("a line")
-    screen.end()
+    console = Console(to_stderr=True)
+    console.start_bar("epoch 0", 10)
+    console.update_bar(5, "loss 0.1234")
+    console.print_line("a line")
+    console.remove_bar()
     shown = terminal.getvalue()
     assert "5/10" in shown and "loss 0.1234" in shown and "a line" in shown
 
 
-def test_a_hushed_screen_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    screen = Screen(to_stderr=True)
-    screen.say("one")
-    screen.hush()
-    screen.say("two")
+def test_a_silenced_console_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(to_stderr=True)
+    console.print_line("one")
+    console.silence()
+    console.print_line("two")
     assert capsys.readouterr() == ("", "one\n")
 
 
@@ -128,11 +128,11 @@ class Lost:
         raise OSError(28, "No space left on device")
 
 
-def test_a_run_goes_on_where_nobody_hears_of_it_any_more(monkeypatch, capsys) -> None:
+def test_a_run_continues_when_standard_output_cannot_be_written(monkeypatch, capsys) -> None:
     monkeypatch.setattr("sys.stdout", Lost())
-    screen = Screen()
-    screen.say("epoch 0")
-    screen.say("epoch 1")
+    console = Console()
+    console.print_line("epoch 0")
+    console.print_line("epoch 1")
     first, *others = capsys.readouterr().err.splitlines()
     assert first.startswith("Warning: standard output cannot be written ([Errno 28]")
     assert others == ["epoch 0", "epoch 1"]
@@ -141,5 +141,5 @@ def test_a_run_goes_on_where_nobody_hears_of_it_any_more(monkeypatch, capsys) ->
 def test_a_line_fits_any_coding_of_standard_output(monkeypatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii"))
-    Screen().say("IoU 0.9 \u00b7 RMSE 0.02")
+    Console().print_line("IoU 0.9 \u00b7 RMSE 0.02")
     assert raw.getvalue() == b"IoU 0.9 ? RMSE 0.02\n"

@@ -75,7 +75,7 @@ def test_a_folder_is_held_by_one_and_let_go_of_at_the_end_and_after_an_error(
 ) -> None:
     out = tmp_path / "run"
     out.mkdir()
-    says = "run: another run is at work in it; wait for it to end, or choose another --out"
+    says = "run: another run uses it; wait until that run ends, or choose another --out"
     for _ in range(2):
         with run_lock(out), pytest.raises(RunError, match=says), run_lock(out):
             raise AssertionError("held by two")
@@ -143,7 +143,7 @@ def test_settings_bind_nobody_before_there_is_a_checkpoint(tmp_path: Path) -> No
     assert (config.optim.lr, config.data.batch) == (0.1, 8)
     result = call("run", "--resume", "--out", out, "--lr", 0.1, "--max-steps", 1, "--no-report")
     assert result.exit_code == 0, result.output
-    with pytest.raises(ConfigError, match=r"optim\.lr is 0\.1 there, and 0\.2 was asked for"):
+    with pytest.raises(ConfigError, match=r"optim\.lr is 0\.1, but the command says 0\.2"):
         configure({"out": str(out), "lr": 0.2}, file=None, resume=True)
 
 
@@ -152,7 +152,7 @@ def test_settings_bind_nobody_before_there_is_a_checkpoint(tmp_path: Path) -> No
     [
         (b'{"epoch": 1, "tr\n', "not JSON"),
         (b'{"epoch": 1, "train": "\xff"}\n', "not UTF-8"),
-        (b"[1]\n", "no JSON object"),
+        (b"[1]\n", "not a JSON object"),
         (b"[" * 100_000 + b"\n", "not JSON"),
     ],
 )
@@ -166,7 +166,7 @@ def test_a_damaged_record_within_is_refused_and_no_later_one_erased(
     metrics.write_bytes(first + bad + second)
     before = files_of(out)
     again = ["run", "--resume", "--out", out, "--epochs", 3]
-    line = f"{metrics}: line 2: {says}; expected the record of an epoch; restore that line, or"
+    line = f"{metrics}: line 2: {says}; expected the record of an epoch; restore or remove"
     assert_one_line(call(*again), line)
     assert files_of(out) == before
     assert_one_line(call("compare", out, out), line)
@@ -219,7 +219,7 @@ def test_a_folder_that_cannot_be_looked_into_is_one_line(
         monkeypatch.setattr("pathlib.io.open", functools.partial(locked, open))
     result = call(*command(path))
     assert_one_line(result, path.name, os.strerror(number))
-    assert "see to it" not in result.stderr  # What is said of any file, wherever it was met.
+    assert "fix the cause" not in result.stderr  # What is said of any file, wherever it was met.
     assert not (tmp_path / "locked").exists()
 
 
@@ -242,7 +242,7 @@ def test_records_come_with_their_figures_or_one_line(tmp_path: Path) -> None:
     }
     lines = MetricsLog(tmp_path / "m.jsonl")
     lines.path.write_text(json.dumps(good))
-    assert lines.figures() == [good]
+    assert lines.read_checked() == [good]
     for change, wrong in (
         ({"res": "64"}, "res"),
         ({"lr": None}, "lr"),
@@ -253,8 +253,8 @@ def test_records_come_with_their_figures_or_one_line(tmp_path: Path) -> None:
         ({"train": {"mask_iou": 1}}, "train"),
     ):
         lines.path.write_text("\n" + json.dumps(good | change))
-        with pytest.raises(RunError, match=f"line 2: {wrong} is missing or no figure"):
-            lines.figures()
+        with pytest.raises(RunError, match=f"line 2: {wrong} is missing or not a number"):
+            lines.read_checked()
     lines.path.write_text('{"epoch": 2}\n')
-    with pytest.raises(RunError, match="line 1: step is missing or no figure"):
-        lines.figures()
+    with pytest.raises(RunError, match="line 1: step is missing or not a number"):
+        lines.read_checked()

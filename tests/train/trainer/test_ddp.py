@@ -98,7 +98,7 @@ def test_what_is_the_users_to_mend_is_said_once(tmp_path: Path) -> None:
     """By all ranks' spokesman, or by the one rank that knows while others lose it."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("")
-    for options, says in (({"res": "16,100"}, "--res 100: "), ({}, "run: holds something else")):
+    for options, says in (({"res": "16,100"}, "--res 100: "), ({}, "run: is not empty")):
         said = run(2, tmp_path / "run", code=1, **options)  # torchrun's own, whatever theirs.
         assert len(re.findall(r"^Error: ", said, re.M)) == 1, said
         assert says in said
@@ -135,7 +135,7 @@ def test_torchrun_brings_a_killed_rank_back_and_the_run_ends_as_it_would_have(
     os.kill(rank_pids(process.pid)[0], signal.SIGKILL)
     said, err = process.communicate(timeout=150)
     assert process.returncode == 0, err
-    assert "going on after step" in said
+    assert "resumed after step" in said
     run(2, tmp_path / "whole", **flags)
     assert_equal_runs(tmp_path / "whole", out, tolerance=0)
 
@@ -169,7 +169,7 @@ def test_a_signal_within_a_long_step_saves_the_last_whole_one_of_all_ranks(
     process.send_signal(signal.SIGTERM)  # As a scheduler does: to torchrun, which passes it on.
     _, err = process.communicate(timeout=100)
     assert time.monotonic() - asked < 30
-    assert f"{out}: stopped at step 2; --resume goes on from there" in err
+    assert f"{out}: stopped at step 2; --resume continues from there" in err
     run(1, out, "--resume", batch=12)
     assert_equal_runs(alone, out, tolerance=2e-4)
 

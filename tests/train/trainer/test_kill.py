@@ -106,7 +106,7 @@ def test_a_run_killed_about_a_boundary_ends_with_the_same_bits(
     process.kill()
     finish_killed(process)
     stdout, _ = finish(start(out, "--resume"))
-    assert "going on after step" in stdout
+    assert "resumed after step" in stdout
     assert_same_end(out, whole)
 
 
@@ -141,7 +141,7 @@ def test_a_signal_ends_the_process_with_130_and_a_saved_state(tmp_path: Path, wh
     process.send_signal(signal.SIGTERM)
     _, err = finish(process, 130)
     assert time.monotonic() - asked < 25
-    assert "--resume goes on from there" in err and len(err.strip().splitlines()) == 1
+    assert "--resume continues from there" in err and len(err.strip().splitlines()) == 1
     stopped_at = newest_step(out)
     assert f"stopped at step {stopped_at}" in err
     finish(start(out, "--resume"))
@@ -163,7 +163,7 @@ def test_a_signal_within_a_long_step_saves_the_last_whole_one(
         time.sleep(0.1)  # Two at once would be one.
     _, err = finish(process, 130)
     assert time.monotonic() - asked < 25
-    assert err.strip() == f"{out}: stopped at step 5; --resume goes on from there"
+    assert err.strip() == f"{out}: stopped at step 5; --resume continues from there"
     finish(start(out, "--resume"))
     assert_same_end(out, whole)
 
@@ -197,8 +197,7 @@ def test_a_second_run_into_the_folder_of_one_at_work_is_refused(
     for extra in ([], ["--resume"]):
         _, err = finish(start(out, *extra), 1)
         assert err.strip() == (
-            f"Error: {out}: another run is at work in it; wait for it to end, or choose another "
-            "--out"
+            f"Error: {out}: another run uses it; wait until that run ends, or choose another --out"
         )
     process.kill()
     finish_killed(process)

@@ -21,10 +21,10 @@ from train.config import Config
 from train.distributed import World
 from train.errors import ConfigError, DivergedError, FitError, Interrupted, PeerError
 from train.evaluation.evaluate import evaluate_split, load_trained
-from train.optim.wrapped_model import WrappedModel, compiling
+from train.optim.wrapped_model import WrappedModel, translate_compile_errors
 from train.settings import resolve
 from train.tracking import run_folder
-from train.tracking.console import Screen
+from train.tracking.console import Console
 from train.tracking.metrics_log import MetricsLog
 from train.trainer.signals import StopSignal
 from train.trainer.trainer import Trainer
@@ -58,7 +58,7 @@ def settings(out: Path, **values: object) -> Config:
 def make(out: Path, source: TinySource | None = None, **values: object) -> Trainer:
     out.mkdir(exist_ok=True)
     return Trainer(
-        settings(out, **values), source or TinySource(40, 10), make_model=TinyNet, screen=Screen()
+        settings(out, **values), source or TinySource(40, 10), make_model=TinyNet, console=Console()
     )
 
 
@@ -186,7 +186,7 @@ def test_a_signal_saves_the_state_and_the_run_goes_on_exactly(
 ) -> None:
     make(tmp_path / "whole").run()
     before = signal.getsignal(number)
-    with pytest.raises(Interrupted, match="--resume goes on"):
+    with pytest.raises(Interrupted, match="--resume continues"):
         make(tmp_path / "parts", Signalling(split, at, number)).run()
     assert signal.getsignal(number) == before
     second = make(tmp_path / "parts")
@@ -201,11 +201,11 @@ def test_a_rank_that_lost_another_is_not_ended_before_it_said_so() -> None:
     before = signal.getsignal(signal.SIGTERM)
     try:
         for several, after in ((False, before), (True, signal.SIG_IGN)):
-            with pytest.raises(PeerError), StopSignal().listening(several=several):
+            with pytest.raises(PeerError), StopSignal().handle_signals(several_ranks=several):
                 raise PeerError("another rank ended")
             assert signal.getsignal(signal.SIGTERM) == after
         signal.signal(signal.SIGTERM, before)
-        with StopSignal().listening(several=True):
+        with StopSignal().handle_signals(several_ranks=True):
             pass
         assert signal.getsignal(signal.SIGTERM) == before
     finally:
@@ -267,7 +267,7 @@ def test_averaged_weights_are_what_is_judged_and_kept(tmp_path: Path) -> None:
     out = tmp_path / "run"
     trainer = make(out, ema=0.5, res=(16,), epochs=(1,))
     before = {
-        name: value.clone() for name, value in trainer.state.networks.judged.state_dict().items()
+        name: value.clone() for name, value in trainer.state.networks.evaluated.state_dict().items()
     }
     trainer.run()
     state, kept = newest(out).state, load_file(out / "last.safetensors")
@@ -557,10 +557,10 @@ def test_a_network_that_cannot_be_compiled_is_told_from_one_that_is_wrong() -> N
     from torch._inductor.exc import InvalidCxxCompiler
 
     with pytest.raises(ConfigError, match=r"--compile yes: .*\(No working C\+\+ compiler") as told:
-        with compiling("yes"):
+        with translate_compile_errors("yes"):
             raise InvalidCxxCompiler
     assert "\n" not in str(told.value) and "--resume --compile no" in str(told.value)
-    with pytest.raises(RuntimeError, match="shapes"), compiling("yes"):
+    with pytest.raises(RuntimeError, match="shapes"), translate_compile_errors("yes"):
         raise RuntimeError("shapes cannot be multiplied")
 
 
