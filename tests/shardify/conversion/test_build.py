@@ -26,7 +26,7 @@ from shardify.dataset.manifest import Manifest
 from shardify.dataset.verify import verify
 from shardify.errors import BuildError, LayoutError, OutputError, ShardifyError
 from shardify.storage import readahead
-from shardify.storage.page_cache import Reader
+from shardify.storage.page_cache import CacheReader
 from shardify.storage.readahead import ReadAhead
 from shardify.workers.factory import start_build_workers
 
@@ -304,14 +304,14 @@ def test_a_build_gives_the_same_bytes_however_its_zip_is_read(
     source = pack(tmp_path / "x.zip", files_of(48))
     run(source, tmp_path / "plain", shard_samples=2)
     read: list[object] = []
-    step = Reader._wait
-    monkeypatch.setattr(Reader, "_there", lambda *_: False)
+    step = CacheReader._wait
+    monkeypatch.setattr(CacheReader, "_is_cached", lambda *_: False)
 
     def counted(*given: Any) -> None:
         read.append(given)
         step(*given)
 
-    monkeypatch.setattr(Reader, "_wait", counted)
+    monkeypatch.setattr(CacheReader, "_wait", counted)
     monkeypatch.setattr(readahead, "available_memory", lambda: memory)
     run(source, tmp_path / "out", shard_samples=2, workers=2)
     assert read

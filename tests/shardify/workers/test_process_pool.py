@@ -87,7 +87,7 @@ def test_a_system_without_more_processes_is_no_traceback() -> None:
 @pytest.mark.parametrize("first", [1, 4088, 4096, 5000, 100_000, 500_001])
 def test_two_tasks_that_are_said_to_fit_into_a_pipe_do(first: int) -> None:
     source, sink = os.pipe()
-    room = process_pool._widened(sink)
+    room = process_pool._enlarge_pipe(sink)
     os.set_blocking(sink, False)  # So that one that does not fit is an error, not a hang.
     with os.fdopen(source, "rb", 0), os.fdopen(sink, "wb") as tasks:
         for size in (first, room - first) if room > 0 else ():

@@ -164,7 +164,7 @@ def test_litdata_gives_whole_batches_beyond_an_epoch(data, tmp_path) -> None:
 
 
 def test_a_library_that_cannot_be_imported_is_not_available(tmp_path, monkeypatch) -> None:
-    monkeypatch.setitem(cases._NEEDS, "FFCV + Pillow", "shardline_broken_peer")
+    monkeypatch.setitem(cases._LIBRARIES, "FFCV + Pillow", "shardline_broken_peer")
     assert not cases.available("FFCV + Pillow")
     (tmp_path / "shardline_broken_peer.py").write_text("import shardline_nowhere")
     monkeypatch.syspath_prepend(tmp_path)

@@ -69,7 +69,7 @@ def test_a_gpus_time_is_of_its_kernels_not_of_annotations_over_them() -> None:
         shards="", out="", label="keep", res=64, batch=8, network_batch=8, stages=[],
         device="cuda", threads=16,
     )  # fmt: skip
-    found = module._found(seen, wall=0.02, cpu=0.01, waited=[], batches=2, wanted=wanted)
+    found = module._summary(seen, wall=0.02, cpu=0.01, waited=[], batches=2, wanted=wanted)
     assert found["wall_ms"] == 10.0
     assert found["device_ms"] == 3.0
     assert found["host_ms"] == 1.5
