@@ -203,7 +203,9 @@ def test_a_resumed_run_may_be_given_more_epochs_but_no_other_past(tmp_path: Path
     out = tmp_path / "run"
     assert call("run", *SHORT, "--out", out).exit_code == 0
     again = ["run", "--resume", "--out", out]
-    assert_one_line(call(*again, "--res", "32"), 2, "epoch 0 was trained at 16 px, and 32 px")
+    assert_one_line(
+        call(*again, "--res", "32"), 2, "epoch 0 was trained at 16 px, but the command says 32 px"
+    )
     assert call(*again, "--res", "16,32", "--epochs", "2,1").exit_code == 0
     assert [r["res"] for r in MetricsLog(out / "metrics.jsonl").read()] == [16, 16, 32]
 
@@ -218,15 +220,15 @@ def test_a_page_that_cannot_be_written_does_not_fail_the_run(
     out = tmp_path / "run"
     result = call("run", *SHORT, "--out", out, "--max-steps", 1, "--report")
     assert result.exit_code == 0, result.output
-    assert "Warning: report.html: cannot be written" in result.stdout
-    assert f"`train report {out}` writes it later" in result.stdout
+    assert "Warning: no report: report.html: cannot be written" in result.stdout
+    assert f"retry with `train report {out}`" in result.stdout
 
 
 def test_resuming_what_was_never_begun_begins(tmp_path: Path) -> None:
     out = tmp_path / "run"
     result = call("run", "--resume", *SHORT, "--out", out, "--max-steps", 1)
     assert result.exit_code == 0
-    assert "no checkpoint to go on from; starting at step 0" in result.stdout
+    assert "no checkpoint found; starting at step 0" in result.stdout
     assert (out / "last.safetensors").is_file()
 
 
@@ -237,18 +239,18 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_again_over_it(tmp_path: P
         checkpoint.unlink()
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     again = ["run", "--resume", *SHORT, "--out", out]
-    put_back = f"put one back into {out / 'checkpoints'}, or start a new run with another --out"
-    assert_one_line(call(*again), 1, "holds 2 epochs of a run, but no checkpoint", put_back)
+    put_back = f"restore one in {out / 'checkpoints'}, or start a new run with another --out"
+    assert_one_line(call(*again), 1, "contains 2 epochs of a run, but no checkpoint", put_back)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     lines = (out / "metrics.jsonl").read_text().splitlines()
     (out / "metrics.jsonl").write_text(lines[0] + "\n")
     (out / "checkpoints").rmdir()
-    assert_one_line(call(*again), 1, "holds 1 epoch of a run, but no checkpoint")
+    assert_one_line(call(*again), 1, "contains 1 epoch of a run, but no checkpoint")
     (out / "metrics.jsonl").unlink()
-    assert_one_line(call(*again), 1, "holds best.safetensors, but no checkpoint")
+    assert_one_line(call(*again), 1, "contains best.safetensors, but no checkpoint")
     (out / "config.toml").unlink()
     result = call(*again)
-    assert_one_line(result, 1, "holds best.safetensors, but neither config.toml", put_back)
+    assert_one_line(result, 1, "contains best.safetensors, but no config.toml and", put_back)
     assert not (out / "config.toml").exists()
 
 
@@ -273,7 +275,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(tmp_path: P
     newest, before, *_ = sorted((out / "checkpoints").iterdir(), reverse=True)
     newest.write_bytes(newest.read_bytes()[:-5])
     result = call("run", "--resume", "--out", out)
-    assert_one_line(result, 1, f"{newest}: damaged", f"the one before it is {before}")
+    assert_one_line(result, 1, f"{newest}: damaged", f"from the previous one, {before}")
     newest.unlink()
     assert call("run", "--resume", "--out", out).exit_code == 0
 
@@ -299,7 +301,7 @@ def test_shards_without_a_manifest_are_refused_in_one_line(
 def test_run_without_shards_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train.trainer.launch, "launch", launch)
     result = call("run", *SHORT, "--out", tmp_path / "run")
-    assert_one_line(result, 2, "--shards: not given")
+    assert_one_line(result, 2, "--shards: missing")
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def test_missing_roles_are_named_before_anything_is_written(
         del document["roles"][role]
     (tmp_path / "manifest.json").write_text(json.dumps(document))
     there = ", ".join(sorted(document["roles"]))
-    with pytest.raises(DataError, match=f"only the roles {there}; training needs fg_bg, and mask"):
+    with pytest.raises(DataError, match=f"has the roles {there}; training needs fg_bg, and mask"):
         ShardDataset(str(tmp_path), world=World(), device=CPU, res=32)
 
 

@@ -69,7 +69,7 @@ def test_only_what_there_is_truth_for_is_trained_and_told(
     kept = LACKING[lacking]
     out = train(tmp_path / "run", lacking, deep_supervision=0.3, ema=0.5)
     said = capsys.readouterr().out
-    assert said.count(f"this data set has no {lacking}: training the {kept} only\n") == 1
+    assert said.count(f"this data set has no {lacking}: only the {kept} is trained\n") == 1
     assert ("IoU" in said, "RMSE" in said) == (kept == "mask", kept == "depth")
     for record in MetricsLog(out / "metrics.jsonl").read():
         for split in ("train", "val"):
@@ -84,7 +84,7 @@ def test_without_backgrounds_the_network_sees_fg_bg_only(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = train(tmp_path / "run", "bg")
-    assert "this data set has no bg: the network sees fg_bg only\n" in capsys.readouterr().out
+    assert "this data set has no bg: only fg_bg is used as input\n" in capsys.readouterr().out
     trained = load_trained(out, make_model=TinyNet)
     fg_bg = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_without_validation_a_run_is_judged_by_its_training_and_says_so(
     settings = config(out, batch=min(8, samples))
     prepare(out, settings, 0)
     Trainer(settings, data, make_model=TinyNet, console=Console()).run()
-    says = "this data set has no validation samples: the training loss judges the run\n"
+    says = "this data set has no validation samples: the training loss is used instead\n"
     assert capsys.readouterr().out.count(says) == 1
     records = MetricsLog(out / "metrics.jsonl").read()
     assert len(records) == 2 and all(record["val"] is None for record in records)

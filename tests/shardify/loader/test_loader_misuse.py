@@ -232,7 +232,7 @@ def test_what_is_no_position_is_refused(data) -> None:
 
 def test_modules_of_the_users_own_named_train_and_model_do_not_disturb(data, tmp_path) -> None:
     for name in ("train", "model"):
-        (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('the user's own {name}.py')\n")
+        (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('own {name}.py')\n")
     (tmp_path / "script.py").write_text(
         "import sys\n"
         "from shardify import Augmentation, Loader\n"
@@ -252,7 +252,7 @@ def test_modules_of_the_users_own_named_train_and_model_do_not_disturb(data, tmp
         cwd=tmp_path,
     )
     # The last line: the script saw the user's module, not ours.
-    assert done.stdout.splitlines() == ["5 8", "the user's own train.py"], done.stderr
+    assert done.stdout.splitlines() == ["5 8", "own train.py"], done.stderr
 
 
 def test_compiled_code_runs_where_numba_finds_no_place_for_its_cache(tmp_path) -> None:

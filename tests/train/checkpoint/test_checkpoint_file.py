@@ -140,12 +140,12 @@ def test_what_is_whole_but_no_checkpoint_of_ours_is_never_called_damaged(tmp_pat
             store.newest()
         line = str(caught.value)
         assert "damaged" not in line and "delete" not in line and "\n" not in line
-        assert line.startswith(str(second)) and f"to go on from {first}" in line
+        assert line.startswith(str(second)) and f"to continue from {first}" in line
 
     save_file({}, second, {"version": "2", "state": "{}"})
-    refused("go on with the program that wrote it; or move it out of")
+    refused("continue with the version of the program that wrote it; or move it out of")
     save_file({"w": torch.zeros(1)}, second)
-    refused("contains weights only; .*put one in its place")
+    refused("contains weights only; .*replace it by one")
     second.unlink()
     second.mkdir()
     refused("is a folder")

@@ -169,7 +169,9 @@ def test_what_stands_in_the_way_is_replaced_only_if_it_is_a_prediction(tmp_path:
         [InputPair(tmp_path / "x.png", tmp_path / "b.png")],
         Predictor(echo(), device=CPU),
     )
-    with pytest.raises(DataError, match=r"x_mask\.png: is no prediction of ours; choose another"):
+    with pytest.raises(
+        DataError, match=r"x_mask\.png: was not written by `train predict`; choose another"
+    ):
         predict_files(predictor, jobs, tmp_path)
     assert (tmp_path / "x_mask.png").read_bytes() == truth
     assert not (tmp_path / "x_depth.png").exists()

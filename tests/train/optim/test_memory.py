@@ -71,7 +71,10 @@ class Limited(TinyNet):
         return super().forward(x)
 
 
-@pytest.mark.parametrize(("most", "says"), [(11, "the largest that does is 11"), (0, "not even")])
+@pytest.mark.parametrize(
+    ("most", "says"),
+    [(11, "the largest that fits is 11"), (0, "a single sample does not fit either")],
+)
 def test_a_refusal_names_the_batch_that_would_have_fitted(most: int, says: str) -> None:
     model = Limited("unet")
     model.most = most

@@ -80,7 +80,7 @@ def test_a_chart_shows_every_point_and_leaves_gaps() -> None:
     assert text.count("<circle") == 2 and "Loss &lt;x&gt;" in text
     heights = [float(y) for y in re.findall(r'cy="([\d.]+)"', text)]
     assert heights[0] < heights[1]  # A larger value stands higher.
-    assert "nothing to show" in chart("empty", {"a": []})
+    assert "no data" in chart("empty", {"a": []})
     assert chart("one", {"a": [(3, 2.0)]}).count("<circle") == 1
 
 
@@ -123,7 +123,7 @@ def test_a_browser_shows_the_report(run: Path, tmp_path: Path) -> None:
 
 
 def test_without_a_run_or_weights_there_is_no_report(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"no metrics\.jsonl"):
+    with pytest.raises(RunError, match=r"metrics\.jsonl is missing or empty"):
         write_report(tmp_path, TinySource(), device=CPU, make_model=TinyNet)
     (tmp_path / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text())
     with pytest.raises(CheckpointError, match=r"no best\.safetensors"):
@@ -153,14 +153,16 @@ def test_without_room_for_a_picture_the_report_is_one_line_and_the_run_ends_well
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("train.report.run_report.tempfile.TemporaryDirectory", full)
-    with pytest.raises(RunError, match=r"no room to draw its worst samples .*TMPDIR"):
+    with pytest.raises(
+        RunError, match=r"the image of the worst samples cannot be written .*TMPDIR"
+    ):
         write_report(run, TinySource(64, 21), device=CPU, make_model=TinyNet)
     flags = {"out": str(tmp_path / "run"), "res": 16, "epochs": 1, "batch": 8, "device": "cpu"}
     for raised in (full, _undecodable):
         monkeypatch.setattr("train.report.run_report.tempfile.TemporaryDirectory", raised)
         config = resolve(Config(), {**flags, "out": str(tmp_path / raised.__name__)})
         launch(config, make_source=make_source, make_model=TinyNet)
-        assert "writes it later" in capsys.readouterr().out
+        assert "retry with `train report" in capsys.readouterr().out
 
 
 def _undecodable(*_: object, **__: object) -> None:
@@ -170,16 +172,16 @@ def _undecodable(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("{}", "no config"),
-        ("no JSON", "no JSON object"),
-        ("[1]", "no JSON object"),
-        ("[" * 100_000, "no JSON object"),
-        ({"mean": None}, "no mean"),
-        ({"mean": {"bg": [0, 0, 0]}}, "no mean"),
-        ({"std": {"bg": [0, 0, 0], "fg_bg": "abc"}}, "no std"),
-        ({"res": "64"}, "no res"),
-        ({"config": 3}, "no config"),
-        ({"roles": []}, "no roles"),
+        ("{}", "no valid config"),
+        ("no JSON", "no valid JSON object"),
+        ("[1]", "no valid JSON object"),
+        ("[" * 100_000, "no valid JSON object"),
+        ({"mean": None}, "no valid mean"),
+        ({"mean": {"bg": [0, 0, 0]}}, "no valid mean"),
+        ({"std": {"bg": [0, 0, 0], "fg_bg": "abc"}}, "no valid std"),
+        ({"res": "64"}, "no valid res"),
+        ({"config": 3}, "no valid config"),
+        ({"roles": []}, "no valid roles"),
     ],
 )
 def test_metadata_that_a_run_did_not_write_is_one_line(
@@ -190,7 +192,7 @@ def test_metadata_that_a_run_did_not_write_is_one_line(
     text = change if isinstance(change, str) else json.dumps(json.loads(text) | change)
     path = tmp_path / "theirs.safetensors"
     save(path, tensors, {"shardline": text})
-    with pytest.raises(CheckpointError, match=f"theirs.safetensors: its metadata has {says} as "):
+    with pytest.raises(CheckpointError, match=f"theirs.safetensors: the metadata has {says}; "):
         load_trained(path, make_model=TinyNet)
 
 
