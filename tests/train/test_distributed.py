@@ -48,7 +48,7 @@ def test_a_lost_rank_is_told_without_the_backends_source_and_advice(
     monkeypatch.setattr("train.distributed._store", lambda *_: None)
     monkeypatch.setattr("train.distributed._meet", gone)
     with (
-        pytest.raises(PeerError, match=r"rank 1 of 2: another rank ended or does not answer "
+        pytest.raises(PeerError, match=r"rank 1 of 2: another rank ended or does not respond "
                       r"\(Connection closed by peer \[127.0.0.1\]:42128\); see what"),
         connected(World(rank=1, size=2), torch.device("cpu")),
     ):  # fmt: skip

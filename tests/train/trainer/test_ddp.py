@@ -115,7 +115,7 @@ def test_a_killed_rank_ends_the_others_with_a_clear_word(tmp_path: Path) -> None
     os.kill(rank_pids(process.pid)[1], signal.SIGKILL)
     _, err = process.communicate(timeout=100)
     assert process.returncode != 0
-    assert re.search(r"Error: rank 0 of 2: another rank ended or does not answer", err) or (
+    assert re.search(r"Error: rank 0 of 2: another rank ended or does not respond", err) or (
         "stopped at step" in err
     ), err
 
