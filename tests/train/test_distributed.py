@@ -49,7 +49,7 @@ def test_a_lost_rank_is_told_without_the_backends_source_and_advice(
     monkeypatch.setattr("train.distributed._meet", gone)
     with (
         pytest.raises(PeerError, match=r"rank 1 of 2: another rank ended or does not respond "
-                      r"\(Connection closed by peer \[127.0.0.1\]:42128\); see what"),
+                      r"\(Connection closed by peer \[127.0.0.1\]:42128\); see the error of that"),
         connected(World(rank=1, size=2), torch.device("cpu")),
     ):  # fmt: skip
         pass
