@@ -192,7 +192,7 @@ def test_a_second_run_into_the_folder_of_one_at_work_is_refused(
     tmp_path: Path, whole: Path
 ) -> None:
     out = tmp_path / "run"
-    process = start(out, delay=0.3)
+    process = start(out, delay=2.0)  # At work until both others have tried.
     wait_for(lambda: newest_step(out) >= 2, process)
     for extra in ([], ["--resume"]):
         _, err = finish(start(out, *extra), 1)
