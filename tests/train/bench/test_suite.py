@@ -458,7 +458,7 @@ def test_what_the_measurements_are_wanted_for_is_all_asked_for() -> None:
 
 def test_a_gpu_that_is_not_there_is_said_before_anything_starts(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ConfigError, match="torch sees no GPU here; use --device cpu"):
+    with pytest.raises(ConfigError, match="torch finds no GPU; use --device cpu"):
         suite(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
