@@ -103,7 +103,22 @@ class Names(Sequence[str]):
         if self._all is not None:
             every = self._all
             return [every[index] for index in indexes.tolist()]
-        return [self[index] for index in indexes.tolist()]
+        pieces = range(0, len(indexes), _CHUNK_NAMES)
+        return list(itertools.chain(*(self._take(indexes[i : i + _CHUNK_NAMES]) for i in pieces)))
+
+    def _take(self, indexes: NDArray[np.int32]) -> list[str]:
+        """Return the names of a few thousand entries."""
+        raw, bounds = self.joined(indexes)
+        if not raw.isascii():
+            return [self[index] for index in indexes.tolist()]
+        text = decode(raw)  # One byte a character, so all can be decoded at once.
+        names = [text[start:end] for start, end in itertools.pairwise(bounds.tolist())]
+        if not any(prefix for _, _, prefix in self._parts):
+            return names
+        parts = np.searchsorted(self._first, indexes, "right") - 1
+        return [
+            self._parts[part][2] + name for part, name in zip(parts.tolist(), names, strict=True)
+        ]
 
     @overload
     def __getitem__(self, index: int) -> str: ...
