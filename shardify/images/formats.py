@@ -1,8 +1,8 @@
 """Image formats other than JPEG and PNG: recognise them, read their headers, decode their arrays.
 
 Pillow reads GIF, BMP, TIFF, WebP, JPEG 2000, AVIF and, with pillow-heif, HEIC. This module reads
-``.npy``, ``.npz`` and PFM; the package OpenEXR reads ``.exr``. Sizes are taken from headers, so that
-a caller can refuse them before pixels are allocated.
+``.npy``, ``.npz`` and PFM; the package OpenEXR reads ``.exr``. Sizes are taken from headers, so
+that a caller can refuse them before pixels are allocated.
 
 Sources: NumPy's format.rst (.npy, .npz), Debevec's PFM, openexr.com "OpenEXR File Layout".
 """

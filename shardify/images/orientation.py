@@ -89,7 +89,8 @@ def _edges(plane: NDArray[Any]) -> NDArray[np.float32]:
     edges: NDArray[np.float32] = np.sqrt(
         np.hypot(down, right)
     )  # The root keeps one strong edge from deciding alone.
-    return edges - edges.mean()
+    edges -= edges.mean()
+    return edges
 
 
 def _same_aspect(width: int, height: int, picture: ImageInfo) -> bool:

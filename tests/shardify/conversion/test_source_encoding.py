@@ -1,4 +1,4 @@
-"""What pictures and depths mean is told from their values, recorded, and held against all of them."""
+"""What pictures and depths mean is told from their values, recorded and held against all."""
 
 import io
 import json

@@ -248,5 +248,5 @@ def test_a_picture_of_fewer_than_16_bits_is_scaled_by_its_true_ones(bits: int) -
 def test_a_floating_point_picture_is_refused() -> None:
     buffer = io.BytesIO()
     Image.fromarray(DEPTH).save(buffer, "TIFF")
-    with pytest.raises(ImageError, match="float32.*which is no fg_bg"):
+    with pytest.raises(ImageError, match=r"float32.*which is no fg_bg"):
         pixels(buffer.getvalue(), parse(buffer.getvalue()), "fg_bg", STANDARD)
