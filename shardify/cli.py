@@ -300,10 +300,10 @@ def inspect(src: tuple[PathOrUrl, ...], as_json: bool, no_check: bool, **options
     shardify inspect data.zip --val 0.1 --json
     shardify inspect data.zip --no-check > layout.toml
     """
-    from shardify.conversion.survey import BuildOptions, survey
+    from shardify.conversion.source_encoding import inspect_source
+    from shardify.conversion.survey import BuildOptions
 
-    surveyed = survey(src, BuildOptions(**options), check=not no_check)
-    found = {**surveyed.to_json(), "layout_file": surveyed.layout_file()}
+    found = inspect_source(src, BuildOptions(**options), check=not no_check)
     click.echo(json.dumps(found, indent=1) if as_json else survey_text(found))
 
 

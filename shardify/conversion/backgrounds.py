@@ -80,7 +80,7 @@ def write_backgrounds(
             name = catalog.names.raw(entry)
             try:
                 data = read(entry)
-                data, info, rule, plane = check_image(data, name, "bg", verify, label_encoding)
+                data, info, rule, plane, _ = check_image(data, name, "bg", verify, label_encoding)
                 if plane is None and not all(variant.unchanged for variant in variants):
                     plane = pixels(data, info, "bg", STANDARD)
             except EntryError as error:

@@ -16,7 +16,6 @@ from typing import Any
 from numpy.typing import NDArray
 
 from shardify.conversion.backgrounds import write_backgrounds
-from shardify.conversion.label_encoding import detect_label_encoding
 from shardify.conversion.output_folder import (
     check_out,
     load_finished,
@@ -25,6 +24,7 @@ from shardify.conversion.output_folder import (
     roll_back,
 )
 from shardify.conversion.publish import BuildInputs, publish, shard_rejections
+from shardify.conversion.source_encoding import detect_encoding
 from shardify.conversion.survey import (
     BuildOptions,
     BuildPlan,
@@ -231,7 +231,7 @@ def _convert(
 
 
 def _prepare_inputs(plan: BuildPlan, out: PathOrUrl) -> BuildInputs:
-    label_encoding = detect_label_encoding(plan)
+    label_encoding = detect_encoding(plan)
     plan, background_tars = write_backgrounds(plan, out, plan.options.variants(), label_encoding)
     shard_plans = [shard_plan for split in ("train", "val") for shard_plan in plan.shards[split]]
     return BuildInputs(

@@ -1,4 +1,4 @@
-"""Detect how the masks and float depths of a source encode their values, from a few samples."""
+"""Detect how the masks of a source encode their values, from a few samples."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from shardify.conversion.survey import BuildPlan
 from shardify.errors import BuildError, EntryError, ImageError
 from shardify.images.parser import MASK_THRESHOLD, parse
-from shardify.images.pixels import STANDARD, LabelEncoding, levels_of, peak_of
+from shardify.images.pixels import LabelEncoding, levels_of
 from shardify.sources.catalog import OpenSources, entry_reader
 
 __all__ = ["choose_label_encoding", "detect_label_encoding"]
@@ -20,7 +20,7 @@ _MAX_LEVELS_IN_ERROR = 8
 
 
 def detect_label_encoding(plan: BuildPlan) -> LabelEncoding:
-    """Read a few masks and floating-point depths, and return the encoding of all of them.
+    """Read a few masks, and return the encoding of all of them.
 
     Raises:
         BuildError: The masks use several encodings, or an unknown one.
@@ -30,45 +30,31 @@ def detect_label_encoding(plan: BuildPlan) -> LabelEncoding:
     rows = rows[:: max(1, len(rows) // _MAX_SAMPLES_READ)][:_MAX_SAMPLES_READ]
     levels: list[NDArray[Any]] = []
     names: list[str] = []
-    peaks: list[float] = []
     with OpenSources([each.path for each in catalog.sources]) as descriptors:
         read = entry_reader(catalog, descriptors)
-        for role in ("mask", "depth"):
-            if role not in layout.members:
-                continue
-            for entry in layout.members[role][rows].tolist():
-                try:
-                    data = read(entry)
-                    picture = parse(data)
-                    if role == "mask":
-                        levels.append(levels_of(data, picture))
-                        names.append(catalog.names[entry])
-                    elif picture.trait == "F" or picture.trait.startswith("float"):
-                        peaks.append(peak_of(data, picture))
-                    else:
-                        break
-                except EntryError:
-                    continue  # The worker that reads it reports it.
+        for entry in layout.members["mask"][rows].tolist() if "mask" in layout.members else ():
+            try:
+                data = read(entry)
+                levels.append(levels_of(data, parse(data)))
+                names.append(catalog.names[entry])
+            except EntryError:
+                continue  # The worker that reads it reports it.
     try:
-        return choose_label_encoding(levels, peaks, names)
+        return choose_label_encoding(levels, names)
     except ImageError as error:
         raise BuildError(f"{plan.where}: {error}; convert the masks first") from error
 
 
-def choose_label_encoding(
-    masks: list[NDArray[Any]], depth_peaks: list[float], names: Sequence[str] = ()
-) -> LabelEncoding:
+def choose_label_encoding(masks: list[NDArray[Any]], names: Sequence[str] = ()) -> LabelEncoding:
     """Choose the encoding of a data set from the values in some of its images.
 
     Args:
         masks: The values found in each of some masks.
-        depth_peaks: The largest value of each of some floating-point depth maps; may be empty.
         names: Names of the masks, for error messages; may be empty.
 
     Raises:
         ImageError: The values of the masks fit no known encoding, or not the same one.
     """
-    scale = 65535 if depth_peaks and max(depth_peaks) <= 1 else STANDARD.depth_scale
     values = sorted({float(level) for levels in masks for level in levels})
     mask = "threshold"
     if values and values[-1] < MASK_THRESHOLD and values != [0.0]:
@@ -86,7 +72,7 @@ def choose_label_encoding(
             )
     if mask == "threshold":
         _refuse_mixed([float(levels[-1]) for levels in masks if len(levels)], names)
-    return LabelEncoding(mask, scale)
+    return LabelEncoding(mask)
 
 
 def _refuse_mixed(peaks: list[float], names: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from shardify.conversion.backgrounds import BackgroundTar
 from shardify.conversion.output_folder import remove_stale
 from shardify.conversion.rejects import count_rejected, write_rejected
+from shardify.conversion.source_encoding import describe_encoding
 from shardify.conversion.splits import ShardPlan
 from shardify.conversion.survey import MEMBERS, BuildPlan, manifest_sources
 from shardify.dataset.manifest import (
@@ -29,6 +30,7 @@ from shardify.dataset.manifest import (
 )
 from shardify.errors import BuildError
 from shardify.images.codecs import Variant
+from shardify.images.depth import DepthEncoding
 from shardify.images.parser import MASK_THRESHOLD
 from shardify.images.pixels import LabelEncoding
 from shardify.layout.detect import Layout, Rejection
@@ -88,6 +90,7 @@ def publish(
         rules.update(record.rules)
     layout["digest"] = plan.digest()
     layout["masks"] = inputs.label_encoding.mask
+    layout.update(describe_encoding(inputs.label_encoding))
     layout["converted"] = dict(sorted(rules.items()))
     manifest = Manifest(
         created_by=f"shardline {version()}",
@@ -112,7 +115,9 @@ def publish(
             files[BACKGROUNDS] = background_tar.sha256
         variant_manifest = dataclasses.replace(
             manifest,
-            roles=_summarize_roles(records, number, background_tar.backgrounds, variant),
+            roles=_summarize_roles(
+                records, number, background_tar.backgrounds, variant, inputs.label_encoding.depth
+            ),
             backgrounds=background_tar.backgrounds,
             splits=_summarize_splits(shard_plans, records, number, uses),
             costs=_average_costs(records, number, variant),
@@ -144,6 +149,7 @@ def _summarize_roles(
     number: int,
     backgrounds: Sequence[Background],
     variant: Variant,
+    depth_encoding: DepthEncoding,
 ) -> dict[str, Role]:
     """Summarize kinds, sizes, channels and bits of each role in variant ``number``.
 
@@ -183,6 +189,14 @@ def _summarize_roles(
                 threshold=MASK_THRESHOLD if role == "mask" else None,
                 codec=variant.codec,
             )
+            if role == "depth":
+                roles[role] = dataclasses.replace(
+                    roles[role],
+                    unit=depth_encoding.unit or None,
+                    scale=depth_encoding.scale,
+                    max=depth_encoding.maximum,
+                    invalid=0 if depth_encoding.has_holes else None,
+                )
     if variant.codec == "raw":
         for name, each in roles.items():
             if len(each.sizes) > 1:

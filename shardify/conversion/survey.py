@@ -5,7 +5,7 @@ Writes nothing. Payloads are read only where names leave the layout in doubt.
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 from shardify.conversion.rejects import check_rejected_share, count_rejected, drop_background
 from shardify.conversion.splits import ShardPlan, empty_validation_warning, hold_back, plan_shards
 from shardify.dataset.manifest import Source
-from shardify.errors import PlanError
+from shardify.errors import BuildError, EntryError, PlanError
 from shardify.images.codecs import Variant
+from shardify.images.depth import DepthEncoding
+from shardify.images.parser import parse
 from shardify.layout import layout_file as rules
 from shardify.layout.detect import Layout, Rejection, detect
 from shardify.layout.layout_file_writer import to_toml
 from shardify.sources.catalog import FAULTS, Catalog, OpenSources, entry_reader
 from shardify.sources.duplicates import drop_duplicates
+from shardify.sources.file_types import IMAGE_EXTENSIONS
 from shardify.sources.nested_zips import UnpackCache
 from shardify.sources.open_sources import open_sources
 from shardify.storage.paths import PathOrUrl
@@ -37,6 +40,9 @@ __all__ = [
     "plan_splits",
     "survey",
 ]
+
+_MAX_NAMES_LOOKED_AT, _MAX_FILES_OPENED = 256, 16
+"""Names among which image files are looked for before detection, and files that are opened."""
 
 MEMBERS = ("fg_bg", "mask", "depth")
 """Roles stored in a shard, in writing order."""
@@ -102,6 +108,10 @@ class BuildPlan:
     usable: NDArray[np.bool_]
     """(N,) True for each sample of the layout that is not rejected."""
     shards: dict[str, list[ShardPlan]]
+    depth: DepthEncoding | None = None
+    """What the layout file says of depth maps."""
+    exif: str = ""
+    """What the layout file says of pictures that EXIF turns: ``stored``, ``turned`` or empty."""
 
     @property
     def bad_share(self) -> float:
@@ -125,15 +135,20 @@ class BuildPlan:
         return found
 
     def digest(self) -> str:
-        """Return a SHA-256 of the sample keys, the background IDs and each sample's background."""
+        """Return a SHA-256 of the samples and of what the layout file says of their values.
+
+        Of the samples: keys, the background IDs and each sample's background.
+        """
         layout = self.layout
         found = hashlib.sha256("\n".join([*layout.keys, "", *layout.background_ids]).encode())
         found.update(layout.background.astype("<i4").tobytes())
+        if self.depth or self.exif:
+            found.update(repr((self.depth, self.exif)).encode())
         return found.hexdigest()
 
     def layout_file(self) -> str:
         """Return the text of a layout file that reproduces this layout."""
-        return to_toml(self.layout, self.catalog.names)
+        return to_toml(self.layout, self.catalog.names, exif=self.exif, depth=self.depth)
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that ``inspect --json`` prints."""
@@ -196,6 +211,7 @@ def survey(
         stack = now if later is None else later
         descriptors = stack.enter_context(OpenSources([each.path for each in catalog.sources]))
         read = entry_reader(catalog, descriptors)
+        _refuse_unreadable(catalog, read, where)
         layout = detect(
             catalog.names,
             where=where,
@@ -239,9 +255,37 @@ def survey(
         rejected=rejected,
         usable=usable,
         shards=shards,
+        depth=given.depth if given else None,
+        exif=given.exif if given else "",
     )
     check_rejected(found)
     return found
+
+
+def _refuse_unreadable(catalog: Catalog, read: Callable[[int], bytes], where: str) -> None:
+    """Raise BuildError if none of a few image files is an image, as in a clone without Git LFS.
+
+    Detection by pixels would find another reason to refuse the source, or none.
+    """
+    count = len(catalog.names)
+    reasons: list[str] = []
+    for index in range(0, count, max(1, count // _MAX_NAMES_LOOKED_AT)):
+        name = catalog.names[index]
+        extension = name.rpartition(".")[2].lower()
+        if extension not in IMAGE_EXTENSIONS or catalog.entries.fault[index]:
+            continue
+        try:
+            parse(read(index))
+        except EntryError as error:
+            reasons.append(f"{name}: {error}")
+            if len(reasons) == _MAX_FILES_OPENED:
+                break
+        else:
+            return
+    if reasons:
+        raise BuildError(
+            f"{where}: none of the {len(reasons)} image files looked at can be read: {reasons[0]}"
+        )
 
 
 def _with_default_group(options: BuildOptions, layout: Layout) -> BuildOptions:

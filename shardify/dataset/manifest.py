@@ -181,6 +181,18 @@ class Role:
     codec: str = "keep"
     """``keep``: payloads of the source; ``jpeg``, ``png``; ``raw``: pixels without a header."""
 
+    unit: str | None = None
+    """Depth only, as the following: unit of the source's values, as ``m``; None if not known."""
+
+    scale: float | None = None
+    """Stored steps to a unit; None if not known."""
+
+    max: float | None = None
+    """Largest depth in that unit; None if not known."""
+
+    invalid: int | None = None
+    """Stored value that means "no depth"; None if no such value is known."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Background:

@@ -1,14 +1,12 @@
 """Parse an image's structure from header to end marker, without decoding pixels.
 
 JPEG and PNG are parsed completely: enough to be sure that the file holds a whole picture of the
-stated size. Of other formats only the header is read and the size limited.
+stated size. Of other formats (``formats``) only the header is read and the size limited.
 
 Sources: ITU-T T.81 annex B (JPEG), ISO/IEC 15948 (PNG), CIPA DC-008 (EXIF).
 """
 
-import io
 import re
-import warnings
 from typing import NamedTuple
 
 from shardify.errors import ImageError
@@ -28,22 +26,16 @@ _OTHER_FRAMES = frozenset({0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE,
 _PNG = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
-_OTHERS = (
-    (b"GIF8", "gif"),
-    (b"BM", "bmp"),
-    (b"II*\x00", "tif"),
-    (b"MM\x00*", "tif"),
-    (b"\x93NUMPY", "npy"),
-)
 
 
 class ImageInfo(NamedTuple):
     """Format and size of a picture, from its header."""
 
     kind: str
-    """``jpg`` or ``png``: also its extension in a shard; or ``gif``, ``bmp``, ``tif``, ``webp``,
-    ``npy``, which are converted."""
+    """``jpg`` or ``png``: also its extension in a shard; or a kind of ``formats``, which is
+    converted."""
     width: int
+    """Of the stored pixels, before an EXIF orientation is applied."""
     height: int
     channels: int
     """1 gray, 2 gray and alpha, 3 colour (or a palette), 4 colour and alpha or CMYK."""
@@ -51,6 +43,8 @@ class ImageInfo(NamedTuple):
     """Of one channel."""
     trait: str = ""
     """Why it must be converted: ``palette``, ``alpha``, ``CMYK``, ``rotated``; else empty."""
+    orientation: int = 1
+    """EXIF orientation: 2 to 8 if the picture is shown otherwise than its pixels are stored."""
 
 
 def parse(data: bytes) -> ImageInfo:
@@ -67,30 +61,32 @@ def parse(data: bytes) -> ImageInfo:
         return _parse_jpeg(data)
     if data.startswith(_PNG):
         return _parse_png(data)
-    for magic, kind in _OTHERS:
-        if data.startswith(magic):
-            return _parse_array(data) if kind == "npy" else _ask_pillow(data, kind)
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return _ask_pillow(data, "webp")
-    if not data.strip(b"\x00"):
-        raise ImageError("all zero bytes")
-    raise ImageError("not an image (no known signature)")
+    # Most workers meet no other format, and start faster without its libraries.
+    from shardify.images.formats import read_header
+
+    return bounded(*read_header(data))
 
 
 def bounded(
-    kind: str, width: int, height: int, channels: int, bits: int, trait: str = ""
+    kind: str,
+    width: int,
+    height: int,
+    channels: int,
+    bits: int,
+    trait: str = "",
+    orientation: int = 1,
 ) -> ImageInfo:
     """Return a picture's header. Raises ImageError if it is empty or over ``MAX_PIXELS``."""
     if not width or not height:
         raise ImageError(f"a picture of {width}x{height} pixels")
     if width * height > MAX_PIXELS:
         raise ImageError(f"over the limit of {MAX_PIXELS >> 20} megapixels")
-    return ImageInfo(kind, width, height, channels, bits, trait)
+    return ImageInfo(kind, width, height, channels, bits, trait, orientation)
 
 
 def _parse_jpeg(data: bytes) -> ImageInfo:
     found: ImageInfo | None = None
-    rotated = False
+    orientation = 1
     scans = 0
     at = 2
     length = len(data)
@@ -119,8 +115,8 @@ def _parse_jpeg(data: bytes) -> ImageInfo:
             found = _frame(data, at, size)
         elif marker in _OTHER_FRAMES:
             raise ImageError("a lossless, hierarchical or arithmetic JPEG, which is not taken")
-        elif marker == 0xE1 and not rotated:
-            rotated = _is_rotated(data[at + 4 : at + 2 + size])
+        elif marker == 0xE1 and orientation == 1:
+            orientation = _exif_orientation(data[at + 4 : at + 2 + size])
         at += 2 + size
         if marker == 0xDA:
             if found is None:
@@ -134,8 +130,8 @@ def _parse_jpeg(data: bytes) -> ImageInfo:
             at = match.start()
     if found is None or not scans:
         raise ImageError("damaged JPEG (no picture in it)")
-    if rotated:
-        found = found._replace(trait="rotated")
+    if orientation > 1:
+        found = found._replace(trait="rotated", orientation=orientation)
     return found
 
 
@@ -149,13 +145,13 @@ def _frame(data: bytes, at: int, size: int) -> ImageInfo:
     return bounded("jpg", width, height, channels, 8, "CMYK" if channels == 4 else "")
 
 
-def _is_rotated(segment: bytes) -> bool:
-    """Whether an EXIF segment asks for another orientation than the pixels have."""
+def _exif_orientation(segment: bytes) -> int:
+    """Return the orientation that an EXIF segment states, 1 to 8; 1 if it states none."""
     if not segment.startswith(b"Exif\x00\x00"):
-        return False
+        return 1
     block = segment[6:]
     if block[:2] not in (b"II", b"MM"):
-        return False
+        return 1
     order: str = "little" if block[:2] == b"II" else "big"
 
     def number(at: int, size: int) -> int:
@@ -165,8 +161,9 @@ def _is_rotated(segment: bytes) -> bool:
     for entry in range(min(number(first, 2), 200)):
         at = first + 2 + 12 * entry
         if number(at, 2) == 0x0112:
-            return number(at + 8, 2) in range(2, 9)
-    return False
+            stated = number(at + 8, 2)
+            return stated if stated in range(2, 9) else 1
+    return 1
 
 
 def _parse_png(data: bytes) -> ImageInfo:
@@ -180,6 +177,7 @@ def _parse_png(data: bytes) -> ImageInfo:
     pixels = False
     trait = {3: "palette", 4: "alpha", 6: "alpha"}.get(colour, "")
     palette = colour != 3
+    orientation = 1
     at = 8
     while True:
         if at + 12 > length:
@@ -197,58 +195,12 @@ def _parse_png(data: bytes) -> ImageInfo:
             palette = True
         elif kind == b"tRNS":
             trait = trait or "alpha"
-        elif kind == b"eXIf" and _is_rotated(b"Exif\x00\x00" + data[at + 8 : stop - 4]):
-            trait = trait or "rotated"
+        elif kind == b"eXIf":
+            orientation = _exif_orientation(b"Exif\x00\x00" + data[at + 8 : stop - 4])
+            trait = trait or ("rotated" if orientation > 1 else "")
         elif kind == b"IEND":
             break
         at = stop
     if not pixels or not palette:
         raise ImageError("damaged PNG (no picture in it)")
-    return bounded("png", width, height, _CHANNELS[colour], bits, trait)
-
-
-def _ask_pillow(data: bytes, kind: str) -> ImageInfo:
-    """Read the header of another format. Its decoding, when it is converted, checks the rest."""
-    from PIL import Image
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=_FORMATS[kind]) as image:
-                frames = getattr(image, "n_frames", 1)
-                wide = image.mode.startswith("I;16") or image.mode in ("I", "F")
-                found = bounded(
-                    kind, *image.size, len(image.getbands()), 16 if wide else 8, image.mode
-                )
-    except ImageError:
-        raise
-    except Exception as error:
-        # Pillow raises nearly anything on damaged input.
-        raise ImageError(f"damaged {kind.upper()} ({type(error).__name__})") from error
-    if frames != 1:
-        raise ImageError(f"a {kind.upper()} of {frames} pictures; expected one")
-    return found
-
-
-_FORMATS = {"gif": ["GIF"], "bmp": ["BMP"], "tif": ["TIFF"], "webp": ["WEBP"]}
-
-
-def _parse_array(data: bytes) -> ImageInfo:
-    from numpy.lib import format as layout
-
-    file = io.BytesIO(data)
-    try:
-        version = layout.read_magic(file)
-        read = layout.read_array_header_1_0 if version == (1, 0) else layout.read_array_header_2_0
-        shape, _, kind = read(file)
-    except Exception as error:
-        raise ImageError(f"damaged NPY ({type(error).__name__})") from error
-    if kind.hasobject or kind.kind not in "buif" or kind.itemsize > 8:
-        raise ImageError(f"an array of {kind}, which is not taken")
-    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)):
-        raise ImageError(f"an array of shape {shape}; expected (H, W) or (H, W, 1, 3 or 4)")
-    channels = shape[2] if len(shape) == 3 else 1
-    found = bounded("npy", shape[1], shape[0], channels, 8 * kind.itemsize, str(kind))
-    if len(data) - file.tell() != found.width * found.height * channels * kind.itemsize:
-        raise ImageError("an array whose header and length disagree")
-    return found
+    return bounded("png", width, height, _CHANNELS[colour], bits, trait, orientation)

@@ -13,6 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardify.errors import ImageError
+from shardify.images.depth import DepthEncoding, convert_depth
+from shardify.images.formats import ARRAY_KINDS, load_array, load_wide_colour, open_picture
+from shardify.images.orientation import turn
 from shardify.images.parser import MASK_THRESHOLD, ImageInfo
 from shardify.images.png import encode_png, ends_early
 
@@ -26,28 +29,37 @@ __all__ = [
     "is_standard",
     "levels_of",
     "normalize",
-    "peak_of",
     "pixels",
     "refuse_faint",
     "same_aspect",
+    "values_of",
 ]  # fmt: skip
 
 Range = tuple[int, int]
 
-_GRAY_SLACK = 8
 _ALPHA = ("alpha", "LA", "RGBA", "PA")
 """Traits of pictures whose alpha channel may be the mask."""
 
 
 class LabelEncoding(NamedTuple):
-    """Encoding of the source's masks and floating-point depth maps."""
+    """What the values of the source's pictures mean, by role."""
 
     mask: str = "threshold"
     """``threshold``: object where at least ``MASK_THRESHOLD``; ``level N``: object where N, and
     background where 0; ``trimap``: object where 1, of 1 (object), 2 (ground) and 3 (border)."""
-    depth_scale: int = 256
-    """16-bit steps to a unit of a floating-point depth: 256, as KITTI's maps have, or 65535 where
-    all are at most 1."""
+    depth: DepthEncoding = DepthEncoding()
+    bits: tuple[tuple[str, int], ...] = ()
+    """Role and true bits of the pictures that have 16 bits a channel, as 12 of a sensor's."""
+    exif: tuple[tuple[str, str], ...] = ()
+    """Role and frame (``stored`` or ``turned``; see ``orientation``) of the labels of pictures
+    that EXIF turns."""
+
+    @property
+    def needs_values(self) -> bool:
+        """Whether a file's name alone does not tell that it needs no conversion."""
+        return (
+            self.mask != "threshold" or bool(self.bits or self.exif) or self.depth.needs_values(16)
+        )
 
 
 STANDARD = LabelEncoding()
@@ -55,9 +67,16 @@ STANDARD = LabelEncoding()
 
 
 def normalize(
-    data: bytes, picture: ImageInfo, role: str, meaning: LabelEncoding
+    data: bytes, picture: ImageInfo, role: str, meaning: LabelEncoding, turned: int = 1
 ) -> tuple[bytes, ImageInfo, str]:
     """Keep a standard payload, or convert it to a standard PNG.
+
+    Args:
+        data: The payload.
+        picture: Its header.
+        role: Its role.
+        meaning: What the values of the data set mean.
+        turned: EXIF orientation by which a label is turned to lie on its picture.
 
     Returns:
         The bytes, their header, and the conversion rule (empty if the bytes are unchanged).
@@ -65,12 +84,22 @@ def normalize(
     Raises:
         ImageError: It cannot be decoded, or its encoding is ambiguous.
     """
-    if is_standard(picture, role, meaning):
+    if turned == 1 and is_standard(picture, role, meaning):
         return data, picture, ""
     kind, bits, trait = picture.kind, picture.bits, picture.trait
-    plane = pixels(data, picture, role, meaning)
+    if role == "depth":
+        values = values_of(data, picture, role)
+        plane = convert_depth(values, meaning.depth)
+        if plane is values and turned == 1 and is_standard(picture, role, STANDARD):
+            return data, picture, ""  # Its values had to be read, and none changes.
+    else:
+        plane = pixels(data, picture, role, meaning)
+    if turned != 1:
+        plane = turn(plane, turned)
     height, width = plane.shape[:2]
     stored = ImageInfo("png", width, height, 3 if plane.ndim == 3 else 1, 8 * plane.itemsize)
+    if bits == 16 and role in ("bg", "fg_bg"):
+        trait = f"{_true_bits(role, meaning)}-bit"
     what = " ".join(filter(None, (trait, kind.upper())))
     if not trait and bits != 8:
         what = f"{bits}-bit {what}"
@@ -79,7 +108,11 @@ def normalize(
     if role == "mask" and trait in _ALPHA and _by_alpha(data):
         what = f"{what} (object by its alpha)"
     if role == "depth" and (trait == "F" or trait.startswith("float")):
-        what = f"{what} (1 is {meaning.depth_scale} of 65535)"
+        what = f"{what} ({meaning.depth.step_text})"
+    elif role == "depth" and meaning.depth.invalid:
+        what = f"{what} ({', '.join(f'{value:g}' for value in meaning.depth.invalid)} to 0)"
+    if turned != 1:
+        what = f"{what}, turned as its picture by EXIF,"
     return encode_png(plane), stored, f"{role}: {what} to PNG"
 
 
@@ -90,7 +123,8 @@ def is_standard(picture: ImageInfo, role: str, meaning: LabelEncoding) -> bool:
     if role == "mask":
         return picture.bits == 8 and meaning.mask == "threshold"
     if role == "depth":
-        return picture.bits >= 8 and picture.channels == 1
+        narrow = picture.bits >= 8 and picture.channels == 1
+        return narrow and not meaning.depth.needs_values(picture.bits)
     return picture.bits == 8
 
 
@@ -110,31 +144,49 @@ def pixels(data: bytes, picture: ImageInfo, role: str, meaning: LabelEncoding) -
     Raises:
         ImageError: It cannot be decoded completely, or its encoding is ambiguous.
     """
-    if picture.kind == "npy":
-        return _array(data, role, meaning)
-    if picture.kind == "png" and ends_early(data):
-        raise ImageError("truncated PNG (its picture data end early)")
     if role == "depth":
-        return _depth(data, meaning)
-    if role == "mask":
-        return _object(_open(data, _MASK), meaning)
-    return _open(data, "RGB")
+        return convert_depth(values_of(data, picture, role), meaning.depth)
+    if role != "mask" and (picture.bits > 8 or picture.kind in ARRAY_KINDS):
+        return _eight_bits(values_of(data, picture, role), role, picture, meaning)
+    _refuse_truncated(data, picture)
+    if role != "mask":
+        return _open(data, "RGB")
+    if picture.kind in ARRAY_KINDS:
+        return _array_object(load_array(data, picture.kind, role), meaning)
+    return _object(_open(data, _MASK), meaning)
+
+
+def values_of(data: bytes, picture: ImageInfo, role: str) -> NDArray[Any]:
+    """Decode a picture or depth map to its own values, turned by its own EXIF tag.
+
+    Returns:
+        (H, W) or (H, W, C), any real dtype.
+
+    Raises:
+        ImageError: It cannot be decoded.
+    """
+    if picture.kind in ARRAY_KINDS:
+        return load_array(data, picture.kind, role)
+    _refuse_truncated(data, picture)
+    if picture.bits == 16 and picture.channels == 2:
+        raise ImageError("16-bit gray with alpha, which is not read; save it as 16-bit gray")
+    if picture.bits == 16 and picture.channels > 2:
+        try:
+            return load_wide_colour(data)
+        except Exception as error:
+            # Pillow raises nearly anything on damaged input.
+            raise ImageError(f"cannot be decoded ({type(error).__name__})") from error
+    return _open(data, "")
 
 
 def levels_of(data: bytes, picture: ImageInfo) -> NDArray[Any]:
     """Return the distinct values of a mask, in ascending order. Raises ImageError."""
-    if picture.kind == "npy":
-        return np.unique(_loaded(data))
+    if picture.kind in ARRAY_KINDS:
+        return np.unique(load_array(data, picture.kind, "mask"))
     plane = _open(data, _MASK)
     if plane.dtype == np.uint8:
         return np.flatnonzero(np.bincount(plane.ravel()))
     return np.unique(plane)
-
-
-def peak_of(data: bytes, picture: ImageInfo) -> float:
-    """Return the largest finite value of a floating-point depth map. Raises ImageError."""
-    plane = _loaded(data) if picture.kind == "npy" else _open(data, "")
-    return float(np.max(plane, where=np.isfinite(plane), initial=0))
 
 
 def refuse_faint(data: bytes, picture: ImageInfo, meaning: LabelEncoding) -> None:
@@ -144,7 +196,8 @@ def refuse_faint(data: bytes, picture: ImageInfo, meaning: LabelEncoding) -> Non
         ImageError: The mask is such, or cannot be decoded.
     """
     if meaning.mask == "threshold":
-        plane = _loaded(data) if picture.kind == "npy" else _open(data, _MASK)
+        array = picture.kind in ARRAY_KINDS
+        plane = load_array(data, picture.kind, "mask") if array else _open(data, _MASK)
         peak = float(plane.max(initial=0))
         if 0 < peak < MASK_THRESHOLD:
             raise ImageError(
@@ -154,6 +207,11 @@ def refuse_faint(data: bytes, picture: ImageInfo, meaning: LabelEncoding) -> Non
 
 
 _MASK = "mask"
+
+
+def _refuse_truncated(data: bytes, picture: ImageInfo) -> None:
+    if picture.kind == "png" and ends_early(data):
+        raise ImageError("truncated PNG (its picture data end early)")
 
 
 def _by_alpha(data: bytes) -> bool:
@@ -182,13 +240,13 @@ def _open(data: bytes, mode: str) -> NDArray[Any]:
     ``mode`` is a Pillow mode; empty to keep the picture's own; or ``mask``: gray, or the alpha
     channel if that is the mask.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     # Pillow raises nearly anything on damaged input, and warns of what parse() has bounded.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
+            with open_picture(data) as image:
                 image.load()
                 turned = ImageOps.exif_transpose(image)
                 if mode == _MASK:
@@ -198,8 +256,7 @@ def _open(data: bytes, mode: str) -> NDArray[Any]:
                     if mode:
                         gray = (np.clip(wide, 0, 65535) >> 8).astype(np.uint8)
                         return gray if mode == "L" else np.repeat(gray[..., None], 3, axis=2)
-                    bounded: NDArray[Any] = np.clip(wide, 0, 65535).astype(np.uint16)
-                    return bounded
+                    return wide.astype(wide.dtype.newbyteorder("="), copy=False)
                 if turned.mode == "1" and not mode:
                     mode = "L"
                 if turned.mode in ("P", "PA", "LA", "CMYK", "RGBA") and not mode:
@@ -224,50 +281,36 @@ def _object(plane: NDArray[Any], meaning: LabelEncoding) -> NDArray[np.uint8]:
     return np.where(found, np.uint8(255), np.uint8(0))
 
 
-def _depth(data: bytes, meaning: LabelEncoding) -> NDArray[Any]:
-    plane = _open(data, "")
-    if plane.ndim == 2 and plane.dtype.kind == "f":
-        return _scaled(plane, meaning)
-    if plane.ndim == 3:
-        low, high = plane.min(axis=2), plane.max(axis=2)
-        if int((high.astype(np.int16) - low).max()) > _GRAY_SLACK:
-            raise ImageError("a depth map in colours, whose values cannot be told")
-        return np.ascontiguousarray(plane[..., 1])
-    return plane
-
-
-def _scaled(plane: NDArray[Any], meaning: LabelEncoding) -> NDArray[np.uint16]:
-    """Convert floating-point depth to 16 bits; invalid values (NaN, negative) become 0."""
-    steps = np.nan_to_num(plane.astype(np.float64), nan=0, posinf=0, neginf=0) * meaning.depth_scale
-    if steps.max(initial=0) > 65535.5:
-        raise ImageError(
-            f"a depth of {steps.max() / meaning.depth_scale:.4g}; at most "
-            f"{65535 / meaning.depth_scale:.4g} can be stored"
-        )
-    return np.clip(np.rint(steps), 0, 65535).astype(np.uint16)
-
-
-def _loaded(data: bytes) -> NDArray[Any]:
-    try:
-        plane: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
-    except Exception as error:
-        raise ImageError(f"cannot be decoded ({type(error).__name__})") from error
-    return plane
-
-
-def _array(data: bytes, role: str, meaning: LabelEncoding) -> NDArray[Any]:
-    plane = _loaded(data)
+def _array_object(plane: NDArray[Any], meaning: LabelEncoding) -> NDArray[np.uint8]:
     if plane.ndim == 3 and plane.shape[2] == 1:
         plane = plane[..., 0]
-    if role == "mask" and plane.ndim == 2:
-        return _object(plane.astype(np.float64) if plane.dtype.kind == "f" else plane, meaning)
-    if role == "depth" and plane.ndim == 2:
-        if plane.dtype.kind == "f":
-            return _scaled(plane, meaning)
-        if plane.dtype == np.uint8:
-            return np.ascontiguousarray(plane)
-        if plane.dtype.kind in "ui" and plane.size and 0 <= plane.min() and plane.max() <= 65535:
-            return plane.astype(np.uint16)
-    if role in ("bg", "fg_bg") and plane.dtype == np.uint8 and plane.ndim == 3:
-        return np.ascontiguousarray(plane[..., :3])
-    raise ImageError(f"an array of {plane.dtype} and shape {plane.shape}, which is no {role}")
+    if plane.ndim != 2:
+        raise ImageError(f"an array of {plane.dtype} and shape {plane.shape}, which is no mask")
+    return _object(plane.astype(np.float64) if plane.dtype.kind == "f" else plane, meaning)
+
+
+def _true_bits(role: str, meaning: LabelEncoding) -> int:
+    return dict(meaning.bits).get(role, 16)
+
+
+def _eight_bits(
+    plane: NDArray[Any], role: str, picture: ImageInfo, meaning: LabelEncoding
+) -> NDArray[np.uint8]:
+    """Scale a picture of more than 8 bits by the true bits of its data set: (H, W, 3) uint8."""
+    narrow = plane.dtype in (np.uint8, np.bool_)
+    if plane.dtype.kind not in "bui" or (picture.kind in ARRAY_KINDS and plane.ndim != 3):
+        kind = "an array" if picture.kind in ARRAY_KINDS else "a picture"
+        raise ImageError(f"{kind} of {plane.dtype} and shape {plane.shape}, which is no {role}")
+    if plane.ndim == 2:
+        plane = plane[..., None]
+    colours = plane[..., :3] if plane.shape[2] >= 3 else plane[..., [0, 0, 0]]
+    if narrow:
+        return np.ascontiguousarray(colours, np.uint8)
+    bits = _true_bits(role, meaning)
+    low, high = int(colours.min(initial=0)), int(colours.max(initial=0))
+    if low < 0 or high >> bits:
+        raise ImageError(
+            f"a picture with values from {low} to {high}; expected at most {bits} bits "
+            f"(0 to {2**bits - 1}), as those looked at have"
+        )
+    return (colours >> (bits - 8)).astype(np.uint8)

@@ -15,6 +15,15 @@ A layout file is TOML::
     number = 'bg'        # the group that holds the sample's number
     check = true         # check it by pixels
 
+    [depth]              # what the values of depth maps mean, where the source does not tell
+    scale = 256          # 16-bit steps to a unit; floating-point values are multiplied by it
+    unit = 'm'
+    max = 80.0           # largest depth, in that unit
+    invalid = [1e10]     # values, as in the files, that mean "no depth"
+
+``exif = 'stored'`` before the tables says that the masks and depth maps of pictures that EXIF turns
+lie on the pixels as stored; ``exif = 'turned'``, that they lie on the turned pixels.
+
 Files whose common named groups are equal (compared as numbers if they are) are one sample. Groups
 with a meaning of their own: ``bg``, the background's name or number; ``fg``, the foreground's;
 ``split``, ``train`` or ``val``. The rule ``number`` takes ``offset``; the rules ``order``,
@@ -27,12 +36,14 @@ import tomllib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from shardify.errors import LayoutError
+from shardify.images.depth import DepthEncoding
 from shardify.layout import filenames
 from shardify.layout.csv_map import Row, join_by_map, parse_rows
 from shardify.layout.sample_table import SampleTable, build_table
@@ -58,6 +69,8 @@ _SETTING_TYPES: dict[str, type] = {
     "rule": str, "number": str, "order": str, "offset": int, "first": int,
     "size": int, "check": bool,
 }  # fmt: skip
+_DEPTH_SETTINGS = ("scale", "unit", "max", "invalid")
+_EXIF_FRAMES = ("stored", "turned")
 _PRECEDENCE = ("depth", "mask", "bg", "fg_bg")
 """A path that matches the patterns of several roles gets the first of these roles."""
 
@@ -78,6 +91,10 @@ class Rules:
     """``names`` or ``map``."""
     rows: Sequence[Row] | None = None
     """Rows of the map, if it is beside the layout file."""
+    depth: DepthEncoding | None = None
+    """The table ``[depth]``."""
+    exif: str = ""
+    """``stored``, ``turned`` or empty."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,10 +136,11 @@ def parse(text: str, *, where: str) -> Rules:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise LayoutError(f"{where}: not TOML ({error}); expected a layout file") from error
-    unknown = set(table) - {"roles", "background", "map", "join"}
+    unknown = set(table) - {"roles", "background", "map", "join", "depth", "exif"}
     if unknown:
         raise LayoutError(
-            f"{where}: {min(unknown)} means nothing; expected join, map, [roles], [background]"
+            f"{where}: {min(unknown)} means nothing; expected join, map, exif, [roles], "
+            "[background], [depth]"
         )
     patterns = _parse_patterns(table.get("roles"), where)
     settings = _parse_background(
@@ -134,7 +152,18 @@ def parse(text: str, *, where: str) -> Rules:
     if "map" in (join, settings["rule"]) and file is None:
         raise LayoutError(f"{where}: a map is asked for; expected map = 'file.csv'; add it")
     check = bool(settings.pop("check", True))
-    return Rules(patterns=patterns, background=settings, check=check, map=file, join=join)
+    exif = table.get("exif", "")
+    if "exif" in table and exif not in _EXIF_FRAMES:
+        raise LayoutError(f"{where}: exif is {exif!r}; expected 'stored' or 'turned'")
+    return Rules(
+        patterns=patterns,
+        background=settings,
+        check=check,
+        map=file,
+        join=join,
+        depth=_parse_depth(table["depth"], where) if "depth" in table else None,
+        exif=exif,
+    )
 
 
 def map_rows(rules: Rules, names: Sequence[str], read: Callable[[int], bytes] | None) -> list[Row]:
@@ -293,3 +322,31 @@ def _parse_background(background: object, where: str) -> dict[str, str | int]:
     if settings["rule"] == "block" and int(settings.get("size", 0)) < 1:
         raise LayoutError(f"{where}: rule block needs a size of at least 1")
     return settings
+
+
+def _parse_depth(depth: object, where: str) -> DepthEncoding:
+    if not isinstance(depth, dict):
+        raise LayoutError(f"{where}: depth is no table; expected [depth]")
+    for name, value in depth.items():
+        numbers = value if name == "invalid" and isinstance(value, list) else [value]
+        fits = (
+            isinstance(value, str) and value.isprintable()
+            if name == "unit"
+            else all(
+                isinstance(each, int | float) and not isinstance(each, bool) and isfinite(each)
+                for each in numbers
+            )
+        )
+        if name not in _DEPTH_SETTINGS or not fits or (name in ("scale", "max") and value <= 0):
+            raise LayoutError(
+                f"{where}: depth.{name} = {value!r} is not understood; expected scale and max "
+                "(above 0), unit (a text), invalid (a number or several)"
+            )
+    marks = depth.get("invalid", [])
+    return DepthEncoding(
+        scale=None if "scale" not in depth else float(depth["scale"]),
+        unit=depth.get("unit", ""),
+        maximum=None if "max" not in depth else float(depth["max"]),
+        invalid=tuple(float(each) for each in (marks if isinstance(marks, list) else [marks])),
+        has_holes=bool(marks) or "invalid" in depth,
+    )

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from shardify.images.depth import DepthEncoding
 from shardify.layout import filenames
 from shardify.layout.detect import Layout
 
@@ -18,12 +19,16 @@ _MAX_PATTERNS = 12
 """Largest number of patterns for one role: more would not be readable."""
 
 
-def to_toml(layout: Layout, names: Sequence[str]) -> str:
+def to_toml(
+    layout: Layout, names: Sequence[str], *, exif: str = "", depth: DepthEncoding | None = None
+) -> str:
     """Return the text of a layout file that finds the same samples.
 
     Args:
         layout: Result of ``detect``.
         names: The names that ``detect`` was given.
+        exif: As in the layout file that was given, if any.
+        depth: As in the layout file that was given, if any.
 
     Returns:
         TOML. If names are too irregular for a few patterns, the patterns are as general as the
@@ -43,6 +48,8 @@ def to_toml(layout: Layout, names: Sequence[str]) -> str:
             f"join = {_toml_string(join)}",
             f"map = {_toml_string(str(description.get('map', '')))}",
         ]
+    if exif:
+        lines.append(f"exif = {_toml_string(exif)}")
     patterns, exact = _write_patterns(layout, names, settings)
     if not exact:
         lines.append("# The names are irregular: check these patterns.")
@@ -56,6 +63,13 @@ def to_toml(layout: Layout, names: Sequence[str]) -> str:
         "[background]",
         *(f"{name} = {_toml_value(each)}" for name, each in settings.items()),
     ]
+    if depth:
+        given = {
+            "scale": depth.scale, "unit": depth.unit, "max": depth.maximum,
+            "invalid": list(depth.invalid),
+        }  # fmt: skip
+        lines += ["", "[depth]"]
+        lines += [f"{name} = {_toml_value(each)}" for name, each in given.items() if each]
     return "\n".join(lines) + "\n"
 
 

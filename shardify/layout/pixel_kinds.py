@@ -1,6 +1,5 @@
 """Classify an image by its pixels: photograph, two-valued mask, label map, gray scale or cutout."""
 
-import io
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -10,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from shardify.errors import ShardifyError
+from shardify.images.formats import ARRAY_KINDS, load_array, open_picture
+from shardify.images.parser import ImageInfo, parse
 from shardify.layout.thumbnails import DECODE_ERRORS, MAX_PIXELS
 
 __all__ = ["KINDS", "kind_of_files", "pixel_kind"]
@@ -69,9 +70,9 @@ def pixel_kind(data: bytes) -> str | None:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.simplefilter("ignore", UserWarning)
-            if data.startswith(b"\x93NUMPY"):
-                return _plane_kind(np.load(io.BytesIO(data), allow_pickle=False))
-            image = Image.open(io.BytesIO(data))
+            if (picture := _array_header(data)) is not None:
+                return _plane_kind(load_array(data, picture.kind, "depth"))
+            image = open_picture(data)
             if image.width * image.height > MAX_PIXELS:
                 return None
             if image.format == "JPEG":
@@ -86,6 +87,14 @@ def pixel_kind(data: bytes) -> str | None:
             return _plane_kind(np.asarray(image), jpeg=image.format == "JPEG")
     except (*DECODE_ERRORS, *bombs):
         return None
+
+
+def _array_header(data: bytes) -> ImageInfo | None:
+    """Return the header of a file that holds an array, not a picture that Pillow reads."""
+    if data[:2] not in (b"\x93N", b"PK", b"Pf", b"PF", b"v/"):
+        return None
+    picture = parse(data)
+    return picture if picture.kind in ARRAY_KINDS else None
 
 
 def _grid(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shardify.errors import ShardifyError
+from shardify.images.formats import open_picture
 from shardify.images.pixels import alpha_of
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def open_small(data: bytes, mode: str, min_side: int | None) -> "Image.Image | N
             warnings.simplefilter("ignore", UserWarning)
             if data.startswith(b"\x93NUMPY"):
                 return _open_array(data, mode)
-            picture = Image.open(io.BytesIO(data))
+            picture = open_picture(data)
             if picture.width * picture.height > MAX_PIXELS:
                 return None
             if min_side:

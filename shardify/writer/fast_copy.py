@@ -129,6 +129,7 @@ class FastCopier:
             and task.variants[0].unchanged
             and task.verify != "decode"
             and task.label_encoding.mask == "threshold"
+            and (task.verify != "none" or not task.label_encoding.needs_values)
         )
         """Whether the fast copy applies: local sources, stored unchanged, not decoded."""
         self._excluded: set[int] = set()

@@ -7,8 +7,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from shardify.errors import EntryError
+from shardify.errors import EntryError, ImageError
 from shardify.images.channel_stats import fast_stats, measure
+from shardify.images.formats import NEW_PICTURE_KINDS
+from shardify.images.orientation import label_orientation
 from shardify.images.parser import ImageInfo, parse
 from shardify.images.pixels import (
     STANDARD,
@@ -23,7 +25,14 @@ from shardify.storage.readers import ReadHandle
 from shardify.writer.fast_copy import KIND_BY_EXTENSION, FastCopier
 from shardify.writer.tasks import ShardTask
 
-__all__ = ["ChannelStats", "CheckedSample", "check_image", "check_sample", "measure_samples"]
+__all__ = [
+    "ChannelStats",
+    "CheckedSample",
+    "check_image",
+    "check_sample",
+    "measure_samples",
+    "parse_named",
+]
 
 ChannelStats = tuple[list[float], list[float]]
 """Mean and standard deviation of each channel of one image, in [0, 1]."""
@@ -63,15 +72,18 @@ def check_sample(
     must_parse = task.verify == "none" and (measured or not unchanged)
     sample = CheckedSample([], [], {}, stats)
     role = task.roles[0]
+    picture: ImageInfo | None = None
     try:
         for role, name, row in zip(task.roles, names, task.rows[number].tolist(), strict=True):
-            data, info, rule, plane = check_image(
+            data, info, rule, plane, original = check_image(
                 read_payload(handles[row[0]], name, *row[1:]),
                 name,
                 role,
                 "headers" if must_parse else task.verify,
                 task.label_encoding,
+                picture,
             )
+            picture = picture or original
             sample.members.append((role, data, info))
             if plane is not None:
                 sample.pixels[role] = plane
@@ -94,30 +106,68 @@ def check_sample(
 
 
 def check_image(
-    data: bytes, name: bytes, role: str, verify: str, label_encoding: LabelEncoding
-) -> tuple[bytes, ImageInfo, str, NDArray[Any] | None]:
+    data: bytes,
+    name: bytes,
+    role: str,
+    verify: str,
+    label_encoding: LabelEncoding,
+    picture: ImageInfo | None = None,
+) -> tuple[bytes, ImageInfo, str, NDArray[Any] | None, ImageInfo]:
     """Check one payload as ``--verify`` requests, and convert it if its encoding is not standard.
+
+    Args:
+        data: The payload.
+        name: Its name in the source.
+        role: Its role.
+        verify: ``headers``, ``decode`` or ``none``.
+        label_encoding: What the values of the data set mean.
+        picture: Header of the sample's picture as it is in the source, if this is a label of it.
 
     Returns:
         The payload, its image header, the conversion rule that changed it (or an empty string),
-        and its pixels if they were decoded and need no conversion. With ``none``, the kind of a
-        JPEG or PNG is taken from its name and its size is 0.
+        its pixels if they were decoded and need no conversion, and its header in the source. With
+        ``none``, the kind of a JPEG or PNG is taken from its name and its size is 0.
 
     Raises:
         EntryError: It is not a complete image.
     """
-    if verify == "none" and label_encoding.mask == "threshold":
+    if verify == "none" and not label_encoding.needs_values:
         kind = KIND_BY_EXTENSION.get(name.rpartition(b".")[2].lower())
         if kind:
-            return data, ImageInfo(kind, 0, 0, 0, 0), "", None
-    original = parse(data)
+            info = ImageInfo(kind, 0, 0, 0, 0)
+            return data, info, "", None, info
+    original = parse_named(data, name)
     if verify == "decode" and role == "mask":
         refuse_faint(data, original, label_encoding)
-    data, info, rule = normalize(data, original, role, label_encoding)
+    turned = 1
+    if picture is not None and picture.orientation != 1:
+        frame = dict(label_encoding.exif).get(role, "")
+        turned = label_orientation(original, picture, frame)
+    data, info, rule = normalize(data, original, role, label_encoding, turned)
     plane = None
     if verify == "decode" and not rule:
         plane = pixels(data, info, role, label_encoding)
-    return data, info, rule, plane
+    return data, info, rule, plane, original
+
+
+def parse_named(data: bytes, name: bytes) -> ImageInfo:
+    """Parse a picture's structure; refuse one of a newer format under another's extension.
+
+    Other programs, and the source's own tools, would read such a file as what it is not.
+
+    Raises:
+        ImageError: As ``parse``; or it is AVIF, HEIC or JPEG 2000, and named otherwise.
+    """
+    picture = parse(data)
+    if picture.kind in NEW_PICTURE_KINDS:
+        format_name, extensions = NEW_PICTURE_KINDS[picture.kind]
+        extension = name.rpartition(b".")[2].decode(errors="replace").lower()
+        if extension not in extensions:
+            raise ImageError(
+                f"{format_name} named .{extension}; rename it to .{picture.kind}, or save it as "
+                f"{extension.upper()}"
+            )
+    return picture
 
 
 def measure_samples(
