@@ -164,10 +164,10 @@ def test_letters_in_a_folder_may_look_like_backslashes(tmp_path: Path) -> None:
 
 def test_keys_of_names_with_dots_are_safe_and_unique(tmp_path: Path) -> None:
     files = {}
-    for number, stem in enumerate(("a.b", "a_b", "v1.0.0", "v1.0_0", "..c", "d.")):
+    for number, stem in enumerate(("a.b", "a.c", "v1.0.0", "v1.00", "x..c", "d.")):
         files |= {f"images/{stem}.jpg": composite(number, 1), f"masks/{stem}.png": flat_mask(255)}
     keys = plan_of(pack(tmp_path / "x.zip", files)).layout.keys
-    assert len(set(keys)) == len(keys) >= 5
+    assert len(set(keys)) == len(keys) == 6
     assert all(key.replace("_", "").replace("-", "").isalnum() for key in keys)
 
 
