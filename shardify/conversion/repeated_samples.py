@@ -90,7 +90,7 @@ def find_repeated_samples(
     return RepeatedSamples(again=again, picture=picture, warnings=tuple(warnings))
 
 
-def join_groups(groups: Ints | None, picture: Ints | None) -> Ints | None:
+def join_groups(groups: NDArray[np.int32] | None, picture: Ints | None) -> NDArray[np.int32] | None:
     """Join the groups that have a picture in common.
 
     Args:
@@ -100,8 +100,10 @@ def join_groups(groups: Ints | None, picture: Ints | None) -> Ints | None:
     Returns:
         (n,) joined groups.
     """
-    if groups is None or picture is None:
-        return picture if groups is None else groups
+    if picture is None:
+        return groups
+    if groups is None:
+        return picture.astype(np.int32)
     pairs = np.unique(np.stack([picture, groups], axis=1), axis=0)
     parent: dict[int, int] = {}
 
@@ -115,12 +117,10 @@ def join_groups(groups: Ints | None, picture: Ints | None) -> Ints | None:
             one, other = sorted((root(first[1]), root(second[1])))
             parent[other] = one
     unique, number = np.unique(groups, return_inverse=True)
-    return np.array([root(group) for group in unique.tolist()], np.int64)[number]
+    return np.array([root(group) for group in unique.tolist()], np.int32)[number]
 
 
-def _content(
-    layout: Layout, catalog: Catalog, read: Callable[[int], bytes], rows: Ints
-) -> Ints:
+def _content(layout: Layout, catalog: Catalog, read: Callable[[int], bytes], rows: Ints) -> Ints:
     """Return a number for each entry, the same for equal content.
 
     It is size and CRC; for a folder's file a number of its own, unless it must be read.

@@ -235,9 +235,7 @@ def survey(
     return found
 
 
-def _reject_faulty(
-    layout: Layout, catalog: Catalog
-) -> tuple[list[Rejection], NDArray[np.bool_]]:
+def _reject_faulty(layout: Layout, catalog: Catalog) -> tuple[list[Rejection], NDArray[np.bool_]]:
     """Return the rejections so far, and (N,) which samples have no entry with a fault."""
     rejected = list(layout.rejected)
     usable = np.ones(len(layout.keys), bool)

@@ -19,7 +19,14 @@ from shardify.sources.entry_names import JoinedNames, clean_name, clean_names, d
 from shardify.sources.file_types import IMAGE_EXTENSIONS, MAP_EXTENSIONS, is_junk, is_junk_folder
 from shardify.storage.paths import PathOrUrl, Url
 
-__all__ = ["ZIP_MAGIC", "Listing", "has_zip_name", "list_folder", "read_head", "without_zip_extension"]
+__all__ = [
+    "ZIP_MAGIC",
+    "Listing",
+    "has_zip_name",
+    "list_folder",
+    "read_head",
+    "without_zip_extension",
+]
 
 MAX_FILES = 20_000_000
 ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
@@ -167,7 +174,9 @@ def _walk(folder: Path, refused: list[RefusedEntry]) -> Iterator[tuple[bytes, in
                 continue
             if is_hostile(clean):
                 refused.append(
-                    RefusedEntry(member=shown, reason="its name has control characters or climbs out")
+                    RefusedEntry(
+                        member=shown, reason="its name has control characters or climbs out"
+                    )
                 )
             elif entry.is_dir(follow_symlinks=False):
                 waiting.append(name)

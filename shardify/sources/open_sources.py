@@ -47,7 +47,8 @@ _MIN_POINTER_SHARE = 100
 """A source is refused if more than one in so many files is a Git LFS pointer."""
 
 _NUMBERED_PART = re.compile(
-    r"(?P<stem>.*?)(?:-\d{8}T\d{6}Z(?:-\d{1,3})?)?(?:-\d{3}|[-_. ]?part[-_. ]?\d{1,3})", re.IGNORECASE
+    r"(?P<stem>.*?)(?:-\d{8}T\d{6}Z(?:-\d{1,3})?)?(?:-\d{3}|[-_. ]?part[-_. ]?\d{1,3})",
+    re.IGNORECASE,
 )
 """Names of the parts of one download."""
 _STAMP = re.compile(r"-\d{8}T\d{6}Z-")
@@ -121,12 +122,12 @@ def open_sources(paths: Sequence[PathOrUrl], work: UnpackCache) -> Catalog:
         number = len(sources)
         sources.append(each.item.source)
         parts.append((number, prefix, each.outer.entries))
-        for name, part in each.inner:
+        for name, nested in each.inner:
             inner_number = number
-            if part.source is not each.item.source:
+            if nested.source is not each.item.source:
                 inner_number = len(sources)
-                sources.append(part.source)
-            parts.append((inner_number, f"{prefix}{name}/", part.entries))
+                sources.append(nested.source)
+            parts.append((inner_number, f"{prefix}{name}/", nested.entries))
     if len(sources) > MAX_SOURCES:
         raise SourceError(
             f"{where}: {len(sources)} zips; at most {MAX_SOURCES} are read at once; unpack them "

@@ -154,7 +154,8 @@ def _repeated_rows(one: Part, other: Part) -> Ints:
             continue
         if (_is_folder(one) or _is_folder(other)) and not _equal_content(one, a, other, b):
             continue
-        return b
+        repeated: Ints = b
+        return repeated
     return np.zeros(0, np.int64)
 
 

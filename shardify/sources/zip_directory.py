@@ -379,7 +379,7 @@ def _walk(directory: bytes, found: Directory, path: str) -> NDArray[np.int64]:
     The number of records must be the one that the end record states. That of macOS's Archive
     Utility is modulo 65,536; there, the records must fill the directory to its last byte.
     """
-    count = found.count
+    count = found.entries
     damaged = ArchiveError(
         f"{path}: its central directory is damaged (it does not hold the {count} entries that it "
         "states); copy it again"

@@ -42,7 +42,7 @@ def read_at(handle: ReadHandle, offset: int, length: int) -> bytes:
 class Directory(NamedTuple):
     """Where a zip's central directory lies."""
 
-    count: int
+    entries: int
     """Number of its entries; without zip64 possibly modulo 65,536."""
     begin: int
     """Its first byte."""

@@ -300,7 +300,7 @@ def test_a_refused_build_leaves_nothing_under_a_final_name(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("options", [{}, {"codec": "png", "res": (8, 16)}])
-@pytest.mark.parametrize("moves", [0, 1, 4, 9, 100])
+@pytest.mark.parametrize("moves", [0, 3, 100])
 def test_a_build_that_was_killed_while_it_moved_its_files_goes_on_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], moves: int
 ) -> None:

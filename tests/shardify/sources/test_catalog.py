@@ -161,13 +161,11 @@ def test_a_missing_file_a_folder_and_a_pipe_are_refused(tmp_path: Path) -> None:
         os.close(held)
 
 
-def central(
-    name: bytes, offset: int, packed: int, size: int, stored: bytes | None = None
-) -> bytes:
+def central(name: bytes, offset: int, packed: int, size: int, stored: bytes | None = None) -> bytes:
     method, crc = (8, 0) if stored is None else (0, zlib.crc32(stored))
     return struct.pack(
-        "<4s4B4HL2L5H2L", b"PK\x01\x02", 20, 0, 20, 0, 0, method, 0, 0, crc, packed, size, len(name),
-        0, 0, 0, 0, 0, offset,
+        "<4s4B4HL2L5H2L", b"PK\x01\x02", 20, 0, 20, 0, 0, method, 0, 0, crc, packed, size,
+        len(name), 0, 0, 0, 0, 0, offset,
     ) + name  # fmt: skip
 
 
@@ -299,8 +297,10 @@ def test_names_are_used_in_one_form_and_found_as_stored(
 def test_a_backslash_inside_a_letter_separates_no_folders(
     tmp_path: Path, charset: str, folder: str
 ) -> None:
-    letters = {"cp932": "\u8868\u5341\u4e88", "gbk": "\u4e57\u5213", "big5": "\u8a31\u529f"}[charset]
-    names = [folder.encode() + f"{each}01.png".encode(charset) for each in letters]
+    letters = {"cp932": "\u8868\u5341\u4e88", "gbk": "\u4e57\u5213", "big5": "\u8a31\u529f"}[
+        charset
+    ]
+    names = [folder.encode() + f"{each}01.png".encode(charset) for each in letters[charset]]
     assert any(b"\\01" in name for name in names)
     data = pack([(f"{place}" * len(name), b"x%d" % place) for place, name in enumerate(names)])
     for place, name in enumerate(names):
@@ -363,17 +363,18 @@ def over_4_gib(path: Path, files: list[tuple[bytes, bytes, int]], *, skew: int =
             directory += central(name, (file.tell() + skew) % 2**32, len(data), len(data), data)
             file.write(local(name, data, len(data)) + data)
         place, count = file.tell(), directory.count(b"PK\x01\x02")
-        end = struct.pack(
-            "<4s4H2LH", END, 0, 0, count, count, len(directory), place % 2**32, 0
-        )
+        end = struct.pack("<4s4H2LH", END, 0, 0, count, count, len(directory), place % 2**32, 0)
         file.write(directory + end)
     return path
 
 
 def local(name: bytes, data: bytes, size: int) -> bytes:
-    return struct.pack(
-        "<4s5H3L2H", b"PK\x03\x04", 20, 0, 0, 0, 0, zlib.crc32(data), size, size, len(name), 0
-    ) + name
+    return (
+        struct.pack(
+            "<4s5H3L2H", b"PK\x03\x04", 20, 0, 0, 0, 0, zlib.crc32(data), size, size, len(name), 0
+        )
+        + name
+    )
 
 
 GIB = 1 << 30

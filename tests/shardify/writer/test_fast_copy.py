@@ -228,9 +228,10 @@ def test_a_background_of_six_digits_is_whole_in_shard_and_index(tmp_path: Path, 
     task = task_of(source, tmp_path / "out", background=[99_999, 100_000, 7, -1])
     ways.same(task)
     write_shard(task)
-    tar = (staging_folder(tmp_path / "out", "") / "train-00000.tar").read_bytes()
+    staged = staging_folder(tmp_path / "out", "")
+    tar = (staged / "train-00000.tar").read_bytes()
     labels = []
-    for line in (staging_folder(tmp_path / "out", "") / "train-00000.idx").read_text().splitlines()[1:]:
+    for line in (staged / "train-00000.idx").read_text().splitlines()[1:]:
         extension, offset, size, _ = line.split(" ")[-4:]
         if extension == "bg.cls":
             labels.append(tar[int(offset) :][: int(size)])
