@@ -47,6 +47,8 @@ __all__ = [
 _CHUNK_ENTRIES = 1 << 16
 _NARROW = 1 << 32
 """Offsets without zip64 are modulo this."""
+_MAX_EXTRA_FIELDS = 16
+"""Fields of one entry among which its Unicode name is looked for."""
 _PROBED_HEADERS = 64
 """Local headers that are looked at to prove that offsets were unwrapped rightly."""
 
@@ -461,16 +463,23 @@ def _unicode_names(
     Source: APPNOTE 4.6.9. The field counts if it has the CRC of the stored name.
     """
     names: dict[int, bytes] = {}
-    if b"\x75\x70" not in directory:
-        return names
     raw = np.frombuffer(directory, np.uint8)
-    tags = np.flatnonzero((raw[:-1] == 0x75) & (raw[1:] == 0x70))
-    rows = np.maximum(np.searchsorted(start, tags, "right") - 1, 0)
-    for row in np.unique(rows[(tags >= end[rows]) & (tags < end[rows] + extra[rows])]).tolist():
-        stored = directory[int(start[row]) : int(end[row])]
-        field = _extra_field(directory, int(end[row]), int(extra[row]), 0x7075)
-        if len(field) > 5 and field[0] == 1 and field[1:5] == crc32(stored).to_bytes(4, "little"):
-            names[row] = field[5:]
+    rows = np.flatnonzero(extra > 9)
+    at, stop = end[rows], end[rows] + extra[rows]
+    for _ in range(_MAX_EXTRA_FIELDS):
+        inside = at + 4 <= stop
+        rows, at, stop = rows[inside], at[inside], stop[inside]
+        if not len(rows):
+            break
+        tag, size = (raw[at + n] | raw[at + n + 1].astype(np.int64) << 8 for n in (0, 2))
+        fits = (tag == 0x7075) & (size > 5) & (at + 4 + size <= stop)
+        for place in np.flatnonzero(fits).tolist():
+            row, begin = int(rows[place]), int(at[place]) + 4
+            field = directory[begin : begin + int(size[place])]
+            stored = directory[int(start[row]) : int(end[row])]
+            if field[0] == 1 and field[1:5] == crc32(stored).to_bytes(4, "little"):
+                names[row] = field[5:]
+        at = at + 4 + size
     return names
 
 
