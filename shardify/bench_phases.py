@@ -30,7 +30,7 @@ from shardify.writer.fast_copy import FastCopier
 from shardify.writer.fast_worker import prepare
 from shardify.writer.sample_check import measure_samples
 from shardify.writer.shard_writer import run_task
-from shardify.writer.tasks import STATE_FOLDER, ShardTask
+from shardify.writer.tasks import STATE_FOLDER, ShardTask, staging_folder
 
 __all__ = ["Phase", "phases", "table"]
 
@@ -85,7 +85,7 @@ def phases(source: Path) -> list[Phase]:
     index = {name: number for number, name in enumerate(found.layout.background_ids)}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        (out / STATE_FOLDER).mkdir()
+        staging_folder(out, "").mkdir(parents=True)
         plans = [plan for split in ("train", "val") for plan in found.shards[split]]
         variants = found.options.variants()
         backgrounds = _min_cpu_time(lambda: write_backgrounds(found, out, variants, STANDARD))
@@ -187,7 +187,7 @@ def _shard_bytes(tasks: list[ShardTask], out: Path) -> list[bytes]:
     tars = []
     for task in tasks:
         run_task(task)
-        tars.append((out / f"{task.name}.tar").read_bytes())
+        tars.append((staging_folder(out, "") / f"{task.name}.tar").read_bytes())
         _remove(task, out)
     return tars
 
@@ -199,5 +199,6 @@ def _write(tasks: list[ShardTask], out: Path) -> None:
 
 
 def _remove(task: ShardTask, out: Path) -> None:
-    for name in (f"{task.name}.tar", f"{task.name}.idx", f"{STATE_FOLDER}/{task.name}.json"):
-        (out / name).unlink()
+    for suffix in (".tar", ".idx"):
+        (staging_folder(out, "") / f"{task.name}{suffix}").unlink()
+    (out / STATE_FOLDER / f"{task.name}.json").unlink()

@@ -24,6 +24,7 @@ from shardify.storage.paths import PathOrUrl
 from shardify.storage.readers import announce_reads
 from shardify.writer.sample_check import check_image
 from shardify.writer.tar_writer import TarWriter
+from shardify.writer.tasks import staging_folder
 
 __all__ = ["BackgroundTar", "write_backgrounds"]
 
@@ -47,7 +48,7 @@ class BackgroundTar:
 def write_backgrounds(
     plan: BuildPlan, out: PathOrUrl, variants: tuple[Variant, ...], label_encoding: LabelEncoding
 ) -> tuple[BuildPlan, list[BackgroundTar]]:
-    """Write ``backgrounds.tar`` into each variant's folder.
+    """Write ``backgrounds.tar`` into each variant's staging folder.
 
     Returns:
         The plan without samples on bad backgrounds, and one ``BackgroundTar`` per variant. For a
@@ -63,7 +64,7 @@ def write_backgrounds(
     bad: list[tuple[int, str]] = []
     rules: Counter[str] = Counter()
     backgrounds: list[list[Background]] = [[] for _ in variants]
-    paths = [out / variant.folder / BACKGROUNDS for variant in variants]
+    paths = [staging_folder(out, variant.folder) / BACKGROUNDS for variant in variants]
     used = (np.flatnonzero(np.bincount(1 + layout.background[plan.usable])) - 1).tolist()
     verify = "decode" if plan.options.verify == "decode" else "headers"
     with ExitStack() as stack:
@@ -123,4 +124,5 @@ def _reject_samples(plan: BuildPlan, bad: list[tuple[int, str]]) -> BuildPlan:
         drop_background(plan.layout, plan.catalog, number, reason, usable, rejected)
     plan = dataclasses.replace(plan, usable=usable, rejected=rejected)
     check_rejected(plan)
-    return dataclasses.replace(plan, shards=plan_splits(plan.layout, usable, plan.options))
+    shards = plan_splits(plan.layout, usable, plan.options, plan.picture)
+    return dataclasses.replace(plan, shards=shards)

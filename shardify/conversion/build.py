@@ -44,7 +44,7 @@ from shardify.version import version
 from shardify.workers.factory import start_build_workers
 from shardify.workers.pool import Pool
 from shardify.workers.process_pool import Workers
-from shardify.writer.tasks import STATE_FOLDER, ShardRecord, ShardTask
+from shardify.writer.tasks import STATE_FOLDER, ShardRecord, ShardTask, staging_folder
 
 __all__ = ["BuildReport", "build"]
 
@@ -126,7 +126,7 @@ def build(
     out = as_path(out)
     check_out(out, paths)
     created = not out.exists()
-    folders: list[str] = []
+    written = False
     try:
         # The workers start before the survey, so that their imports run in parallel with it. They
         # stop with this block, so that no worker writes while files are deleted below.
@@ -148,13 +148,13 @@ def build(
             if existing is not None:
                 return _report(out, existing, already=True, started=started)
             with locked_output(out, identity):
-                folders += [variant.folder for variant in plan.options.variants()]
+                written = True
                 manifest = _convert(plan, out, pool, ahead, progress)
                 remove_state(out)
     except LayoutError:
         # The pixels contradict the names: delete everything written so far.
-        if isinstance(out, Path) and folders:
-            roll_back(out, folders, whole=created)
+        if isinstance(out, Path) and written:
+            roll_back(out, whole=created)
         raise
     except OSError as error:
         raise BuildError(
@@ -192,7 +192,7 @@ def _convert(
 ) -> Manifest:
     variants = plan.options.variants()
     for variant in variants:
-        (out / variant.folder).mkdir(exist_ok=True)
+        staging_folder(out, variant.folder).mkdir(parents=True, exist_ok=True)
     measurements = background_tasks(plan)
     # Three quarters come first, while the shard tasks are not known yet. The rest come last: they
     # are small, so all workers finish at about the same time.
@@ -217,14 +217,14 @@ def _convert(
                     _check_rejected(inputs.plan, bad)
                 for variant in variants if result.samples else ():
                     for suffix in (".tar", ".idx"):
-                        sync.add(out / variant.folder / f"{result.name}{suffix}")
+                        sync.add(staging_folder(out, variant.folder) / f"{result.name}{suffix}")
                 if progress:
                     progress(
                         done, sum(len(shard_plan.samples) for shard_plan in inputs.shard_plans)
                     )
         _finish_background_proof(plan)
         for variant in variants if prepare().background_tars[0].sha256 else ():
-            sync.add(out / variant.folder / BACKGROUNDS)
+            sync.add(staging_folder(out, variant.folder) / BACKGROUNDS)
         sync.finish()
     ordered = [results[number] for number in range(len(results))]
     return publish(prepare(), out, ordered)

@@ -1,6 +1,8 @@
-"""Check, lock, resume and clean the output folder of a build.
+"""Check, lock, resume and clean the output folder of a build; move its files to their final names.
 
-A folder that does not belong to this build is refused.
+A folder that does not belong to this build is refused. Files are written below ``OUT/.shardify``
+and moved when all of them are complete. A run that was killed while it moved them is continued:
+the next one moves them back first.
 """
 
 import dataclasses
@@ -8,31 +10,30 @@ import fcntl
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from shardify.dataset.manifest import BACKGROUNDS, NAME, REJECTED, Manifest
 from shardify.errors import OutputError
-from shardify.storage.atomic_write import TEMPORARY, write_atomic
+from shardify.storage.atomic_write import TEMPORARY, sync_folder, write_atomic
 from shardify.storage.paths import PathOrUrl, Url
-from shardify.writer.tasks import STATE_FOLDER
+from shardify.writer.tasks import STATE_FOLDER, staging_folder
 
 __all__ = [
     "check_out",
     "load_finished",
     "locked_output",
-    "remove_stale",
+    "move_to_final_names",
     "remove_state",
     "roll_back",
 ]
 
-_TEMPORARY_SUFFIX = re.escape(TEMPORARY)
 _BUILD_FILE = re.compile(
-    rf"(train|val)-\d{{5}}\.(tar|idx)|(train|val)-\d{{5}}\.idx{_TEMPORARY_SUFFIX}|.+\.tar\.[0-9a-f]{{8}}{_TEMPORARY_SUFFIX}"
+    rf"(train|val)-\d{{5}}\.(tar|idx)|{re.escape(BACKGROUNDS)}|{re.escape(REJECTED)}"
 )
-"""A shard or index of a build, or the temporary file that a killed worker leaves."""
+"""A file of a build under its final name, except the manifest."""
 _STATE_FILE = re.compile(r"build\.json|(train|val)-\d{5}\.json")
 
 
@@ -130,10 +131,41 @@ def locked_output(out: PathOrUrl, identity: dict[str, Any]) -> Iterator[None]:
         except OSError:
             raise OutputError(f"{out}: another build is writing there; wait for it") from None
         _check_identity(out, state / "build.json", identity)
-        for folder in (out, state, *out.glob("res-*")):
-            for leftover in folder.glob(f"*{TEMPORARY}"):
-                leftover.unlink()
+        for folder in (out, *out.glob("res-*")):
+            _move_back(out, folder)
+        for leftover in (*out.glob(f"*{TEMPORARY}"), *state.rglob(f"*{TEMPORARY}")):
+            leftover.unlink()
         yield
+
+
+def _move_back(out: Path, folder: Path) -> None:
+    """Undo the moves of a run that was killed before it wrote the manifest of ``out``."""
+    if folder != out:
+        for file in (folder / NAME, folder / f"{NAME}{TEMPORARY}"):
+            file.unlink(missing_ok=True)
+    staged = Path(str(staging_folder(out, "" if folder == out else folder.name)))
+    for file in folder.iterdir():
+        if _BUILD_FILE.fullmatch(file.name):
+            staged.mkdir(parents=True, exist_ok=True)
+            file.replace(staged / file.name)
+
+
+def move_to_final_names(out: PathOrUrl, folder: str, names: Iterable[str]) -> None:
+    """Move complete files from the staging folder to ``out / folder``, durably.
+
+    In an object store they have their final names already.
+
+    Raises:
+        OSError: A file is missing, or the folder is not writable.
+    """
+    final = out / folder
+    if isinstance(final, Url):
+        return
+    final.mkdir(exist_ok=True)
+    staged = Path(str(staging_folder(out, folder)))
+    for name in names:
+        (staged / name).replace(final / name)
+    sync_folder(final)
 
 
 def remove_state(out: PathOrUrl) -> None:
@@ -160,38 +192,14 @@ def _check_identity(out: PathOrUrl, file: PathOrUrl, identity: dict[str, Any]) -
         )
 
 
-def remove_stale(out: PathOrUrl, manifest: Manifest) -> None:
-    """Delete shards that the manifest does not list, and temporary files of dead workers.
-
-    Nothing is deleted in an object store: it has no partial files, and an object may belong to
-    another build.
-    """
-    if isinstance(out, Url):
-        return
-    listed = {BACKGROUNDS, REJECTED}
-    for split in manifest.splits.values():
-        listed |= {name for shard in split.shards for name in (shard.name, shard.index)}
-    for file in out.iterdir():
-        if _BUILD_FILE.fullmatch(file.name) and file.name not in listed:
-            file.unlink(missing_ok=True)
-
-
-def roll_back(out: Path, folders: Sequence[str], *, whole: bool) -> None:
-    """Delete the shards, backgrounds and state of a refused build, which has no manifest yet.
+def roll_back(out: Path, *, whole: bool) -> None:
+    """Delete the files and state of a refused build; nothing has its final name yet.
 
     Args:
         out: Folder of the build. No process may still write to it.
-        folders: Names of the folders inside it that hold shards.
         whole: Whether the build created ``out`` itself; it is deleted then.
     """
     remove_state(out)
-    for folder in [out / name for name in folders]:
-        for file in folder.iterdir() if folder.is_dir() else ():
-            if _BUILD_FILE.fullmatch(file.name) or file.name in (BACKGROUNDS, REJECTED):
-                file.unlink(missing_ok=True)
-        if folder != out or whole:
-            with suppress(OSError):
-                folder.rmdir()
-    if whole:
+    for folder in (*out.glob("res-*"), *([out] if whole else [])):
         with suppress(OSError):
-            out.rmdir()
+            folder.rmdir()

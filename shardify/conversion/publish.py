@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shardify.conversion.backgrounds import BackgroundTar
-from shardify.conversion.output_folder import remove_stale
+from shardify.conversion.output_folder import move_to_final_names
 from shardify.conversion.rejects import count_rejected, write_rejected
 from shardify.conversion.source_encoding import describe_encoding
 from shardify.conversion.splits import ShardPlan
@@ -34,10 +34,9 @@ from shardify.images.depth import DepthEncoding
 from shardify.images.parser import MASK_THRESHOLD
 from shardify.images.pixels import LabelEncoding
 from shardify.layout.detect import Layout, Rejection
-from shardify.storage.atomic_write import sync_folder
 from shardify.storage.paths import PathOrUrl
 from shardify.version import version
-from shardify.writer.tasks import ChannelSums, ShardRecord
+from shardify.writer.tasks import ChannelSums, ShardRecord, staging_folder
 
 __all__ = ["BuildInputs", "publish", "shard_rejections"]
 
@@ -56,7 +55,7 @@ class BuildInputs:
 def publish(
     inputs: BuildInputs, out: PathOrUrl, results: Sequence[ShardRecord | ChannelSums]
 ) -> Manifest:
-    """Write the manifests and ``rejected.jsonl``, and delete stale shards.
+    """Move the files to their final names, and write ``rejected.jsonl`` and the manifests.
 
     Args:
         inputs: Inputs of the shard tasks.
@@ -108,27 +107,37 @@ def publish(
             if variant.folder
         ],
     )
+    manifests: list[Manifest] = []
     for number, (variant, background_tar) in enumerate(zip(variants, background_tars, strict=True)):
-        folder = out / variant.folder
-        files = {REJECTED: write_rejected(folder, rejected, plan.catalog)}
+        staged = staging_folder(out, variant.folder)
+        files = {REJECTED: write_rejected(staged, rejected, plan.catalog)}
         if background_tar.sha256:
             files[BACKGROUNDS] = background_tar.sha256
-        variant_manifest = dataclasses.replace(
-            manifest,
-            roles=_summarize_roles(
-                records, number, background_tar.backgrounds, variant, inputs.label_encoding.depth
-            ),
-            backgrounds=background_tar.backgrounds,
-            splits=_summarize_splits(shard_plans, records, number, uses),
-            costs=_average_costs(records, number, variant),
-            files=files,
-            resolutions=[],
+        manifests.append(
+            dataclasses.replace(
+                manifest,
+                roles=_summarize_roles(
+                    records,
+                    number,
+                    background_tar.backgrounds,
+                    variant,
+                    inputs.label_encoding.depth,
+                ),
+                backgrounds=background_tar.backgrounds,
+                splits=_summarize_splits(shard_plans, records, number, uses),
+                costs=_average_costs(records, number, variant),
+                files=files,
+                resolutions=[],
+            )
         )
-        remove_stale(folder, variant_manifest)
-        sync_folder(folder)
-        variant_manifest.save(folder)
+    for variant, each in zip(variants, manifests, strict=True):
+        shards = [shard for split in each.splits.values() for shard in split.shards]
+        names = [name for shard in shards for name in (shard.name, shard.index)]
+        move_to_final_names(out, variant.folder, [*names, *each.files])
+    for variant, each in zip(variants, manifests, strict=True):
+        each.save(out / variant.folder)
     if not manifest.resolutions:
-        return variant_manifest
+        return manifests[0]
     manifest = dataclasses.replace(
         manifest, files={REJECTED: write_rejected(out, rejected, plan.catalog)}
     )

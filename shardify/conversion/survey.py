@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardify.conversion.rejects import check_rejected_share, count_rejected, drop_background
+from shardify.conversion.repeated_samples import find_repeated_samples, join_groups
 from shardify.conversion.splits import ShardPlan, empty_validation_warning, hold_back, plan_shards
 from shardify.dataset.manifest import Source
 from shardify.errors import BuildError, EntryError, PlanError
@@ -108,6 +109,10 @@ class BuildPlan:
     usable: NDArray[np.bool_]
     """(N,) True for each sample of the layout that is not rejected."""
     shards: dict[str, list[ShardPlan]]
+    picture: NDArray[np.int64] | None
+    """(N,) the same number for samples of the same picture; None if no two are equal."""
+    warnings: tuple[str, ...]
+    """About the sources and repeated samples."""
     depth: DepthEncoding | None = None
     """What the layout file says of depth maps."""
     exif: str = ""
@@ -126,6 +131,8 @@ class BuildPlan:
             written: Validation samples written to shards; None before they are written.
         """
         found = dict(self.layout.description)
+        if self.warnings:
+            found["warnings"] = [*self.warnings, *cast("list[str]", found.pop("warnings", []))]
         if self.options.val and self.layout.split is None:
             unheld = empty_validation_warning(
                 self.shards, by=self.options.group_by, written=written
@@ -221,6 +228,33 @@ def survey(
             defer=later is not None,
             check=check,
         )
+        rejected, usable = _reject_faulty(layout, catalog)
+        repeated = find_repeated_samples(layout, catalog, read, usable)
+    usable &= ~repeated.again
+    options = _with_default_group(options, layout)
+    try:
+        shards = plan_splits(layout, usable, options, repeated.picture)
+    except PlanError as error:
+        raise PlanError(f"{where}: {error}") from error
+    found = BuildPlan(
+        where=where,
+        catalog=catalog,
+        layout=layout,
+        options=options,
+        rejected=rejected,
+        usable=usable,
+        shards=shards,
+        picture=repeated.picture,
+        warnings=(*catalog.notes, *repeated.warnings),
+        depth=given.depth if given else None,
+        exif=given.exif if given else "",
+    )
+    check_rejected(found)
+    return found
+
+
+def _reject_faulty(layout: Layout, catalog: Catalog) -> tuple[list[Rejection], NDArray[np.bool_]]:
+    """Return the rejections so far, and (N,) which samples have no entry with a fault."""
     rejected = list(layout.rejected)
     usable = np.ones(len(layout.keys), bool)
     faults = catalog.entries.fault
@@ -242,24 +276,7 @@ def survey(
                         reason=FAULTS[int(bad[number])],
                     )
                 )
-    options = _with_default_group(options, layout)
-    try:
-        shards = plan_splits(layout, usable, options)
-    except PlanError as error:
-        raise PlanError(f"{where}: {error}") from error
-    found = BuildPlan(
-        where=where,
-        catalog=catalog,
-        layout=layout,
-        options=options,
-        rejected=rejected,
-        usable=usable,
-        shards=shards,
-        depth=given.depth if given else None,
-        exif=given.exif if given else "",
-    )
-    check_rejected(found)
-    return found
+    return rejected, usable
 
 
 def _refuse_unreadable(catalog: Catalog, read: Callable[[int], bytes], where: str) -> None:
@@ -295,9 +312,18 @@ def _with_default_group(options: BuildOptions, layout: Layout) -> BuildOptions:
 
 
 def plan_splits(
-    layout: Layout, usable: NDArray[np.bool_], options: BuildOptions
+    layout: Layout,
+    usable: NDArray[np.bool_],
+    options: BuildOptions,
+    picture: NDArray[np.int64] | None = None,
 ) -> dict[str, list[ShardPlan]]:
     """Plan the splits and shards of the usable samples.
+
+    Args:
+        layout: The samples.
+        usable: (N,) True for each sample that is published.
+        options: Build options.
+        picture: (N,) the same number for samples that must be in one split; None for none.
 
     Raises:
         PlanError: They cannot be split as requested.
@@ -320,6 +346,7 @@ def plan_splits(
     if given is not None:
         held = given[rows] == 1
     else:
+        groups = join_groups(groups, None if picture is None else picture[rows])
         held = hold_back(groups, len(rows), val=options.val, seed=options.seed)
     shards = plan_shards(held, shard_samples=options.shard_samples, seed=options.seed)
     return {

@@ -2,7 +2,8 @@
 
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,11 @@ from numpy.typing import NDArray
 
 from shardify.errors import ArchiveError, BuildError, EntryError, ShardifyError
 from shardify.sources.entry_names import Names
+from shardify.sources.foreign_files import describe_file
 from shardify.sources.zip_directory import FAULTS, MAX_ENTRY, RefusedEntry, SourceEntries, read_zip
 from shardify.sources.zip_extract import read_payload
 from shardify.storage.paths import PathOrUrl
-from shardify.storage.readers import ObjectReader, ReadHandle, close_source, open_source
+from shardify.storage.readers import ObjectReader, ReadHandle, close_source, open_source, pread
 
 __all__ = [
     "ENTRY_DTYPE",
@@ -87,6 +89,8 @@ class Catalog:
     names: Names
     entries: Entries
     refused: list[RefusedEntry]
+    notes: list[str]
+    """Warnings for the user: files that stand twice and are taken once."""
 
 
 def open_catalog(paths: Sequence[PathOrUrl]) -> Catalog:
@@ -112,7 +116,11 @@ def open_catalog(paths: Sequence[PathOrUrl]) -> Catalog:
 
 
 def join_parts(
-    sources: list[Source], parts: Sequence[tuple[int, str, SourceEntries]], *, where: str
+    sources: list[Source],
+    parts: Sequence[tuple[int, str, SourceEntries]],
+    *,
+    where: str,
+    notes: Sequence[str] = (),
 ) -> Catalog:
     """Join the entries of several sources into one catalog.
 
@@ -120,15 +128,17 @@ def join_parts(
         sources: Zips and folders, in the catalog's order.
         parts: Number of the source, prefix of the names, and entries of each part.
         where: Name of the whole in an error.
+        notes: Warnings for the user.
 
     Raises:
         ArchiveError: There is no entry at all.
     """
     for number, _, part in parts:
-        part.table["source"] = np.full(len(part.bounds) - 1, number, np.uint16)
+        part.table["source"] = np.full(len(part), number, np.uint16)
     tables = [part.table for _, _, part in parts]
-    if not sum(len(part.bounds) - 1 for _, _, part in parts):
-        raise ArchiveError(f"{where}: holds no files; expected images; nothing to build")
+    refused = [each for _, _, part in parts for each in part.refused]
+    if not sum(len(part) for _, _, part in parts):
+        raise ArchiveError(f"{where}: {_describe_nothing(refused)}")
     merged = {
         name: np.concatenate([table[name] for table in tables]) if len(tables) > 1
         else tables[0][name]
@@ -136,10 +146,34 @@ def join_parts(
     }  # fmt: skip
     return Catalog(
         sources=sources,
-        names=Names([(part.names, part.bounds, prefix) for _, prefix, part in parts]),
+        names=Names(
+            [(*part.names, prefix) for _, prefix, part in parts],
+            [part.stored for _, _, part in parts],
+        ),
         entries=Entries(**merged),
-        refused=[each for _, _, part in parts for each in part.refused],
+        refused=refused,
+        notes=[*notes, *_describe_doubled(sources, parts)],
     )
+
+
+def _describe_nothing(refused: list[RefusedEntry]) -> str:
+    if not refused:
+        return "holds no files; expected images; nothing to build"
+    reasons = Counter(each.reason for each in refused).most_common(3)
+    example = {each.reason: each.member for each in reversed(refused)}
+    told = "; ".join(f"{reason} ({count}, as {example[reason]})" for reason, count in reasons)
+    return f"none of its {len(refused)} files can be taken; pack them again; reasons: {told}"
+
+
+def _describe_doubled(
+    sources: list[Source], parts: Sequence[tuple[int, str, SourceEntries]]
+) -> Iterator[str]:
+    for number, _, part in parts:
+        if part.doubled:
+            yield (
+                f"{sources[number].name}: {part.doubled} files stand in it twice, with the same "
+                "bytes; each is taken once"
+            )
 
 
 def open_zip(path: PathOrUrl) -> tuple[Source, SourceEntries]:
@@ -152,7 +186,13 @@ def open_zip(path: PathOrUrl) -> tuple[Source, SourceEntries]:
         handle = open_source(str(path))
         try:
             total = _file_size(handle, path)
-            count, digest, part = read_zip(handle, total, str(path))
+            try:
+                count, digest, part = read_zip(handle, total, str(path))
+            except ArchiveError:
+                kind = describe_file(pread(handle, 512, 0), path.name)
+                if kind is not None:
+                    raise ArchiveError(f"{path}: {kind}") from None
+                raise
         finally:
             close_source(handle)
     except OSError as error:

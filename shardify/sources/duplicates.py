@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from shardify.errors import EntryError, LayoutError
 from shardify.sources.catalog import Catalog
-from shardify.sources.entry_names import common_folders, decode
+from shardify.sources.entry_names import common_folders
 
 __all__ = ["drop_duplicates"]
 
@@ -40,7 +40,7 @@ def drop_duplicates(
     by_path: dict[str, list[int]] = {}
     by_short_path: dict[str, list[int]] = {}  # Without the folders that a part's files share.
     for number in sorted(parts, key=lambda each: names[parts[each][0]]):
-        own = [decode(names.raw(file)) for file in parts[number]]
+        own = [names.inner(file) for file in parts[number]]
         shared = common_folders(sorted({name.rpartition("/")[0] for name in own}))
         for name, file in zip(own, parts[number], strict=True):
             by_path.setdefault(name, []).append(file)

@@ -1,26 +1,46 @@
-"""Store and decode the entry names of zips compactly; detect hostile names in bulk."""
+"""Store, decode and clean the entry names of sources compactly; detect hostile names in bulk."""
 
 import itertools
 import re
+import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Names", "any_hostile", "common_folders", "decode", "is_hostile", "take"]
+__all__ = [
+    "JoinedNames",
+    "Names",
+    "any_hostile",
+    "clean_name",
+    "clean_names",
+    "common_folders",
+    "decode",
+    "is_hostile",
+    "select_names",
+    "take",
+]
+
+JoinedNames = tuple[bytes | bytearray, NDArray[np.int64]]
+"""Names one after another, and the (N + 1,) bounds of the names in them."""
 
 _CHUNK_NAMES = 1 << 16
 _MAX_DECODED_NAMES = 1 << 18
 _HOSTILE = re.compile(rb"[\x00-\x1f\x7f]|(?:^|/)\.\.?(?:/|$)|^/|^[A-Za-z]:")
+_LOOSE_PARTS = (b"//", b"/./", b"/.\n", b"\n/", b"\n./", b"\n.\n")
 _DOT_PARTS = (b"/./", b"/../", b"/.\n", b"/..\n", b"\n./", b"\n../", b"\n.\n", b"\n..\n")
 _DRIVE = re.compile(rb"\n[A-Za-z]:")
+_EMPTY_PARTS = re.compile(r"^(?:\.?/)+|(?<=/)(?:\.?/)+|(?:(?<=/)|^)\.$", re.MULTILINE)
+"""``./``, a leading ``/``, and ``//`` or ``/./`` between folders."""
+_LETTER_OR_BACKSLASH = re.compile(rb"[\x81-\xfe][\x40-\xfe]|\\")
+"""A letter of two bytes, as in Shift-JIS, GBK and Big5: its second byte may be a backslash."""
 
 
 def is_hostile(name: bytes) -> bool:
-    """Whether a name is absolute, leaves its folder, or has control characters."""
-    return _HOSTILE.search(name.replace(b"\\", b"/")) is not None
+    """Whether a clean name is absolute, leaves its folder, or has control characters."""
+    return _HOSTILE.search(name) is not None
 
 
 def any_hostile(lines: bytes) -> bool:
@@ -44,17 +64,63 @@ def any_hostile(lines: bytes) -> bool:
     )
 
 
+def clean_name(raw: bytes) -> bytes:
+    """Return one name as it is used: UTF-8 in composed form (NFC), folders separated by ``/``.
+
+    ``./a``, ``/a``, ``a//b`` and ``a/./b`` become ``a`` and ``a/b``. A backslash separates folders,
+    unless it is the second byte of a letter. Names that are not UTF-8 are decoded as code page 437,
+    as the zip format says.
+    """
+    try:
+        text = raw.decode().replace("\\", "/")
+    except UnicodeDecodeError:
+        slashes = _LETTER_OR_BACKSLASH.sub(lambda m: b"/" if m[0] == b"\\" else m[0], raw)
+        text = slashes.decode("cp437")
+    clean = unicodedata.normalize("NFC", text).encode()
+    return _EMPTY_PARTS.sub("", clean.decode()).encode() if _has_empty_parts(clean) else clean
+
+
+def clean_names(names: list[bytes]) -> list[bytes] | None:
+    """Return ``clean_name`` of many names, or None if all are clean; fast for UTF-8."""
+    lines = b"\n".join(names)
+    if lines.isascii() and b"\\" not in lines and not _has_empty_parts(lines):
+        return None
+    try:
+        text = lines.decode()
+    except UnicodeDecodeError:
+        return [clean_name(name) for name in names]
+    if text.count("\n") != len(names) - 1:
+        return [clean_name(name) for name in names]
+    cleaned = unicodedata.normalize("NFC", text.replace("\\", "/")).encode()
+    if _has_empty_parts(cleaned):
+        cleaned = _EMPTY_PARTS.sub("", cleaned.decode()).encode()
+    return cleaned.split(b"\n") if cleaned != lines else None
+
+
+def _has_empty_parts(lines: bytes) -> bool:
+    framed = b"\n%b\n" % lines
+    return any(step in framed for step in _LOOSE_PARTS)
+
+
 class Names(Sequence[str]):
     """Entry names, stored as joined bytes and decoded on access.
 
-    Bytes that are not UTF-8 are decoded as code page 437, as the zip format says.
-
     Args:
         parts: Joined names, (N + 1,) bounds of the names in them, and prefix of each source.
+        stored: For each part, the names as its zip or folder has them; None where they are the
+            same.
     """
 
-    def __init__(self, parts: Sequence[tuple[bytearray, NDArray[np.int64], str]]) -> None:
+    def __init__(
+        self,
+        parts: Sequence[tuple[bytes | bytearray, NDArray[np.int64], str]],
+        stored: Sequence[JoinedNames | None] = (),
+    ) -> None:
         self._parts = list(parts)
+        self._stored: list[JoinedNames] = [
+            own or (block, bounds)
+            for (block, bounds, _), own in itertools.zip_longest(self._parts, stored)
+        ]
         counts = [len(bounds) - 1 for _, bounds, _ in self._parts]
         self._first = [sum(counts[:place]) for place in range(len(counts) + 1)]
         # Access to decoded names is ten times faster; but the decoded names of a large source would
@@ -68,10 +134,17 @@ class Names(Sequence[str]):
 
     def raw(self, index: int) -> bytes:
         """Return the name's bytes as stored in the zip. Raises IndexError."""
+        return self._bytes(self._stored, index)
+
+    def inner(self, index: int) -> str:
+        """Return a name without the prefix of its source."""
+        return decode(self._bytes(self._parts, index))
+
+    def _bytes(self, parts: Sequence[Sequence[Any]], index: int) -> bytes:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        part = bisect_right(self._first, index) - 1
-        block, bounds, _ = self._parts[part]
+        part = self.part(index)
+        block, bounds = parts[part][:2]
         place = index - self._first[part]
         return bytes(block[int(bounds[place]) : int(bounds[place + 1])])
 
@@ -81,7 +154,7 @@ class Names(Sequence[str]):
         starts, lengths = np.empty(len(indexes), np.int64), np.empty(len(indexes), np.int64)
         chosen = [np.flatnonzero(part == number) for number in range(len(self._parts))]
         for number, rows in enumerate(chosen):
-            bounds = self._parts[number][1]
+            bounds = self._stored[number][1]
             places = indexes[rows] - self._first[number]
             starts[rows] = bounds[places]
             lengths[rows] = bounds[places + 1] - bounds[places]
@@ -91,7 +164,7 @@ class Names(Sequence[str]):
         whole = np.empty(ends[-1], np.uint8)
         for number, rows in enumerate(chosen):
             mine = slice(None) if len(rows) == len(indexes) else np.repeat(part == number, lengths)
-            whole[mine] = np.frombuffer(self._parts[number][0], np.uint8)[source[mine]]
+            whole[mine] = np.frombuffer(self._stored[number][0], np.uint8)[source[mine]]
         return whole.tobytes(), ends
 
     def part(self, index: int) -> int:
@@ -132,8 +205,7 @@ class Names(Sequence[str]):
         index = int(index)
         if index < 0:
             index += len(self)
-        raw = self.raw(index)
-        return self._parts[bisect_right(self._first, index) - 1][2] + decode(raw)
+        return self._parts[self.part(index)][2] + self.inner(index)
 
     def __iter__(self) -> Iterator[str]:
         if self._all is not None:
@@ -164,13 +236,24 @@ def take(names: Sequence[str], indexes: NDArray[np.int32]) -> list[str]:
 
 
 def decode(raw: bytes | bytearray) -> str:
-    """Decode a name as UTF-8, else as code page 437; backslashes become slashes."""
-    if b"\\" in raw:  # Some Windows packers write backslashes.
-        raw = raw.replace(b"\\", b"/")
+    """Decode a name as UTF-8, else as code page 437."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
         return raw.decode("cp437")
+
+
+def select_names(names: JoinedNames, rows: NDArray[np.int64]) -> tuple[bytearray, NDArray[Any]]:
+    """Return some of the joined names, and their bounds."""
+    block, old = names
+    bounds = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum(old[rows + 1] - old[rows], out=bounds[1:])
+    selected = bytearray()
+    for first in range(0, len(rows), _CHUNK_NAMES):
+        some = rows[first : first + _CHUNK_NAMES]
+        pairs = zip(old[some].tolist(), old[some + 1].tolist(), strict=True)
+        selected += b"".join([block[start:end] for start, end in pairs])
+    return selected, bounds
 
 
 def common_folders(folders: Sequence[str]) -> int:

@@ -15,11 +15,18 @@ import numpy as np
 
 from shardify.errors import SourceError
 from shardify.sources.catalog import MAX_ENTRY, RefusedEntry, Source, SourceEntries
-from shardify.sources.entry_names import decode, is_hostile
+from shardify.sources.entry_names import JoinedNames, clean_name, clean_names, decode, is_hostile
 from shardify.sources.file_types import IMAGE_EXTENSIONS, MAP_EXTENSIONS, is_junk, is_junk_folder
 from shardify.storage.paths import PathOrUrl, Url
 
-__all__ = ["ZIP_MAGIC", "Listing", "has_zip_name", "list_folder", "without_zip_extension"]
+__all__ = [
+    "ZIP_MAGIC",
+    "Listing",
+    "has_zip_name",
+    "list_folder",
+    "read_head",
+    "without_zip_extension",
+]
 
 MAX_FILES = 20_000_000
 ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
@@ -59,14 +66,14 @@ class Listing:
         count = len(self.files)
         size = np.fromiter((each[1] for each in self.files), np.int64, count)
         stamp = np.fromiter((each[2] for each in self.files), np.int64, count)
-        bounds = np.zeros(count + 1, np.int64)
-        np.cumsum([len(each[0]) for each in self.files], out=bounds[1:])
+        own = [name for name, _, _ in self.files]
+        clean = clean_names(own) if own else None
         fault = np.zeros(count, np.uint8)
         fault[size == 0] = 5
         fault[size > MAX_ENTRY] = 3
         return SourceEntries(
-            names=bytearray(b"".join(each[0] for each in self.files)),
-            bounds=bounds,
+            names=_join(clean or own),
+            stored=_join(own) if clean else None,
             table={
                 "offset": stamp, "limit": stamp, "packed": size, "size": size,
                 "crc": np.zeros(count, np.uint32), "method": np.zeros(count, np.uint16),
@@ -101,10 +108,12 @@ def list_folder(folder: PathOrUrl) -> Listing:
         ) from error
     if len(listing.files) > MAX_FILES:
         raise SourceError(f"{folder}: over {MAX_FILES} files; split it")
-    listing.zips = [decode(name) for name, size, _ in listing.files if _is_zip(folder, name, size)]
-    zips = set(listing.zips)
+    listing.zips = [
+        os.fsdecode(name) for name, size, _ in listing.files if _is_zip(folder, name, size)
+    ]
+    zips = set(map(os.fsencode, listing.zips))
     if zips:
-        listing.files = [each for each in listing.files if decode(each[0]) not in zips]
+        listing.files = [each for each in listing.files if each[0] not in zips]
     listing.refused.sort(key=lambda one: one.member)
     return listing
 
@@ -126,13 +135,18 @@ def _is_zip(folder: PathOrUrl, name: bytes, size: int) -> bool:
     by_name = has_zip_name(name)
     if by_name is not None or size < MIN_ZIP_SIZE:
         return bool(by_name)
+    return read_head(folder, name, 4) in ZIP_MAGIC
+
+
+def read_head(folder: PathOrUrl, name: bytes, length: int) -> bytes:
+    """Return the first bytes of a listed file. Raises OSError."""
     if isinstance(folder, Url):
         files, path = (folder / name.decode()).connect()
         with folder.translate_errors():
-            return bytes(files.cat_file(path, start=0, end=4)) in ZIP_MAGIC
+            return bytes(files.cat_file(path, start=0, end=length))
     descriptor = os.open(os.fsencode(folder) + b"/" + name, os.O_RDONLY | os.O_NOFOLLOW)
     try:
-        return os.pread(descriptor, 4, 0) in ZIP_MAGIC
+        return os.pread(descriptor, length, 0)
     finally:
         os.close(descriptor)
 
@@ -154,13 +168,14 @@ def _walk(folder: Path, refused: list[RefusedEntry]) -> Iterator[tuple[bytes, in
             continue
         for entry in entries:
             name = inside + b"/" + entry.name if inside else entry.name
-            shown = decode(name)
+            clean = clean_name(name)
+            shown = decode(clean)
             if is_junk(decode(entry.name)) or is_junk_folder(shown):
                 continue
-            if is_hostile(name) or b"\\" in name:
+            if is_hostile(clean):
                 refused.append(
                     RefusedEntry(
-                        member=shown, reason="its name has a backslash or control characters"
+                        member=shown, reason="its name has control characters or climbs out"
                     )
                 )
             elif entry.is_dir(follow_symlinks=False):
@@ -200,6 +215,10 @@ def _objects(url: Url) -> Iterator[tuple[bytes, int, int]]:
             continue
         stamp = str(info.get("ETag") or info.get("LastModified") or info.get("created") or "")
         yield name.encode(), int(info["size"]), zlib.crc32(stamp.encode())
+
+
+def _join(names: list[bytes]) -> JoinedNames:
+    return b"".join(names), np.append(0, np.cumsum([len(name) for name in names], dtype=np.int64))
 
 
 def _extension(name: bytes) -> str:

@@ -243,14 +243,14 @@ def open_nested_zips(
         dropped: list[int] = []
         budget = max(BOMB_BYTES, BOMB_RATIO * source.bytes)
         for name, row in sorted(rows):
-            shown = decode(name)
+            shown = part.name(row)
             fault = int(part.table["fault"][row])
             if fault not in (0, _TOO_LARGE):
                 if has_zip_name(name):
                     dropped.append(row)
                     refused.append(RefusedEntry(member=shown, reason=f"a zip, {FAULTS[fault]}"))
                 continue
-            start = _data_start(handle, part, name, row)
+            start = _data_start(handle, part, row)
             if start is None or _first_bytes(handle, part, row, start) not in ZIP_MAGIC:
                 continue
             where = f"{as_path(source.path).name}: {shown}"
@@ -263,7 +263,9 @@ def open_nested_zips(
             dropped.append(row)
     finally:
         close_source(handle)
-    return _drop_rows(part, dropped, refused), nested
+    keep = np.ones(len(part), bool)
+    keep[dropped] = False
+    return part.select(np.flatnonzero(keep), refused), nested
 
 
 def _check_budget(budget: int, where: str) -> None:
@@ -276,13 +278,13 @@ def _check_budget(budget: int, where: str) -> None:
 
 def _candidates(part: SourceEntries) -> list[tuple[bytes, int]]:
     """Return (name, row) of the entries that may be zips by their names."""
-    names = np.frombuffer(part.names, np.uint8)
+    block, bounds = part.names
+    names = np.frombuffer(block, np.uint8)
     if not len(names):
         return []
-    ends, starts = part.bounds[1:], part.bounds[:-1]
-    last = {char: _last_position(names, ends, char) for char in (b".", b"/", b"\\")}
-    slash = np.maximum(last[b"/"], last[b"\\"])
-    no_extension = np.maximum(slash, starts - 1) >= last[b"."]
+    ends, starts = bounds[1:], bounds[:-1]
+    last = {char: _last_position(names, ends, char) for char in (b".", b"/")}
+    no_extension = np.maximum(last[b"/"], starts - 1) >= last[b"."]
     lower_tail = names[np.maximum(ends[:, None] + np.arange(-4, 0), 0)] | 0x20
     zipped = (lower_tail == np.frombuffer(b".zip", np.uint8)).all(axis=1) & (ends - starts > 4)
     no_extension &= part.table["size"] >= MIN_ZIP_SIZE
@@ -290,7 +292,7 @@ def _candidates(part: SourceEntries) -> list[tuple[bytes, int]]:
     unsure = unsure[np.argsort(-part.table["size"][unsure], kind="stable")][:_MAX_PROBED_NAMES]
     candidates = []
     for row in [*np.flatnonzero(zipped).tolist(), *unsure.tolist()]:
-        name = bytes(part.names[int(starts[row]) : int(ends[row])])
+        name = bytes(block[int(starts[row]) : int(ends[row])])
         folder, _, base = decode(name).rpartition("/")
         if not is_junk(base) and not is_junk_folder(folder):
             candidates.append((name, row))
@@ -306,9 +308,9 @@ def _last_position(
     return last
 
 
-def _data_start(handle: ReadHandle, part: SourceEntries, name: bytes, row: int) -> int | None:
+def _data_start(handle: ReadHandle, part: SourceEntries, row: int) -> int | None:
     """Return where an entry's data begin; None if its local header contradicts the directory."""
-    table = part.table
+    table, name = part.table, part.stored_name(row)
     offset, limit = int(table["offset"][row]), int(table["limit"][row])
     head = pread(handle, LOCAL_HEADER.size + len(name), offset)
     if len(head) < LOCAL_HEADER.size + len(name):
@@ -373,23 +375,7 @@ def _open_nested(
 
 def _inner_zips(handle: ReadHandle, part: SourceEntries) -> Iterator[str]:
     """Yield the names of the zips inside an inner zip."""
-    for name, row in _candidates(part):
-        start = _data_start(handle, part, name, row)
+    for _, row in _candidates(part):
+        start = _data_start(handle, part, row)
         if start is not None and _first_bytes(handle, part, row, start) in ZIP_MAGIC:
-            yield decode(name)
-
-
-def _drop_rows(part: SourceEntries, rows: list[int], refused: list[RefusedEntry]) -> SourceEntries:
-    """Return the entries without some rows."""
-    keep = np.ones(len(part.bounds) - 1, bool)
-    keep[rows] = False
-    lengths = np.diff(part.bounds)
-    names = np.frombuffer(part.names, np.uint8)[np.repeat(keep, lengths)]
-    bounds = np.zeros(int(keep.sum()) + 1, np.int64)
-    np.cumsum(lengths[keep], out=bounds[1:])
-    return SourceEntries(
-        names=bytearray(names.tobytes()),
-        bounds=bounds,
-        table={name: column[keep] for name, column in part.table.items()},
-        refused=refused,
-    )
+            yield part.name(row)

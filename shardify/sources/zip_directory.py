@@ -17,9 +17,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardify.errors import ArchiveError
-from shardify.sources.entry_names import any_hostile, decode, is_hostile
-from shardify.sources.zip_end_record import ALL_ONES, RECORD_SIZE, find_directory, read_at
+from shardify.sources.entry_names import (
+    JoinedNames,
+    any_hostile,
+    clean_names,
+    decode,
+    is_hostile,
+    select_names,
+)
+from shardify.sources.zip_end_record import (
+    ALL_ONES,
+    RECORD_SIZE,
+    Directory,
+    find_directory,
+    read_at,
+)
 from shardify.storage.readers import ReadHandle
+from shardify.zlib_backend import crc32
 
 __all__ = [
     "FAULTS",
@@ -27,12 +41,16 @@ __all__ = [
     "RefusedEntry",
     "SourceEntries",
     "read_zip",
-    "select_regular_files",
 ]
 
 
 _CHUNK_ENTRIES = 1 << 16
-_SEPARATORS = (ord("/"), ord("\\"))
+_NARROW = 1 << 32
+"""Offsets without zip64 are modulo this."""
+_MAX_EXTRA_FIELDS = 16
+"""Fields of one entry among which its Unicode name is looked for."""
+_PROBED_HEADERS = 64
+"""Local headers that are looked at to prove that offsets were unwrapped rightly."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,9 +61,30 @@ class RefusedEntry:
     reason: str
 
 
-def select_regular_files(
-    directory: bytes, kinds: NDArray[Any], start: NDArray[np.int64], end: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], list[RefusedEntry], bytearray]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Selection:
+    """The regular files with harmless, unique names."""
+
+    rows: NDArray[np.int64]
+    names: JoinedNames
+    """Names of the selected entries as they are used, clean."""
+    stored: JoinedNames | None
+    """Names as the zip has them; None if all are clean."""
+    refused: list[RefusedEntry]
+    """The refused entries, without folders."""
+    doubled: int
+    """Number of entries left out because an equal one is selected."""
+
+
+def _select_regular_files(
+    directory: bytes,
+    kinds: NDArray[Any],
+    start: NDArray[np.int64],
+    end: NDArray[np.int64],
+    content: NDArray[np.uint64],
+    fault: NDArray[np.uint8],
+    unicode_names: dict[int, bytes],
+) -> _Selection:
     """Select the regular files with harmless, unique names.
 
     Args:
@@ -53,59 +92,121 @@ def select_regular_files(
         kinds: (N,) Unix file type of each entry, 0 where it is unknown.
         start: (N,) first byte of its name in the directory.
         end: (N,) end of its name.
-
-    Returns:
-        Rows of the selected entries; the refused ones, without folders; the names of all N entries,
-        joined.
+        content: (N,) its size and CRC.
+        fault: (N,) key of ``FAULTS`` or 0.
+        unicode_names: Row -> name in UTF-8, of those with such an extra field.
     """
     count = len(kinds)
     keep = np.ones(count, bool)
     reasons: dict[int, str] = {}
     hashes = np.empty(count, np.int64)
-    block = bytearray()
-    raw = np.frombuffer(directory, np.uint8)
+    stored = bytearray()
+    changed: list[tuple[slice, list[bytes]]] = []
+    for row in np.flatnonzero(start == end).tolist():
+        reasons[row] = "has no name"
     for first in range(0, count, _CHUNK_ENTRIES):
-        low, high = start[first : first + _CHUNK_ENTRIES], end[first : first + _CHUNK_ENTRIES]
-        names = _slices(directory, low, high)
-        block += b"".join(names)
+        chunk = slice(first, first + _CHUNK_ENTRIES)
+        names = _slices(directory, start[chunk], end[chunk])
+        stored += b"".join(names)
+        replaced = unicode_names.keys() & range(first, first + len(names))
+        for row in replaced:
+            names[row - first] = unicode_names[row]
+        cleaned = clean_names(names)
+        if replaced or cleaned is not None:
+            names = cleaned or names
+            changed.append((chunk, names))
         hashes[first : first + len(names)] = np.fromiter(map(hash, names), np.int64, len(names))
-        lines = b"\n".join(names)
-        if b"\\" in lines:
-            lines = lines.replace(b"\\", b"/")
+        lines = b"\n%b\n" % b"\n".join(names)
         if (
-            (low == high).any()
-            or np.isin(raw[high - 1], _SEPARATORS).any()
-            or lines.count(b"\n") != len(names) - 1
-            or any_hostile(lines)
+            b"/\n" in lines
+            or b"\n\n" in lines
+            or lines.count(b"\n") != len(names) + 1
+            or any_hostile(lines[1:-1])
         ):
             for row, name in enumerate(names, first):
-                if not name:
-                    reasons[row] = "has no name"
-                elif is_hostile(name):
-                    reasons[row] = "its name is absolute, climbs out, or has control characters"
-                elif name.endswith((b"/", b"\\")):
+                if not name or name.endswith(b"/"):
                     keep[row] = False
+                elif is_hostile(name):
+                    reasons[row] = "its name climbs out, names a drive, or has control characters"
     for row in np.flatnonzero(~np.isin(kinds, (0, stat.S_IFREG, stat.S_IFDIR))).tolist():
         kind = "a link" if kinds[row] == stat.S_IFLNK else "a device or pipe"
         reasons.setdefault(row, f"is {kind}, not a file")
-    sorted_hashes = np.sort(hashes)
-    if (sorted_hashes[1:] == sorted_hashes[:-1]).any():
-        order = np.argsort(hashes, kind="stable")
-        same = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
-        seen: dict[bytes, list[int]] = {}
-        for row in np.unique(order[np.concatenate((same, same + 1))]).tolist():
-            if keep[row]:
-                seen.setdefault(directory[int(start[row]) : int(end[row])], []).append(row)
-        for rows in seen.values():
-            if len(rows) > 1:
-                for row in rows:
-                    reasons.setdefault(row, "its name stands twice in the zip")
     keep[list(reasons)] = False
+    doubled, differing = _find_doubled(hashes, keep, content, fault)
+    for row in differing.tolist():
+        reasons[row] = "its name stands twice in the zip, with different content"
+    keep[doubled] = keep[differing] = False
+    own: JoinedNames = (stored, np.append(0, np.cumsum(end - start)))
+    clean = _replace_names(own, changed) if changed else own
     refused = [
-        RefusedEntry(member=decode(directory[int(start[row]) : int(end[row])]), reason=reason)
+        RefusedEntry(member=_name(clean, row), reason=reason)
         for row, reason in sorted(reasons.items())
     ]
-    return np.flatnonzero(keep), refused, block
+    rows = np.flatnonzero(keep)
+    if len(rows) < count:
+        own, clean = (
+            select_names(own, rows),
+            select_names(clean, rows) if changed else own,
+        )
+    return _Selection(
+        rows=rows,
+        names=clean if changed else own,
+        stored=own if changed else None,
+        refused=refused,
+        doubled=len(doubled),
+    )
+
+
+def _replace_names(own: JoinedNames, changed: list[tuple[slice, list[bytes]]]) -> JoinedNames:
+    """Return the names with some slices of them replaced."""
+    block, bounds = own
+    lengths = np.diff(bounds)
+    clean, done = bytearray(), 0
+    for chunk, names in changed:
+        clean += block[int(bounds[done]) : int(bounds[chunk.start])]
+        clean += b"".join(names)
+        done = chunk.start + len(names)
+        lengths[chunk] = np.fromiter(map(len, names), np.int64, len(names))
+    clean += block[int(bounds[done]) :]
+    return clean, np.append(0, np.cumsum(lengths))
+
+
+def _find_doubled(
+    hashes: NDArray[np.int64],
+    keep: NDArray[np.bool_],
+    content: NDArray[np.uint64],
+    fault: NDArray[np.uint8],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Find the rows whose name stands more than once.
+
+    Of those with the same content the last is taken, as ``unzip`` does.
+
+    Returns:
+        Rows that repeat one that is taken, and rows of which none is taken.
+    """
+    none = np.zeros(0, np.int64)
+    ordered = np.sort(hashes)
+    if not (ordered[1:] == ordered[:-1]).any():
+        return none, none
+    rows = np.flatnonzero(keep)
+    rows = rows[np.argsort(hashes[rows], kind="stable")]
+    is_first = np.append(True, np.diff(hashes[rows]) != 0)
+    starts = np.flatnonzero(is_first)
+    if len(starts) == len(rows):
+        return none, none
+    group = np.cumsum(is_first) - 1
+    least, most = (each.reduceat(content[rows], starts) for each in (np.minimum, np.maximum))
+    equal = (least == most)[group]
+    # The last one, but rather one without a fault.
+    rank = rows + np.where(fault[rows] == 0, len(hashes), 0)
+    taken = rank == np.maximum.reduceat(rank, starts)[group]
+    single = np.diff(starts, append=len(rows))[group] == 1
+    return rows[equal & ~taken], rows[~equal & ~single]
+
+
+def _name(names: JoinedNames, row: int) -> str:
+    block, bounds = names
+    return decode(block[int(bounds[row]) : int(bounds[row + 1])])
 
 
 def _slices(directory: bytes, low: NDArray[np.int64], high: NDArray[np.int64]) -> list[bytes]:
@@ -140,20 +241,43 @@ _CENTRAL = np.dtype(
     ]
 )  # fmt: skip
 _SIGNATURE = int.from_bytes(b"PK\x01\x02", "little")
-_BOUNDS = ("start", "end")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceEntries:
     """The entries of one source, before they join those of others."""
 
-    names: bytearray
-    """All names, joined."""
-    bounds: NDArray[np.int64]
-    """(N + 1,): start of each name, and end of the last."""
+    names: JoinedNames
+    """All names as they are used: UTF-8 (NFC) where they can be decoded, and clean."""
+    stored: JoinedNames | None = None
+    """The names as the zip or folder has them; None if they are the same."""
     table: dict[str, NDArray[Any]]
     """The columns of ``Entries`` except ``source``."""
     refused: list[RefusedEntry]
+    doubled: int = 0
+    """Entries that stood more than once with the same content, and are taken once."""
+
+    def __len__(self) -> int:
+        return len(self.names[1]) - 1
+
+    def name(self, row: int) -> str:
+        """Return the name of one entry as it is used."""
+        return _name(self.names, row)
+
+    def stored_name(self, row: int) -> bytes:
+        """Return the name of one entry as the zip or folder has it."""
+        block, bounds = self.stored or self.names
+        return bytes(block[int(bounds[row]) : int(bounds[row + 1])])
+
+    def select(self, rows: NDArray[Any], refused: list[RefusedEntry]) -> "SourceEntries":
+        """Return some of the entries."""
+        return SourceEntries(
+            names=select_names(self.names, rows),
+            stored=select_names(self.stored, rows) if self.stored else None,
+            table={name: column[rows] for name, column in self.table.items()},
+            refused=refused,
+            doubled=self.doubled,
+        )
 
 
 def read_zip(handle: ReadHandle, total: int, path: str) -> tuple[int, str, SourceEntries]:
@@ -165,27 +289,25 @@ def read_zip(handle: ReadHandle, total: int, path: str) -> tuple[int, str, Sourc
         path: Its name in an error.
 
     Returns:
-        Entry count that the directory states, its SHA-256, and the entries.
+        Number of entries in the directory, its SHA-256, and the entries.
 
     Raises:
         ArchiveError: It is not a zip, truncated or over a limit, or its entries overlap.
     """
-    count, begin, length, shift = find_directory(handle, total, path)
-    directory = read_at(handle, begin, length)
-    if len(directory) != length:
+    found = find_directory(handle, total, path)
+    directory = read_at(handle, found.begin, found.length)
+    if len(directory) != found.length:
         raise ArchiveError(f"{path}: shrank while it was read; copy it again")
-    table, refused, names = _columns(directory, count, begin, shift, path)
-    start, end = table.pop("start"), table.pop("end")
-    bounds = np.zeros(len(start) + 1, np.int64)
-    np.cumsum(end - start, out=bounds[1:])
-    part = SourceEntries(names=names, bounds=bounds, table=table, refused=refused)
-    return count, hashlib.sha256(directory).hexdigest(), part
+    places = _walk(directory, found, path)
+    part = _parse_entries(handle, directory, places, found, path)
+    return len(places), hashlib.sha256(directory).hexdigest(), part
 
 
-def _columns(
-    directory: bytes, count: int, begin: int, shift: int, path: str
-) -> tuple[dict[str, NDArray[Any]], list[RefusedEntry], bytearray]:
-    places = _walk(directory, count, path)
+def _parse_entries(
+    handle: ReadHandle, directory: bytes, places: NDArray[np.int64], found: Directory, path: str
+) -> SourceEntries:
+    """Parse and check the records that begin at ``places``."""
+    count, begin = len(places), found.begin
     window = np.lib.stride_tricks.as_strided(
         np.frombuffer(directory, np.uint8),
         (max(0, len(directory) - RECORD_SIZE + 1), RECORD_SIZE),
@@ -198,9 +320,11 @@ def _columns(
         heads[first : first + _CHUNK_ENTRIES] = rows.view(_CENTRAL)[:, 0]
     offset, packed, size = (heads[name].astype(np.int64) for name in ("offset", "packed", "size"))
     _apply_zip64(directory, heads, places, offset, packed, size, path)
-    offset += shift
+    if not _unwrap(handle, offset, found, path):
+        offset += found.shift
     start = places + RECORD_SIZE
     end = start + heads["name"]
+    unicode_names = _unicode_names(directory, start, end, heads["extra"])
 
     # Every entry must end before the next one in the file begins.
     order = np.argsort(offset, kind="stable")
@@ -232,28 +356,32 @@ def _columns(
     del stored, deflated, least, order, places
     crc, method = heads["crc"].astype(np.uint32), heads["method"].astype(np.uint16)
     kinds = np.where(heads["made"] >> 8 == 3, heads["attributes"] >> 16 & 0o170000, 0)
+    content = size.astype(np.uint64) << np.uint64(32) | crc
     del heads  # With a million entries each of these is 10 to 60 MB.
-    keep, refused, names = select_regular_files(directory, kinds, start, end)
+    selected = _select_regular_files(directory, kinds, start, end, content, fault, unicode_names)
     table: dict[str, NDArray[Any]] = {
         "offset": offset, "limit": limit, "packed": packed, "size": size, "crc": crc,
-        "fault": fault, "method": method, "start": start, "end": end,
+        "fault": fault, "method": method,
     }  # fmt: skip
-    if len(keep) < count:
+    if len(selected.rows) < count:
         for name in table:
-            table[name] = table[name][keep]
-        names = bytearray().join(
-            b"".join(
-                _slices(
-                    directory, *(table[edge][first : first + _CHUNK_ENTRIES] for edge in _BOUNDS)
-                )
-            )
-            for first in range(0, len(keep), _CHUNK_ENTRIES)
-        )
-    return table, refused, names
+            table[name] = table[name][selected.rows]
+    return SourceEntries(
+        names=selected.names,
+        stored=selected.stored,
+        table=table,
+        refused=selected.refused,
+        doubled=selected.doubled,
+    )
 
 
-def _walk(directory: bytes, count: int, path: str) -> NDArray[np.int64]:
-    """Return the first byte of each of the ``count`` records; vectorised."""
+def _walk(directory: bytes, found: Directory, path: str) -> NDArray[np.int64]:
+    """Return the first byte of each record; vectorised.
+
+    The number of records must be the one that the end record states. That of macOS's Archive
+    Utility is modulo 65,536; there, the records must fill the directory to its last byte.
+    """
+    count = found.entries
     damaged = ArchiveError(
         f"{path}: its central directory is damaged (it does not hold the {count} entries that it "
         "states); copy it again"
@@ -271,21 +399,99 @@ def _walk(directory: bytes, count: int, path: str) -> NDArray[np.int64]:
         ends += raw[starts + field + 1].astype(np.int64) << 8
     if starts[0] != 0:
         raise damaged
-    if not (len(starts) == count and np.array_equal(ends[:-1], starts[1:])):
+    if not np.array_equal(ends[:-1], starts[1:]):
         # A signature inside a name, extra field or comment: follow the records one by one.
         position = np.searchsorted(starts, ends)
         has_next = (np.append(starts, -1)[np.minimum(position, len(starts))] == ends).tolist()
         following = position.tolist()
         chain, record = [0], 0
-        while has_next[record] and len(chain) <= count:
+        while has_next[record]:
             record = following[record]
             chain.append(record)
-        if len(chain) != count:
-            raise damaged
         starts, ends = starts[chain], ends[chain]
-    if int(ends[-1]) > len(directory):
+    wrapped = (
+        not found.zip64
+        and len(starts) > count
+        and (len(starts) - count) % 0x10000 == 0
+        and int(ends[-1]) == len(directory)
+    )
+    if (len(starts) != count and not wrapped) or int(ends[-1]) > len(directory):
         raise damaged
     return starts
+
+
+def _unwrap(handle: ReadHandle, offset: NDArray[np.int64], found: Directory, path: str) -> bool:
+    """Add to each offset the multiples of 4 GiB that it lacks, in place.
+
+    macOS's Archive Utility writes zips over 4 GiB without zip64 records. Its entries stand in the
+    order of their offsets, so an offset less than the one before has passed 4 GiB.
+
+    Returns:
+        False if this is not such a zip.
+
+    Raises:
+        ArchiveError: It is one, but its local headers are not where that says.
+    """
+    if found.zip64 or not found.shift or found.shift % _NARROW or not len(offset):
+        return False
+    if _has_header(handle, int(offset[0]) + found.shift):
+        return False  # 4 GiB were prepended.
+    turns = np.cumsum(np.diff(offset, prepend=offset[0]) < 0)
+    offset += turns * _NARROW
+    edges = np.flatnonzero(np.diff(turns))
+    rows = np.linspace(0, len(offset) - 1, _PROBED_HEADERS).astype(np.int64)
+    rows = np.unique(np.concatenate([rows, edges[:_PROBED_HEADERS], edges[:_PROBED_HEADERS] + 1]))
+    if int(offset[-1]) >= found.begin or not all(
+        _has_header(handle, at) for at in offset[rows].tolist()
+    ):
+        raise ArchiveError(
+            f"{path}: a zip over 4 GiB without zip64 records, as macOS's Archive Utility writes, "
+            "and its entries are not where its directory says; pack it again with `zip -r`"
+        )
+    return True
+
+
+def _has_header(handle: ReadHandle, at: int) -> bool:
+    return read_at(handle, at, 4) == b"PK\x03\x04"
+
+
+def _unicode_names(
+    directory: bytes, start: NDArray[np.int64], end: NDArray[np.int64], extra: NDArray[Any]
+) -> dict[int, bytes]:
+    """Return row -> name of the entries with a valid Unicode path field (0x7075).
+
+    Source: APPNOTE 4.6.9. The field counts if it has the CRC of the stored name.
+    """
+    names: dict[int, bytes] = {}
+    raw = np.frombuffer(directory, np.uint8)
+    rows = np.flatnonzero(extra > 9)
+    at, stop = end[rows], end[rows] + extra[rows]
+    for _ in range(_MAX_EXTRA_FIELDS):
+        inside = at + 4 <= stop
+        rows, at, stop = rows[inside], at[inside], stop[inside]
+        if not len(rows):
+            break
+        tag, size = (raw[at + n] | raw[at + n + 1].astype(np.int64) << 8 for n in (0, 2))
+        fits = (tag == 0x7075) & (size > 5) & (at + 4 + size <= stop)
+        for place in np.flatnonzero(fits).tolist():
+            row, begin = int(rows[place]), int(at[place]) + 4
+            field = directory[begin : begin + int(size[place])]
+            stored = directory[int(start[row]) : int(end[row])]
+            if field[0] == 1 and field[1:5] == crc32(stored).to_bytes(4, "little"):
+                names[row] = field[5:]
+        at = at + 4 + size
+    return names
+
+
+def _extra_field(directory: bytes, at: int, length: int, wanted: int) -> bytes:
+    """Return the content of one extra field; empty if it is not there."""
+    stop = at + length
+    while at + 4 <= stop:
+        tag, size = struct.unpack_from("<2H", directory, at)
+        if tag == wanted:
+            return directory[at + 4 : min(stop, at + 4 + size)]
+        at += 4 + size
+    return b""
 
 
 def _signatures(directory: bytes) -> NDArray[np.int64]:
@@ -310,14 +516,7 @@ def _apply_zip64(
     wide = (size == ALL_ONES) | (packed == ALL_ONES) | (offset == ALL_ONES)
     for row in np.flatnonzero(wide).tolist():
         at = int(places[row]) + RECORD_SIZE + int(heads["name"][row])
-        stop = at + int(heads["extra"][row])
-        field = b""
-        while at + 4 <= stop:
-            tag, length = struct.unpack_from("<2H", directory, at)
-            if tag == 1:
-                field = directory[at + 4 : min(stop, at + 4 + length)]
-                break
-            at += 4 + length
+        field = _extra_field(directory, at, int(heads["extra"][row]), 1)
         for column in (size, packed, offset):
             if column[row] == ALL_ONES and len(field) >= 8:
                 value = int.from_bytes(field[:8], "little")

@@ -7,11 +7,12 @@ Source: PKWARE APPNOTE 6.3.10, sections 4.3.14 to 4.3.16.
 """
 
 import struct
+from typing import NamedTuple
 
 from shardify.errors import ArchiveError
 from shardify.storage.readers import ReadHandle, pread
 
-__all__ = ["ALL_ONES", "RECORD_SIZE", "find_directory", "read_at"]
+__all__ = ["ALL_ONES", "RECORD_SIZE", "Directory", "find_directory", "read_at"]
 
 RECORD_SIZE = 46
 """Size of one entry in the directory, without its name, extra field and comment. Bytes."""
@@ -38,17 +39,28 @@ def read_at(handle: ReadHandle, offset: int, length: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def find_directory(handle: ReadHandle, total: int, path: str) -> tuple[int, int, int, int]:
+class Directory(NamedTuple):
+    """Where a zip's central directory lies."""
+
+    entries: int
+    """Number of its entries; without zip64 possibly modulo 65,536."""
+    begin: int
+    """Its first byte."""
+    length: int
+    """Bytes."""
+    shift: int
+    """What must be added to its offsets: bytes prepended to the zip, or multiples of 4 GiB that
+    have no room in 32 bits."""
+    zip64: bool
+
+
+def find_directory(handle: ReadHandle, total: int, path: str) -> Directory:
     """Locate the central directory.
 
     Args:
         handle: The zip.
         total: Its size. Bytes.
         path: Its name in an error.
-
-    Returns:
-        Entry count, first byte and length of the directory, and the number of bytes prepended to
-        the zip, which must be added to its offsets.
 
     Raises:
         ArchiveError: It is not a zip, truncated, damaged, ambiguous or over a limit.
@@ -98,7 +110,7 @@ def find_directory(handle: ReadHandle, total: int, path: str) -> tuple[int, int,
         )
     if count > MAX_ENTRIES or length > MAX_DIRECTORY:
         raise ArchiveError(f"{path}: {count} entries; at most {MAX_ENTRIES} are taken; split it")
-    return count, begin, length, shift
+    return Directory(count, begin, length, shift, wide is not None)
 
 
 def _find_wide(

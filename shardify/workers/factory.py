@@ -102,5 +102,5 @@ def create_pool(
 def _count_entries(path: Path) -> int:
     """Return the number of entries of a zip; 0 if it cannot be read (the survey reports that)."""
     with suppress(OSError, ShardifyError), path.open("rb") as file:
-        return find_directory(file.fileno(), os.fstat(file.fileno()).st_size, str(path))[0]
+        return find_directory(file.fileno(), os.fstat(file.fileno()).st_size, str(path)).entries
     return 0

@@ -1,7 +1,8 @@
 """Write one shard in every variant: tar, index and record.
 
 Runs in a worker process. A sample that fails a check is rejected as a whole and listed in the
-record. Files appear by rename when they are complete. A shard whose record fits the task is kept.
+record. Files appear by rename when they are complete, in the staging folder; the parent moves them
+to their final names. A shard whose record fits the task is kept.
 """
 
 import hashlib
@@ -33,6 +34,7 @@ from shardify.writer.tasks import (
     ShardRecord,
     ShardTask,
     VariantRecord,
+    staging_folder,
 )
 
 __all__ = [
@@ -166,7 +168,7 @@ def write_shard(task: ShardTask) -> ShardRecord:
     if existing is not None:
         return existing
     out = as_path(task.out)
-    tars = [out / each.folder / f"{task.name}.tar" for each in task.variants]
+    tars = [staging_folder(out, each.folder) / f"{task.name}.tar" for each in task.variants]
     try:
         with ExitStack() as stack:
             files = [stack.enter_context(AtomicFile(tar)) for tar in tars]
@@ -269,7 +271,7 @@ def _reusable_record(task: ShardTask, digest: str) -> ShardRecord | None:
         if record.task != digest:
             return None
         for variant, finish in zip(task.variants, record.parts, strict=True):
-            tar_path = out / variant.folder / f"{task.name}.tar"
+            tar_path = staging_folder(out, variant.folder) / f"{task.name}.tar"
             for suffix, digest_wanted in ((".tar", finish.sha256), (".idx", finish.index_sha256)):
                 if record.samples and isinstance(tar_path, Url) and suffix == ".tar":
                     # The object was put whole, before its record: comparing the size is enough.

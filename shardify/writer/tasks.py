@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from shardify.images.codecs import Variant
 from shardify.images.pixels import LabelEncoding
+from shardify.storage.paths import PathOrUrl, Url
 
 __all__ = [
     "STATE_FOLDER",
@@ -23,10 +24,20 @@ __all__ = [
     "ShardRecord",
     "ShardTask",
     "VariantRecord",
+    "staging_folder",
 ]
 
 STATE_FOLDER = ".shardify"
 """Folder inside OUT with the state for a rerun; deleted once the manifest is written."""
+_STAGING_FOLDER = "staging"
+
+
+def staging_folder(out: PathOrUrl, folder: str) -> PathOrUrl:
+    """Return where the files of ``out / folder`` are written, until all of them are moved there.
+
+    An object store cannot rename: its objects are written under their final names.
+    """
+    return out / folder if isinstance(out, Url) else out / STATE_FOLDER / _STAGING_FOLDER / folder
 
 
 @dataclass(kw_only=True, slots=True)

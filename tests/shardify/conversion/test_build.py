@@ -1,6 +1,7 @@
 """A build is exact, resumable and the same for everybody; or it is refused and nothing is there."""
 
 import io
+import itertools
 import json
 import os
 import signal
@@ -282,11 +283,45 @@ def test_leftovers_are_no_data_and_are_cleared(tmp_path: Path) -> None:
     source = pack(tmp_path / "x.zip", files_of() | {BAD: b"text"})
     with pytest.raises(BuildError):
         run(source, tmp_path / "out")
-    (tmp_path / "out" / "train-00000.tar.tmp").write_bytes(b"half")
-    (tmp_path / "out" / "train-00099.tar").write_bytes(b"an earlier plan's")
+    for folder in (tmp_path / "out", tmp_path / "out" / ".shardify" / "staging"):
+        (folder / "train-00000.tar.tmp").write_bytes(b"half")
+        (folder / "train-00099.tar").write_bytes(b"an earlier plan's")
     run(source, tmp_path / "out", max_bad=0.1)
     run(source, tmp_path / "fresh", max_bad=0.1)
     assert content(tmp_path / "out") == content(tmp_path / "fresh")
+
+
+def test_a_refused_build_leaves_nothing_under_a_final_name(tmp_path: Path) -> None:
+    source = pack(tmp_path / "x.zip", files_of() | {BAD: b"text"})
+    with pytest.raises(BuildError):
+        run(source, tmp_path / "out")
+    assert [each.name for each in (tmp_path / "out").iterdir()] == [".shardify"]
+    assert list((tmp_path / "out").glob(".shardify/staging/*.tar"))
+
+
+@pytest.mark.parametrize("options", [{}, {"codec": "png", "res": (8, 16)}])
+@pytest.mark.parametrize("moves", [0, 3, 100])
+def test_a_build_that_was_killed_while_it_moved_its_files_goes_on_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], moves: int
+) -> None:
+    source = pack(tmp_path / "x.zip", files_of())
+    run(source, tmp_path / "whole", **options)
+    replace, calls = Path.replace, itertools.count()
+
+    def killed(self: Path, target: Path) -> Path:
+        # After so many moves, or, when all are made, at the manifest of the whole.
+        if "staging" in self.parts and not self.name.endswith(".tmp") and next(calls) >= moves:
+            raise KeyboardInterrupt
+        if Path(target) == tmp_path / "out" / "manifest.json":
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "replace", killed)
+        run(source, tmp_path / "out", **options)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    run(source, tmp_path / "out", **options)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
 def test_an_unfinished_build_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -362,7 +397,7 @@ def test_a_build_that_was_cut_off_goes_on_to_the_same_bytes(
     process = subprocess.Popen([*COMMAND, source, out], stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
-        if out.exists() and len(list(out.glob("*.idx"))) >= shards:
+        if out.exists() and len(list(out.glob(".shardify/staging/*.idx"))) >= shards:
             break
         time.sleep(0.001)
     process.send_signal(number)
@@ -513,8 +548,8 @@ def test_what_killed_workers_left_goes_with_a_refused_build(
 ) -> None:
     source = contradicting(tmp_path / "x.zip", 200)
     halves = [
-        "train-00001.idx.tmp",
-        "train-00001.tar.0badcafe.tmp",
+        ".shardify/staging/train-00001.idx.tmp",
+        ".shardify/staging/train-00001.tar.0badcafe.tmp",
         ".shardify/train-00001.json.tmp",
     ]
 

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shardify.errors import ArchiveError
-from shardify.sources.catalog import FAULTS, Catalog, open_catalog
+from shardify.sources.catalog import FAULTS, Catalog, OpenSources, entry_reader, open_catalog
 
 END = b"PK\x05\x06"
 
@@ -160,10 +161,11 @@ def test_a_missing_file_a_folder_and_a_pipe_are_refused(tmp_path: Path) -> None:
         os.close(held)
 
 
-def central(name: bytes, offset: int, packed: int, size: int) -> bytes:
+def central(name: bytes, offset: int, packed: int, size: int, stored: bytes | None = None) -> bytes:
+    method, crc = (8, 0) if stored is None else (0, zlib.crc32(stored))
     return struct.pack(
-        "<4s4B4HL2L5H2L", b"PK\x01\x02", 20, 0, 20, 0, 0, 8, 0, 0, 0, packed, size, len(name),
-        0, 0, 0, 0, 0, offset,
+        "<4s4B4HL2L5H2L", b"PK\x01\x02", 20, 0, 20, 0, 0, method, 0, 0, crc, packed, size,
+        len(name), 0, 0, 0, 0, 0, offset,
     ) + name  # fmt: skip
 
 
@@ -217,12 +219,12 @@ def test_encrypted_entries_and_foreign_methods_carry_a_fault(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "name", ["../x", "a/../../x", "/etc/passwd", "C:\\x", "C:x", "..\\x", "a/..", "a\nb", "\x7f"]
+    "name", ["../x", "a/../../x", "/../x", "C:\\x", "C:x", "..\\x", "a/..", "a\nb", "\x7f"]
 )
 def test_hostile_names_are_refused_by_name(tmp_path: Path, name: str) -> None:
     catalog = opened(tmp_path, pack([("good", b"1"), (name, b"2"), ("fine", b"3")]))
     assert list(catalog.names) == ["good", "fine"]
-    assert [each.member for each in catalog.refused] == [name.replace("\\", "/")]
+    assert [each.member for each in catalog.refused] == [name.replace("\\", "/").lstrip("/")]
 
 
 def test_links_and_devices_are_refused(tmp_path: Path) -> None:
@@ -237,10 +239,165 @@ def test_links_and_devices_are_refused(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_of_two_entries_with_one_name_neither_is_taken(tmp_path: Path) -> None:
+def test_of_two_different_entries_with_one_name_neither_is_taken(tmp_path: Path) -> None:
     catalog = opened(tmp_path, pack([("a", b"1"), ("b", b"2"), ("a", b"3"), ("A", b"4")]))
     assert list(catalog.names) == ["b", "A"]
     assert [(each.member, "twice" in each.reason) for each in catalog.refused] == [("a", True)] * 2
+
+
+def test_equal_entries_with_one_name_are_taken_once_and_that_is_said(tmp_path: Path) -> None:
+    once = [(f"a/{number}.txt", b"hello " * number) for number in range(1, 6)]
+    catalog = opened(tmp_path, pack([*once, *once[1:4], ("./a/2.txt", b"hello hello ")]))
+    assert sorted(catalog.names) == [name for name, _ in once]
+    assert not catalog.refused
+    assert catalog.notes == [
+        "x.zip: 4 files stand in it twice, with the same bytes; each is taken once"
+    ]
+    with OpenSources([catalog.sources[0].path]) as handles:
+        read = entry_reader(catalog, handles)
+        assert {catalog.names[row]: read(row) for row in range(5)} == dict(once)
+
+
+def test_a_whole_copy_of_an_entry_is_taken_rather_than_one_with_a_fault(tmp_path: Path) -> None:
+    body = bytes(1000)
+    records = [central(b"a.png", 0, 10, 20), central(b"a.png", 900, 200, 20)]
+    catalog = opened(tmp_path, with_directory(body, records))
+    assert catalog.entries.offset.tolist() == [0]
+
+
+def test_a_source_whose_files_are_all_refused_says_why(tmp_path: Path) -> None:
+    with pytest.raises(ArchiveError, match=r"none of its 2 files can be taken; .*as \.\./a\.jpg"):
+        opened(tmp_path, pack([("../a.jpg", b"1"), ("../b.jpg", b"2")]))
+
+
+@pytest.mark.parametrize(
+    ("stored", "used"),
+    [
+        ("./", []), ("/", []), ("./a/b.png", ["a/b.png"]), ("/a/b.png", ["a/b.png"]),
+        ("a//b///c.png", ["a/b/c.png"]), ("a/./b/././c.png", ["a/b/c.png"]),
+        (".//./x.png", ["x.png"]), ("a/.hidden/..x.png", ["a/.hidden/..x.png"]),
+        ("Ame\u0301lie/e\u0301.png", ["Am\xe9lie/\xe9.png"]),
+        ("\u1112\u1161\u11ab.png", ["\ud55c.png"]), ("a\\\u00fc\\b.png", ["a/\xfc/b.png"]),
+    ],
+    ids=ascii,
+)  # fmt: skip
+def test_names_are_used_in_one_form_and_found_as_stored(
+    tmp_path: Path, stored: str, used: list[str]
+) -> None:
+    catalog = opened(tmp_path, pack([("good.png", b"1"), (stored, b"2"), ("z.png", b"3")]))
+    assert list(catalog.names) == ["good.png", *used, "z.png"]
+    assert not catalog.refused
+    with OpenSources([catalog.sources[0].path]) as handles:
+        read = entry_reader(catalog, handles)
+        assert [read(row) for row in range(len(used) + 2)] == [b"1", *[b"2"] * len(used), b"3"]
+
+
+@pytest.mark.parametrize("charset", ["cp932", "gbk", "big5"])
+@pytest.mark.parametrize("folder", ["", "d/", "d\\"])
+def test_a_backslash_inside_a_letter_separates_no_folders(
+    tmp_path: Path, charset: str, folder: str
+) -> None:
+    letters = {"cp932": "\u8868\u5341\u4e88", "gbk": "\u4e57\u5213", "big5": "\u8a31\u529f"}[
+        charset
+    ]
+    names = [folder.encode() + f"{each}01.png".encode(charset) for each in letters[charset]]
+    assert any(b"\\01" in name for name in names)
+    data = pack([(f"{place}" * len(name), b"x%d" % place) for place, name in enumerate(names)])
+    for place, name in enumerate(names):
+        data = data.replace(b"%d" % place * len(name), name)
+    catalog = opened(tmp_path, data)
+    assert not catalog.refused
+    assert len(set(catalog.names)) == len(names)
+    assert all(name.count("/") == len(folder.strip("\\/")) for name in catalog.names)
+    with OpenSources([catalog.sources[0].path]) as handles:
+        read = entry_reader(catalog, handles)
+        assert [read(row) for row in range(len(names))] == [b"x%d" % n for n in range(len(names))]
+
+
+@pytest.mark.parametrize("valid", [True, False])
+def test_a_unicode_path_field_names_the_entry_if_its_crc_is_right(
+    tmp_path: Path, valid: bool
+) -> None:
+    info = zipfile.ZipInfo("____up.png")
+    field = "\u041e\u043b\u044f/1.png".encode()
+    crc = zlib.crc32(b"____up.png") ^ (not valid)
+    info.extra = struct.pack("<2HBL", 0x7075, 5 + len(field), 1, crc) + field
+    catalog = opened(tmp_path, pack([(info, b"1"), ("up.png", b"2")]))
+    assert list(catalog.names) == [field.decode() if valid else "____up.png", "up.png"]
+    assert catalog.names.raw(0) == b"____up.png"
+
+
+def narrow(data: bytes, count: int) -> bytes:
+    """The same zip with another number of entries in its end record."""
+    place = data.rfind(END)
+    return data[: place + 8] + struct.pack("<2H", count, count) + data[place + 12 :]
+
+
+def test_a_number_of_entries_modulo_65536_is_proven_by_the_records(tmp_path: Path) -> None:
+    count = 65_536 + 3
+    records = [central(b"%06d" % number, number * 40, 1, 1) for number in range(count)]
+    whole = with_directory(bytes(40 * count), records)
+    catalog = opened(tmp_path, narrow(whole, 3))
+    assert len(catalog.names) == catalog.sources[0].entries == count
+    for wrong in (4, 2):
+        with pytest.raises(ArchiveError, match=f"does not hold the {wrong} entries"):
+            opened(tmp_path, narrow(whole, wrong))
+
+
+def over_4_gib(path: Path, files: list[tuple[bytes, bytes, int]], *, skew: int = 0) -> Path:
+    """A sparse zip without zip64, as macOS's Archive Utility writes: offsets modulo 4 GiB.
+
+    Args:
+        path: The zip.
+        files: Name, data, and bytes that are left free before each file.
+        skew: Added to each stated offset.
+    """
+    directory = b""
+    with path.open("wb") as file:
+        for name, data, gap in files:
+            if gap:  # A file that is too large to be a picture.
+                filler = b"filler-%d" % file.tell()
+                directory += central(filler, (file.tell() + skew) % 2**32, gap, gap)
+                file.write(local(filler, b"", gap))
+                file.seek(gap, 1)
+            directory += central(name, (file.tell() + skew) % 2**32, len(data), len(data), data)
+            file.write(local(name, data, len(data)) + data)
+        place, count = file.tell(), directory.count(b"PK\x01\x02")
+        end = struct.pack("<4s4H2LH", END, 0, 0, count, count, len(directory), place % 2**32, 0)
+        file.write(directory + end)
+    return path
+
+
+def local(name: bytes, data: bytes, size: int) -> bytes:
+    return (
+        struct.pack(
+            "<4s5H3L2H", b"PK\x03\x04", 20, 0, 0, 0, 0, zlib.crc32(data), size, size, len(name), 0
+        )
+        + name
+    )
+
+
+GIB = 1 << 30
+FILES = [
+    (b"a.png", b"one", 0), (b"b.png", b"two", 3 * GIB), (b"c.png", b"three", 3 * GIB),
+    (b"d.png", b"four", 3 * GIB), (b"e.png", b"five", 1000),
+]  # fmt: skip
+
+
+def test_offsets_modulo_4_gib_are_proven_by_the_local_headers(tmp_path: Path) -> None:
+    path = over_4_gib(tmp_path / "mac.zip", FILES)
+    catalog = open_catalog([path])
+    rows = [row for row, name in enumerate(catalog.names) if not name.startswith("filler")]
+    with OpenSources([str(path)]) as handles:
+        read = entry_reader(catalog, handles)
+        assert [read(row) for row in rows] == [data for _, data, _ in FILES]
+    assert path.stat().st_size > 8 * GIB
+
+
+def test_offsets_modulo_4_gib_that_are_not_proven_are_named(tmp_path: Path) -> None:
+    path = over_4_gib(tmp_path / "mac.zip", FILES, skew=7)
+    with pytest.raises(ArchiveError, match=r"over 4 GiB without zip64.*Archive Utility.*zip -r"):
+        open_catalog([path])
 
 
 def test_seventy_thousand_entries_are_read_in_a_second(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_links_and_devices_are_named_and_not_followed(tmp_path: Path, folder: Pa
     assert manifest.rejected.by_reason == {
         "is a device or pipe, not a file": 1,
         "is a link, not a file": 2,
-        "its name has a backslash or control characters": 2,
+        "its name has control characters or climbs out": 1,
     }
     assert "park9.jpg" in (tmp_path / "out" / "rejected.jsonl").read_text()
     (tmp_path / "links").mkdir()
@@ -176,7 +176,8 @@ def test_an_interrupted_build_of_a_folder_goes_on(tmp_path: Path, folder: Path) 
     run([folder], tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         run([folder], tmp_path / "out", progress=stop_after(2))
-    kept = {path: path.stat().st_ino for path in (tmp_path / "out").glob("train-*.tar")}
+    staged = (tmp_path / "out").glob(".shardify/staging/train-*.tar")
+    kept = {tmp_path / "out" / path.name: path.stat().st_ino for path in staged}
     assert kept
     run([folder], tmp_path / "out")
     assert all(path.stat().st_ino == number for path, number in kept.items())

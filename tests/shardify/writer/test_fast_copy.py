@@ -44,7 +44,7 @@ from shardify.writer import fast_copy
 from shardify.writer.fast_copy import FastCopier, header_length
 from shardify.writer.shard_writer import write_shard
 from shardify.writer.tar_writer import TarWriter
-from shardify.writer.tasks import STATE_FOLDER, ShardRecord, ShardTask
+from shardify.writer.tasks import ShardRecord, ShardTask, staging_folder
 
 if TYPE_CHECKING:
     from shardify.writer.fast_copy_kernel import Buffers, CopyPlan, KnownHeaders
@@ -99,7 +99,7 @@ def task_of(source: Path, out: Path, **other: object) -> ShardTask:
     catalog = open_catalog([source])
     count = len(catalog.names) // len(ROLES)
     joined, ends = catalog.names.joined(np.arange(len(catalog.names), dtype=np.int32))
-    (out / STATE_FOLDER).mkdir(parents=True)
+    staging_folder(out, "").mkdir(parents=True)
     rows = np.empty((count, len(ROLES)), ENTRY_DTYPE)
     for column in ENTRY_DTYPE.names or ():
         rows[column] = getattr(catalog.entries, column).reshape(rows.shape)
@@ -228,9 +228,10 @@ def test_a_background_of_six_digits_is_whole_in_shard_and_index(tmp_path: Path, 
     task = task_of(source, tmp_path / "out", background=[99_999, 100_000, 7, -1])
     ways.same(task)
     write_shard(task)
-    tar = (tmp_path / "out" / "train-00000.tar").read_bytes()
+    staged = staging_folder(tmp_path / "out", "")
+    tar = (staged / "train-00000.tar").read_bytes()
     labels = []
-    for line in (tmp_path / "out" / "train-00000.idx").read_text().splitlines()[1:]:
+    for line in (staged / "train-00000.idx").read_text().splitlines()[1:]:
         extension, offset, size, _ = line.split(" ")[-4:]
         if extension == "bg.cls":
             labels.append(tar[int(offset) :][: int(size)])

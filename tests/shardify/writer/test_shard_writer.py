@@ -26,6 +26,7 @@ from shardify.writer.shard_writer import (
     measure_backgrounds,
     write_shard,
 )
+from shardify.writer.tasks import staging_folder
 
 ROLES = ("fg_bg", "mask", "depth")
 
@@ -62,7 +63,7 @@ def task_of(tmp_path: Path, files: dict[str, bytes], **other: object) -> ShardTa
     rows = np.empty(members.shape, ENTRY_DTYPE)
     for column in ENTRY_DTYPE.names or ():
         rows[column] = getattr(catalog.entries, column)[members]
-    (tmp_path / "out" / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
+    staged(tmp_path).mkdir(parents=True, exist_ok=True)
     joined, ends = catalog.names.joined(members.ravel())
     task = ShardTask(
         out=str(tmp_path / "out"),
@@ -80,6 +81,11 @@ def task_of(tmp_path: Path, files: dict[str, bytes], **other: object) -> ShardTa
         variants=(Variant(),),
     )
     return dataclasses.replace(task, **other)  # type: ignore[arg-type]
+
+
+def staged(tmp_path: Path) -> Path:
+    """Where shards lie until the whole data set is complete."""
+    return Path(str(staging_folder(tmp_path / "out", "")))
 
 
 def test_headers_are_those_that_tarfile_writes(tmp_path: Path) -> None:
@@ -108,7 +114,7 @@ def test_a_shard_holds_every_payload_unchanged_in_order(tmp_path: Path) -> None:
     record = write_shard(task_of(tmp_path, files))
     assert record.samples == 5
     assert record.rejected == []
-    with tarfile.open(tmp_path / "out" / "train-00000.tar") as tar:
+    with tarfile.open(staged(tmp_path) / "train-00000.tar") as tar:
         found = {info.name: tar.extractfile(info).read() for info in tar}  # type: ignore[union-attr]
         assert {(info.mtime, info.uid, info.gid, info.mode) for info in tar} == {(0, 0, 0, 0o644)}
     assert list(found)[:5] == [
@@ -130,11 +136,11 @@ def test_the_index_is_the_one_that_wds2idx_writes(tmp_path: Path) -> None:
     if not tool.exists():
         pytest.skip("needs DALI's wds2idx")
     subprocess.run(
-        [tool, tmp_path / "out" / "train-00000.tar", tmp_path / "theirs.idx"],
+        [tool, staged(tmp_path) / "train-00000.tar", tmp_path / "theirs.idx"],
         check=True,
         capture_output=True,
     )
-    ours = (tmp_path / "out" / "train-00000.idx").read_text()
+    ours = (staged(tmp_path) / "train-00000.idx").read_text()
     assert ours == (tmp_path / "theirs.idx").read_text()
 
 
@@ -148,7 +154,7 @@ def test_a_sample_with_a_bad_member_is_left_out_whole_and_named(tmp_path: Path) 
         ["key1", "mask/1.jpg", "mask", "not an image (no known signature)"],
         ["key2", "depth/2.png", "depth", "truncated PNG (a chunk runs over the end)"],
     ]
-    with tarfile.open(tmp_path / "out" / "train-00000.tar") as tar:
+    with tarfile.open(staged(tmp_path) / "train-00000.tar") as tar:
         assert {name.split(".")[0] for name in tar.getnames()} == {"key0", "key3"}
 
 
@@ -185,19 +191,20 @@ def test_a_shard_without_any_good_sample_is_not_written(tmp_path: Path) -> None:
     record = write_shard(task_of(tmp_path, files))
     assert record.samples == 0
     assert [each.name for each in (tmp_path / "out").iterdir()] == [STATE_FOLDER]
+    assert not list(staged(tmp_path).iterdir())
 
 
 def test_a_finished_shard_is_kept_and_a_damaged_one_written_again(tmp_path: Path) -> None:
     task = task_of(tmp_path, payloads(3))
     record = write_shard(task)
-    tar = tmp_path / "out" / "train-00000.tar"
+    tar = staged(tmp_path) / "train-00000.tar"
     whole, made = tar.read_bytes(), tar.stat().st_ino
     assert write_shard(task) == record
     assert tar.stat().st_ino == made
     tar.write_bytes(whole[:-1] + b"x")
     assert write_shard(task) == record
     assert tar.read_bytes() == whole
-    (tmp_path / "out" / "train-00000.idx").unlink()
+    (staged(tmp_path) / "train-00000.idx").unlink()
     assert write_shard(task) == record
     state = tmp_path / "out" / STATE_FOLDER / "train-00000.json"
     state.write_text("{}")
@@ -221,7 +228,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
         monkeypatch.setattr("pathlib.Path.replace", full)
     with pytest.raises(BuildError, match=r"No space left on device.*run the same command again"):
         write_shard(task)
-    assert not list((tmp_path / "out").glob("*.tar*"))
+    assert not list((tmp_path / "out").rglob("*.tar*"))
 
 
 def test_a_zip_that_went_away_is_one_line(tmp_path: Path) -> None:

@@ -1,0 +1,151 @@
+"""Find samples that are published twice: equal in name and content, or of the same picture.
+
+Files are compared by size and CRC. The files of a folder have no CRC; they are read only where
+another sample has the same file name and files of the same sizes.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardify.errors import EntryError
+from shardify.layout.detect import Layout
+from shardify.layout.filenames import file_stem
+from shardify.sources.catalog import Catalog
+from shardify.zlib_backend import crc32
+
+__all__ = ["RepeatedSamples", "find_repeated_samples", "join_groups"]
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RepeatedSamples:
+    """Samples that repeat others."""
+
+    again: NDArray[np.bool_]
+    """(N,) True for a sample that is left out: it equals an earlier one in file name and content,
+    or its picture also stands in the source's own validation split."""
+    picture: Ints | None = None
+    """(N,) number of each sample's composite, the same for equal ones; None if none are equal."""
+    warnings: tuple[str, ...] = ()
+
+
+def find_repeated_samples(
+    layout: Layout, catalog: Catalog, read: Callable[[int], bytes], usable: NDArray[np.bool_]
+) -> RepeatedSamples:
+    """Find the repeated samples of a layout.
+
+    Args:
+        layout: The samples.
+        catalog: All entries.
+        read: Returns an entry's bytes.
+        usable: (N,) True for each sample that is not rejected.
+    """
+    count = len(layout.keys)
+    again = np.zeros(count, bool)
+    rows = np.flatnonzero(usable)
+    content = _content(layout, catalog, read, rows)
+    composite, names = layout.members["fg_bg"], catalog.names
+    _, number, times = np.unique(content[composite[rows]], return_inverse=True, return_counts=True)
+    repeated = rows[times[number] > 1]
+    if not len(repeated):
+        return RepeatedSamples(again=again)
+    columns = [content[column] for column in layout.members.values()]
+    if layout.background_ids:
+        columns.append(content[layout.background_members][layout.background])
+    seen: dict[tuple[object, ...], int] = {}
+    for row in repeated.tolist():
+        same = (file_stem(names[int(composite[row])]), *(int(column[row]) for column in columns))
+        again[row] = seen.setdefault(same, row) != row
+    picture = np.full(count, -1, np.int64)
+    picture[rows] = number
+    warnings = []
+    if again.any():
+        example = names[int(composite[np.flatnonzero(again)[0]])]
+        warnings.append(
+            f"{int(again.sum())} samples stand twice, with the same names and the same bytes (as "
+            f"{example}); they are taken once"
+        )
+    uses = Counter(picture[repeated[~again[repeated]]].tolist())
+    alike = [row for row in repeated.tolist() if not again[row] and uses[int(picture[row])] > 1]
+    if not alike:
+        return RepeatedSamples(again=again, warnings=tuple(warnings))
+    if layout.split is not None:
+        held = set(picture[repeated[layout.split[repeated] == 1]].tolist())
+        leaked = [row for row in alike if not layout.split[row] and int(picture[row]) in held]
+        again[leaked] = True
+        treatment = f"of those in both splits, {len(leaked)} samples are left out of train"
+    else:
+        treatment = "those of one picture are put into one split"
+    warnings.append(
+        f"{len(alike)} samples have a picture that another one has too, byte for byte (as "
+        f"{names[int(composite[alike[0]])]}); {treatment}"
+    )
+    return RepeatedSamples(again=again, picture=picture, warnings=tuple(warnings))
+
+
+def join_groups(groups: NDArray[np.int32] | None, picture: Ints | None) -> NDArray[np.int32] | None:
+    """Join the groups that have a picture in common.
+
+    Args:
+        groups: (n,) group of each sample that must not appear in both splits; None for none.
+        picture: (n,) number of each sample's picture; None if no two are equal.
+
+    Returns:
+        (n,) joined groups.
+    """
+    if picture is None:
+        return groups
+    if groups is None:
+        return picture.astype(np.int32)
+    pairs = np.unique(np.stack([picture, groups], axis=1), axis=0)
+    parent: dict[int, int] = {}
+
+    def root(group: int) -> int:
+        while parent.get(group, group) != group:
+            group = parent[group]
+        return group
+
+    for first, second in itertools.pairwise(pairs.tolist()):
+        if first[0] == second[0]:
+            one, other = sorted((root(first[1]), root(second[1])))
+            parent[other] = one
+    unique, number = np.unique(groups, return_inverse=True)
+    return np.array([root(group) for group in unique.tolist()], np.int32)[number]
+
+
+def _content(layout: Layout, catalog: Catalog, read: Callable[[int], bytes], rows: Ints) -> Ints:
+    """Return a number for each entry, the same for equal content.
+
+    It is size and CRC; for a folder's file a number of its own, unless it must be read.
+    """
+    entries = catalog.entries
+    content: Ints = entries.size << 32 | entries.crc
+    folders = [place for place, each in enumerate(catalog.sources) if each.path.endswith("/")]
+    if not folders:
+        return content
+    plain = np.isin(entries.source, folders)
+    content[plain] = -1 - np.flatnonzero(plain)
+    columns = list(layout.members.values())
+    sizes = [entries.size[column[rows]] for column in columns]
+    order = np.lexsort(sizes)
+    differ = np.any([np.diff(size[order]) != 0 for size in sizes], axis=0)
+    run = np.append(0, np.cumsum(differ))
+    candidates = rows[order[np.bincount(run)[run] > 1]]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row in candidates.tolist():
+        stem = hash(file_stem(catalog.names[int(layout.members["fg_bg"][row])]))
+        own = (int(entries.size[column[row]]) for column in columns)
+        groups.setdefault((stem, *own), []).append(row)
+    for alike in groups.values():
+        for column in columns if len(alike) > 1 else ():
+            for entry in {int(column[row]) for row in alike if plain[column[row]]}:
+                with suppress(EntryError):
+                    content[entry] = int(entries.size[entry]) << 32 | crc32(read(entry))
+    return content
