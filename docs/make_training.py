@@ -1,15 +1,15 @@
-"""The study behind the default recipe: trains every variant, keeps the figures, writes the page.
+"""Measure the variants of the default recipe: train them, store the results, fill the page.
 
     python docs/make_training.py --run RUNS --data photos=PHOTOS --data synth=SYNTH
     python docs/make_training.py
 
-The first trains what RUNS does not hold yet (one run at a time, one thread), then adds the figures
-to ``docs/training.json`` and draws the pictures in ``docs/training/``. The second fills the tables
-of ``docs/training.md`` from that JSON; ``tests/test_docs.py`` fails when they are not what it would
-write. Every figure is the last epoch's, on the validation split.
+The first command trains the runs that RUNS lacks (one at a time, one thread), adds the results to
+``docs/training.json`` and draws the images in ``docs/training/``. The second fills the tables of
+``docs/training.md`` from that JSON; ``tests/test_docs.py`` fails if the page is not up to date. All
+values are from the last epoch, on the validation split.
 
-A run is trained with the default augmentation, and its name says how far that rotates. Only the
-tables that show runs of today's angle are trained, see ``ANGLES``.
+Runs use the default augmentation; their names contain its angle. Only the tables with today's angle
+are trained, see ``ANGLES``.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ TABLES: dict[str, list[Row]] = {
     ],
     "outputs": [
         Row("**sigmoid**", seeds=SEEDS),
-        Row("raw", "--activation none"),
+        Row("none", "--activation none"),
     ],
     "weights": [
         Row("Dice 1, L1 0.25", "--l1-weight 0.25", SEEDS),
@@ -95,7 +95,7 @@ LONG_TABLES: dict[str, list[Row]] = {
     ],
     "averaging": [
         Row("**the default recipe**", "--ema 0.98", SEEDS),
-        Row("the default without averaging", "", SEEDS),
+        Row("the default recipe without EMA", "", SEEDS),
     ],
 }
 ANGLES = dict.fromkeys(["rate", "loss", "outputs", "weights", "schedule", "averaging"], 20.0)
