@@ -1,13 +1,13 @@
-"""The data set at full size: measure every step on 400,000 samples, and write the page of it.
+"""The data set at full size: measure every step on 400,000 samples and write the page.
 
     shardify synth s40k.zip --samples 40000
     python docs/make_full_size.py --run s40k.zip --folder build/full [--steps inspect,verify]
     python docs/make_full_size.py
 
-The first line draws 40,000 samples; the second copies each ten times (``shardify.enlarge``), as one
-zip and as the eight zips that were published, and measures; the third only makes the page of the
-figures that are there. A step is a process of its own, and may be measured again by itself if the
-machine was disturbed. The folder takes 25 GB; what is in it is left there.
+The first command creates 40,000 samples. The second copies each ten times (``shardify.enlarge``),
+as one zip and as the eight published zips, and measures. The third only writes the page from the
+stored results. Each step is a process and can be repeated alone if the machine was disturbed. The
+folder needs 25 GB and is not removed.
 """
 
 import argparse
@@ -80,12 +80,12 @@ def _one(step: str, source: Path, folder: Path) -> dict[str, Any]:
         output.seek(0)
         text = output.read().decode()
     if step.startswith("inspect"):
-        told = json.loads(text)
-        found["samples"] = told["samples"]
-        found["rejected"] = told["rejected"]["count"]
-        found["source"] = sum(each["bytes"] for each in told["source"])
-        found["entries"] = sum(each["entries"] for each in told["source"])
-        found["rule"] = told["layout"]["join"]
+        result = json.loads(text)
+        found["samples"] = result["samples"]
+        found["rejected"] = result["rejected"]["count"]
+        found["source"] = sum(each["bytes"] for each in result["source"])
+        found["entries"] = sum(each["entries"] for each in result["source"])
+        found["rule"] = result["layout"]["join"]
     elif step.startswith("roles"):
         found |= json.loads(text)
     elif step == "train":
@@ -187,13 +187,13 @@ def render(figures: dict[str, Any]) -> str:
     lines = [
         "# The data set at full size",
         "",
-        f"**Question.** What do {samples:,} samples under the data set's own names take, from the "
-        "zip to the first training steps, on two cores?",
+        f"**Question.** How much time and memory do {samples:,} samples with the data set's own "
+        "names need, from the zip to the first training steps, on two cores?",
         "",
         f"**Answer.** `shardify build` takes {min(e['wall'] for e in ours):.0f} to "
-        f"{max(e['wall'] for e in ours):.0f} s on a machine that others used, "
-        f"{times[0]:.1f} to {times[-1]:.1f} times as fast as `{PEER}` (median {middle:.1f}, of the "
-        f"means {wall:.1f}), in {memory / 1e6:.0f} MB.",
+        f"{max(e['wall'] for e in ours):.0f} s on a machine with other load. That is "
+        f"{times[0]:.1f} to {times[-1]:.1f} times as fast as `{PEER}` (median {middle:.1f}, ratio "
+        f"of the means {wall:.1f}). The largest process needs {memory / 1e6:.0f} MB.",
         "",
         "| Limit | Measured | |",
         "|---|---|---|",
@@ -204,33 +204,34 @@ def render(figures: dict[str, Any]) -> str:
         ),
         _limit(
             f"build at least {LIMIT_TIMES:.0f} times as fast as `webdataset.ShardWriter`",
-            f"by wall time {', '.join(f'{each:.1f}' for each in times)} in {len(times)} pairs, "
-            f"{wall:.1f} of the means; by CPU time {cpu:.1f}",
+            f"wall time: {', '.join(f'{each:.1f}' for each in times)} in {len(times)} pairs, "
+            f"ratio of the means {wall:.1f}; CPU time: {cpu:.1f}",
             min(*times, wall) >= LIMIT_TIMES,
             settled=min(*times, wall) >= LIMIT_TIMES or max(*times, wall) < LIMIT_TIMES,
         ),
         _limit(
-            f"roles assigned in at most {LIMIT_ROLES:.0%} of the survey's CPU time, without the "
-            "joining of files",
-            f"{share['roles']:.1%}; {share['roles released']:.1%} of the eight zips",
+            f"role assignment, without joining files, at most {LIMIT_ROLES:.0%} of the survey's "
+            "CPU time",
+            f"{share['roles']:.1%} for one zip; {share['roles released']:.1%} for eight zips",
             max(share.values()) <= LIMIT_ROLES,
         ),
         "",
-        f"Source: 40,000 samples of `shardify synth`, each ten times under numbers of its own: "
+        f"**Source.** 40,000 samples of `shardify synth`, each copied ten times with new numbers: "
         f"{inspected['entries']:,} entries, {inspected['source'] / 1e6:,.0f} MB in one zip. The "
-        "names are the data set's (`data_all/fg_bg/fg_015_bg_085_340600.jpg`, …), the pictures "
-        "repeat. Shards: "
-        f"{built['bytes'] / 1e6:,.0f} MB. {machine['cores']} cores ({machine['processor']}), "
+        "names are those of the data set (`data_all/fg_bg/fg_015_bg_085_340600.jpg`, …); the "
+        f"images repeat. The shards have {built['bytes'] / 1e6:,.0f} MB.",
+        "",
+        f"**Machine.** {machine['cores']} cores ({machine['processor']}), "
         f"Python {machine['python']}, {versions}.",
         "",
-        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}: made by "
-        "`python docs/make_full_size.py --run s40k.zip --folder FOLDER`, the builds and peers "
-        "in turns by two rounds of `--steps convert`; figures: "
+        f"**Measured** {' to '.join(dict.fromkeys((dates[0], dates[-1])))} by "
+        "`python docs/make_full_size.py --run s40k.zip --folder FOLDER`. Builds and "
+        f"`{PEER}` ran alternately, in two rounds of `--steps convert`. All results: "
         f"[{FIGURES.name}]({FIGURES.name}).",
         "",
         "## Each step",
         "",
-        "| | wall s | CPU-s | peak MB of a process | cores busy with other work |",
+        "| | wall time, s | CPU time, s | peak MB of a process | cores busy with other work |",
         "|---|---|---|---|---|",
     ]
     for step, words in STEPS.items():
@@ -239,32 +240,32 @@ def render(figures: dict[str, Any]) -> str:
         lines.append(_row(f"`{command.removeprefix('-m ')}`", steps[step]))
         if step == "build":
             for each in steps["convert"]["runs"]:
-                lines.append(_row(f"{each['name']}, in turns", each))
+                lines.append(_row(f"{each['name']}, alternating", each))
     lines += [
         "",
         "- CPU time and memory include child processes. Memory is the largest resident size of one "
-        "process (`ru_maxrss` of `wait4`): the kernel hands the maximum up from every child that "
-        "is waited for, and workers are. Less than the measuring process has itself, some 39 MB, "
-        "does not show.",
-        f"- Both forms hold {samples:,} and {eight['samples']:,} whole samples; "
-        f"{inspected['rejected']} and {eight['rejected']} are left out. Files are joined by "
-        f"{inspected['rule']}, and by {eight['rule']} in the eight zips.",
-        "- The shards that are kept for the steps behind `build` hold back 1 % instead of 5 %: "
-        "training ends in a pass over all that is held back.",
+        "process (`ru_maxrss` of `wait4`, which covers children that were waited for, such as "
+        "workers). Values below the size of the measuring process, about 39 MB, do not show.",
+        f"- One zip has {samples:,} complete samples, the eight zips {eight['samples']:,}; "
+        f"{inspected['rejected']} and {eight['rejected']} are rejected. Files are joined by "
+        f"{inspected['rule']} in one zip and by {eight['rule']} in the eight zips.",
+        "- The shards of the steps after `build` have a validation split of 1 % instead of 5 %, "
+        "because training ends with one pass over it.",
         f"- Training: {train['step']} steps of 16 samples in {train['seconds']:.0f} s "
         f"({train['samples_per_s']:.1f} samples/s, {train['data_wait']:.1%} of it waiting for "
-        f"data), then one pass over the validation split in {train['val_seconds']:.0f} s; "
+        f"data), then validation in {train['val_seconds']:.0f} s, and "
         f"{train['wall'] - train['seconds'] - train['val_seconds']:.0f} s for the rest, from the "
         "start of the interpreter to the last checkpoint.",
-        "- Where other work kept cores busy meanwhile, wall time is too long, CPU time less so. "
-        "A pair is a build and a peer that came one after the other. Neither was left alone: of "
-        "two free cores a build uses both, the peer one, so other work costs the build more. How "
-        "much it was differed from run to run, and the ratios with it: [40,000 samples on a quiet "
-        "machine](conversion_cpu_202611.md) tell more of wall time.",
+        "- Other work on the machine makes wall time too long, and CPU time less so. A pair is a "
+        f"build and a run of `{PEER}`, one directly after the other. A build uses both cores, the "
+        "other one core, so other work slows down the build more. The load differed between runs, "
+        "and the ratios with it. For wall time see [40,000 samples on a quiet "
+        "machine](conversion_cpu_202611.md).",
         "",
         "## Where the survey's CPU time goes",
         "",
-        "| CPU-s | survey | roles assigned | of it files joined | roles without joining |",
+        "| CPU time, s | survey | role assignment | joining files (part of it) | role assignment "
+        "without joining |",
         "|---|---|---|---|---|",
     ]
     for name, label in (("roles", "one zip"), ("roles released", "eight zips")):
@@ -275,9 +276,9 @@ def render(figures: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "Rules by which no key can be that of a file of every role are passed over, which one name "
-        "of each outline tells. In the eight zips these are the first two: the same path, the "
-        "same folder and name.",
+        "Rules that cannot give files of all roles the same key are skipped; one name of each name "
+        "pattern is enough to find them. In the eight zips these are the first two rules: same "
+        "path, and same folder and name.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -287,8 +288,8 @@ def _is_peer(run: dict[str, Any]) -> bool:
 
 
 def _limit(what: str, measured: str, met: bool, settled: bool = True) -> str:
-    told = ("met" if met else "**not met**") if settled else "**not settled**"
-    return f"| {what} | {measured} | {told} |"
+    status = ("met" if met else "**not met**") if settled else "**open: results differ**"
+    return f"| {what} | {measured} | {status} |"
 
 
 def _row(label: str, found: dict[str, Any]) -> str:
