@@ -37,9 +37,9 @@ __all__ = ["CONTENDERS", "Run", "main", "measure", "page", "summarise"]
 
 _DESCRIPTIONS = {
     "shardify build": "every check of the default: directory, local headers, CRC-32, every "
-    "picture's structure to its end marker, backgrounds proven by pixels; shards, indexes, "
+    "image's structure up to its end marker, backgrounds by pixels; shards, indexes, "
     "SHA-256 of each file, statistics, manifest; flushed to disk",
-    "shardify build --verify none": "the same without a look into the pictures",
+    "shardify build --verify none": "the same without the check of the images",
     "zipfile + tarfile": "copies payloads (zipfile checks the CRC-32) into plain tars; no "
     "check, no index, no digest, nothing flushed",
     "zipfile + webdataset.ShardWriter": "the same through webdataset's writer with its defaults",
@@ -57,19 +57,19 @@ def page(found: dict[str, Any]) -> str:
     table = found["table"]
     reference = list(table)[-1]
     lines = [
-        "# A zip to shards: how fast",
+        "# Conversion of a zip to shards",
         "",
-        f"**Question.** How many samples a second become shards, beside `{reference}`, the usual "
-        "way?",
+        f"**Question.** How many samples per second does `shardify build` convert, compared with the "
+        f"usual `{reference}`?",
         "",
         f"**Answer.** {_answer(table)}",
         "",
         f"`{found['command']}`, {found['date'][:10]}: {found['samples']:,} samples, "
         f"{found['bytes'] / 1e6:.0f} MB, in the page cache. {machine['cores']} cores "
         f"({machine['processor']}), Python {machine['python']}, {listed}; load before the start "
-        f"{machine['load_before']:.1f}. Each run is a process of its own; contenders take turns, "
-        "in its turn each runs twice and the second run counts, and a ratio compares runs of the "
-        "same round.",
+        f"{machine['load_before']:.1f}. Each run is a separate process. The programs alternate; "
+        "in each round, each runs twice and the second run counts. Ratios compare runs of the same "
+        "round.",
         "",
         "| | samples/s | wall s, median (min to max) | CPU-s | peak MB of a process | "
         f"times {reference.rpartition(' ')[2]} (min to max) |",
@@ -82,7 +82,7 @@ def page(found: dict[str, Any]) -> str:
             f"{row['memory_max'] / 1e6:.0f} | {row['times_median']:.1f} "
             f"({row['times_min']:.1f} to {row['times_max']:.1f}) |"
         )
-    lines += ["", "What each does:", ""]
+    lines += ["", "What each program does:", ""]
     lines += [f"- `{name}`: {_DESCRIPTIONS[name]}." for name in table if name in _DESCRIPTIONS]
     if found.get("phases"):
         lines += ["", "## Where the time goes", "", *_phases(found["phases"], found["samples"])]
@@ -100,10 +100,11 @@ def _answer(table: dict[str, Any]) -> str:
 
 def _phases(found: list[dict[str, Any]], samples: int) -> list[str]:
     lines = [
-        "CPU time of each phase by itself, in one process (`--phases`), least of three; workers "
-        "share theirs among the cores, the parent's first part comes before they can begin.",
+        "CPU time of each phase, measured alone in one process (`--phases`), minimum of three. "
+        "`parent`: before the workers start. `beside`: in the parent, while the workers run. "
+        "`workers`: divided among the workers.",
         "",
-        "| who | what | CPU-s in all | µs a sample |",
+        "| where | phase | CPU-s in total | µs per sample |",
         "|---|---|---|---|",
     ]
     lines += [

@@ -74,7 +74,7 @@ def phases(source: Path) -> list[Phase]:
     )
     prepare()
     loaded = _interpreter_cpu_time("from shardify.writer.fast_worker import prepare; prepare()")
-    add_phase("beside", "interpreter, imports and compiled part of the workers", loaded)
+    add_phase("beside", "interpreter, imports and compiled code of the workers", loaded)
     catalog = found.catalog
     with UnpackCache() as work:
         add_phase(
@@ -99,7 +99,7 @@ def phases(source: Path) -> list[Phase]:
             less = _min_cpu_time(
                 lambda: (open_sources([source], work), detect(catalog.names, where="x"))
             )
-        add_phase("beside", "proof by pixels", whole - less)
+        add_phase("beside", "backgrounds checked by pixels", whole - less)
         tasks = list(islice(shard_tasks(found, out, plans, index, STANDARD), _SHARDS))
         jobs = list(background_tasks(found))
         share = samples / sum(len(task.keys) for task in tasks)
@@ -125,7 +125,7 @@ def phases(source: Path) -> list[Phase]:
         add_phase("workers", "writing", writing)
         rest = whole - read - hashed - writing
         add_phase("workers", "unpacking, CRC-32, headers of zip and tar, index", rest)
-        add_phase("workers", "pictures' structure (not with --verify none)", checked - whole)
+        add_phase("workers", "images' structure (not with --verify none)", checked - whole)
         add_phase("workers", "statistics: some samples decoded", measured)
         add_phase(
             "workers",
@@ -137,7 +137,7 @@ def phases(source: Path) -> list[Phase]:
 
 def table(found: list[Phase]) -> str:
     """Format the phases as a Markdown table."""
-    lines = ["| who | what | CPU-s in all | µs a sample |", "|---|---|---|---|"]
+    lines = ["| where | phase | CPU-s in total | µs per sample |", "|---|---|---|---|"]
     lines += [
         f"| {phase.who} | {phase.what} | {phase.seconds:.2f} | {phase.each:.1f} |"
         for phase in found

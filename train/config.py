@@ -142,7 +142,7 @@ class Optim:
     30 % of the run)."""
 
     patience: int = 2
-    """Number of allowed epochs without improvement after which the learning rate is reduced
+    """Reduce the learning rate when the validation loss has not improved for more than N epochs
     (plateau)."""
 
     factor: float = 0.1

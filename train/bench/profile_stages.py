@@ -132,9 +132,9 @@ def bound(found: Mapping[str, Any]) -> str:
     if not found["gpu"]:
         return "the CPU: it does everything here"
     if found["cores"] >= BUSY_SHARE * found["threads"]:
-        return f"the CPU: {found['cores']:.1f} cores at work, the GPU idle {1 - busy:.0%}"
+        return f"the CPU: {found['cores']:.1f} cores busy, the GPU idle {1 - busy:.0%}"
     if found["host_ms"] >= BUSY_SHARE * wall:
-        return f"the host: it starts the GPU's work too slowly, the GPU idle {1 - busy:.0%}"
+        return f"the host: it launches the GPU's work too slowly, the GPU idle {1 - busy:.0%}"
     return f"neither GPU (idle {1 - busy:.0%}) nor CPU: copies, the JPEG engine, or waiting"
 
 

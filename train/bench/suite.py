@@ -64,7 +64,7 @@ class Outcome:
 
     name: str
     status: str
-    """to come, at work, done, failed, timed out, stopped, or not run."""
+    """pending, running, done, failed, timed out, stopped, or not run."""
 
     seconds: float = 0.0
     why: str = ""
@@ -123,7 +123,7 @@ def suite(
         _writable(out),
     ):
         todo = steps(size, device=device, out=out, scratch=Path(scratch))
-        outcomes = [Outcome(name=one.name, status="to come", command=one.command) for one in todo]
+        outcomes = [Outcome(name=one.name, status="pending", command=one.command) for one in todo]
         out.mkdir(parents=True, exist_ok=True)
         _clear(out)
         _record(out, about, outcomes)
@@ -131,7 +131,7 @@ def suite(
         try:
             for place, step in enumerate(todo):
                 about["seconds"] = time.monotonic() - began
-                outcomes[place].status = "at work"
+                outcomes[place].status = "running"
                 _record(out, about, outcomes)
                 left = size.budget - (time.monotonic() - began)
                 outcomes[place] = outcome = _outcome(step, outcomes[:place], left, out)
@@ -274,7 +274,7 @@ def run(step: Step, *, limit: float, log: Path) -> Outcome:
     why = {
         "done": "",
         "failed": f"exit {process.returncode}",
-        "timed out": f"still at work after {limit:.0f} s",
+        "timed out": f"still running after {limit:.0f} s",
     }
     return Outcome(
         name=step.name, status=status, seconds=time.monotonic() - began, why=why[status],

@@ -106,7 +106,7 @@ def _data_wait(figures: list[dict[str, Any]]) -> str:
         "Data", "px", "Batch", "Compiled", "End to end", "Model alone", "Share reached",
         "Data wait", "Loader alone", "Loader over model",
     )  # fmt: skip
-    return _table(heads, rows) if rows else "Nothing was measured."
+    return _table(heads, rows) if rows else "No measurements."
 
 
 def _compiled(figures: list[dict[str, Any]]) -> str:
@@ -121,13 +121,13 @@ def _compiled(figures: list[dict[str, Any]]) -> str:
         gain = max(rates.values()) / rates["no"] if len(rates) > 1 and "no" in rates else None
         rows.append((*key, *cells, _number(gain, 2)))
     heads = ("px", "Batch", *(_compile_label(way) or "eager" for way in ways), "best over eager")
-    return _table(heads, rows) if rows else "Nothing was measured."
+    return _table(heads, rows) if rows else "No measurements."
 
 
 def _profiles(profiles: list[dict[str, Any]]) -> str:
     """What each stage's time goes into, and its heaviest operators."""
     if not profiles:
-        return "No profile was taken."
+        return "No profiles."
     rows, lists = [], []
     for one in profiles:
         job = one["job"]
@@ -150,7 +150,7 @@ def _profiles(profiles: list[dict[str, Any]]) -> str:
                 lists.append(f"Heaviest of *{one['name']}* on the {place}:")
                 lists.append(_table(("", "ms a batch", "share", "calls a batch"), heaviest))
     heads = (
-        "Stage", "px", "Batch", "ms a batch", "GPU at work, ms", "Host at work, ms", "Cores",
+        "Stage", "px", "Batch", "ms a batch", "GPU busy, ms", "Host busy, ms", "Cores",
         "Data wait", "Bound by",
     )  # fmt: skip
     return "\n\n".join([_table(heads, rows), *lists])
@@ -162,7 +162,7 @@ def _compile_label(compiled: str) -> str:
 
 def _figures(figures: list[dict[str, Any]]) -> str:
     if not figures:
-        return "None was measured."
+        return "No measurements."
     rows = []
     for one in figures:
         job = one["job"]
@@ -194,7 +194,7 @@ def _figures(figures: list[dict[str, Any]]) -> str:
 
 def _training(records: list[dict[str, Any]]) -> str:
     if not records:
-        return "None was done."
+        return "No training."
     rows = []
     for one in records:
         val = one["val"] or {}
@@ -211,7 +211,7 @@ def _training(records: list[dict[str, Any]]) -> str:
 
 
 def _tests(results: Mapping[str, str]) -> str:
-    return _table(("Test", ""), list(results.items())) if results else "None was run."
+    return _table(("Test", ""), list(results.items())) if results else "No tests."
 
 
 def _number(value: float | None, digits: int = 0) -> str:

@@ -34,8 +34,8 @@ STEP = {
     [
         ({"data_wait": 0.1}, "the loader: training waits for it 10%"),
         ({"device_ms": 97.0}, "the GPU: it computes 97%"),
-        ({"cores": 15.5}, "the CPU: 15.5 cores at work, the GPU idle 50%"),
-        ({"host_ms": 95.0}, "the host: it starts the GPU's work too slowly, the GPU idle 50%"),
+        ({"cores": 15.5}, "the CPU: 15.5 cores busy, the GPU idle 50%"),
+        ({"host_ms": 95.0}, "the host: it launches the GPU's work too slowly, the GPU idle 50%"),
         ({}, "neither GPU (idle 50%) nor CPU"),
         ({"gpu": False, "device_ms": 0.0}, "the CPU: it does everything here"),
         ({"data_wait": None, "device_ms": 91.0}, "the GPU"),

@@ -148,7 +148,7 @@ main(["bench", "--suite", "--device", "cpu", "--out", {out!r}])
 
 @pytest.mark.parametrize(("number", "code", "status"), [
     (signal.SIGTERM, 130, "stopped"), (signal.SIGINT, 130, "stopped"),
-    (signal.SIGKILL, -signal.SIGKILL, "at work"),
+    (signal.SIGKILL, -signal.SIGKILL, "running"),
 ])  # fmt: skip
 def test_a_run_cut_short_leaves_what_it_measured_and_no_process(
     tmp_path, number, code, status
@@ -168,7 +168,7 @@ def test_a_run_cut_short_leaves_what_it_measured_and_no_process(
     assert going.returncode == code
     _until(lambda: not _alive(int(pid.read_text())))
     record = json.loads((out / "suite.json").read_text())
-    assert [one["status"] for one in record["steps"]] == ["done", status, "to come"]
+    assert [one["status"] for one in record["steps"]] == ["done", status, "pending"]
     assert [one["label"] for one in record["figures"]] == ["keep"]
     text = (out / "suite.md").read_text()
     assert "123,456" in text
@@ -351,7 +351,7 @@ def test_a_step_over_its_limit_is_cut_and_the_others_go_on(tmp_path, monkeypatch
     with pytest.raises(DataError, match=r"1 of 3 steps: slow \(timed out\); see logs/"):
         suite(tmp_path / "out", device="cpu")
     text = (tmp_path / "out" / "suite.md").read_text()
-    assert "| slow | timed out | 1 | still at work after 1 s |" in text
+    assert "| slow | timed out | 1 | still running after 1 s |" in text
     assert "Not done: slow." in text
     assert "| last | done |" in text
 
@@ -379,7 +379,7 @@ def test_a_step_that_takes_too_long_is_stopped_with_all_that_it_started(tmp_path
     found = run(step(code), limit=2, log=tmp_path / "log")
     assert time.monotonic() - began < 30
     assert found.status == "timed out"
-    assert found.why == "still at work after 2 s"
+    assert found.why == "still running after 2 s"
     assert found.last == ["started"]
     time.sleep(max(0.0, 5 - (time.monotonic() - began)))
     assert not (tmp_path / "late").exists()
