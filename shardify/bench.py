@@ -59,8 +59,8 @@ def page(found: dict[str, Any]) -> str:
     lines = [
         "# Conversion of a zip to shards",
         "",
-        f"**Question.** How many samples per second does `shardify build` convert, compared with the "
-        f"usual `{reference}`?",
+        "**Question.** How many samples per second does `shardify build` convert, compared with "
+        f"the usual `{reference}`?",
         "",
         f"**Answer.** {_answer(table)}",
         "",

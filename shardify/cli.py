@@ -91,11 +91,11 @@ def survey_text(found: dict[str, Any]) -> str:
     ]
     lines.append(
         f"samples      {found['samples']}  (roles: {', '.join(found['roles'])}; "
-        f"{found['backgrounds']} backgrounds)"
+        f"{_count(found['backgrounds'], 'background')})"
     )
     for name, split in found["splits"].items():
-        on = f" on {split['backgrounds']} backgrounds" if split["backgrounds"] else ""
-        lines.append(f"{name:12} {split['samples']}{on}, in {split['shards']} shards")
+        on = f" on {_count(split['backgrounds'], 'background')}" if split["backgrounds"] else ""
+        lines.append(f"{name:12} {split['samples']}{on}, in {_count(split['shards'], 'shard')}")
     lines += _rejected_lines(found["rejected"])
     layout = dict(found["layout"])
     lines += _warning_lines(layout.pop("warnings", []))
@@ -108,13 +108,13 @@ def survey_text(found: dict[str, Any]) -> str:
 def build_text(found: dict[str, Any]) -> str:
     """Format the summary of a build, with rejected samples and warnings."""
     splits = ", ".join(
-        f"{split['samples']} {name} in {split['shards']} shards"
+        f"{split['samples']} {name} in {_count(split['shards'], 'shard')}"
         for name, split in found["splits"].items()
     )
     if found["already"]:
         return f"{found['out']}: already built from this source with these options ({splits})"
     lines = [
-        f"{found['out']}: {splits}; {found['backgrounds']} backgrounds; "
+        f"{found['out']}: {splits}; {_count(found['backgrounds'], 'background')}; "
         f"{found['bytes'] / 1e6:.1f} MB in {found['seconds']:.1f} s "
         f"({found['samples_per_second']:,.0f} samples/s)"
     ]
@@ -129,7 +129,7 @@ def build_text(found: dict[str, Any]) -> str:
 def stats_text(found: dict[str, Any]) -> str:
     """Format the statistics of a data set, up to three lines per role."""
     splits = ", ".join(f"{count:,} {name}" for name, count in found["samples"].items())
-    lines = [f"{found['out']}: {splits}; {found['backgrounds']} backgrounds"]
+    lines = [f"{found['out']}: {splits}; {_count(found['backgrounds'], 'background')}"]
     for role, each in found["roles"].items():
         sizes = ", ".join(f"{w}x{h} ({count:,})" for w, h, count in each["sizes"][:3])
         more = " ..." if len(each["sizes"]) > 3 else ""
@@ -175,6 +175,10 @@ def _rejected_lines(rejected: dict[str, Any]) -> list[str]:
 def _warning_lines(warnings: list[str]) -> list[str]:
     # File names in a warning may contain line breaks.
     return [f"warning      {' '.join(each.split())}" for each in warnings]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + "s" * (number != 1)
 
 
 def _value_text(value: object) -> str:
@@ -251,7 +255,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}; see to it and run the command again")
+        _fail(f"{where}{error.strerror or error}; fix the cause and run the command again")
     except MemoryError:
         _fail("out of memory; expected a source that fits; try fewer --workers")
 

@@ -158,7 +158,7 @@ def build(
         raise
     except OSError as error:
         raise BuildError(
-            f"{out}: {error.strerror or error}; what is finished is kept: see to it and run the "
+            f"{out}: {error.strerror or error}; finished shards are kept: fix the cause, run the "
             "same command again"
         ) from error
     return _report(out, manifest, already=False, started=started)

@@ -117,12 +117,12 @@ def empty_validation_warning(
     if val and written != 0:
         return ""
     if val:
-        why = f"all {val} samples chosen for it are left out; pass another --seed or a larger --val"
+        why = f"all {val} samples chosen for it were rejected; use another --seed or larger --val"
     elif train == 1:
-        why = "there is only 1 sample; add others to have some held back"
+        why = "there is only 1 sample; add more samples"
     elif train:
-        on = "stand on one background" if by == "bg" else "show one foreground"
-        why = f"all {train} samples {on}; pass --group-by none to hold back samples of it"
+        group = "background" if by == "bg" else "foreground"
+        why = f"all {train} samples have the same {group}; pass --group-by none to split them"
     else:
         return ""
-    return f"nothing is held back for validation: {why}"
+    return f"no validation split: {why}"

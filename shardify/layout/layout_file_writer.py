@@ -40,7 +40,7 @@ def to_toml(
     if isinstance(background, Mapping) and isinstance(background["settings"], Mapping):
         settings = dict(background["settings"])
     lines = [
-        "# A layout file: files whose named groups are equal are a sample; see docs/layouts.md."
+        "# Layout file: files whose named groups are equal are one sample; see docs/layouts.md."
     ]
     join = "map" if description["join"] == "rows of a map" else "names"
     if "map" in (join, settings["rule"]):

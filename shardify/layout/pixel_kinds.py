@@ -16,7 +16,7 @@ from shardify.layout.thumbnails import DECODE_ERRORS, MAX_PIXELS
 __all__ = ["KINDS", "kind_of_files", "pixel_kind"]
 
 KINDS = {
-    "picture": "colour pictures",
+    "picture": "colour images",
     "two": "two values",
     "few": "a few values",
     "gray": "many gray values",

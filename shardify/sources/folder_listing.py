@@ -104,7 +104,7 @@ def list_folder(folder: PathOrUrl) -> Listing:
     except OSError as error:
         raise SourceError(
             f"{error.filename or folder}: cannot be listed ({error.strerror}); expected a folder "
-            "that may be read; see to its permissions"
+            "that may be read; change its permissions"
         ) from error
     if len(listing.files) > MAX_FILES:
         raise SourceError(f"{folder}: over {MAX_FILES} files; split it")

@@ -184,7 +184,7 @@ def write_shard(task: ShardTask) -> ShardRecord:
         )
     except OSError as error:
         raise BuildError(
-            f"{tars[0]}: {error.strerror or error}; the shards so far are kept: see to it and run "
+            f"{tars[0]}: {error.strerror or error}; finished shards are kept: fix the cause, run "
             "the same command again"
         ) from error
     return record

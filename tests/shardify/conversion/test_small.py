@@ -1,4 +1,4 @@
-"""A source of one sample, or of one group, is built whole and says that nothing is held back."""
+"""A source of one sample, or of one group, is built without a validation split, with a warning."""
 
 import json
 from pathlib import Path
@@ -16,13 +16,13 @@ pytestmark = pytest.mark.usefixtures("inline")
 
 __all__ = ["inline"]
 
-ONE = "nothing is held back for validation: there is only 1 sample; add others to have some held"
-GROUP = "nothing is held back for validation: all {} samples {}; pass --group-by none to hold back"
+ONE = "no validation split: there is only 1 sample; add more samples"
+GROUP = "no validation split: all {} samples have the same {}; pass --group-by none to split them"
 ROLES = ("fg_bg", "fg_bg_mask", "fg_bg_depth")
 
 
-BACK = GROUP.format(9, "stand on one background")
-FORE = GROUP.format(6, "show one foreground")
+BACK = GROUP.format(9, "background")
+FORE = GROUP.format(6, "foreground")
 
 
 def one_foreground() -> dict[str, bytes]:
@@ -93,7 +93,7 @@ def test_the_warning_also_comes_when_the_build_leaves_one_background(tmp_path: P
     report = run([pack(tmp_path / "x.zip", files)], tmp_path / "out", max_bad=0.5)
     assert report.manifest.splits["train"].samples == 6
     (told,) = report.to_json()["warnings"]
-    assert told.startswith(GROUP.format(6, "stand on one background"))
+    assert told.startswith(GROUP.format(6, "background"))
     assert report.manifest.layout["warnings"] == [told]
 
 
@@ -106,7 +106,7 @@ def test_the_warning_also_comes_when_all_that_was_held_back_is_left_out(tmp_path
     report = run(damaged, tmp_path / "out", val=0.1, max_bad=0.3)
     assert report.manifest.splits["val"].samples == 0
     (told,) = report.to_json()["warnings"]
-    assert "all 1 samples chosen for it are left out; pass another --seed" in told
+    assert "all 1 samples chosen for it were rejected; use another --seed" in told
 
 
 def test_given_splits_on_one_background_are_kept_without_a_warning(tmp_path: Path) -> None:

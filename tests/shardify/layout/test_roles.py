@@ -356,8 +356,8 @@ def test_two_readings_that_suit_alike_are_refused_with_both() -> None:
     twice = composites(lambda n, _: f"a/{n}.png") | composites(lambda n, _: f"b/{n}.png")
     said = refused(twice | masks(lambda n, _: f"mask/{n}.png"))
     assert "can be read in more than one way" in said
-    assert "a/*.png (24 files, colour pictures)" in said
-    assert "b/*.png (24 files, colour pictures)" in said
+    assert "a/*.png (24 files, colour images)" in said
+    assert "b/*.png (24 files, colour images)" in said
     assert "[100% of samples complete]" in said
 
 
@@ -414,7 +414,7 @@ def test_inspect_prints_a_line_a_role_with_what_decided(tmp_path: Path) -> None:
     found = survey([as_path(source)], BuildOptions(val=0.25))
     lines = survey_text(found.to_json() | {"layout_file": ""}).splitlines()
     assert "# roles        decided by names" in lines
-    assert "# fg_bg        24 files, a/*.png; no word; pixels of some: colour pictures (3)" in lines
+    assert "# fg_bg        24 files, a/*.png; no word; pixels of some: colour images (3)" in lines
     told = "24 files, depth/mask/*.png; words: depth, mask; pixels of some: many gray values (3)"
     assert f"# depth        {told}" in lines
 
