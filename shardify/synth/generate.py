@@ -57,7 +57,7 @@ class SynthReport:
     def __str__(self) -> str:
         zips = f" in {self.zips} zips" if self.zips > 1 else ""
         return (
-            f"{self.path}: {self.samples:,} samples, {self.backgrounds} backgrounds, "
+            f"{self.path}: {self.samples:,} samples on {self.backgrounds} backgrounds, "
             f"{self.entries:,} entries{zips}, {self.bytes / 1e6:.1f} MB in {self.seconds:.1f} s "
             f"({self.samples / self.seconds:,.0f} samples/s)"
         )

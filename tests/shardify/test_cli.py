@@ -173,7 +173,7 @@ def test_synth_writes_the_published_zips_into_a_folder(
     words = ["synth", out, "--released", "--samples", 3, "--backgrounds", 2, "--size", 32]
     code, said, err = run(*words, capsys=capsys)
     assert (code, err) == (0, "")
-    assert said.startswith(f"{out}: 3 samples, 2 backgrounds, 11 entries in 6 zips, ")
+    assert said.startswith(f"{out}: 3 samples on 2 backgrounds, 11 entries in 6 zips, ")
     assert sorted(file.name for file in out.iterdir()) == [
         "bg.zip", "dataset_fg_bg_Mask_final", "depth_1.zip", "depth_2.zip", "depth_3.zip",
         "fg_bg_correct",
