@@ -312,7 +312,7 @@ def inspect(src: tuple[PathOrUrl, ...], as_json: bool, no_check: bool, **options
 
 
 @cli.command()
-@click.argument("src", nargs=-1, required=True, type=as_path)
+@click.argument("src", nargs=-1, metavar="SRC...", type=as_path)
 @click.argument("out", type=as_path)
 @_plan_options
 @click.option(
@@ -364,6 +364,8 @@ def build(src: tuple[PathOrUrl, ...], out: PathOrUrl, as_json: bool, **options: 
     shardify build fg_bg.zip masks.zip depth.zip backgrounds/ out/ --val 0.1
     shardify build s3://bucket/data.zip s3://bucket/out --scheduler tcp://10.0.0.1:8786
     """
+    if not src:
+        raise click.UsageError(f"OUT is missing; expected: shardify build {out} OUT")
     chosen = {name: options[name] for name in ("codec", "res", "verify", "workers", "scheduler")}
     with start_build_workers(src, out, **chosen) as pool:
         # Imported while the workers start and import theirs.

@@ -17,6 +17,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -39,6 +40,7 @@ __all__ = [
     "Source",
     "Split",
     "Stats",
+    "dataset_folder",
     "is_altered",
     "read_document",
     "record",
@@ -342,6 +344,12 @@ class Manifest:
         write_atomic(out / NAME, self.to_json().encode())
 
 
+def dataset_folder(path: PathOrUrl) -> PathOrUrl:
+    """Return the folder of a data set, given that folder or its ``manifest.json``."""
+    path = as_path(path)
+    return path.parent if isinstance(path, Path) and path.name == NAME else path
+
+
 def read_document(path: PathOrUrl) -> tuple[object, str]:
     """Read the JSON of a manifest; return it and its name for errors.
 
@@ -360,6 +368,11 @@ def read_document(path: PathOrUrl) -> tuple[object, str]:
             f"{path}: no {NAME}; expected a folder that `shardify build` finished; build it first"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
+        if isinstance(error, UnicodeDecodeError) and file.name != NAME:
+            raise ManifestError(
+                f"{file}: not a data set; expected a folder that `shardify build` finished; build "
+                f"one first: shardify build {file} OUT"
+            ) from None
         raise ManifestError(
             f"{file}: cannot be read ({error}); build the data set again"
         ) from error

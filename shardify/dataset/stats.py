@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardify.dataset.index import Member, ShardIndex, parse_index
-from shardify.dataset.manifest import BACKGROUNDS, Manifest, Role
+from shardify.dataset.manifest import BACKGROUNDS, Manifest, Role, dataset_folder
 from shardify.errors import ImageError, VerifyError
 from shardify.images.parser import MASK_THRESHOLD, ImageInfo, parse
 from shardify.images.pixels import STANDARD, pixels
 from shardify.images.raw_pixels import unpack_raw
-from shardify.storage.paths import PathOrUrl, Url, as_path, read_many
+from shardify.storage.paths import PathOrUrl, Url, read_many
 from shardify.storage.readers import ObjectReader, ReadHandle, close_source, open_source, pread
 
 __all__ = ["BINS", "DataSet", "Sample", "SampleStats", "dataset_stats", "measure_samples"]
@@ -65,7 +65,7 @@ class DataSet:
     """
 
     def __init__(self, out: PathOrUrl) -> None:
-        self.folder = as_path(out)
+        self.folder = dataset_folder(out)
         self.top = Manifest.load(self.folder)
         self._background_places: dict[str, tuple[int, int]] = {}
         self._readers: dict[str, ObjectReader] = {}

@@ -17,6 +17,7 @@ from shardify.dataset.manifest import (
     REJECTED,
     Manifest,
     Shard,
+    dataset_folder,
     is_altered,
     read_document,
 )
@@ -76,7 +77,7 @@ def verify(
         ManifestError: There is no manifest, or it is unreadable.
         BuildError: A worker died.
     """
-    out = as_path(out)
+    out = dataset_folder(out)
     document, where = read_document(out)
     manifest = Manifest.from_json(document, where=where)
     problems: list[str] = []

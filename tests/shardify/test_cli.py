@@ -61,6 +61,8 @@ def test_inspect_build_and_verify_go_through(
     assert code == 0
     assert json.loads(out)["problems"] == []
     assert run("verify", tmp_path / "out", capsys=capsys)[0] == 0
+    assert run("verify", tmp_path / "out" / "manifest.json", capsys=capsys)[0] == 0
+    assert run("stats", tmp_path / "out" / "manifest.json", capsys=capsys)[0] == 0
 
 
 def test_verify_names_the_fault_and_exits_1(
@@ -104,6 +106,12 @@ def test_wrong_usage_exits_2(words: list[str], capsys: pytest.CaptureFixture[str
     code, out, err = run(*words, capsys=capsys)
     assert (code, out) == (2, "")
     assert "Error: " in err
+
+
+def test_a_forgotten_out_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run("build", "x.zip", capsys=capsys)
+    assert code == 2
+    assert err.endswith("Error: OUT is missing; expected: shardify build x.zip OUT\n")
 
 
 def test_an_interrupt_exits_130(

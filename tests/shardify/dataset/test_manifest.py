@@ -93,6 +93,12 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
         Manifest.load(tmp_path)
 
 
+def test_a_zip_instead_of_a_data_set_names_the_command_that_builds_one(tmp_path: Path) -> None:
+    (tmp_path / "data.zip").write_bytes(b"PK\x03\x04\xff")
+    with pytest.raises(ManifestError, match=r"shardify build .*data\.zip OUT"):
+        Manifest.load(tmp_path / "data.zip")
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
