@@ -191,8 +191,8 @@ def render(figures: dict[str, Any]) -> str:
         "names need, from the zip to the first training steps, on two cores?",
         "",
         f"**Answer.** `shardify build` takes {min(e['wall'] for e in ours):.0f} to "
-        f"{max(e['wall'] for e in ours):.0f} s on a machine with other load. That is "
-        f"{times[0]:.1f} to {times[-1]:.1f} times as fast as `{PEER}` (median {middle:.1f}, ratio "
+        f"{max(e['wall'] for e in ours):.0f} s. That is {times[0]:.1f} to {times[-1]:.1f} times as "
+        f"fast as `{PEER}` (median {middle:.1f}, ratio "
         f"of the means {wall:.1f}). The largest process needs {memory / 1e6:.0f} MB.",
         "",
         "| Limit | Measured | |",
@@ -258,8 +258,8 @@ def render(figures: dict[str, Any]) -> str:
         "start of the interpreter to the last checkpoint.",
         "- Other work on the machine makes wall time too long, and CPU time less so. A pair is a "
         f"build and a run of `{PEER}`, one directly after the other. A build uses both cores, the "
-        "other one core, so other work slows down the build more. The load differed between runs, "
-        "and the ratios with it. For wall time see [40,000 samples on a quiet "
+        "other one core, so other work slows down the build more. If the load differs between "
+        "runs, so do the ratios. For wall time see [40,000 samples on a quiet "
         "machine](conversion_cpu_202611.md).",
         "",
         "## Where the survey's CPU time goes",
