@@ -297,9 +297,7 @@ def test_names_are_used_in_one_form_and_found_as_stored(
 def test_a_backslash_inside_a_letter_separates_no_folders(
     tmp_path: Path, charset: str, folder: str
 ) -> None:
-    letters = {"cp932": "\u8868\u5341\u4e88", "gbk": "\u4e57\u5213", "big5": "\u8a31\u529f"}[
-        charset
-    ]
+    letters = {"cp932": "\u8868\u5341\u4e88", "gbk": "\u4e57\u5213", "big5": "\u8a31\u529f"}
     names = [folder.encode() + f"{each}01.png".encode(charset) for each in letters[charset]]
     assert any(b"\\01" in name for name in names)
     data = pack([(f"{place}" * len(name), b"x%d" % place) for place, name in enumerate(names)])
