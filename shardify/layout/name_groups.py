@@ -122,9 +122,9 @@ def group_names(names: Sequence[str]) -> NameGroups:
             _add_names(name_groups, kind, indexes.tolist(), kinds, some, bounds, unread)
     name_groups.map_files.sort()
     _merge_kinds(name_groups, list(kinds), bounds)
-    for (path, stem, extension), indexes in unread.items():
+    for (path, stem, extension), files in unread.items():
         group = parse_group(path, stem, extension, name_groups.shared_path)
-        name_groups.unread.setdefault(group, []).extend(indexes)
+        name_groups.unread.setdefault(group, []).extend(files)
     return name_groups
 
 

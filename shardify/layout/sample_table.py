@@ -49,8 +49,6 @@ _NO_ROLE = -1
 _MOST_OUTLINES = 1000
 """Of more outlines than this no rule is ruled out beforehand."""
 
-_ANY_DIGIT = bytes.maketrans(b"123456789", b"000000000")
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleTable:
@@ -109,7 +107,7 @@ def join_by_name(name_groups: NameGroups, role_of_group: Sequence[str | None]) -
     best: SampleTable | None = None
     most_complete = -1
     for rule in RULES:
-        if not _can_match(name_groups, role_codes, rule, len(roles)):
+        if not _can_match(name_groups, role_codes, rule, roles):
             continue
         if rule in _LOOSE_RULES and 2 * most_complete > most_files:
             continue
@@ -362,6 +360,7 @@ def _only(role_codes: npt.NDArray[np.int8], indexes: IntArray) -> npt.NDArray[np
     return only
 
 
+_DIGIT = re.compile(r"[0-9]")
 _SEPARATOR = re.compile(r"[\W_]")
 _WORD_END = re.compile(r"^[^\W_]*")
 _NUMBER_FIRST = re.compile(r"[\W_]*\d")
@@ -462,7 +461,7 @@ _KEY_FOLDERS = {
 
 
 def _can_match(
-    name_groups: NameGroups, role_codes: npt.NDArray[np.int8], rule: str, roles: int
+    name_groups: NameGroups, role_codes: npt.NDArray[np.int8], rule: str, roles: Sequence[str]
 ) -> bool:
     """Return whether names of all roles can have equal keys. Looks at one name an outline.
 
@@ -470,14 +469,32 @@ def _can_match(
     """
     rows, examples = role_codes >= 0, name_groups.patterns.examples
     outlines = name_groups.patterns.outline_index[rows]
-    if rule not in _KEY_FOLDERS or len(examples) > _MOST_OUTLINES or (outlines == UNGROUPED).any():
+    if (
+        rule not in (*_KEY_FOLDERS, *_LOOSE_RULES)
+        or len(examples) > _MOST_OUTLINES
+        or (outlines == UNGROUPED).any()
+    ):
         return True
-    keys: list[set[bytes]] = [set() for _ in range(roles)]
-    for pair in np.flatnonzero(np.bincount(outlines * roles + role_codes[rows])).tolist():
-        path, _, base = examples[pair // roles].rpartition("/")
+    count = len(roles)
+    keys: list[set[str]] = [set() for _ in roles]
+    for pair in np.flatnonzero(np.bincount(outlines * count + role_codes[rows])).tolist():
+        path, _, base = examples[pair // count].rpartition("/")
         stem = filenames.strip_words(base.rpartition(".")[0])
         key = _KEY_FUNCTIONS[rule](parse_folder(path, name_groups.shared_folders), stem)
-        keys[pair % roles].add(key.encode("utf-8", "surrogatepass").translate(_ANY_DIGIT))
+        keys[pair % count].add(_DIGIT.sub("0", key))
+    pictures = keys[roles.index("fg_bg")]
+    if rule in BY_NAME_START:
+        return all(any(_longest_start(key, pictures) for key in each) for each in keys)
+    if rule == _CONSTANT_END:
+        return bool(
+            set.intersection(*({_SEPARATOR.split(key)[0] for key in each} for each in keys))
+        )
+    if rule in BY_FOLDER:
+        # Some folder must tell pictures apart.
+        folders = (
+            key if rule == BY_FOLDER[0] else key.rpartition("/")[0] for each in keys for key in each
+        )
+        return any(folders)
     return bool(set.intersection(*keys))
 
 
