@@ -106,19 +106,20 @@ def join_by_name(name_groups: NameGroups, role_of_group: Sequence[str | None]) -
     most_files = int(np.bincount(role_codes[role_codes >= 0]).max())
     best: SampleTable | None = None
     most_complete = -1
+    composites = roles.index("fg_bg") if "fg_bg" in roles else _NO_ROLE
     for rule in RULES:
         if not _can_match(name_groups, role_codes, rule, roles):
             continue
         if rule in _LOOSE_RULES and 2 * most_complete > most_files:
             continue
         limit = _MAX_ROWS_PER_FILE * most_files + 1000
-        batches = _batches(name_groups, role_codes, rule, roles.index("fg_bg"))
+        batches = _batches(name_groups, role_codes, rule, composites)
         table = _tabulate_batches(batches, roles, rule, limit)
         if table is None:
             continue
         # A picture that a further mask leaves in doubt is joined all the same.
         complete = table.complete_count
-        if "mask" in roles:
+        if {"mask", "fg_bg"} <= set(roles):
             _unite_masks(name_groups, role_codes, table)
             complete = max(complete, table.complete_count)
         if complete > most_complete:
@@ -390,8 +391,10 @@ def _belong_together(picture: str, masks: Sequence[str], rule: str) -> bool:
     return rule in BY_NAME_START and len({word[1] for word in words if word}) == 1
 
 
-def _whole_folder_key(folder: Folder, stem: str) -> str:  # noqa: ARG001
-    return folder.stripped
+def _whole_folder_key(folder: Folder, stem: str) -> str:
+    # A folder of a split, or of all files, is that of no picture.
+    own = folder.last and not filenames.split_in_path(folder.last)
+    return folder.stripped if own else f"/{stem}"
 
 
 _CONSTANT_END = "same name but for a constant end"
@@ -482,7 +485,7 @@ def _can_match(
         stem = filenames.strip_words(base.rpartition(".")[0])
         key = _KEY_FUNCTIONS[rule](parse_folder(path, name_groups.shared_folders), stem)
         keys[pair % count].add(_DIGIT.sub("0", key))
-    pictures = keys[roles.index("fg_bg")]
+    pictures = keys[roles.index("fg_bg")] if "fg_bg" in roles else set()
     if rule in BY_NAME_START:
         return all(any(_longest_start(key, pictures) for key in each) for each in keys)
     if rule == _CONSTANT_END:
@@ -491,10 +494,7 @@ def _can_match(
         )
     if rule in BY_FOLDER:
         # Some folder must tell pictures apart.
-        folders = (
-            key if rule == BY_FOLDER[0] else key.rpartition("/")[0] for each in keys for key in each
-        )
-        return any(folders)
+        return any(not key.startswith("/") for each in keys for key in each)
     return bool(set.intersection(*keys))
 
 
