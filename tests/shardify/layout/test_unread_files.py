@@ -66,7 +66,7 @@ def detected(
         ("other/depth/{:04d}.bin", "depth"),
         ("d/depth/{:04d}", "depth"),
         ("d/background/{:04d}.dng", "bg"),
-        ("d/bg/{:04d}.jp2", "bg"),
+        ("d/bg/{:04d}.jxl", "bg"),
     ],
 )
 def test_a_role_in_a_format_that_is_not_read_stops_the_build(name: str, role: str) -> None:
