@@ -21,6 +21,9 @@ from shardify.workers.factory import start_build_workers
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+ROLES = ("bg", "fg_bg", "mask", "depth")
+"""Roles in the order in which they are shown, those without a file too."""
+
 __all__ = ["Bar", "build_text", "main", "progress", "stats_text", "survey_text"]
 
 
@@ -123,7 +126,9 @@ def build_text(found: dict[str, Any]) -> str:
     for costs in found["costs"]:
         losses = [f"{role} {_loss_text(each)}" for role, each in costs.items()]
         lines.append(f"re-encoding  {', '.join(losses)}")
-    return "\n".join(lines + _rejected_lines(found["rejected"]) + _warning_lines(found["warnings"]))
+    lines += _rejected_lines(found["rejected"]) + _warning_lines(found["warnings"])
+    lines.append(f"roles        {_role_counts(found['roles'])}")
+    return "\n".join(lines + _ignored_lines(**found["ignored"]))
 
 
 def stats_text(found: dict[str, Any]) -> str:
@@ -166,6 +171,21 @@ def _role_lines(roles: dict[str, Any]) -> list[str]:
                 f"{role:12} {each['files']} files, {', '.join(each['where'])}; {words}{pixels}"
             )
     return lines
+
+
+def _role_counts(roles: dict[str, int]) -> str:
+    """Format as ``bg 8, fg_bg 64, mask 64, depth none``."""
+    names = [*ROLES, *(role for role in roles if role not in ROLES)]
+    return ", ".join(f"{role} {roles.get(role) or 'none'}" for role in names)
+
+
+def _ignored_lines(
+    ignored: dict[str, int] | None = None, unused: dict[str, int] | None = None
+) -> list[str]:
+    """Format what a build did not use as one line; none if it used everything."""
+    counts = ", ".join(f"{count} {what}" for what, count in (ignored or {}).items())
+    folders = ", ".join(f"{count} {what}" for what, count in (unused or {}).items())
+    return [f"ignored      {counts}" + (f" ({folders})" if folders else "")] if counts else []
 
 
 def _rejected_lines(rejected: dict[str, Any]) -> list[str]:
@@ -240,6 +260,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         cli.main(args=arguments, prog_name="shardify", standalone_mode=False)
     except ShardifyError as error:
+        layout_file = getattr(error, "layout_file", "")
+        if layout_file and "--json" not in (sys.argv if arguments is None else arguments):
+            click.echo(layout_file.rstrip())
         _fail(str(error))
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)

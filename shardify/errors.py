@@ -61,7 +61,16 @@ class ImageError(EntryError):
 
 
 class LayoutError(ShardifyError):
-    """The names do not determine which files form a sample."""
+    """The names do not determine which files form a sample.
+
+    Args:
+        message: The line for the user.
+        layout_file: Text of a layout file to begin with; empty if there is none.
+    """
+
+    def __init__(self, message: str, *, layout_file: str = "") -> None:
+        super().__init__(message)
+        self.layout_file = layout_file
 
 
 class PlanError(ShardifyError):

@@ -77,6 +77,15 @@ class BuildReport:
                 for name, split in manifest.splits.items()
             },
             "backgrounds": len(manifest.backgrounds),
+            "roles": {
+                role: len(manifest.backgrounds) if role == "bg" else samples
+                for role in manifest.roles
+            },
+            "ignored": {
+                name: manifest.layout[name]
+                for name in ("ignored", "unused")
+                if manifest.layout.get(name)
+            },
             "resolutions": [each.res for each in self.manifest.resolutions],
             "bytes": sum(
                 shard.bytes

@@ -75,7 +75,9 @@ def publish(
     for moments in results:
         if isinstance(moments, ChannelSums) and moments.samples:
             measured.add(moments.mean, moments.std, moments.samples)
-    rejected = plan.rejected + [each for record in records for each in shard_rejections(record)]
+    rejected = plan.listed_rejections(
+        [each for record in records for each in shard_rejections(record)]
+    )
     stats = _average_stats(records, measured)
     uses = _count_background_uses(shard_plans, records, plan.layout, background_tars[0].ids)
     val_samples = [

@@ -124,6 +124,10 @@ class BuildPlan:
         total = int(self.usable.sum()) + len(self.rejected)
         return len(self.rejected) / total if total else 1.0
 
+    def listed_rejections(self, more: Sequence[Rejection] = ()) -> list[Rejection]:
+        """Return what ``rejected.jsonl`` lists: rejected samples, ``more``, and unused files."""
+        return [*self.rejected, *more, *self.layout.unused]
+
     def description(self, written: int | None = None) -> dict[str, object]:
         """Return the layout's description, with a warning if the validation split is empty.
 
@@ -151,6 +155,8 @@ class BuildPlan:
         found.update(layout.background.astype("<i4").tobytes())
         if self.depth or self.exif:
             found.update(repr((self.depth, self.exif)).encode())
+        if layout.united:
+            found.update(repr(sorted(layout.united.items())).encode())
         return found.hexdigest()
 
     def layout_file(self) -> str:
@@ -178,7 +184,7 @@ class BuildPlan:
             "samples": int(self.usable.sum()),
             "backgrounds": len(layout.background_ids),
             "splits": held,
-            "rejected": dataclasses.asdict(count_rejected(self.rejected, self.catalog)),
+            "rejected": dataclasses.asdict(count_rejected(self.listed_rejections(), self.catalog)),
             "options": self.options.output_options(),
         }
 
@@ -227,6 +233,7 @@ def survey(
             single=lambda files: drop_duplicates(catalog, files, read, where=where),
             defer=later is not None,
             check=check,
+            refused=[(each.member, each.reason) for each in catalog.refused],
         )
         rejected, usable = _reject_faulty(layout, catalog)
         repeated = find_repeated_samples(layout, catalog, read, usable)
@@ -266,6 +273,10 @@ def _reject_faulty(layout: Layout, catalog: Catalog) -> tuple[list[Rejection], N
         if role in layout.members:
             rows = layout.members[role]
             bad = np.where(usable, faults[rows], 0)
+            if role == "mask" and layout.united:
+                for number, first in enumerate(rows.tolist()):
+                    if usable[number] and first in layout.united and not bad[number]:
+                        bad[number] = faults[layout.united[first]].max()
             for number in np.flatnonzero(bad).tolist():
                 usable[number] = False
                 rejected.append(

@@ -108,7 +108,24 @@ def shard_tasks(
             verify=plan.options.verify,
             label_encoding=label_encoding,
             variants=plan.options.variants(),
+            united=_united(plan, shard_plan),
         )
+
+
+def _united(plan: BuildPlan, shard_plan: ShardPlan) -> dict[int, tuple[list[bytes], NDArray[Any]]]:
+    """Return the further masks of the samples of a shard that have several."""
+    catalog, united = plan.catalog, plan.layout.united
+    if not united:
+        return {}
+    firsts = plan.layout.members["mask"][shard_plan.samples].tolist()
+    return {
+        number: (
+            [catalog.names.raw(entry) for entry in united[first]],
+            entry_rows(catalog, np.array(united[first])),
+        )
+        for number, first in enumerate(firsts)
+        if first in united
+    }
 
 
 def task_rows(plan: BuildPlan, shard_plans: Iterable[ShardPlan]) -> Iterator[NDArray[Any]]:

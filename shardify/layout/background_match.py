@@ -200,6 +200,7 @@ def _compare(
         [candidate.background_index for candidate in candidates],
         composites=query.members["fg_bg"],
         masks=query.members["mask"],
+        united=query.united,
         files=query.files,
         read=read,
         samples=_CHECKED_SAMPLES if len(candidates) == 1 else 2 * _CHECKED_SAMPLES,

@@ -314,6 +314,8 @@ class BackgroundQuery:
     """Number of leading folders that all names share."""
     read_maps: Callable[[], list[Row]]
     """Returns the rows of the source's maps."""
+    united: Mapping[int, Sequence[int]]
+    """Index of a mask -> indexes of further masks of its sample."""
     where: str
     """Name of the source in errors."""
 

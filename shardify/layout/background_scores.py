@@ -4,8 +4,9 @@ Compares thumbnails of a few samples with thumbnails of the backgrounds. A sampl
 least one background fits it.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
@@ -43,8 +44,14 @@ class PixelComparer:
     """Compares thumbnails of samples with those of backgrounds; keeps the errors."""
 
     def __init__(
-        self, composites: IntArray, masks: IntArray, files: Sequence[int], read: Read
+        self,
+        composites: IntArray,
+        masks: IntArray,
+        files: Sequence[int],
+        read: Read,
+        united: Mapping[int, Sequence[int]],
     ) -> None:
+        self._united = united
         self._composites, self._masks, self._files, self._read = composites, masks, files, read
         self._thumbnails: dict[int, npt.NDArray[np.int16] | None] = {}
         self._pool: list[int] = []
@@ -58,9 +65,12 @@ class PixelComparer:
     def measure(self, row: int, pool: Sequence[int]) -> None:
         """Compute the errors of one sample with every background of the pool."""
         front = self._thumbnail(int(self._composites[row]), "RGB")
-        mask = self._thumbnail(int(self._masks[row]), "mask")
-        if front is None or mask is None:
+        first = int(self._masks[row])
+        parts = [self._thumbnail(each, "mask") for each in (first, *self._united.get(first, ()))]
+        masks = [part for part in parts if part is not None]
+        if front is None or len(masks) < len(parts):
             return
+        mask = np.maximum.reduce(masks)
         # A mask of 0 and 1 is as good as one of 0 and 255.
         free = np.flatnonzero(mask.astype(np.int32) * 255 < 5 * max(1, int(mask.max())))
         if free.size < _MIN_UNMASKED_SHARE * mask.size:
@@ -262,9 +272,13 @@ def score_steps(
     files: Sequence[int],
     read: Read,
     samples: int = 96,
+    united: Mapping[int, Sequence[int]] = MappingProxyType({}),
 ) -> Generator[None, None, Scores]:
-    """Run ``score`` in small steps, so that the caller can do other work between them."""
-    comparer = PixelComparer(composites, masks, files, read)
+    """Run ``score`` in small steps, so that the caller can do other work between them.
+
+    ``united`` maps a mask's index to those of further masks of its sample.
+    """
+    comparer = PixelComparer(composites, masks, files, read, united)
     rows = _pick_evenly(np.arange(len(composites)), samples)
     examined: list[int] = []
     remaining = list(range(len(candidates)))

@@ -6,8 +6,9 @@ that neither names nor pixels decide is refused with ``LayoutError``.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from shardify.layout.filenames import unique_keys
 from shardify.layout.name_groups import NameGroups, group_names, indexes_by_role
 from shardify.layout.name_patterns import UNGROUPED, NamePatterns
 from shardify.layout.sample_table import SampleTable
+from shardify.layout.unread_files import Refused
 from shardify.sources.entry_names import common_folders
 
 __all__ = [
@@ -61,21 +63,28 @@ class JoinedFiles:
     """Name of the map, if there is one."""
     patterns: NamePatterns | None = None
     """Patterns of the names; None with a layout file."""
+    unused: dict[str, int] = field(default_factory=dict)
+    """Folders and extensions of images without a role -> number of files; the largest."""
+    warnings: Sequence[str] = ()
 
 
-def join_by_names(names: Sequence[str], where: str, read: Read | None) -> JoinedFiles:
+def join_by_names(
+    names: Sequence[str], where: str, read: Read | None, refused: Refused = ()
+) -> JoinedFiles:
     """Join files by their names, or by a map if names join too few.
 
     Args:
         names: All names of the source.
         where: Name of the source in errors.
         read: Returns the bytes of the file with an index; without it no map is read.
+        refused: Name and reason of each entry that is not among the names.
 
     Raises:
-        LayoutError: There is no image, a needed role is missing, or a map contradicts itself.
+        LayoutError: There is no image, a needed role is missing, the files of a role cannot be
+            read, or a map contradicts itself.
     """
     name_groups = group_names(names)
-    assigned = roles.assign_roles(name_groups, where, read)
+    assigned = roles.assign_roles(name_groups, where, read, refused)
     role_of_group, table = assigned.roles, assigned.table
 
     def read_maps() -> list[Row]:
@@ -97,6 +106,8 @@ def join_by_names(names: Sequence[str], where: str, read: Read | None) -> Joined
         unknown_images=assigned.unknown_images,
         map=min((names[index] for index in name_groups.map_files), default=None),
         patterns=name_groups.patterns,
+        unused=roles.list_unused(name_groups, role_of_group),
+        warnings=roles.role_warnings(name_groups, role_of_group),
     )
 
 
@@ -242,6 +253,12 @@ class Layout:
     rejected: list[Rejection]
     """Incomplete samples, and samples whose background does not exist; sorted by key."""
 
+    unused: list[Rejection]
+    """Masks and depth maps that belong to no composite; sorted by key. They are no samples."""
+
+    united: dict[int, list[int]]
+    """Index of a mask -> indexes of further masks of its sample: the object is their union."""
+
     description: dict[str, object]
     """What was detected and why; can be written as JSON."""
 
@@ -259,6 +276,7 @@ def detect(
     single: Callable[[list[int]], list[int]] | None = None,
     defer: bool = False,
     check: bool = True,
+    refused: Refused = (),
 ) -> Layout:
     """Find the samples among the names of a source.
 
@@ -271,13 +289,14 @@ def detect(
         single: Returns the backgrounds' indexes without duplicates.
         defer: Whether the check of stated backgrounds may be returned as ``Layout.pending``.
         check: Whether backgrounds are checked by pixels.
+        refused: Name and reason of each entry of the source that is not among the names.
 
     Raises:
-        LayoutError: There is no image, a needed role is missing, no files belong together, or names
-            and pixels do not decide the backgrounds or contradict each other.
+        LayoutError: There is no image, a needed role is missing or cannot be read, no files belong
+            together, or names and pixels do not decide the backgrounds or contradict each other.
     """
     if layout is None:
-        joined = join_by_names(names, where, read)
+        joined = join_by_names(names, where, read, refused)
     else:
         joined = join_by_layout_file(names, where, layout, read)
     if single is not None and joined.backgrounds:
@@ -315,7 +334,7 @@ def detect(
     ids: list[str] = []
     used = np.zeros(0, np.int32)
     pending: Iterator[None] | None = None
-    warnings = [*joined.table.warnings]
+    warnings = [*joined.table.warnings, *joined.warnings]
     absent: list[Rejection] = []
     if layout is None and not joined.backgrounds and "bg" in slots and joined.unknown_images:
         raise LayoutError(
@@ -334,6 +353,7 @@ def detect(
                 runs=lambda: {} if layout else background_rules.digit_runs(names, members["fg_bg"]),
                 shared_folders=joined.shared_folders,
                 read_maps=joined.read_maps,
+                united=joined.table.united,
                 where=where,
             ),
             layout,
@@ -370,9 +390,19 @@ def detect(
         description["map"] = joined.map
     if split is not None:
         description["splits"] = "given by the source's folders"
+    rejected, unused = _rejections(names, joined.table, joined.ignored)
+    unused.sort(key=_by_key)
+    if unused:
+        warnings.append(_unused_warning(unused))
     description["ignored"] = joined.ignored
+    if joined.unused:
+        description["unused"] = joined.unused
     if warnings:
         description["warnings"] = warnings
+    masks = set(members["mask"].tolist()) if joined.table.united else set()
+    united = {first: more for first, more in joined.table.united.items() if first in masks}
+    if united:
+        description["united"] = f"{len(united)} samples have several masks: their union"
     return Layout(
         roles=tuple(present),
         keys=keys,
@@ -382,10 +412,9 @@ def detect(
         background_members=used,
         foreground=slots.get("fg"),
         split=split,
-        rejected=sorted(
-            _rejections(names, joined.table, joined.ignored) + absent,
-            key=lambda rejection: (rejection.key, rejection.member),
-        ),
+        rejected=sorted(rejected + absent, key=_by_key),
+        unused=unused,
+        united=united,
         description=description,
         pending=pending,
     )
@@ -401,7 +430,24 @@ def _finish_proof(
     description["background"] = {**decided.description, **counts}
 
 
+def _by_key(rejection: Rejection) -> tuple[str, str]:
+    return rejection.key, rejection.member
+
+
 def _no_samples_message(names: Sequence[str], table: SampleTable, where: str) -> str:
+    fronts = table.members["fg_bg"]
+    # Of a row that is whole but for several files in one role, the reason is these.
+    for (row, role), indexes in table.claims.items():
+        others = [column for name, column in table.members.items() if name != role]
+        if all(column[row] != -1 for column in others):
+            claimed = sorted(names[index] for index in indexes)
+            what = f"the {role} of {names[int(fronts[row])]}" if fronts[row] >= 0 else f"one {role}"
+            folders = sorted({name.rpartition("/")[0] or "." for name in claimed})
+            return (
+                f"{where}: {len(claimed)} files claim to be {what}: {claimed[0]} and {claimed[1]}, "
+                f"and so for {len(table.claims)} samples (in {' and '.join(folders[:2])}); "
+                f"expected one for each sample; leave one of them out, or pass --layout"
+            )
     samples = []
     for column in table.members.values():
         place = column[column >= 0]
@@ -413,27 +459,49 @@ def _no_samples_message(names: Sequence[str], table: SampleTable, where: str) ->
     )
 
 
+def _unused_warning(unused: Sequence[Rejection]) -> str:
+    counts = Counter(each.role for each in unused)
+    files = " and ".join(f"{count} {role} files" for role, count in sorted(counts.items()))
+    return (
+        f"{files} belong to no composite (such as {unused[0].member}): not used; they are listed "
+        f"in rejected.jsonl"
+    )
+
+
 def _rejections(
     names: Sequence[str], table: SampleTable, ignored: dict[str, int]
-) -> list[Rejection]:
-    """Return the incomplete rows, except images of a test split without any labels."""
-    claims: dict[int, tuple[str, list[int]]] = {}
+) -> tuple[list[Rejection], list[Rejection]]:
+    """Return the incomplete samples, and the files that belong to no composite.
+
+    Images of a test split without any labels are neither.
+    """
+    claims: dict[int, list[tuple[str, list[int]]]] = {}
     for (row, role), indexes in table.claims.items():
-        claims.setdefault(row, (role, indexes))
+        claims.setdefault(row, []).append((role, indexes))
     columns = list(table.members.items())
-    rejected, unlabelled = [], []
+    fronts = table.members["fg_bg"]
+    rejected, unused, unlabelled = [], [], []
     for row in np.flatnonzero(~table.is_complete).tolist():
+        if fronts[row] == -1:
+            for role, column in columns:
+                several = [each for own, indexes in claims.get(row, ()) if own == role
+                           for each in indexes]  # fmt: skip
+                for index in several or ([int(column[row])] if column[row] >= 0 else []):
+                    key = filenames.safe_key(filenames.file_stem(names[index]))
+                    unused.append(
+                        Rejection(key=key, member=names[index], role=role, reason=_NO_COMPOSITE)
+                    )
+            continue
         if row in claims:
-            role, indexes = claims[row]
+            role, indexes = claims[row][0]
             member = min(names[index] for index in indexes)
             reason = f"duplicate: {len(indexes)} files claim to be its {role}"
         else:
-            there = {role: names[int(column[row])] for role, column in columns if column[row] >= 0}
-            role = next(role for role, column in columns if column[row] < 0)
-            member = there.get("fg_bg") or next(iter(there.values()))
-            reason = "incomplete: no " + ", no ".join(r for r, _ in columns if r not in there)
+            missing = [role for role, column in columns if column[row] < 0]
+            member, role = names[int(fronts[row])], missing[0]
+            reason = "incomplete: no " + ", no ".join(missing)
             if (
-                list(there) == ["fg_bg"]
+                len(missing) == len(columns) - 1
                 and filenames.split_in_path(member.rpartition("/")[0]) == "test"
             ):
                 unlabelled.append(member)
@@ -442,4 +510,7 @@ def _rejections(
         rejected.append(Rejection(key=key, member=member, role=role, reason=reason))
     if unlabelled:
         ignored["images of a test split without labels"] = len(unlabelled)
-    return rejected
+    return rejected, unused
+
+
+_NO_COMPOSITE = "unused: belongs to no composite"

@@ -24,6 +24,7 @@ __all__ = [
     "file_stem",
     "folder_number",
     "natural_sort_key",
+    "number_words",
     "numbers",
     "parse_stem",
     "role_words",
@@ -58,7 +59,7 @@ _TARGET_WORDS = re.compile(
     r"|(?P<cutout>(?<![a-z])(?<!bg[-_ .])(?:fg|foreground)s?[-_ .]?masks?(?![a-z]))"
     r"|(?P<trimap>trimap)"
     r"|(?P<mask>mask|matte|silhouette)"
-    r"|(?P<depth>depth|disparity|(?<![a-z])(?:disp|dmap)(?![a-z]))"
+    r"|(?P<depth>depth|disparit(?:y|ies)|(?<![a-z])(?:disp|dmap)(?![a-z]))"
     r"|(?P<label>segmentation|ground[-_ .]?truth|matting|annotation|annot(?![a-z])"
     r"|(?<![a-z])(?:labels?|gts?|segs?|alphas?|phas?)(?![a-z]))"
 )
@@ -67,7 +68,7 @@ _UNUSED_WORDS = re.compile(
 )
 _VISUALIZATION_WORDS = re.compile(
     r"(?<![a-z])(?:vis|viz|visuali[sz]ations?|previews?|thumbs?|thumbnails?|colou?red|edges?"
-    r"|contours?|boundar(?:y|ies)|skeletons?)(?![a-z])"
+    r"|instances?|contours?|boundar(?:y|ies)|skeletons?)(?![a-z])"
 )
 _SPLIT_WORDS = re.compile(
     r"(?<![a-z])(?:(train(?:ing)?)|(val(?:id(?:ation)?)?|dev)|(test(?:ing)?))(?![a-z])"
@@ -84,14 +85,16 @@ _BACKGROUND_WORDS = re.compile(
 )
 _BACKGROUND_NUMBERED = re.compile(r"(?<![a-z])(?:bg|back|background)[-_ .]?\d")
 _FOREGROUND_WORDS = re.compile(
-    r"^(?:fgs?|foregrounds?|cut[-_ ]?outs?)(?:[-_ ](?:images?|png|jpe?g|rgba))?$"
+    r"^(?:fgs?|fgrs?|foregrounds?|cut[-_ ]?outs?)"
+    r"(?:[-_ ](?:images?|png|jpe?g|rgba|only|cropped|trimmed|resized|transparent))?$"
 )
 _IMAGE_WORDS = re.compile(
     r"(?<![a-z])(?:images?|imgs?|pictures?|photos?|rgb|colou?rs?)(?![a-z])|leftimg"
 )
 
 _ROLE_WORDS = re.compile(
-    r"(?:dense[-_ ]?)?depths?(?:[-_ ]?maps?)?|disparity|masks?|trimaps?|mattes?|silhouettes?"
+    r"(?:dense[-_ ]?)?depths?(?:[-_ ]?maps?)?|disparit(?:y|ies)|masks?|trimaps?|mattes?"
+    r"|silhouettes?"
     r"|fgs?[-_ .]?bgs?(?![a-z])|bgs?[-_ .]?fgs?(?![a-z])|overla(?:y(?:ed|s)?|id)|composites?"
     r"|segmentations?|ground[-_ ]?truths?"
     r"|leftimg8bit|(?<![a-z])(?:colou?rs?|rgb|images?|imgs?|annotations?|labels?|gts?|segs?|alphas?"
@@ -100,6 +103,13 @@ _ROLE_WORDS = re.compile(
 _BACKGROUND_NUMBER = re.compile(r"(?<![a-z])(?:bg|b|back|background)[-_ .]?(\d{1,9})(?!\d)")
 _FOREGROUND_NUMBER = re.compile(r"(?<![a-z])(?:fg|f|fore|foreground)[-_ .]?(\d{1,9})(?!\d)")
 _DIGITS = re.compile(r"\d+")
+_NUMBER_WORDS = re.compile(
+    r"(?<![0-9a-z])(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+    # Hexadecimal: letters and digits, but neither a word and a number nor b007f012.
+    r"|(?=[0-9]*[a-f])(?=[a-f]*[0-9])(?!(?:[a-f]+[0-9]{4,}|[a-f][0-9]{2,}[a-f][0-9]{2,})(?![0-9a-z]))"
+    r"[0-9a-f]{8,}"
+    r")(?![0-9a-z])|\d+",
+)
 _NUMBER_PARTS = re.compile(r"(\d+)")
 _ANY_DIGIT = bytes.maketrans(b"123456789", b"000000000")
 _UNSAFE_CHARACTERS = re.compile(r"[^A-Za-z0-9_-]+")
@@ -223,6 +233,16 @@ def strip_words(part: str) -> str:
 def numbers(text: str) -> list[int]:
     """Return every number in a text, from left to right; of a long one its last 18 digits."""
     return [int(digits[-18:]) for digits in _DIGITS.findall(text)]
+
+
+def number_words(text: str) -> list[str]:
+    """Return the numbers of a text in lower case, without leading zeros, from left to right.
+
+    A hexadecimal name (``e3b0c44298fc``, a UUID) is returned as it is: its digits are no numbers.
+    """
+    return [
+        str(int(word[-18:])) if word.isdecimal() else word for word in _NUMBER_WORDS.findall(text)
+    ]
 
 
 def file_stem(name: str) -> str:

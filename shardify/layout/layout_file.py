@@ -10,6 +10,9 @@ A layout file is TOML::
     fg_bg = ['fg_bg/(?P<bg>\d+)_(?P<n>\d+)\.jpg']
     mask = ['masks/(?P<n>\d+)\.png']
 
+    [mask]
+    several = 'union'    # several masks of one sample are united; without it they are refused
+
     [background]
     rule = 'number'      # number, order, block, modulo, name, map, only or none
     number = 'bg'        # the group that holds the sample's number
@@ -46,7 +49,7 @@ from shardify.errors import LayoutError
 from shardify.images.depth import DepthEncoding
 from shardify.layout import filenames
 from shardify.layout.csv_map import Row, join_by_map, parse_rows
-from shardify.layout.sample_table import SampleTable, build_table
+from shardify.layout.sample_table import SampleTable, build_table, unite_claimed_masks
 
 __all__ = [
     "BACKGROUND_RULES",
@@ -89,6 +92,8 @@ class Rules:
     """Name of the map."""
     join: str = "names"
     """``names`` or ``map``."""
+    unite_masks: bool = False
+    """Whether several masks of one sample are united."""
     rows: Sequence[Row] | None = None
     """Rows of the map, if it is beside the layout file."""
     depth: DepthEncoding | None = None
@@ -136,12 +141,14 @@ def parse(text: str, *, where: str) -> Rules:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise LayoutError(f"{where}: not TOML ({error}); expected a layout file") from error
-    unknown = set(table) - {"roles", "background", "map", "join", "depth", "exif"}
+    unknown = set(table) - {"roles", "background", "map", "join", "depth", "exif", "mask"}
     if unknown:
         raise LayoutError(
-            f"{where}: {min(unknown)} means nothing; expected join, map, exif, [roles], "
+            f"{where}: {min(unknown)} means nothing; expected join, map, exif, [roles], [mask], "
             "[background], [depth]"
         )
+    if table.get("mask", {"several": "union"}) != {"several": "union"}:
+        raise LayoutError(f"{where}: [mask] is not understood; expected several = 'union'")
     patterns = _parse_patterns(table.get("roles"), where)
     settings = _parse_background(
         table.get("background", {"rule": "number" if "bg" in patterns else "none"}), where
@@ -163,6 +170,7 @@ def parse(text: str, *, where: str) -> Rules:
         join=join,
         depth=_parse_depth(table["depth"], where) if "depth" in table else None,
         exif=exif,
+        unite_masks="mask" in table,
     )
 
 
@@ -227,6 +235,8 @@ def apply(
                 f"{rules.patterns[role][0].pattern}) and the map, if any; correct the layout file"
             )
     assert table is not None
+    if rules.unite_masks and "mask" in roles:
+        unite_claimed_masks(table, names)
     return MatchedFiles(table=table, backgrounds=backgrounds, unmatched=len(unmatched))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from shardify.images.depth import DepthEncoding
 from shardify.layout import filenames
 from shardify.layout.detect import Layout
+from shardify.layout.sample_table import BY_FOLDER, end_after
 
 __all__ = ["to_toml"]
 
@@ -58,6 +59,8 @@ def to_toml(
         if role in patterns:
             body = "".join(f"    {_toml_string(each)},\n" for each in patterns[role])
             lines.append(f"{role} = [\n{body}]")
+    if layout.united:
+        lines += ["", "[mask]", "several = 'union'"]
     lines += [
         "",
         "[background]",
@@ -82,8 +85,14 @@ def _write_patterns(
         return {role: list(each["patterns"]) for role, each in evidence.items()}, True
     join = str(layout.description["join"])
     members = {role: column.tolist() for role, column in layout.members.items()}
+    pictures = dict(zip(members.get("mask", ()), members["fg_bg"], strict=False))
+    for first, more in layout.united.items():
+        members["mask"] += more
+        pictures |= dict.fromkeys(more, pictures[first])
+    for role in set(members) - {"fg_bg", "mask"}:
+        pictures |= dict(zip(members[role], members["fg_bg"], strict=True))
     backs = layout.background_members.tolist()
-    if join != "rows of a map" and settings["rule"] not in ("name",):
+    if join not in ("rows of a map", *BY_FOLDER) and settings["rule"] not in ("name",):
         slot = str(settings.get("number", ""))
         exact = {
             role: _distinct_patterns(
@@ -96,9 +105,12 @@ def _write_patterns(
                 settings["number"] = _group_name(slot)
             complete = {role: each for role, each in exact.items() if each is not None}
             return complete | _background_patterns(names, backs), True
+    picture_of = {names[index]: names[front] for index, front in pictures.items()}
     general = {
         role: _distinct_patterns(
-            names, indexes, lambda name: _general_pattern(name, join, settings)
+            names,
+            indexes,
+            lambda name: _general_pattern(name, join, settings, picture_of.get(name)),
         )
         or [f".*\\.{names[indexes[0]].rpartition('.')[2]}"]
         for role, indexes in members.items()
@@ -195,10 +207,21 @@ def _folder_pattern(path: str, join: str, slot: str, stated: bool) -> str:
     return "".join(reversed(written))
 
 
-def _general_pattern(name: str, join: str, settings: Mapping[str, object]) -> str:
-    """Return a pattern whose groups are whole texts: the name without its role words."""
+def _general_pattern(
+    name: str, join: str, settings: Mapping[str, object], picture: str | None = None
+) -> str:
+    """Return a pattern whose groups are whole texts: the name without its role words.
+
+    Args:
+        name: Path of a file.
+        join: Rule that joined the files.
+        settings: Rule of the backgrounds.
+        picture: Path of the composite that the file belongs to; None if it is one.
+    """
     path, base, extension = _split_name(name)
     parts = path.split("/")[:-1]
+    if join in BY_FOLDER:
+        return _folder_group_pattern(parts, base, extension, join, picture)
     written = []
     for place, part in enumerate(parts):
         depth = len(parts) - place
@@ -212,12 +235,38 @@ def _general_pattern(name: str, join: str, settings: Mapping[str, object]) -> st
     head, tail = (base[: pieces[0].start], base[pieces[-1].stop :]) if pieces else (base, "")
     stated = settings.get("number") == "bg"
     word = "(?P<name>[^/]+)"
+    if picture and (end := end_after(picture, name)):
+        word, tail = "(?P<name>[^/]+?)", ""
+        tail = _escape(base[len(base) - len(end) :])
+        return "".join(written) + re.escape(head) + word + tail + extension
     if stated and filenames.parse_stem(base.lower()).background:
         word = f"(?P<name>{_BACKGROUND_NUMBER}[^/]*)"
     stem = f"{re.escape(head)}{word}{re.escape(tail)}" if pieces else re.escape(base)
     if settings["rule"] == "name" and pieces:
         stem = f"{re.escape(head)}(?P<bg>[^/]+)[-_ .](?P<name>[^-_ ./]+){re.escape(tail)}"
     return "".join(written) + stem + extension
+
+
+def _folder_group_pattern(
+    parts: Sequence[str], base: str, extension: str, join: str, picture: str | None
+) -> str:
+    """Return a pattern whose group is the folder that tells the picture of a file."""
+    words = [filenames.strip_words(part) for part in parts]
+    written = [_escape(part) for part in parts]
+    last = max((place for place, word in enumerate(words) if word), default=-1)
+    if join == BY_FOLDER[0]:
+        for place, word in enumerate(words):
+            if word:
+                written[place] = f"(?P<d{sum(map(bool, words[: place + 1]))}>[^/]+)"
+        return "/".join([*written, f"[^/]+{extension}"])
+    front = filenames.strip_words(_split_name(picture)[1]) if picture else ""
+    if picture and last >= 0 and words[last] == front:
+        written[last] = "(?P<name>[^/]+)"
+        return "/".join([*written, f"[^/]+{extension}"])
+    pieces = filenames.parse_stem(base.lower()).pieces
+    start, stop = (pieces[0].start, pieces[-1].stop) if pieces else (0, len(base))
+    stem = f"{re.escape(base[:start])}(?P<name>[^/]+){re.escape(base[stop:])}"
+    return "/".join([*written, stem + extension])
 
 
 def _are_numbers_enough(names: Sequence[str], indexes: Sequence[int], join: str) -> bool:

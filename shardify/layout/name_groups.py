@@ -14,7 +14,15 @@ from shardify.sources import file_types
 from shardify.sources.entry_names import common_folders
 from shardify.sources.file_types import MAP_EXTENSIONS
 
-__all__ = ["Folder", "Group", "NameGroups", "group_names", "indexes_by_role", "parse_folder"]
+__all__ = [
+    "Folder",
+    "Group",
+    "NameGroups",
+    "group_names",
+    "indexes_by_role",
+    "parse_folder",
+    "parse_group",
+]
 
 IntArray = npt.NDArray[np.int32]
 Words = tuple[str, ...]
@@ -73,11 +81,19 @@ class NameGroups:
     other: Counter[str] = field(default_factory=Counter)
     """Files that are neither junk nor images, by extension."""
 
+    unread: dict[Group, list[int]] = field(default_factory=dict)
+    """Files that may hold pixels, but in a format that is not read: indexes, by group."""
+
     map_files: list[int] = field(default_factory=list)
     """Indexes of files that may be maps."""
 
-    shared_folders: int = 0
-    """Number of leading folders that all images share."""
+    shared_path: str = ""
+    """Leading folders that all images share."""
+
+    @property
+    def shared_folders(self) -> int:
+        """Number of leading folders that all images share."""
+        return self.shared_path.count("/") + 1 if self.shared_path else 0
 
     def counts(self) -> list[int]:
         """Return the number of files in each group."""
@@ -94,18 +110,22 @@ def group_names(names: Sequence[str]) -> NameGroups:
     stems = filenames.StemCache()
     kinds: dict[_Kind, int] = {}
     bounds: list[str] = []
+    unread: dict[_Kind, list[int]] = {}
     for code, indexes, some in patterns.batches(np.ones(len(names), np.bool_)):
         # Digits of an extension differ within one outline: count such names one by one.
         same = code != UNGROUPED and not any(each.isdigit() for each in _extension(some[0]))
         for each, index in zip(some, indexes.tolist(), strict=True) if not same else ():
             kind = _parse_kind(each, stems)
-            _add_names(name_groups, kind, [index], kinds, [each], bounds)
+            _add_names(name_groups, kind, [index], kinds, [each], bounds, unread)
         if same:
-            _add_names(
-                name_groups, _parse_kind(some[0], stems), indexes.tolist(), kinds, some, bounds
-            )
+            kind = _parse_kind(some[0], stems)
+            _add_names(name_groups, kind, indexes.tolist(), kinds, some, bounds, unread)
     name_groups.map_files.sort()
-    return _merge_kinds(name_groups, list(kinds), bounds)
+    _merge_kinds(name_groups, list(kinds), bounds)
+    for (path, stem, extension), files in unread.items():
+        group = parse_group(path, stem, extension, name_groups.shared_path)
+        name_groups.unread.setdefault(group, []).extend(files)
+    return name_groups
 
 
 _Kind = tuple[str, Words, str]
@@ -118,9 +138,10 @@ def _parse_kind(name: str, stems: filenames.StemCache) -> _Kind:
     if file_types.is_junk_folder(folder) or file_types.is_junk(base):
         return _JUNK
     extension = _extension(name)
-    if extension not in file_types.IMAGE_EXTENSIONS:
+    if extension in file_types.SIDE_EXTENSIONS:
         return "", (), extension
-    return folder, stems.role_words(base.rpartition(".")[0].lower()), extension
+    stem = base.rpartition(".")[0] if "." in base else base
+    return folder, stems.role_words(stem.lower()), extension
 
 
 def _extension(name: str) -> str:
@@ -135,6 +156,7 @@ def _add_names(
     kinds: dict[_Kind, int],
     names: list[str],
     bounds: list[str],
+    unread: dict[_Kind, list[int]],
 ) -> None:
     """Add names of one kind to their group; keep the first and last image by name in ``bounds``."""
     if kind is _JUNK:
@@ -142,6 +164,8 @@ def _add_names(
     elif kind[2] not in file_types.IMAGE_EXTENSIONS:
         if kind[2] in MAP_EXTENSIONS:
             name_groups.map_files += indexes
+        elif kind[2] not in file_types.SIDE_EXTENSIONS:
+            unread.setdefault(kind, []).extend(indexes)
         name_groups.other[kind[2]] += len(indexes)
     else:
         name_groups.group[indexes] = kinds.setdefault(kind, len(kinds))
@@ -172,19 +196,33 @@ def parse_folder(path: str, shared_folders: int) -> Folder:
     )
 
 
-def _merge_kinds(name_groups: NameGroups, kinds: list[_Kind], bounds: list[str]) -> NameGroups:
+def parse_group(path: str, stem: Words, extension: str, shared_path: str) -> Group:
+    """Return the group of a file.
+
+    Args:
+        path: Its folder.
+        stem: Role words of its stem.
+        extension: Its extension in lower case.
+        shared_path: ``NameGroups.shared_path``; only what ``path`` shares with it is left out.
+    """
+    both = common_folders([path, shared_path]) if shared_path else 0
+    folder = parse_folder(path, both)
+    return Group(outline=folder.outline, folders=folder.words, stem=stem, extension=extension)
+
+
+def _merge_kinds(name_groups: NameGroups, kinds: list[_Kind], bounds: list[str]) -> None:
     """Merge kinds whose folders differ only in numbers into one group."""
     # Folders that the first and the last name share, all names between them share.
-    name_groups.shared_folders = common_folders([name.rpartition("/")[0] for name in bounds])
+    paths = [name.rpartition("/")[0] for name in bounds]
+    shared = common_folders(paths)
+    name_groups.shared_path = "/".join(paths[0].split("/")[:shared]) if shared else ""
     groups: dict[Group, int] = {}
     place = []
     for path, stem, extension in kinds:
-        folder = parse_folder(path, name_groups.shared_folders)
-        group = Group(outline=folder.outline, folders=folder.words, stem=stem, extension=extension)
+        group = parse_group(path, stem, extension, name_groups.shared_path)
         place.append(groups.setdefault(group, len(groups)))
     order = sorted(groups, key=lambda group: (group.outline, group.stem, group.extension))
     rank = {groups[group]: new for new, group in enumerate(order)}
     table = np.array([rank[old] for old in place] + [_NO_GROUP], np.int32)
     name_groups.group = table[name_groups.group]
     name_groups.groups = order
-    return name_groups

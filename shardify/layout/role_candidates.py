@@ -132,7 +132,7 @@ class FileClass:
         if target or words["label"]:
             against = self._against_words_cost(role)
             return min(0.6, against) if words["fg_bg"] and against < _EXCLUDED else against
-        if words["fg_bg"] or words["picture"]:
+        if words["fg_bg"] or (words["picture"] and not words["fg"]):
             return eye
         if words["bg"] or words["fg"] or words["cutout"] or words["validity"]:
             return self._against_words_cost(role)
@@ -288,6 +288,9 @@ def _build_classes(
     in_all_folders = _shared_words([each.words for each, _ in classes if 1000 * each.files >= most])
     for each, stem_words in classes:
         each.words = each.words - in_all_folders + (stem_words - in_all_stems)
+        if each.words["fg"] and each.words["mask"] and not each.words["fg_bg"]:
+            # Masks in a folder of foregrounds: those of the cut-outs.
+            each.words["cutout"] += each.words.pop("mask")
     return sorted((each for each, _ in classes), key=lambda each: (-each.files, each.name))
 
 

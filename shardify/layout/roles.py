@@ -17,8 +17,18 @@ from shardify.layout.name_groups import NameGroups
 from shardify.layout.pixel_kinds import KINDS, kind_of_files
 from shardify.layout.role_candidates import Candidate, FileClass, candidates, file_classes
 from shardify.layout.sample_table import SampleTable, join_by_name
+from shardify.layout.starter_layout import starter_layout
+from shardify.layout.unread_files import Refused, claimed_role, unread_message
 
-__all__ = ["VALIDITY_MASKS", "Assignment", "assign_roles", "count_ignored", "count_validity_masks"]
+__all__ = [
+    "VALIDITY_MASKS",
+    "Assignment",
+    "assign_roles",
+    "count_ignored",
+    "count_validity_masks",
+    "list_unused",
+    "role_warnings",
+]
 
 VALIDITY_MASKS = "validity masks of depth"
 """Key of their count among the ignored files."""
@@ -37,6 +47,9 @@ _MAX_STRAY_SHARE = 0.1
 
 _MAX_JOINED = 12
 """Number of assignments whose files are joined."""
+
+_MAX_UNUSED_FOLDERS = 10
+"""Number of folders of unused images that are recorded."""
 
 _MAX_SHOWN_CLASSES = 3
 """Number of classes that a message lists."""
@@ -76,7 +89,10 @@ class _JoinedCandidate:
 
 
 def assign_roles(
-    name_groups: NameGroups, where: str, read: Callable[[int], bytes] | None = None
+    name_groups: NameGroups,
+    where: str,
+    read: Callable[[int], bytes] | None = None,
+    refused: Refused = (),
 ) -> Assignment:
     """Return the role of each group.
 
@@ -84,12 +100,15 @@ def assign_roles(
         name_groups: The names in groups.
         where: Name of the source in errors.
         read: Returns a file's bytes; without it role words alone decide.
+        refused: Entries that the catalog refused.
 
     Raises:
-        LayoutError: There is no image, a needed role is missing, or two assignments are about as
-            good.
+        LayoutError: There is no image, a needed role is missing, the files of a role cannot be
+            read, or two assignments are about as good.
     """
     if not name_groups.groups:
+        if unread := unread_message(name_groups, refused):
+            raise LayoutError(f"{where}: {unread}")
         kinds = name_groups.other.most_common(3)
         counts = ", ".join(f"{count} {kind or 'without extension'}" for kind, count in kinds)
         raise LayoutError(
@@ -105,10 +124,21 @@ def assign_roles(
     if rivals and read is not None:
         _inspect_pixels(name_groups, partitions, read, _FILES_PER_CLASS_IF_UNCLEAR)
         best, rivals = _find_best(name_groups, candidates(partitions), joined)
+    unread = unread_message(
+        name_groups, refused, best.roles if best else (), best.table if best else None
+    )
+    if unread:
+        raise LayoutError(f"{where}: {unread}")
     if best is None:
-        raise LayoutError(f"{where}: {_no_assignment_message(partitions[0])}")
+        raise LayoutError(
+            f"{where}: {_no_assignment_message(partitions[0])}",
+            layout_file=starter_layout(partitions[0], [_likeliest_role(e) for e in partitions[0]]),
+        )
     if "mask" not in best.roles and _may_be_masks(best.candidate):
-        raise LayoutError(f"{where}: {_no_masks_message(best.candidate.classes)}")
+        raise LayoutError(
+            f"{where}: {_no_masks_message(best.candidate.classes)}",
+            layout_file=starter_layout(best.candidate.classes, best.candidate.roles),
+        )
     if duplicates := best.candidate.duplicate_claim():
         role, *both = duplicates
         shown = " and ".join(f"{each.name} ({_describe_files(each)})" for each in both)
@@ -240,6 +270,39 @@ def count_ignored(name_groups: NameGroups, role_of_group: Sequence[str | None]) 
     for extension, count in sorted(name_groups.other.items()):
         left[f".{extension}" if extension else "without extension"] = count
     return {what: count for what, count in left.items() if count}
+
+
+def list_unused(name_groups: NameGroups, role_of_group: Sequence[str | None]) -> dict[str, int]:
+    """Return folders and extensions of images without a role -> number of files; largest first."""
+    files: Counter[str] = Counter()
+    pairs = zip(name_groups.groups, name_groups.counts(), role_of_group, strict=True)
+    for group, count, role in pairs:
+        if role is None:
+            files[f"{group.outline}/*.{group.extension}".lstrip("/")] += count
+    return dict(files.most_common(_MAX_UNUSED_FOLDERS))
+
+
+def role_warnings(name_groups: NameGroups, role_of_group: Sequence[str | None]) -> list[str]:
+    """Return a warning for each missing role for which unused files are named."""
+    warnings = []
+    for role in ("mask", "depth"):
+        files: Counter[str] = Counter()
+        pairs = zip(name_groups.groups, name_groups.counts(), role_of_group, strict=True)
+        for group, count, own in pairs if role not in role_of_group else ():
+            words = {*group.stem, *(word for folder in group.folders for word in folder)}
+            if own is None and (
+                claimed_role(group) == role
+                or ("other" in words and role == "mask")
+                or ("eye" in words and role in words)
+            ):
+                files[f"{group.outline}/*.{group.extension}".lstrip("/")] += count
+        if files:
+            where = ", ".join(outline for outline, _ in files.most_common(3))
+            warnings.append(
+                f"no sample has a {role}: {files.total()} files that may be {role}s are not used "
+                f"({where}); name them in a layout file (--layout) if they are"
+            )
+    return warnings
 
 
 def count_validity_masks(name_groups: NameGroups, role_of_group: Sequence[str | None]) -> int:

@@ -1,11 +1,15 @@
 """Join the files of each sample into one row of a table, by their names.
 
 Files are never paired by position. A file whose name matches no other gets a row of its own.
+Several masks of one picture (``x_mask``, ``x_mask_1``; a folder of masks) are united if each surely
+belongs to it; otherwise they claim one place, and the sample is not complete.
 """
 
+import re
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +25,16 @@ from shardify.layout.name_patterns import (
     find_key_pattern,
 )
 
-__all__ = ["RULES", "SampleTable", "build_table", "join_by_name"]
+__all__ = [
+    "BY_FOLDER",
+    "BY_NAME_START",
+    "RULES",
+    "SampleTable",
+    "build_table",
+    "end_after",
+    "join_by_name",
+    "unite_claimed_masks",
+]
 
 IntArray = npt.NDArray[np.int32]
 
@@ -35,8 +48,6 @@ _NO_ROLE = -1
 
 _MOST_OUTLINES = 1000
 """Of more outlines than this no rule is ruled out beforehand."""
-
-_ANY_DIGIT = bytes.maketrans(b"123456789", b"000000000")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +64,9 @@ class SampleTable:
 
     warnings: tuple[str, ...] = ()
     """Warnings for the user about the join."""
+
+    united: dict[int, list[int]] = field(default_factory=dict)
+    """Index of a mask -> indexes of the other masks of its sample, which are united with it."""
 
     @property
     def rows(self) -> int:
@@ -74,7 +88,7 @@ class SampleTable:
 
 
 def join_by_name(name_groups: NameGroups, role_of_group: Sequence[str | None]) -> SampleTable:
-    """Join files by the first of ``RULES`` that completes nearly all samples.
+    """Join files by the first of ``RULES`` that completes nearly all samples, and unite masks.
 
     Args:
         name_groups: The names in groups.
@@ -91,14 +105,26 @@ def join_by_name(name_groups: NameGroups, role_of_group: Sequence[str | None]) -
     role_codes = np.where(name_groups.group >= 0, code[name_groups.group], np.int8(_NO_ROLE))
     most_files = int(np.bincount(role_codes[role_codes >= 0]).max())
     best: SampleTable | None = None
+    most_complete = -1
+    composites = roles.index("fg_bg") if "fg_bg" in roles else _NO_ROLE
     for rule in RULES:
-        if not _can_match(name_groups, role_codes, rule, len(roles)):
+        if not _can_match(name_groups, role_codes, rule, roles):
+            continue
+        if rule in _LOOSE_RULES and 2 * most_complete > most_files:
             continue
         limit = _MAX_ROWS_PER_FILE * most_files + 1000
-        table = _tabulate_batches(_key_batches(name_groups, role_codes, rule), roles, rule, limit)
-        if table and (best is None or table.complete_count > best.complete_count):
-            best = table
-        if table and table.complete_count >= _MIN_COMPLETE_SHARE * table.rows:
+        batches = _batches(name_groups, role_codes, rule, composites)
+        table = _tabulate_batches(batches, roles, rule, limit)
+        if table is None:
+            continue
+        # A picture that a further mask leaves in doubt is joined all the same.
+        complete = table.complete_count
+        if {"mask", "fg_bg"} <= set(roles):
+            _unite_masks(name_groups, role_codes, table)
+            complete = max(complete, table.complete_count)
+        if complete > most_complete:
+            best, most_complete = table, complete
+        if complete >= _MIN_COMPLETE_SHARE * table.rows:
             break
     best = best or _tabulate_batches(
         _key_batches(name_groups, role_codes, RULES[0]), roles, RULES[0], np.inf
@@ -158,22 +184,239 @@ def _name_key(folder: Folder, stem: str) -> str:  # noqa: ARG001
 
 
 def _numbers_key(folder: Folder, stem: str) -> str:  # noqa: ARG001
-    return "_".join(map(str, filenames.numbers(stem))) or stem
+    return "_".join(filenames.number_words(stem)) or stem
 
 
 def _last_number_key(folder: Folder, stem: str) -> str:  # noqa: ARG001
-    return str(values[-1]) if (values := filenames.numbers(stem)) else stem
+    return values[-1] if (values := filenames.number_words(stem)) else stem
 
 
+def _batches(
+    name_groups: NameGroups, role_codes: npt.NDArray[np.int8], rule: str, composites: int
+) -> Iterator[tuple[IntArray, int, list[str]]]:
+    """Yield what ``_key_batches`` does, with the keys of a rule that looks at all files of a role.
+
+    Args:
+        name_groups: The names in groups.
+        role_codes: (N,) role of each name.
+        rule: One of ``RULES``.
+        composites: Number of the role of composites.
+    """
+    batches = _key_batches(name_groups, role_codes, rule)
+    if rule == _CONSTANT_END:
+        cut = _constant_ends(batches)
+        for indexes, code, keys in _key_batches(name_groups, role_codes, rule):
+            yield indexes, code, [key[: len(key) - cut[code]] or key for key in keys]
+        return
+    if rule not in (*BY_NAME_START, BY_FOLDER[1]):
+        yield from batches
+        return
+    by_folder = rule == BY_FOLDER[1]
+    of_pictures = _key_batches(
+        name_groups,
+        np.where(role_codes == composites, role_codes, np.int8(_NO_ROLE)),
+        "same name" if by_folder else rule,
+    )
+    pictures = {key for _, _, keys in of_pictures for key in keys}
+    for indexes, code, keys in batches:
+        if by_folder:
+            parted = (key.rpartition("/") for key in keys)
+            yield (
+                indexes,
+                code,
+                [
+                    folder if code != composites and folder in pictures else stem
+                    for folder, _, stem in parted
+                ],
+            )
+        elif code == composites:
+            yield indexes, code, keys
+        else:
+            yield indexes, code, [_longest_start(key, pictures) or key for key in keys]
+
+
+_MIN_FILES_OF_CONSTANT_NUMBER = 8
+"""Of fewer files a number at the end may be equal by chance."""
+
+
+def _constant_ends(batches: Iterable[tuple[IntArray, int, list[str]]]) -> dict[int, int]:
+    """Return role -> length of the words that all its keys end in, such as ``-dpt_large_512``.
+
+    A number alone counts if no other role has another one there: it may tell samples apart.
+    """
+    ends: dict[int, str] = {}
+    files: Counter[int] = Counter()
+    for _, code, keys in batches:
+        backwards = [key[::-1] for key in keys] + ([ends[code]] if code in ends else [])
+        low, high = min(backwards), max(backwards)
+        pairs = enumerate(zip(low, high, strict=False))
+        ends[code] = low[: next((place for place, (a, b) in pairs if a != b), len(low))]
+        files[code] += len(keys)
+    # What of a common end is not a whole part of the name does not count.
+    whole = {code: _WORD_END.sub("", end[::-1], count=1) for code, end in ends.items()}
+    bare = {end for end in whole.values() if end and not _HAS_LETTER.search(end)}
+    least = {code: 2 if end not in bare else _MIN_FILES_OF_CONSTANT_NUMBER
+             for code, end in whole.items()}  # fmt: skip
+    return {
+        code: len(end) if files[code] >= least[code] and not (end in bare and len(bare) > 1) else 0
+        for code, end in whole.items()
+    }
+
+
+def _longest_start(key: str, keys: set[str]) -> str:
+    """Return the longest of ``keys`` that ``key`` is or begins with; empty without one."""
+    if key in keys:
+        return key
+    return next((start for start in _starts(key) if start in keys), "")
+
+
+def _starts(key: str) -> list[str]:
+    """Return the parts of a key before each of its separators, the longest first."""
+    return [key[: match.start()] for match in _SEPARATOR.finditer(key)][::-1]
+
+
+def _unite_masks(
+    name_groups: NameGroups, role_codes: npt.NDArray[np.int8], table: SampleTable
+) -> None:
+    """Unite the masks of each picture that has several; if in doubt, they claim one place.
+
+    A mask of no picture whose name continues that of one (``x_mask_1`` beside ``x_mask``) is a
+    further mask of that picture.
+    """
+    names, masks, fronts = name_groups.names, table.members["mask"], table.members["fg_bg"]
+    several = {
+        row: indexes
+        for (row, role), indexes in table.claims.items()
+        if role == "mask" and fronts[row] >= 0
+    }
+    if table.rule not in (*BY_NAME_START, *BY_FOLDER):
+        for index, row, front in _continued_pictures(name_groups, role_codes, table):
+            several.setdefault(front, [int(masks[front])]).append(index)
+            masks[row] = -1
+    for row, indexes in several.items():
+        indexes.sort(key=names.__getitem__)
+        if _belong_together(names[int(fronts[row])], [names[i] for i in indexes], table.rule):
+            masks[row] = indexes[0]
+            table.united[indexes[0]] = indexes[1:]
+            table.claims.pop((row, "mask"), None)
+        else:
+            masks[row] = -2
+            table.claims[row, "mask"] = indexes
+
+
+def end_after(picture: str, mask: str) -> str | None:
+    """Return what follows a picture's name in that of its mask; None if it does not begin so."""
+    front, back = filenames.file_stem(picture).lower(), filenames.file_stem(mask).lower()
+    pieces, others = filenames.parse_stem(front).pieces, filenames.parse_stem(back).pieces
+    if not pieces or not others:
+        return None
+    front, back = front[pieces[0].start : pieces[-1].stop], back[others[0].start :]
+    return back[len(front) :] if back.startswith(front) else None
+
+
+def unite_claimed_masks(table: SampleTable, names: Sequence[str]) -> None:
+    """Unite the masks of every picture that has several; changes the table."""
+    for (row, role), indexes in list(table.claims.items()):
+        if role == "mask":
+            first, *more = sorted(indexes, key=names.__getitem__)
+            table.members["mask"][row] = first
+            table.united[first] = more
+            del table.claims[row, role]
+
+
+def _continued_pictures(
+    name_groups: NameGroups, role_codes: npt.NDArray[np.int8], table: SampleTable
+) -> list[tuple[int, int, int]]:
+    """Return masks of no picture whose names continue one: (index, its row, the picture's row)."""
+    names, masks, fronts = name_groups.names, table.members["mask"], table.members["fg_bg"]
+    alone = np.flatnonzero((masks >= 0) & (fronts == -1))
+    if not len(alone):
+        return []
+    rule, taken = table.rule, fronts[(masks != -1) & (fronts >= 0)]
+    pictures: dict[str, int] = {}
+    for indexes, _, keys in _key_batches(name_groups, _only(role_codes, taken), rule):
+        for index, key in zip(indexes.tolist(), keys, strict=True):
+            pictures[key] = -1 if key in pictures else index
+    pairs: dict[int, int] = {}
+    for indexes, _, keys in _key_batches(name_groups, _only(role_codes, masks[alone]), rule):
+        for index, key in zip(indexes.tolist(), keys, strict=True):
+            picture = next((pictures[start] for start in _starts(key) if start in pictures), -1)
+            end = end_after(names[picture], names[index]) if picture >= 0 else ""
+            # x_2_mask is the mask of x_2.
+            if picture >= 0 and not (
+                end is not None and _NUMBER_FIRST.match(end) and _HAS_LETTER.search(end)
+            ):
+                pairs[index] = picture
+    rows = np.flatnonzero(np.isin(fronts, list(pairs.values())))
+    front_rows = dict(zip(fronts[rows].tolist(), rows.tolist(), strict=True))
+    own_rows = dict(zip(masks[alone].tolist(), alone.tolist(), strict=True)) if pairs else {}
+    found = [(index, own_rows[index], front_rows[picture]) for index, picture in pairs.items()]
+    return found
+
+
+def _only(role_codes: npt.NDArray[np.int8], indexes: IntArray) -> npt.NDArray[np.int8]:
+    """Return the codes of some files; -1 for all others."""
+    only = np.full_like(role_codes, _NO_ROLE)
+    only[indexes] = role_codes[indexes]
+    return only
+
+
+_DIGIT = re.compile(r"[0-9]")
+_SEPARATOR = re.compile(r"[\W_]")
+_WORD_END = re.compile(r"^[^\W_]*")
+_NUMBER_FIRST = re.compile(r"[\W_]*\d")
+_ONE_NUMBER = re.compile(r"[\W_]\d+")
+_NUMBERS = re.compile(r"[\W_]*\d+")
+_FIRST_WORD = re.compile(r"[\W_]*([^\W\d_]+)")
+_HAS_LETTER = re.compile(r"[^\W\d_]")
+
+
+def _belong_together(picture: str, masks: Sequence[str], rule: str) -> bool:
+    """Whether several masks surely are parts of one picture's mask."""
+    if len({name.rpartition("/")[0] for name in masks}) > 1:
+        return False
+    if rule in BY_FOLDER:
+        return True
+    ends = [end_after(picture, name) for name in masks]
+    known = [end for end in ends if end is not None]
+    if len(known) < len(ends) or len(set(known)) < len(ends):
+        return False
+    if rule in BY_NAME_START and all(_ONE_NUMBER.fullmatch(end) for end in known):
+        return True
+    words = [_FIRST_WORD.match(end) for end in known]
+    if any(word is None for word in words):
+        return False
+    if len({_NUMBERS.sub("", end) for end in known}) == 1:
+        return True
+    return rule in BY_NAME_START and len({word[1] for word in words if word}) == 1
+
+
+def _whole_folder_key(folder: Folder, stem: str) -> str:
+    # A folder of a split, or of all files, is that of no picture.
+    own = folder.last and not filenames.split_in_path(folder.last)
+    return folder.stripped if own else f"/{stem}"
+
+
+_CONSTANT_END = "same name but for a constant end"
+BY_NAME_START = ("path begins with that of the picture", "name begins with that of the picture")
+BY_FOLDER = ("folder of one picture", "folder named as the picture")
 _KEY_FUNCTIONS: dict[str, Callable[[Folder, str], str]] = {
     "same path": _path_key,
     "same folder and name": _folder_key,
     "same name": _name_key,
+    _CONSTANT_END: _name_key,
+    BY_NAME_START[0]: _path_key,
+    BY_NAME_START[1]: _name_key,
+    BY_FOLDER[0]: _whole_folder_key,
+    BY_FOLDER[1]: _folder_key,
     "same numbers": _numbers_key,
     "same last number": _last_number_key,
 }
 RULES = tuple(_KEY_FUNCTIONS)
 """Joining rules, the strictest first. All compare names without words for roles."""
+
+_LOOSE_RULES = frozenset(RULES[3:8])
+"""Rules that are not tried if a stricter one completes most samples."""
 
 
 def _key_batches(
@@ -221,7 +464,7 @@ _KEY_FOLDERS = {
 
 
 def _can_match(
-    name_groups: NameGroups, role_codes: npt.NDArray[np.int8], rule: str, roles: int
+    name_groups: NameGroups, role_codes: npt.NDArray[np.int8], rule: str, roles: Sequence[str]
 ) -> bool:
     """Return whether names of all roles can have equal keys. Looks at one name an outline.
 
@@ -229,14 +472,29 @@ def _can_match(
     """
     rows, examples = role_codes >= 0, name_groups.patterns.examples
     outlines = name_groups.patterns.outline_index[rows]
-    if rule not in _KEY_FOLDERS or len(examples) > _MOST_OUTLINES or (outlines == UNGROUPED).any():
+    if (
+        rule not in (*_KEY_FOLDERS, *_LOOSE_RULES)
+        or len(examples) > _MOST_OUTLINES
+        or (outlines == UNGROUPED).any()
+    ):
         return True
-    keys: list[set[bytes]] = [set() for _ in range(roles)]
-    for pair in np.flatnonzero(np.bincount(outlines * roles + role_codes[rows])).tolist():
-        path, _, base = examples[pair // roles].rpartition("/")
+    count = len(roles)
+    keys: list[set[str]] = [set() for _ in roles]
+    for pair in np.flatnonzero(np.bincount(outlines * count + role_codes[rows])).tolist():
+        path, _, base = examples[pair // count].rpartition("/")
         stem = filenames.strip_words(base.rpartition(".")[0])
         key = _KEY_FUNCTIONS[rule](parse_folder(path, name_groups.shared_folders), stem)
-        keys[pair % roles].add(key.encode("utf-8", "surrogatepass").translate(_ANY_DIGIT))
+        keys[pair % count].add(_DIGIT.sub("0", key))
+    pictures = keys[roles.index("fg_bg")] if "fg_bg" in roles else set()
+    if rule in BY_NAME_START:
+        return all(any(_longest_start(key, pictures) for key in each) for each in keys)
+    if rule == _CONSTANT_END:
+        return bool(
+            set.intersection(*({_SEPARATOR.split(key)[0] for key in each} for each in keys))
+        )
+    if rule in BY_FOLDER:
+        # Some folder must tell pictures apart.
+        return any(not key.startswith("/") for each in keys for key in each)
     return bool(set.intersection(*keys))
 
 

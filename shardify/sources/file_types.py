@@ -2,7 +2,7 @@
 
 import re
 
-__all__ = ["IMAGE_EXTENSIONS", "MAP_EXTENSIONS", "is_junk", "is_junk_folder"]
+__all__ = ["IMAGE_EXTENSIONS", "MAP_EXTENSIONS", "SIDE_EXTENSIONS", "is_junk", "is_junk_folder"]
 
 
 IMAGE_EXTENSIONS = frozenset(
@@ -13,6 +13,13 @@ IMAGE_EXTENSIONS = frozenset(
 
 MAP_EXTENSIONS = frozenset({"csv", "tsv", "txt"})
 """Lower-case extensions of files that may be maps."""
+
+SIDE_EXTENSIONS = MAP_EXTENSIONS | frozenset(
+    "json jsonl xml yaml yml toml ini cfg conf log md rst tex bib html htm css js py pyc ipynb m r "
+    "sh bat c cpp h java pdf doc docx ppt pptx xls xlsx odt ods rtf url lnk zip tar gz tgz bz2 xz "
+    "7z rar md5 sha1 sha256 db sqlite part tmp bak lock".split()
+)
+"""Lower-case extensions of text, programs and archives, which lie beside pictures."""
 
 _JUNK_FOLDERS = re.compile(r"(?:^|/)(?:__MACOSX|\.[^/]*|@eaDir|\$RECYCLE\.BIN)(?:/|$)")
 _JUNK_FILES = re.compile(

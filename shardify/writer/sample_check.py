@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import compress, count
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from shardify.errors import EntryError, ImageError
@@ -20,6 +21,7 @@ from shardify.images.pixels import (
     refuse_faint,
     same_aspect,
 )
+from shardify.images.png import encode_png
 from shardify.sources.zip_extract import read_payload
 from shardify.storage.readers import ReadHandle
 from shardify.writer.fast_copy import KIND_BY_EXTENSION, FastCopier
@@ -84,6 +86,9 @@ def check_sample(
                 picture,
             )
             picture = picture or original
+            if role == "mask" and number in task.united:
+                data, info, rule = _unite_masks(task, handles, number, (data, info, rule), picture)
+                plane = None
             sample.members.append((role, data, info))
             if plane is not None:
                 sample.pixels[role] = plane
@@ -103,6 +108,42 @@ def check_sample(
         member = names[task.roles.index(role)].decode(errors="replace")
         return [task.keys[number], member, role, str(error)]
     return sample
+
+
+def _unite_masks(
+    task: ShardTask,
+    handles: Sequence[ReadHandle],
+    number: int,
+    first: tuple[bytes, ImageInfo, str],
+    picture: ImageInfo | None,
+) -> tuple[bytes, ImageInfo, str]:
+    """Return the union of all masks of a sample as a PNG, its header and the rule.
+
+    Args:
+        task: Task of the sample.
+        handles: Open handles of the sources.
+        number: Number of the sample in the task.
+        first: Its first mask, checked: payload, header and conversion rule.
+        picture: Header of its picture as it is in the source.
+
+    Raises:
+        EntryError: One of the masks is damaged, or they differ in size.
+    """
+    names, rows = task.united[number]
+    encoding = task.label_encoding
+    # A converted mask is standard already.
+    data, info, rule = first
+    union = pixels(data, info, "mask", STANDARD if rule else encoding)
+    for name, row in zip(names, rows.tolist(), strict=True):
+        data = read_payload(handles[row[0]], name, *row[1:])
+        data, info, rule, *_ = check_image(data, name, "mask", "headers", encoding, picture)
+        plane = pixels(data, info, "mask", STANDARD if rule else encoding)
+        if plane.shape != union.shape:
+            raise EntryError("its masks differ in size, so that they cannot be united")
+        union = np.maximum(union, plane)
+    height, width = union.shape
+    info = ImageInfo("png", width, height, 1, 8)
+    return encode_png(union), info, f"mask: union of {len(names) + 1}"
 
 
 def check_image(

@@ -218,6 +218,7 @@ def _write_samples(
     with OpenSources(task.sources) as handles:
         announce_reads(handles, task.rows, map(task.entry_names, range(len(task.keys))))
         copier = FastCopier(task, handles)
+        copier.exclude(task.united)
         known_stats = measure_samples(task, handles, copier)
         copier.exclude(each for each in compress(count(), task.measured) if each not in known_stats)
         while number < len(task.keys):

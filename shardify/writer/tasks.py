@@ -81,6 +81,9 @@ class ShardTask:
     """``headers``, ``decode`` or ``none``."""
     label_encoding: LabelEncoding
     variants: tuple[Variant, ...]
+    united: dict[int, tuple[list[bytes], NDArray[Any]]] = field(default_factory=dict)
+    """Number of a sample -> names and (n,) ``ENTRY_DTYPE`` rows of its further masks: its mask is
+    the union of all."""
 
     def digest(self) -> str:
         """Return a SHA-256 of all that affects the shard's bytes, to recognise a shard to keep."""
@@ -95,6 +98,8 @@ class ShardTask:
         chosen.update(self.names)
         chosen.update(self.name_ends.tobytes())
         chosen.update(self.rows.tobytes())
+        for number, (names, rows) in sorted(self.united.items()):
+            chosen.update(repr((number, names)).encode() + rows.tobytes())
         return chosen.hexdigest()
 
     def entry_names(self, number: int) -> list[bytes]:

@@ -419,8 +419,12 @@ def test_unequal_counts_are_paired_by_name_and_the_rest_is_named(pool: Pool) -> 
         s.number * 7 for s in pool.samples if s.number % 11 and s.number % 13 and s.number % 17
     }
     assert {int(key) for key in found.keys} == whole
-    assert len(found.rejected) == len(pool.samples) - len(whole)
+    assert len(found.rejected) == sum(
+        s.number % 11 > 0 and s.number * 7 not in whole for s in pool.samples
+    )
     assert all(each.reason.startswith("incomplete: no ") for each in found.rejected)
+    surplus = [(s.number % 13 > 0) + (s.number % 17 > 0) for s in pool.samples if not s.number % 11]
+    assert len(found.unused) == sum(surplus)
     expected = sorted((s.fg_bg, s.mask, s.depth) for s in pool.samples if s.number * 7 in whole)
     assert companions(found, files) == expected
 

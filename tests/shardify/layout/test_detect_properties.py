@@ -35,6 +35,7 @@ def meaning(found: detect.Layout, names: list[str]) -> object:
         [found.background_ids[number] for number in found.background],
         [names[index] for index in found.background_members],
         found.rejected,
+        found.unused,
         found.description,
     )
 
@@ -59,7 +60,7 @@ def test_every_sample_is_kept_whole_or_named_with_a_reason(
     found = detect.detect(names, where="x")
 
     kept = {int(key.rpartition("_")[2]) for key in found.keys}
-    lost = {int(re.findall(r"\d+", each.member)[-1]) for each in found.rejected}
+    lost = {int(re.findall(r"\d+", each.member)[-1]) for each in (*found.rejected, *found.unused)}
     assert kept == {
         n
         for n, roles in files.items()
@@ -67,7 +68,14 @@ def test_every_sample_is_kept_whole_or_named_with_a_reason(
     }
     assert kept | lost == set(files)
     assert not kept & lost
-    assert len(found.rejected) == len(lost)
+    assert len(found.rejected) == len({n for n in lost if "fg_bg" in files[n]})
+    assert {names.index(each.member) for each in found.unused} == {
+        names.index(name_of(role, n, extension))
+        for n, roles in files.items()
+        if "fg_bg" not in roles
+        for role in roles
+        for extension in ("png", *(["bmp"] if (n, role) in doubled else []))
+    }
     assert len(set(found.keys)) == len(found.keys)
     for row, key in enumerate(found.keys):
         number = int(key.rpartition("_")[2])
