@@ -15,6 +15,9 @@ A layout file is TOML::
     number = 'bg'        # the group that holds the sample's number
     check = true         # check it by pixels
 
+    [mask]               # if the masks' values do not tell it
+    object = 15          # the object's value; or threshold, nonzero or alpha
+
     [depth]              # what the values of depth maps mean, where the source does not tell
     scale = 256          # 16-bit steps to a unit; floating-point values are multiplied by it
     unit = 'm'
@@ -89,6 +92,8 @@ class Rules:
     """Name of the map."""
     join: str = "names"
     """``names`` or ``map``."""
+    mask: str | None = None
+    """Rule of the masks, see ``images.mask_values``; None to tell it from their values."""
     rows: Sequence[Row] | None = None
     """Rows of the map, if it is beside the layout file."""
     depth: DepthEncoding | None = None
@@ -136,11 +141,11 @@ def parse(text: str, *, where: str) -> Rules:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise LayoutError(f"{where}: not TOML ({error}); expected a layout file") from error
-    unknown = set(table) - {"roles", "background", "map", "join", "depth", "exif"}
+    unknown = set(table) - {"roles", "background", "mask", "map", "join", "depth", "exif"}
     if unknown:
         raise LayoutError(
             f"{where}: {min(unknown)} means nothing; expected join, map, exif, [roles], "
-            "[background], [depth]"
+            "[background], [mask], [depth]"
         )
     patterns = _parse_patterns(table.get("roles"), where)
     settings = _parse_background(
@@ -161,6 +166,7 @@ def parse(text: str, *, where: str) -> Rules:
         check=check,
         map=file,
         join=join,
+        mask=_parse_mask(table["mask"], where) if "mask" in table else None,
         depth=_parse_depth(table["depth"], where) if "depth" in table else None,
         exif=exif,
     )
@@ -300,6 +306,19 @@ def _parse_patterns(roles: object, where: str) -> dict[str, tuple[re.Pattern[str
             f"or depth or both"
         )
     return patterns
+
+
+def _parse_mask(mask: object, where: str) -> str:
+    """Return the rule of the masks, as ``images.mask_values`` names it."""
+    value = mask.get("object") if isinstance(mask, dict) and len(mask) == 1 else None
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return f"level {value}"
+    if isinstance(value, str) and value in ("threshold", "nonzero", "alpha"):
+        return value
+    raise LayoutError(
+        f"{where}: [mask] {mask!r} is not understood; expected object = the value of the object in "
+        "the masks, or 'threshold', 'nonzero' or 'alpha'"
+    )
 
 
 def _parse_background(background: object, where: str) -> dict[str, str | int]:

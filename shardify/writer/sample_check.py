@@ -12,14 +12,7 @@ from shardify.images.channel_stats import fast_stats, measure
 from shardify.images.formats import NEW_PICTURE_KINDS
 from shardify.images.orientation import label_orientation
 from shardify.images.parser import ImageInfo, parse
-from shardify.images.pixels import (
-    STANDARD,
-    LabelEncoding,
-    normalize,
-    pixels,
-    refuse_faint,
-    same_aspect,
-)
+from shardify.images.pixels import LabelEncoding, Normalized, normalize, pixels, same_aspect
 from shardify.sources.zip_extract import read_payload
 from shardify.storage.readers import ReadHandle
 from shardify.writer.fast_copy import KIND_BY_EXTENSION, FastCopier
@@ -47,7 +40,7 @@ class CheckedSample:
     rules: list[str]
     """Conversion rules that changed an image."""
     pixels: dict[str, NDArray[Any]]
-    """role -> pixels of each image that was decoded; of all if a variant re-encodes."""
+    """role -> pixels of each image that was converted, re-encoded or verified by decoding."""
     stats: list[ChannelStats]
     """Statistics of each role if the sample is measured, else empty."""
 
@@ -95,10 +88,13 @@ def check_sample(
         for role, data, info in sample.members if new or not unchanged else ():
             plane = sample.pixels.get(role)
             if plane is None and not unchanged:
-                # A converted mask already holds 0 and 255 only.
-                plane = sample.pixels[role] = pixels(data, info, role, STANDARD)
+                plane = sample.pixels[role] = pixels(data, info, role, task.label_encoding)
             if new:
-                stats.append(fast_stats(data, info, role) if plane is None else measure(plane))
+                stats.append(
+                    fast_stats(data, info, role, task.label_encoding)
+                    if plane is None
+                    else measure(plane)
+                )
     except EntryError as error:
         member = names[task.roles.index(role)].decode(errors="replace")
         return [task.keys[number], member, role, str(error)]
@@ -112,8 +108,10 @@ def check_image(
     verify: str,
     label_encoding: LabelEncoding,
     picture: ImageInfo | None = None,
-) -> tuple[bytes, ImageInfo, str, NDArray[Any] | None, ImageInfo]:
+) -> Normalized:
     """Check one payload as ``--verify`` requests, and convert it if its encoding is not standard.
+
+    With ``none``, the kind of a JPEG or PNG is taken from its name and its size is 0.
 
     Args:
         data: The payload.
@@ -123,31 +121,20 @@ def check_image(
         label_encoding: What the values of the data set mean.
         picture: Header of the sample's picture as it is in the source, if this is a label of it.
 
-    Returns:
-        The payload, its image header, the conversion rule that changed it (or an empty string),
-        its pixels if they were decoded and need no conversion, and its header in the source. With
-        ``none``, the kind of a JPEG or PNG is taken from its name and its size is 0.
-
     Raises:
-        EntryError: It is not a complete image.
+        EntryError: It is not a complete image, or not one that fits its role.
     """
     if verify == "none" and not label_encoding.needs_values:
         kind = KIND_BY_EXTENSION.get(name.rpartition(b".")[2].lower())
         if kind:
             info = ImageInfo(kind, 0, 0, 0, 0)
-            return data, info, "", None, info
+            return Normalized(data, info, "", None, info)
     original = parse_named(data, name)
-    if verify == "decode" and role == "mask":
-        refuse_faint(data, original, label_encoding)
     turned = 1
     if picture is not None and picture.orientation != 1:
         frame = dict(label_encoding.exif).get(role, "")
         turned = label_orientation(original, picture, frame)
-    data, info, rule = normalize(data, original, role, label_encoding, turned)
-    plane = None
-    if verify == "decode" and not rule:
-        plane = pixels(data, info, role, label_encoding)
-    return data, info, rule, plane, original
+    return normalize(data, original, role, label_encoding, turned, decode=verify == "decode")
 
 
 def parse_named(data: bytes, name: bytes) -> ImageInfo:
