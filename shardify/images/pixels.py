@@ -222,7 +222,8 @@ def read_mask(data: bytes, picture: ImageInfo, rule: str = "") -> Mask:
     """
     if picture.kind in ARRAY_KINDS or (picture.bits == 16 and picture.channels == 3):
         plane = values_of(data, picture, "mask")
-        if plane.ndim == 3 and (plane == plane[..., :1]).all():
+        gray = plane.ndim == 3 and bool((plane == plane[..., :1]).all())
+        if gray and (plane.shape[2] == 1 or picture.kind not in ARRAY_KINDS):
             plane = plane[..., 0]
         if plane.ndim != 2:
             raise ImageError(f"an array of {plane.dtype} and shape {plane.shape}, which is no mask")

@@ -142,7 +142,7 @@ MATTE = np.clip(255 - (DISTANCE - 8) * 9, 0, 255).astype(np.uint8)
 )
 def test_what_is_no_binary_mask_is_described(data: bytes, problem: str) -> None:
     assert re.search(problem, reading(data).problem)
-    if parse(data)[-1] or parse(data).bits != 8:
+    if parse(data).trait or parse(data).bits != 8:
         with pytest.raises(ImageError, match=problem):
             normalize(data, parse(data), "mask", STANDARD)
 

@@ -39,7 +39,7 @@ def npy(array: np.ndarray) -> bytes:
 def settled(
     data: bytes, role: str, meaning: LabelEncoding = STANDARD
 ) -> tuple[np.ndarray, ImageInfo, str]:
-    stored, picture, rule, plane = normalize(data, parse(data), role, meaning)
+    stored, picture, rule, plane, _ = normalize(data, parse(data), role, meaning)
     again = parse(stored)
     assert again._replace(trait="") == picture._replace(trait="")
     found = pixels(stored, again, role, STANDARD)
@@ -61,7 +61,7 @@ def settled(
     ],
 )
 def test_what_is_plain_is_kept_byte_for_byte(data: bytes, role: str) -> None:
-    stored, picture, rule, plane = normalize(data, parse(data), role, STANDARD)
+    stored, picture, rule, plane, _ = normalize(data, parse(data), role, STANDARD)
     assert plane is None
     assert stored is data
     assert picture == parse(data)
