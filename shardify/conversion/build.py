@@ -240,12 +240,13 @@ def _convert(
 
 
 def _prepare_inputs(plan: BuildPlan, out: PathOrUrl) -> BuildInputs:
-    label_encoding = detect_encoding(plan)
+    label_encoding, mask_values = detect_encoding(plan)
     plan, background_tars = write_backgrounds(plan, out, plan.options.variants(), label_encoding)
     shard_plans = [shard_plan for split in ("train", "val") for shard_plan in plan.shards[split]]
     return BuildInputs(
         plan=plan,
         label_encoding=label_encoding,
+        mask_values=mask_values,
         background_tars=background_tars,
         shard_plans=shard_plans,
     )

@@ -1,91 +1,116 @@
-"""Detect how the masks of a source encode their values, from a few samples."""
+"""Detect how the masks of a source encode their values, from some of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shardify.conversion.survey import BuildPlan
 from shardify.errors import BuildError, EntryError, ImageError
-from shardify.images.parser import MASK_THRESHOLD, parse
-from shardify.images.pixels import LabelEncoding, levels_of
+from shardify.images.mask_values import Mask, Reading, choose_rule, read_values
+from shardify.images.parser import parse
+from shardify.images.pixels import STANDARD, LabelEncoding, is_standard, read_mask
 from shardify.sources.catalog import OpenSources, entry_reader
+from shardify.storage.readers import ObjectReader
 
-__all__ = ["choose_label_encoding", "detect_label_encoding"]
+__all__ = ["detect_label_encoding"]
 
-_MAX_SAMPLES_READ = 16
+_MAX_MASKS_READ = 128
+"""Standard masks are copied without being decoded, so a faulty one shows only here, among the
+samples measured for the statistics, and under ``--verify decode``."""
 
-_MAX_LEVELS_IN_ERROR = 8
+_MAX_REMOTE_MASKS_READ = 32
+"""The same for object stores, where each takes a request."""
+
+_MAX_VALUES_RECORDED = 8
+
+_REMEDY = (
+    "masks with an object and a background are expected; convert them, or say what is the object "
+    "in a layout file, as [mask] object = {example} (see docs/layouts.md), and pass it by --layout"
+)
 
 
-def detect_label_encoding(plan: BuildPlan) -> LabelEncoding:
-    """Read a few masks, and return the encoding of all of them.
+def detect_label_encoding(plan: BuildPlan) -> tuple[LabelEncoding, dict[str, Any]]:
+    """Read some masks, and return the encoding of all of them.
+
+    Returns:
+        The encoding, and what was seen of the masks, for the manifest.
 
     Raises:
-        BuildError: The masks use several encodings, or an unknown one.
+        BuildError: The masks use several encodings or an unknown one, or none shows an object.
     """
     layout, catalog = plan.layout, plan.catalog
-    rows = np.flatnonzero(plan.usable)
-    rows = rows[:: max(1, len(rows) // _MAX_SAMPLES_READ)][:_MAX_SAMPLES_READ]
-    levels: list[NDArray[Any]] = []
-    names: list[str] = []
+    if "mask" not in layout.members:
+        return STANDARD, {}
     with OpenSources([each.path for each in catalog.sources]) as descriptors:
-        read = entry_reader(catalog, descriptors)
-        for entry in layout.members["mask"][rows].tolist() if "mask" in layout.members else ():
-            try:
-                data = read(entry)
-                levels.append(levels_of(data, parse(data)))
-                names.append(catalog.names[entry])
-            except EntryError:
-                continue  # The worker that reads it reports it.
+        remote = any(isinstance(each, ObjectReader) for each in descriptors)
+        wanted = _MAX_REMOTE_MASKS_READ if remote else _MAX_MASKS_READ
+        return _mask_rule(plan, entry_reader(catalog, descriptors), wanted)
+
+
+def _mask_rule(
+    plan: BuildPlan, read: Callable[[int], bytes], wanted: int
+) -> tuple[LabelEncoding, dict[str, Any]]:
+    """Return the encoding of the masks, and what was seen of ``wanted`` of them."""
+    readings: list[Reading] = []
+    names: list[str] = []
+    kinds: set[str] = set()
+    count, standard = 0, True
+    given = plan.mask_rule or ""
+    for count, (entry, mask, plain) in enumerate(_read_masks(plan, read, given, wanted), 1):
+        reading = read_values(mask)
+        kinds.add(reading.kind)
+        standard = standard and plain
+        # If all are empty, or all are full, the others are read until one is not.
+        proven = bool(given) or kinds not in ({"empty"}, {"full"})
+        if count <= wanted or proven:
+            readings.append(reading)
+            names.append(plan.catalog.names[entry])
+        if count >= wanted and proven:
+            break
+    if not given and kinds in ({"empty"}, {"full"}):
+        what = "empty" if kinds == {"empty"} else f"full: one value ({readings[0].top}) fills each"
+        raise BuildError(
+            f"{plan.where}: all {count} masks are {what} (as {names[0]}); expected objects on a "
+            "background; correct the masks, or pass a layout file without them"
+        )
+    rule, odd = given, False
     try:
-        return choose_label_encoding(levels, names)
+        if not given:
+            rule, odd = choose_rule(readings, names)
     except ImageError as error:
-        raise BuildError(f"{plan.where}: {error}; convert the masks first") from error
+        example = next((each.top for each in readings if each.top), 1)
+        raise BuildError(f"{plan.where}: {error}; {_REMEDY.format(example=example)}") from error
+    seen = {
+        "rule": "given by the layout file" if given else "from the values",
+        "read": count,
+        "empty": sum(each.kind == "empty" for each in readings),
+        "unfit": 0 if given else sum(bool(each.problem) for each in readings),
+        "object_values": sorted({each.top for each in readings if each.top})[:_MAX_VALUES_RECORDED],
+        "form": sorted({each.form for each in readings}),
+    }
+    checked = odd or not standard
+    return LabelEncoding(mask=rule, mask_given=bool(given), check_masks=checked), seen
 
 
-def choose_label_encoding(masks: list[NDArray[Any]], names: Sequence[str] = ()) -> LabelEncoding:
-    """Choose the encoding of a data set from the values in some of its images.
-
-    Args:
-        masks: The values found in each of some masks.
-        names: Names of the masks, for error messages; may be empty.
-
-    Raises:
-        ImageError: The values of the masks fit no known encoding, or not the same one.
-    """
-    values = sorted({float(level) for levels in masks for level in levels})
-    mask = "threshold"
-    if values and values[-1] < MASK_THRESHOLD and values != [0.0]:
-        if set(values) <= {1.0, 2.0, 3.0} and len(values) > 1:
-            mask = "trimap"
-        elif len(set(values) | {0.0}) == 2:
-            mask = f"level {values[-1]:g}"
-        else:
-            shown = ", ".join(f"{level:g}" for level in values[:_MAX_LEVELS_IN_ERROR])
-            shown += " ..." if len(values) > _MAX_LEVELS_IN_ERROR else ""
-            raise ImageError(
-                f"masks hold the values {shown}; "
-                f"expected 0 and one other, 1/2/3, or gray of which {MASK_THRESHOLD} and more is "
-                "object"
-            )
-    if mask == "threshold":
-        _refuse_mixed([float(levels[-1]) for levels in masks if len(levels)], names)
-    return LabelEncoding(mask)
+def _read_masks(
+    plan: BuildPlan, read: Callable[[int], bytes], rule: str, wanted: int
+) -> Iterator[tuple[int, Mask, bool]]:
+    """Yield the entry, the mask, and whether it is a standard picture, of each readable mask."""
+    for entry in _spread_entries(plan, wanted):
+        try:
+            data = read(entry)
+            picture = parse(data)
+            yield entry, read_mask(data, picture, rule), is_standard(picture, "mask", STANDARD)
+        except EntryError:
+            continue  # The worker that reads it reports it.
 
 
-def _refuse_mixed(peaks: list[float], names: Sequence[str]) -> None:
-    """Raise ImageError if some masks would be empty under the threshold that fits the others."""
-    faint = [place for place, peak in enumerate(peaks) if 0 < peak < MASK_THRESHOLD]
-    if faint:
-        highest = max(range(len(peaks)), key=peaks.__getitem__)
-        low_example, high_example = (
-            f"{names[place]} to {peaks[place]:g}" if names else f"one to {peaks[place]:g}"
-            for place in (faint[0], highest)
-        )
-        raise ImageError(
-            f"masks of mixed meaning: values go up in {low_example}, in {high_example} "
-            f"({len(faint)} of {len(peaks)} looked at stay below {MASK_THRESHOLD}, from which on a "
-            "pixel is object); expected one meaning for all"
-        )
+def _spread_entries(plan: BuildPlan, first: int) -> list[int]:
+    """Return the entries of the masks, ``first`` evenly spaced ones before the others."""
+    rows = np.flatnonzero(plan.usable)
+    chosen = np.zeros(len(rows), np.bool_)
+    chosen[np.linspace(0, len(rows) - 1, min(first, len(rows))).astype(np.int64)] = True
+    entries = plan.layout.members["mask"]
+    ordered: list[int] = np.concatenate([entries[rows[chosen]], entries[rows[~chosen]]]).tolist()
+    return ordered

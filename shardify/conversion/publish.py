@@ -8,6 +8,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from shardify.dataset.manifest import (
 from shardify.errors import BuildError
 from shardify.images.codecs import Variant
 from shardify.images.depth import DepthEncoding
+from shardify.images.mask_values import MISFIT
 from shardify.images.parser import MASK_THRESHOLD
 from shardify.images.pixels import LabelEncoding
 from shardify.layout.detect import Layout, Rejection
@@ -48,6 +50,8 @@ class BuildInputs:
     plan: BuildPlan
     """The plan without samples on bad backgrounds."""
     label_encoding: LabelEncoding
+    mask_values: dict[str, Any]
+    """What was seen of the masks; empty without masks."""
     background_tars: list[BackgroundTar]
     shard_plans: list[ShardPlan]
 
@@ -90,8 +94,17 @@ def publish(
     for record in records:
         rules.update(record.rules)
     layout["digest"] = plan.digest()
-    layout["masks"] = inputs.label_encoding.mask
     layout.update(describe_encoding(inputs.label_encoding))
+    misfits = sum(each.role == "mask" and each.reason.startswith(MISFIT) for each in rejected)
+    if misfits and not inputs.label_encoding.check_masks and plan.options.verify != "decode":
+        warning = (
+            f"{misfits} of the few masks that were decoded do not fit the rule of the others and "
+            "were left out; pass --verify decode to check every mask"
+        )
+        layout["warnings"] = [*cast("list[str]", layout.get("warnings", [])), warning]
+    if inputs.mask_values:
+        layout["masks"] = inputs.label_encoding.mask
+        layout["mask_values"] = inputs.mask_values
     layout["converted"] = dict(sorted(rules.items()))
     manifest = Manifest(
         created_by=f"shardline {version()}",

@@ -41,8 +41,10 @@ _Opened = tuple[str, bytes, ImageInfo]
 """Name, payload and header of a file."""
 
 
-def detect_encoding(plan: BuildPlan) -> LabelEncoding:
+def detect_encoding(plan: BuildPlan) -> tuple[LabelEncoding, dict[str, Any]]:
     """Open a few files of every role, and return what their values mean.
+
+    Also returns what was seen of the masks, for the manifest.
 
     Raises:
         BuildError: No file of a role can be read, or the values of a role fit no rule.
@@ -59,7 +61,7 @@ def detect_encoding(plan: BuildPlan) -> LabelEncoding:
             role: _open_some(plan, role, entries, open_file)
             for role, entries in _entries(plan).items()
         }
-        encoding = detect_label_encoding(plan)
+        encoding, mask_values = detect_label_encoding(plan)
         bits = {
             role: found
             for role in ("bg", "fg_bg")
@@ -76,11 +78,12 @@ def detect_encoding(plan: BuildPlan) -> LabelEncoding:
         frames = dict.fromkeys((role for role in layout.members if role != "fg_bg"), plan.exif)
         if not plan.exif:
             frames = _label_frames(plan, open_file)
-    return encoding._replace(
+    encoding = encoding._replace(
         depth=depth,
         bits=tuple(sorted(bits.items())),
         exif=tuple(sorted((role, frame) for role, frame in frames.items() if frame)),
     )
+    return encoding, mask_values
 
 
 def inspect_source(
@@ -93,9 +96,11 @@ def inspect_source(
     """
     with UnpackCache() as work:
         plan = survey(paths, options, work, check=check)
-        encoding = detect_encoding(plan)
+        encoding, mask_values = detect_encoding(plan)
         found = plan.to_json()
-    found["layout"] |= {"masks": encoding.mask, **describe_encoding(encoding)}
+    if mask_values:
+        found["layout"] |= {"masks": encoding.mask, "mask_values": mask_values}
+    found["layout"] |= describe_encoding(encoding)
     return {**found, "layout_file": plan.layout_file()}
 
 

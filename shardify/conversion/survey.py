@@ -117,6 +117,8 @@ class BuildPlan:
     """What the layout file says of depth maps."""
     exif: str = ""
     """What the layout file says of pictures that EXIF turns: ``stored``, ``turned`` or empty."""
+    mask_rule: str | None = None
+    """Rule of the masks given by a layout file."""
 
     @property
     def bad_share(self) -> float:
@@ -153,15 +155,21 @@ class BuildPlan:
         layout = self.layout
         found = hashlib.sha256("\n".join([*layout.keys, "", *layout.background_ids]).encode())
         found.update(layout.background.astype("<i4").tobytes())
-        if self.depth or self.exif:
-            found.update(repr((self.depth, self.exif)).encode())
+        if self.depth or self.exif or self.mask_rule:
+            found.update(repr((self.depth, self.exif, self.mask_rule)).encode())
         if layout.united:
             found.update(repr(sorted(layout.united.items())).encode())
         return found.hexdigest()
 
     def layout_file(self) -> str:
         """Return the text of a layout file that reproduces this layout."""
-        return to_toml(self.layout, self.catalog.names, exif=self.exif, depth=self.depth)
+        return to_toml(
+            self.layout,
+            self.catalog.names,
+            exif=self.exif,
+            depth=self.depth,
+            mask_rule=self.mask_rule,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that ``inspect --json`` prints."""
@@ -255,6 +263,7 @@ def survey(
         warnings=(*catalog.notes, *repeated.warnings),
         depth=given.depth if given else None,
         exif=given.exif if given else "",
+        mask_rule=given.mask if given else None,
     )
     check_rejected(found)
     return found

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardify.images.parser import MASK_THRESHOLD, ImageInfo, parse
-from shardify.images.pixels import STANDARD, pixels
+from shardify.images.pixels import STORED, pixels
 from shardify.images.png import encode_png
 from shardify.images.raw_pixels import pack_raw, unpack_raw
 
@@ -101,7 +101,7 @@ def cost(plane: NDArray[Any], stored: bytes, picture: ImageInfo, role: str) -> f
     if picture.kind == "raw":
         back = unpack_raw(stored, picture, role)
     else:
-        back = pixels(stored, parse(stored), role, STANDARD)
+        back = pixels(stored, parse(stored), role, STORED)
     if role == "mask":
         one, two = plane >= MASK_THRESHOLD, back >= MASK_THRESHOLD
         union = int((one | two).sum())

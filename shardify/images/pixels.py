@@ -1,13 +1,14 @@
 """Decode pictures of any supported format to the standard pixels of their role.
 
 ``bg`` and ``fg_bg`` become 8-bit RGB, ``depth`` 8-bit or 16-bit gray, ``mask`` 0 or 255.
-``normalize`` keeps payloads that are standard already and converts the others. A picture whose
-encoding is ambiguous raises ImageError.
+``normalize`` keeps payloads that are standard already and converts the others; each is decoded once
+at most. A picture whose encoding is ambiguous raises ImageError.
 """
 
-import io
 import warnings
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 from shardify.errors import ImageError
 from shardify.images.depth import DepthEncoding, convert_depth
 from shardify.images.formats import ARRAY_KINDS, load_array, load_wide_colour, open_picture
+from shardify.images.mask_values import Mask, mask_of_array, mask_of_image, object_plane
 from shardify.images.orientation import turn
-from shardify.images.parser import MASK_THRESHOLD, ImageInfo
+from shardify.images.parser import ImageInfo
 from shardify.images.png import encode_png, ends_early
 
 if TYPE_CHECKING:
@@ -24,51 +26,75 @@ if TYPE_CHECKING:
 
 __all__ = [
     "STANDARD",
+    "STORED",
     "LabelEncoding",
-    "alpha_of",
+    "Normalized",
     "is_standard",
-    "levels_of",
     "normalize",
     "pixels",
-    "refuse_faint",
+    "read_mask",
     "same_aspect",
     "values_of",
 ]  # fmt: skip
-
-Range = tuple[int, int]
-
-_ALPHA = ("alpha", "LA", "RGBA", "PA")
-"""Traits of pictures whose alpha channel may be the mask."""
 
 
 class LabelEncoding(NamedTuple):
     """What the values of the source's pictures mean, by role."""
 
     mask: str = "threshold"
-    """``threshold``: object where at least ``MASK_THRESHOLD``; ``level N``: object where N, and
-    background where 0; ``trimap``: object where 1, of 1 (object), 2 (ground) and 3 (border)."""
+    """Rule of the masks; see ``mask_values``."""
     depth: DepthEncoding = DepthEncoding()
     bits: tuple[tuple[str, int], ...] = ()
     """Role and true bits of the pictures that have 16 bits a channel, as 12 of a sensor's."""
     exif: tuple[tuple[str, str], ...] = ()
     """Role and frame (``stored`` or ``turned``; see ``orientation``) of the labels of pictures
     that EXIF turns."""
+    mask_given: bool = False
+    """Whether the rule was given by the user: then masks are not held against it."""
+    check_masks: bool = False
+    """Whether to decode every mask, because some of those looked at are not standard pictures, or
+    do not fit the rule."""
 
     @property
     def needs_values(self) -> bool:
         """Whether a file's name alone does not tell that it needs no conversion."""
         return (
-            self.mask != "threshold" or bool(self.bits or self.exif) or self.depth.needs_values(16)
+            self.mask != "threshold"
+            or self.check_masks
+            or bool(self.bits or self.exif)
+            or self.depth.needs_values(16)
         )
 
 
 STANDARD = LabelEncoding()
+"""Encoding of pictures that need no conversion."""
+
+STORED = LabelEncoding(mask_given=True)
 """Encoding of every picture in a shard."""
 
 
+class Normalized(NamedTuple):
+    """A picture in its standard encoding."""
+
+    data: bytes
+    info: ImageInfo
+    rule: str
+    """Conversion rule; empty if the bytes are unchanged."""
+    plane: NDArray[Any] | None
+    """Its pixels if they were decoded."""
+    original: ImageInfo
+    """Its header in the source."""
+
+
 def normalize(
-    data: bytes, picture: ImageInfo, role: str, meaning: LabelEncoding, turned: int = 1
-) -> tuple[bytes, ImageInfo, str]:
+    data: bytes,
+    picture: ImageInfo,
+    role: str,
+    meaning: LabelEncoding,
+    turned: int = 1,
+    *,
+    decode: bool = False,
+) -> Normalized:
     """Keep a standard payload, or convert it to a standard PNG.
 
     Args:
@@ -77,21 +103,26 @@ def normalize(
         role: Its role.
         meaning: What the values of the data set mean.
         turned: EXIF orientation by which a label is turned to lie on its picture.
-
-    Returns:
-        The bytes, their header, and the conversion rule (empty if the bytes are unchanged).
+        decode: Whether to decode a standard payload too.
 
     Raises:
         ImageError: It cannot be decoded, or its encoding is ambiguous.
     """
     if turned == 1 and is_standard(picture, role, meaning):
-        return data, picture, ""
+        decode = decode or (role == "mask" and meaning.check_masks)
+        plane = pixels(data, picture, role, meaning) if decode else None
+        return Normalized(data, picture, "", plane, picture)
     kind, bits, trait = picture.kind, picture.bits, picture.trait
+    form = ""
     if role == "depth":
         values = values_of(data, picture, role)
         plane = convert_depth(values, meaning.depth)
         if plane is values and turned == 1 and is_standard(picture, role, STANDARD):
-            return data, picture, ""  # Its values had to be read, and none changes.
+            # Its values had to be read, and none changes.
+            return Normalized(data, picture, "", plane, picture)
+    elif role == "mask":
+        mask = read_mask(data, picture, meaning.mask)
+        plane, form = object_plane(mask, meaning.mask, check=not meaning.mask_given), mask.form
     else:
         plane = pixels(data, picture, role, meaning)
     if turned != 1:
@@ -105,7 +136,7 @@ def normalize(
         what = f"{bits}-bit {what}"
     if role == "mask" and meaning.mask != "threshold":
         what = f"{what} ({meaning.mask})"
-    if role == "mask" and trait in _ALPHA and _by_alpha(data):
+    elif form == "alpha":
         what = f"{what} (object by its alpha)"
     if role == "depth" and (trait == "F" or trait.startswith("float")):
         what = f"{what} ({meaning.depth.step_text})"
@@ -113,7 +144,7 @@ def normalize(
         what = f"{what} ({', '.join(f'{value:g}' for value in meaning.depth.invalid)} to 0)"
     if turned != 1:
         what = f"{what}, turned as its picture by EXIF,"
-    return encode_png(plane), stored, f"{role}: {what} to PNG"
+    return Normalized(encode_png(plane), stored, f"{role}: {what} to PNG", plane, picture)
 
 
 def is_standard(picture: ImageInfo, role: str, meaning: LabelEncoding) -> bool:
@@ -146,14 +177,13 @@ def pixels(data: bytes, picture: ImageInfo, role: str, meaning: LabelEncoding) -
     """
     if role == "depth":
         return convert_depth(values_of(data, picture, role), meaning.depth)
-    if role != "mask" and (picture.bits > 8 or picture.kind in ARRAY_KINDS):
+    if role == "mask":
+        mask = read_mask(data, picture, meaning.mask)
+        return object_plane(mask, meaning.mask, check=not meaning.mask_given)
+    if picture.bits > 8 or picture.kind in ARRAY_KINDS:
         return _eight_bits(values_of(data, picture, role), role, picture, meaning)
     _refuse_truncated(data, picture)
-    if role != "mask":
-        return _open(data, "RGB")
-    if picture.kind in ARRAY_KINDS:
-        return _array_object(load_array(data, picture.kind, role), meaning)
-    return _object(_open(data, _MASK), meaning)
+    return _open(data, "RGB")
 
 
 def values_of(data: bytes, picture: ImageInfo, role: str) -> NDArray[Any]:
@@ -179,34 +209,28 @@ def values_of(data: bytes, picture: ImageInfo, role: str) -> NDArray[Any]:
     return _open(data, "")
 
 
-def levels_of(data: bytes, picture: ImageInfo) -> NDArray[Any]:
-    """Return the distinct values of a mask, in ascending order. Raises ImageError."""
-    if picture.kind in ARRAY_KINDS:
-        return np.unique(load_array(data, picture.kind, "mask"))
-    plane = _open(data, _MASK)
-    if plane.dtype == np.uint8:
-        return np.flatnonzero(np.bincount(plane.ravel()))
-    return np.unique(plane)
+def read_mask(data: bytes, picture: ImageInfo, rule: str = "") -> Mask:
+    """Decode a mask and keep its values.
 
-
-def refuse_faint(data: bytes, picture: ImageInfo, meaning: LabelEncoding) -> None:
-    """Refuse a mask that is not empty, but has no pixel of at least ``MASK_THRESHOLD``.
+    Args:
+        data: The payload.
+        picture: Its header.
+        rule: Rule of the data set, or empty if not known yet.
 
     Raises:
-        ImageError: The mask is such, or cannot be decoded.
+        ImageError: It cannot be decoded completely, or is no mask.
     """
-    if meaning.mask == "threshold":
-        array = picture.kind in ARRAY_KINDS
-        plane = load_array(data, picture.kind, "mask") if array else _open(data, _MASK)
-        peak = float(plane.max(initial=0))
-        if 0 < peak < MASK_THRESHOLD:
-            raise ImageError(
-                f"a mask with values up to {peak:g}; expected 0 alone, or objects of "
-                f"{MASK_THRESHOLD} and more"
-            )
-
-
-_MASK = "mask"
+    if picture.kind in ARRAY_KINDS or (picture.bits == 16 and picture.channels == 3):
+        plane = values_of(data, picture, "mask")
+        gray = plane.ndim == 3 and bool((plane == plane[..., :1]).all())
+        if gray and (plane.shape[2] == 1 or picture.kind not in ARRAY_KINDS):
+            plane = plane[..., 0]
+        if plane.ndim != 2:
+            raise ImageError(f"an array of {plane.dtype} and shape {plane.shape}, which is no mask")
+        return mask_of_array(plane)
+    _refuse_truncated(data, picture)
+    with _upright(data) as image:
+        return mask_of_image(image, picture, rule)
 
 
 def _refuse_truncated(data: bytes, picture: ImageInfo) -> None:
@@ -214,32 +238,9 @@ def _refuse_truncated(data: bytes, picture: ImageInfo) -> None:
         raise ImageError("truncated PNG (its picture data end early)")
 
 
-def _by_alpha(data: bytes) -> bool:
-    """Whether a picture's alpha channel is its mask, because its colour is constant."""
-    from PIL import Image
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data)) as image:
-            return alpha_of(image) is not None
-
-
-def alpha_of(image: "Image.Image") -> "Image.Image | None":
-    """Return the alpha plane if it is the mask: not all opaque, with a constant colour."""
-    if not image.has_transparency_data:
-        return None
-    *colour, alpha = image.convert("RGBA").split()
-    if any(low != high for low, high in (cast(Range, each.getextrema()) for each in colour)):
-        return None
-    return None if cast(Range, alpha.getextrema())[0] == 255 else alpha
-
-
-def _open(data: bytes, mode: str) -> NDArray[Any]:
-    """Decode with Pillow and apply the EXIF orientation.
-
-    ``mode`` is a Pillow mode; empty to keep the picture's own; or ``mask``: gray, or the alpha
-    channel if that is the mask.
-    """
+@contextmanager
+def _upright(data: bytes) -> "Iterator[Image.Image]":
+    """Decode and apply the EXIF orientation. Any error in the block becomes an ImageError."""
     from PIL import ImageOps
 
     # Pillow raises nearly anything on damaged input, and warns of what parse() has bounded.
@@ -248,45 +249,27 @@ def _open(data: bytes, mode: str) -> NDArray[Any]:
             warnings.simplefilter("ignore")
             with open_picture(data) as image:
                 image.load()
-                turned = ImageOps.exif_transpose(image)
-                if mode == _MASK:
-                    turned, mode = alpha_of(turned) or turned, "L"
-                if turned.mode.startswith("I;16") or turned.mode == "I":
-                    wide: NDArray[Any] = np.asarray(turned)
-                    if mode:
-                        gray = (np.clip(wide, 0, 65535) >> 8).astype(np.uint8)
-                        return gray if mode == "L" else np.repeat(gray[..., None], 3, axis=2)
-                    return wide.astype(wide.dtype.newbyteorder("="), copy=False)
-                if turned.mode == "1" and not mode:
-                    mode = "L"
-                if turned.mode in ("P", "PA", "LA", "CMYK", "RGBA") and not mode:
-                    mode = "RGB"
-                return np.asarray(turned.convert(mode) if mode else turned)
+                yield ImageOps.exif_transpose(image)
+    except ImageError:
+        raise
     except Exception as error:
         raise ImageError(f"cannot be decoded ({type(error).__name__})") from error
 
 
-def _object(plane: NDArray[Any], meaning: LabelEncoding) -> NDArray[np.uint8]:
-    if meaning.mask == "threshold":
-        found = plane >= MASK_THRESHOLD
-    elif meaning.mask == "trimap":
-        if plane.size and (plane.min() < 1 or plane.max() > 3):
-            raise ImageError("a trimap with values other than 1, 2 and 3")
-        found = plane == 1
-    else:
-        level = int(float(meaning.mask.split()[1]))
-        found = plane == level
-        if not np.all(found | (plane == 0)):
-            raise ImageError(f"a mask with values other than 0 and {level}")
-    return np.where(found, np.uint8(255), np.uint8(0))
-
-
-def _array_object(plane: NDArray[Any], meaning: LabelEncoding) -> NDArray[np.uint8]:
-    if plane.ndim == 3 and plane.shape[2] == 1:
-        plane = plane[..., 0]
-    if plane.ndim != 2:
-        raise ImageError(f"an array of {plane.dtype} and shape {plane.shape}, which is no mask")
-    return _object(plane.astype(np.float64) if plane.dtype.kind == "f" else plane, meaning)
+def _open(data: bytes, mode: str) -> NDArray[Any]:
+    """Decode to an array. ``mode`` is a Pillow mode; empty to keep the picture's own."""
+    with _upright(data) as turned:
+        if turned.mode.startswith("I;16") or turned.mode == "I":
+            wide: NDArray[Any] = np.asarray(turned)
+            if mode:
+                gray = (np.clip(wide, 0, 65535) >> 8).astype(np.uint8)
+                return np.repeat(gray[..., None], 3, axis=2)
+            return wide.astype(wide.dtype.newbyteorder("="), copy=False)
+        if turned.mode == "1" and not mode:
+            mode = "L"
+        if turned.mode in ("P", "PA", "LA", "CMYK", "RGBA") and not mode:
+            mode = "RGB"
+        return np.asarray(turned.convert(mode) if mode else turned)
 
 
 def _true_bits(role: str, meaning: LabelEncoding) -> int:

@@ -18,6 +18,9 @@ A layout file is TOML::
     number = 'bg'        # the group that holds the sample's number
     check = true         # check it by pixels
 
+    [mask]               # if the masks' values do not tell it
+    object = 15          # the object's value; or threshold, nonzero or alpha
+
     [depth]              # what the values of depth maps mean, where the source does not tell
     scale = 256          # 16-bit steps to a unit; floating-point values are multiplied by it
     unit = 'm'
@@ -92,6 +95,8 @@ class Rules:
     """Name of the map."""
     join: str = "names"
     """``names`` or ``map``."""
+    mask: str | None = None
+    """Rule of the masks, see ``images.mask_values``; None to tell it from their values."""
     unite_masks: bool = False
     """Whether several masks of one sample are united."""
     rows: Sequence[Row] | None = None
@@ -141,14 +146,13 @@ def parse(text: str, *, where: str) -> Rules:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise LayoutError(f"{where}: not TOML ({error}); expected a layout file") from error
-    unknown = set(table) - {"roles", "background", "map", "join", "depth", "exif", "mask"}
+    unknown = set(table) - {"roles", "background", "mask", "map", "join", "depth", "exif"}
     if unknown:
         raise LayoutError(
-            f"{where}: {min(unknown)} means nothing; expected join, map, exif, [roles], [mask], "
-            "[background], [depth]"
+            f"{where}: {min(unknown)} means nothing; expected join, map, exif, [roles], "
+            "[background], [mask], [depth]"
         )
-    if table.get("mask", {"several": "union"}) != {"several": "union"}:
-        raise LayoutError(f"{where}: [mask] is not understood; expected several = 'union'")
+    mask, unite_masks = _parse_mask(table.get("mask", {}), where)
     patterns = _parse_patterns(table.get("roles"), where)
     settings = _parse_background(
         table.get("background", {"rule": "number" if "bg" in patterns else "none"}), where
@@ -168,9 +172,10 @@ def parse(text: str, *, where: str) -> Rules:
         check=check,
         map=file,
         join=join,
+        mask=mask,
         depth=_parse_depth(table["depth"], where) if "depth" in table else None,
         exif=exif,
-        unite_masks="mask" in table,
+        unite_masks=unite_masks,
     )
 
 
@@ -310,6 +315,23 @@ def _parse_patterns(roles: object, where: str) -> dict[str, tuple[re.Pattern[str
             f"or depth or both"
         )
     return patterns
+
+
+def _parse_mask(mask: object, where: str) -> tuple[str | None, bool]:
+    """Return the rule of the masks (see ``images.mask_values``), and whether to unite several."""
+    if isinstance(mask, dict) and set(mask) <= {"object", "several"}:
+        value, several = mask.get("object"), mask.get("several")
+        unite = several == "union"
+        if several is None or unite:
+            if value is None or value in ("threshold", "nonzero", "alpha"):
+                return value, unite
+            if type(value) is int and value >= 0:
+                return f"level {value}", unite
+    raise LayoutError(
+        f"{where}: [mask] {mask!r} is not understood; expected object = the value of the object in "
+        "the masks, or 'threshold', 'nonzero' or 'alpha'; and several = 'union' to unite several "
+        "masks of one sample"
+    )
 
 
 def _parse_background(background: object, where: str) -> dict[str, str | int]:

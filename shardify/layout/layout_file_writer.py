@@ -21,7 +21,12 @@ _MAX_PATTERNS = 12
 
 
 def to_toml(
-    layout: Layout, names: Sequence[str], *, exif: str = "", depth: DepthEncoding | None = None
+    layout: Layout,
+    names: Sequence[str],
+    *,
+    exif: str = "",
+    depth: DepthEncoding | None = None,
+    mask_rule: str | None = None,
 ) -> str:
     """Return the text of a layout file that finds the same samples.
 
@@ -30,6 +35,7 @@ def to_toml(
         names: The names that ``detect`` was given.
         exif: As in the layout file that was given, if any.
         depth: As in the layout file that was given, if any.
+        mask_rule: Rule of the masks, if a layout file gave it.
 
     Returns:
         TOML. If names are too irregular for a few patterns, the patterns are as general as the
@@ -59,8 +65,6 @@ def to_toml(
         if role in patterns:
             body = "".join(f"    {_toml_string(each)},\n" for each in patterns[role])
             lines.append(f"{role} = [\n{body}]")
-    if layout.united:
-        lines += ["", "[mask]", "several = 'union'"]
     lines += [
         "",
         "[background]",
@@ -73,6 +77,13 @@ def to_toml(
         }  # fmt: skip
         lines += ["", "[depth]"]
         lines += [f"{name} = {_toml_value(each)}" for name, each in given.items() if each]
+    if mask_rule or layout.united:
+        lines += ["", "[mask]"]
+    if mask_rule:
+        word, *level = mask_rule.split()
+        lines.append(f"object = {level[0] if level else _toml_string(word)}")
+    if layout.united:
+        lines.append("several = 'union'")
     return "\n".join(lines) + "\n"
 
 

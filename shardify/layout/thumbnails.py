@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from shardify.errors import ShardifyError
 from shardify.images.formats import open_picture
-from shardify.images.pixels import alpha_of
+from shardify.images.mask_values import alpha_of
 
 if TYPE_CHECKING:
     from PIL import Image

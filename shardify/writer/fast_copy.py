@@ -130,6 +130,7 @@ class FastCopier:
             and task.verify != "decode"
             and task.label_encoding.mask == "threshold"
             and (task.verify != "none" or not task.label_encoding.needs_values)
+            and not task.label_encoding.check_masks
         )
         """Whether the fast copy applies: local sources, stored unchanged, not decoded."""
         self._excluded: set[int] = set()

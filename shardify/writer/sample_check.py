@@ -13,14 +13,7 @@ from shardify.images.channel_stats import fast_stats, measure
 from shardify.images.formats import NEW_PICTURE_KINDS
 from shardify.images.orientation import label_orientation
 from shardify.images.parser import ImageInfo, parse
-from shardify.images.pixels import (
-    STANDARD,
-    LabelEncoding,
-    normalize,
-    pixels,
-    refuse_faint,
-    same_aspect,
-)
+from shardify.images.pixels import LabelEncoding, Normalized, normalize, pixels, same_aspect
 from shardify.images.png import encode_png
 from shardify.sources.zip_extract import read_payload
 from shardify.storage.readers import ReadHandle
@@ -49,7 +42,7 @@ class CheckedSample:
     rules: list[str]
     """Conversion rules that changed an image."""
     pixels: dict[str, NDArray[Any]]
-    """role -> pixels of each image that was decoded; of all if a variant re-encodes."""
+    """role -> pixels of each image that was converted, re-encoded or verified by decoding."""
     stats: list[ChannelStats]
     """Statistics of each role if the sample is measured, else empty."""
 
@@ -87,8 +80,10 @@ def check_sample(
             )
             picture = picture or original
             if role == "mask" and number in task.united:
-                data, info, rule = _unite_masks(task, handles, number, (data, info, rule), picture)
-                plane = None
+                first = pixels(data, info, role, task.label_encoding) if plane is None else plane
+                plane = _unite_masks(task, handles, number, first, picture)
+                data, info = encode_png(plane), info._replace(kind="png")
+                rule = f"mask: union of {len(task.united[number][0]) + 1}"
             sample.members.append((role, data, info))
             if plane is not None:
                 sample.pixels[role] = plane
@@ -100,10 +95,13 @@ def check_sample(
         for role, data, info in sample.members if new or not unchanged else ():
             plane = sample.pixels.get(role)
             if plane is None and not unchanged:
-                # A converted mask already holds 0 and 255 only.
-                plane = sample.pixels[role] = pixels(data, info, role, STANDARD)
+                plane = sample.pixels[role] = pixels(data, info, role, task.label_encoding)
             if new:
-                stats.append(fast_stats(data, info, role) if plane is None else measure(plane))
+                stats.append(
+                    fast_stats(data, info, role, task.label_encoding)
+                    if plane is None
+                    else measure(plane)
+                )
     except EntryError as error:
         member = names[task.roles.index(role)].decode(errors="replace")
         return [task.keys[number], member, role, str(error)]
@@ -114,36 +112,31 @@ def _unite_masks(
     task: ShardTask,
     handles: Sequence[ReadHandle],
     number: int,
-    first: tuple[bytes, ImageInfo, str],
+    first: NDArray[Any],
     picture: ImageInfo | None,
-) -> tuple[bytes, ImageInfo, str]:
-    """Return the union of all masks of a sample as a PNG, its header and the rule.
+) -> NDArray[Any]:
+    """Return the union of all masks of a sample: (H, W) uint8, 0 or 255.
 
     Args:
         task: Task of the sample.
         handles: Open handles of the sources.
         number: Number of the sample in the task.
-        first: Its first mask, checked: payload, header and conversion rule.
+        first: Pixels of its first mask.
         picture: Header of its picture as it is in the source.
 
     Raises:
         EntryError: One of the masks is damaged, or they differ in size.
     """
     names, rows = task.united[number]
-    encoding = task.label_encoding
-    # A converted mask is standard already.
-    data, info, rule = first
-    union = pixels(data, info, "mask", STANDARD if rule else encoding)
+    encoding, union = task.label_encoding, first
     for name, row in zip(names, rows.tolist(), strict=True):
         data = read_payload(handles[row[0]], name, *row[1:])
-        data, info, rule, *_ = check_image(data, name, "mask", "headers", encoding, picture)
-        plane = pixels(data, info, "mask", STANDARD if rule else encoding)
+        data, info, _, plane, _ = check_image(data, name, "mask", "decode", encoding, picture)
+        plane = pixels(data, info, "mask", encoding) if plane is None else plane
         if plane.shape != union.shape:
             raise EntryError("its masks differ in size, so that they cannot be united")
         union = np.maximum(union, plane)
-    height, width = union.shape
-    info = ImageInfo("png", width, height, 1, 8)
-    return encode_png(union), info, f"mask: union of {len(names) + 1}"
+    return union
 
 
 def check_image(
@@ -153,8 +146,10 @@ def check_image(
     verify: str,
     label_encoding: LabelEncoding,
     picture: ImageInfo | None = None,
-) -> tuple[bytes, ImageInfo, str, NDArray[Any] | None, ImageInfo]:
+) -> Normalized:
     """Check one payload as ``--verify`` requests, and convert it if its encoding is not standard.
+
+    With ``none``, the kind of a JPEG or PNG is taken from its name and its size is 0.
 
     Args:
         data: The payload.
@@ -164,31 +159,20 @@ def check_image(
         label_encoding: What the values of the data set mean.
         picture: Header of the sample's picture as it is in the source, if this is a label of it.
 
-    Returns:
-        The payload, its image header, the conversion rule that changed it (or an empty string),
-        its pixels if they were decoded and need no conversion, and its header in the source. With
-        ``none``, the kind of a JPEG or PNG is taken from its name and its size is 0.
-
     Raises:
-        EntryError: It is not a complete image.
+        EntryError: It is not a complete image, or not one that fits its role.
     """
     if verify == "none" and not label_encoding.needs_values:
         kind = KIND_BY_EXTENSION.get(name.rpartition(b".")[2].lower())
         if kind:
             info = ImageInfo(kind, 0, 0, 0, 0)
-            return data, info, "", None, info
+            return Normalized(data, info, "", None, info)
     original = parse_named(data, name)
-    if verify == "decode" and role == "mask":
-        refuse_faint(data, original, label_encoding)
     turned = 1
     if picture is not None and picture.orientation != 1:
         frame = dict(label_encoding.exif).get(role, "")
         turned = label_orientation(original, picture, frame)
-    data, info, rule = normalize(data, original, role, label_encoding, turned)
-    plane = None
-    if verify == "decode" and not rule:
-        plane = pixels(data, info, role, label_encoding)
-    return data, info, rule, plane, original
+    return normalize(data, original, role, label_encoding, turned, decode=verify == "decode")
 
 
 def parse_named(data: bytes, name: bytes) -> ImageInfo:

@@ -528,7 +528,9 @@ def contradicting(path: Path, samples: int) -> Path:
     for number in range(samples):
         back = number % 4 + 1
         files[f"fg_bg/bg_{back}_{number}.png"] = whole[back % 4 + 1]
-        files[f"mask/bg_{back}_{number}.png"] = encoded(np.zeros((24, 24), np.uint8), "PNG")
+        corner = np.zeros((24, 24), np.uint8)
+        corner[:2, :2] = 255
+        files[f"mask/bg_{back}_{number}.png"] = encoded(corner, "PNG")
     return pack(path, files)
 
 

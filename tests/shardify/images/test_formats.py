@@ -144,7 +144,7 @@ def test_an_openexr_is_read_by_its_depth_channel(tmp_path: Path, compression: st
         assert (found.kind, found.width, found.height) == ("exr", 7, 5)
         assert (load_array(data, "exr", "depth") == DEPTH).all()
     gray = exr(tmp_path, {"RGB": np.repeat(DEPTH[..., None], 3, axis=2)}, compression)
-    stored, _, rule = normalize(gray, parse(gray), "depth", STANDARD)
+    stored, _, rule, *_ = normalize(gray, parse(gray), "depth", STANDARD)
     assert (values_of(stored, parse(stored), "depth") == np.rint(DEPTH * 256)).all()
     assert rule == "depth: float32 EXR (1 is 256 of 65535) to PNG"
 
@@ -182,7 +182,7 @@ def test_an_avif_jpeg2000_or_heic_picture_is_read_under_its_own_extension_only()
         data = picture(kind)
         found = parse_named(data, f"a/x.{extension}".encode())
         assert (found.kind, found.width, found.height) == (extension, 7, 5)
-        stored, _, rule = normalize(data, found, "fg_bg", STANDARD)
+        stored, _, rule, *_ = normalize(data, found, "fg_bg", STANDARD)
         with Image.open(io.BytesIO(data)) as image:
             assert (pixels(stored, parse(stored), "fg_bg", STANDARD) == np.asarray(image)).all()
         assert rule == f"fg_bg: RGB {extension.upper()} to PNG"
@@ -222,7 +222,7 @@ def test_colour_of_16_bits_keeps_both_bytes() -> None:
         assert parse(data).bits == 16
         assert (values_of(data, parse(data), "fg_bg") == WIDE).all()
     gray = np.repeat(WIDE[..., :1], 3, axis=2)
-    stored, found, rule = normalize(png16(gray), parse(png16(gray)), "depth", STANDARD)
+    stored, found, rule, *_ = normalize(png16(gray), parse(png16(gray)), "depth", STANDARD)
     assert (values_of(stored, found, "depth") == WIDE[..., 0]).all()
     assert rule == "depth: 16-bit PNG to PNG"
     with pytest.raises(ImageError, match="in colours"):
@@ -236,7 +236,7 @@ def test_a_picture_of_fewer_than_16_bits_is_scaled_by_its_true_ones(bits: int) -
     gray = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(plane[..., 0])).save(gray, "PNG")
     for data in (png16(plane), tiff16(plane, "<"), gray.getvalue()):
-        stored, found, rule = normalize(data, parse(data), "fg_bg", encoding)
+        stored, found, rule, *_ = normalize(data, parse(data), "fg_bg", encoding)
         expected = (plane if parse(data).channels == 3 else plane[..., [0, 0, 0]]) >> (bits - 8)
         assert (pixels(stored, found, "fg_bg", STANDARD) == expected).all()
         assert rule.startswith(f"fg_bg: {bits}-bit ")

@@ -7,6 +7,7 @@ import pytest
 from shardify.errors import LayoutError
 from shardify.layout import detect as layout
 from shardify.layout import layout_file
+from shardify.layout.layout_file_writer import to_toml
 
 TWO = "[roles]\nfg_bg = ['i/(?P<n>\\d+)\\.jpg']\nmask = ['m/(?P<n>\\d+)\\.png']\n"
 
@@ -25,6 +26,23 @@ def test_patterns_bring_together_what_no_word_tells() -> None:
     assert found.roles == ("fg_bg", "mask")
     assert found.keys == ["000", "001", "002", "003", "004"]
     assert found.description["ignored"] == {"no pattern matches": 1}
+
+
+@pytest.mark.parametrize(
+    ("value", "rule"),
+    [("15", "level 15"), ("0", "level 0"), ("'alpha'", "alpha"), ("'nonzero'", "nonzero")],
+)
+def test_a_layout_file_gives_the_rule_of_the_masks(value: str, rule: str) -> None:
+    told = layout_file.parse(f"{TWO}[mask]\nobject = {value}\n", where="layout.toml")
+    assert told.mask == rule
+    text = to_toml(detect(TWO, names()), names(), mask_rule=rule)
+    assert layout_file.parse(text, where="again").mask == rule
+
+
+@pytest.mark.parametrize("mask", ["object = -1", "object = true", "object = 'red'", "value = 1"])
+def test_a_mask_rule_that_is_not_understood_is_named(mask: str) -> None:
+    with pytest.raises(LayoutError, match=r"layout.toml: \[mask\] .* is not understood"):
+        layout_file.parse(f"{TWO}[mask]\n{mask}\n", where="layout.toml")
 
 
 def test_numbers_are_equal_whatever_their_padding() -> None:
