@@ -240,7 +240,11 @@ def _convert(
 
 
 def _prepare_inputs(plan: BuildPlan, out: PathOrUrl) -> BuildInputs:
-    label_encoding, mask_values = detect_encoding(plan)
+    try:
+        label_encoding, mask_values = detect_encoding(plan)
+    except BuildError:
+        _finish_background_proof(plan)  # The layout may be the cause.
+        raise
     plan, background_tars = write_backgrounds(plan, out, plan.options.variants(), label_encoding)
     shard_plans = [shard_plan for split in ("train", "val") for shard_plan in plan.shards[split]]
     return BuildInputs(
