@@ -11,20 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = [
-    "MULTIPLE",
-    "NORM_MOMENTUM",
-    "DoubleConv",
-    "Down",
-    "Prediction",
-    "Residual",
-    "Up",
-    "check_input",
-    "check_size",
-    "init_conv",
-    "norm",
-]
-
 MULTIPLE = 16
 """Heights and widths must be a multiple of this: both networks halve the size four times."""
 

@@ -15,8 +15,6 @@ from torch.nn import functional
 from model.blocks import Prediction, init_conv
 from model.losses import Criterion
 
-__all__ = ["Decoding", "Scales", "Supervised", "coarse_loss"]
-
 
 class Decoding(Protocol):
     """A network that returns its decoders' features at each scale."""

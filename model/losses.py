@@ -19,18 +19,6 @@ from torch.nn import functional
 
 from model.blocks import Prediction
 
-__all__ = [
-    "ACTIVATIONS",
-    "KINDS",
-    "TARGETS",
-    "Criterion",
-    "LossParts",
-    "bce",
-    "dice_loss",
-    "l1",
-    "ssim",
-]
-
 KINDS = ("dice+l1", "dice", "l1", "bce", "ssim")
 ACTIVATIONS = ("sigmoid", "none")
 TARGETS = ("mask", "depth")

@@ -8,9 +8,6 @@ from model.blocks import check_size
 from model.resunet import ResUNet
 from model.unet import PairUNet
 
-__all__ = ["MODELS", "MakeModel", "check_resolution", "create"]
-
-
 MakeModel = Callable[[str], nn.Module]
 """A function from the name of an architecture to a network with new weights."""
 

@@ -21,8 +21,6 @@ from torch import Tensor, nn
 
 from model.blocks import DoubleConv, Down, Prediction, Up, check_input, init_conv
 
-__all__ = ["ResUNet"]
-
 ENCODER = (32, 64, 128, 256, 512)
 DEPTH = (512, 256, 128, 64, 16)
 MASK = (512, 64, 64, 32, 16)

@@ -16,8 +16,6 @@ from torch.nn import functional
 
 from model.blocks import Prediction, check_input, init_conv, norm
 
-__all__ = ["PairUNet", "UNet"]
-
 ENCODER = (64, 128, 256, 512, 512)
 DECODER = (512, 256, 128, 64, 64)
 

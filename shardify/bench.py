@@ -32,9 +32,6 @@ from typing import Any
 
 from shardify.process_cost import Run, conditions, run_measured
 
-__all__ = ["CONTENDERS", "Run", "main", "measure", "page", "summarise"]
-
-
 _DESCRIPTIONS = {
     "shardify build": "every check of the default: directory, local headers, CRC-32, every "
     "image's structure up to its end marker, backgrounds by pixels; shards, indexes, "

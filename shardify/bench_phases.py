@@ -32,8 +32,6 @@ from shardify.writer.sample_check import measure_samples
 from shardify.writer.shard_writer import run_task
 from shardify.writer.tasks import STATE_FOLDER, ShardTask, staging_folder
 
-__all__ = ["Phase", "phases", "table"]
-
 _SHARDS = 4
 _REPEATS = 3
 

@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 
-__all__ = ["main"]
-
 
 def main() -> None:
     """Run the command line."""

@@ -19,19 +19,6 @@ from train import config
 from train.errors import ConfigError, Interrupted, TrainError
 from train.settings import SYNONYMS, Setting, settings
 
-__all__ = [
-    "COUNT",
-    "FILE",
-    "THREADS",
-    "Commands",
-    "SettingsCommand",
-    "all_settings",
-    "given_flags",
-    "main",
-    "one_line_errors",
-]
-
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 FILE = click.Path(path_type=Path)

@@ -10,8 +10,6 @@ from typing import Literal
 
 from train.errors import ConfigError
 
-__all__ = ["MOST", "THREADS", "Compute", "Config", "Data", "Loss", "Network", "Optim", "Run"]
-
 MOST = 1 << 20
 """Samples a batch, or batches a step: a number beyond is a slip."""
 

@@ -18,8 +18,6 @@ from shardify.loader.batch import Batch
 from shardify.loader.shards import load_manifest
 from train.distributed import World
 
-__all__ = ["Batches", "Dataset", "ShardDataset"]
-
 
 class Batches(Protocol):
     """Loader of one split at one resolution; each iteration is an epoch."""

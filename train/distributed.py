@@ -26,17 +26,6 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 from train.errors import ConfigError, PeerError
 
-__all__ = [
-    "SAVED",
-    "ErrorReport",
-    "RankAgreement",
-    "RankMessages",
-    "World",
-    "connected",
-    "exit_rank",
-]
-
-
 PEER_LOST = re.compile(
     r"gloo|connection (closed|reset|refused)|broken pipe|timed? ?out", re.IGNORECASE
 )

@@ -13,18 +13,6 @@ A message is one line: ``WHERE: what was found; what was expected; REMEDY``.
 ``Interrupted`` is not a `TrainError`: a requested stop is not a failure, and exits 130.
 """
 
-__all__ = [
-    "CheckpointError",
-    "ConfigError",
-    "DamagedError",
-    "DivergedError",
-    "FitError",
-    "Interrupted",
-    "PeerError",
-    "RunError",
-    "TrainError",
-]
-
 
 class TrainError(Exception):
     """Base of every error in this package; ``str(error)`` is one line for the user."""

@@ -20,8 +20,6 @@ from train import config as config_module
 from train.config import Config
 from train.errors import ConfigError
 
-__all__ = ["SYNONYMS", "Setting", "from_text", "from_toml", "resolve", "settings", "to_toml"]
-
 SYNONYMS = {
     "batch_size": "batch",
     "ema_decay": "ema",

@@ -14,19 +14,6 @@ import numpy.typing as npt
 
 from shardify.loader.sampler import Indexes
 
-__all__ = [
-    "NOISE_MARGIN",
-    "NOISE_UNIT",
-    "Augmentation",
-    "AugmentationDraws",
-    "affine_matrices",
-    "draw",
-    "matrices",
-    "no_augmentation",
-    "noise_table",
-    "philox",
-]
-
 NOISE_MARGIN = 256
 """Pixels by which the noise table is wider and higher than the image; crops start within them."""
 NOISE_UNIT = 32

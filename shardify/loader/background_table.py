@@ -15,8 +15,6 @@ from shardify.loader.dali_pipeline import decode_faults, decoder, error_reason
 from shardify.loader.raw_codec import image_size, is_raw, raw_image_info
 from shardify.loader.shards import Bytes, background_payloads
 
-__all__ = ["background_table"]
-
 _DECODE_BATCH = 8
 """Backgrounds decoded at once: a large one takes tens of megabytes until it is resized."""
 

@@ -9,8 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["CHANNELS", "ROLES", "Batch", "fill", "synthetic"]
-
 
 class Batch(NamedTuple):
     """Aligned images of B samples at R x R pixels, all on one device and of one dtype."""

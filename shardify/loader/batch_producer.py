@@ -33,8 +33,6 @@ from shardify.loader.dali_pipeline import (
 )
 from shardify.loader.raw_codec import check_sizes, image_size, is_raw
 
-__all__ = ["BatchProducer", "normalisation"]
-
 Array = npt.NDArray[Any]
 
 

@@ -17,8 +17,6 @@ from shardify.loader.cpu_kernels import find_header_mismatch
 from shardify.loader.sampler import EPOCH_LIMIT, SEED_LIMIT, Indexes
 from shardify.loader.shards import Shards, find_samples
 
-__all__ = ["BatchSampler", "BatchSpec"]
-
 _SAMPLES_PER_DRAW = 2048
 """Samples whose augmentation is drawn in one call: a few take NumPy as long as a hundred."""
 

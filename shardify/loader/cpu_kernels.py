@@ -22,19 +22,6 @@ from numba.extending import intrinsic
 
 from shardify.loader.augmentation import NOISE_UNIT
 
-__all__ = [
-    "find_header_mismatch",
-    "jit",
-    "load8",
-    "load16",
-    "load32",
-    "load64",
-    "parse_numbers",
-    "render",
-    "stream16",
-    "unpack",
-]
-
 
 def _load_intrinsic(bits: int, kind: Any) -> Any:
     """Return an intrinsic that reads ``bits`` bits at any address, aligned or not."""

@@ -16,8 +16,6 @@ from shardify.loader.augmentation import AugmentationDraws, affine_matrices, noi
 from shardify.loader.batch import CHANNELS, ROLES, Batch, fill
 from shardify.loader.cpu_kernels import render, unpack
 
-__all__ = ["Buffers", "Renderer"]
-
 _ALIGNMENT = 64
 """Alignment of buffers, in bytes: the widest vector, and a cache line."""
 _STREAM_THRESHOLD = 4 << 20

@@ -19,16 +19,6 @@ from shardify.loader.batch import ROLES
 from shardify.loader.device_tables import DeviceTables
 from shardify.loader.shards import Bytes
 
-__all__ = [
-    "QUEUE_DEPTH",
-    "build_graph",
-    "copy_output",
-    "decode_faults",
-    "decoder",
-    "error_reason",
-]
-
-
 Array = npt.NDArray[Any]
 
 # Any: its stubs lack arguments that it has.

@@ -12,8 +12,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["DeviceTables"]
-
 Array = npt.NDArray[Any]
 
 

@@ -25,8 +25,6 @@ from shardify.loader.sampler import EPOCH_LIMIT, KINDS, SEED_LIMIT, Indexes
 from shardify.loader.shards import load_manifest, open_split
 from shardify.storage.readahead import ReadAhead
 
-__all__ = ["Loader"]
-
 
 class Loader:
     """Yields the batches of one split for one rank, epoch after epoch.

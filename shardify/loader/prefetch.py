@@ -12,8 +12,6 @@ import threading
 from collections.abc import Generator
 from typing import Generic, TypeVar
 
-__all__ = ["Prefetcher"]
-
 T = TypeVar("T")
 
 

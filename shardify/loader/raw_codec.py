@@ -11,8 +11,6 @@ from shardify.images.parser import ImageInfo
 from shardify.images.raw_pixels import raw_length
 from shardify.loader.shards import IMAGES, Shards
 
-__all__ = ["check_sizes", "image_size", "is_raw", "raw_image_info"]
-
 
 def is_raw(manifest: Manifest) -> bool:
     """Whether the data set's images are stored in the raw codec.

@@ -13,20 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = [
-    "BLOCK",
-    "EPOCH_LIMIT",
-    "KINDS",
-    "SEED_LIMIT",
-    "WINDOW",
-    "Indexes",
-    "Mixing",
-    "epoch_order",
-    "mixing",
-    "span",
-    "steps",
-]
-
 Indexes = npt.NDArray[np.int64]
 
 KINDS = ("permuted", "block", "sequential")

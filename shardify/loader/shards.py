@@ -23,18 +23,6 @@ from shardify.errors import DataError, ShardifyError
 from shardify.loader.cpu_kernels import parse_numbers
 from shardify.loader.sampler import Indexes
 
-__all__ = [
-    "IMAGES",
-    "Bytes",
-    "Shards",
-    "background_payloads",
-    "find_samples",
-    "load_manifest",
-    "open_shard",
-    "open_split",
-    "sha256_hex",
-]
-
 Bytes = npt.NDArray[np.uint8]
 
 

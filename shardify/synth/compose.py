@@ -14,8 +14,6 @@ from PIL import Image, ImageFilter
 from shardify.synth.objects import CANVAS, Cutout, make_cutout
 from shardify.synth.scenes import Scene, make_scene
 
-__all__ = ["Background", "Foreground", "compose", "make_background", "make_foreground"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Background:

@@ -27,8 +27,6 @@ from shardify.synth.textures import random_numbers
 from shardify.synth.zip_writer import MANY, WIDE, Packed, Section, finish, pack
 from shardify.workers.process_pool import Workers
 
-__all__ = ["FOREGROUNDS", "SynthReport", "make", "open_zips"]
-
 FOREGROUNDS = 100
 """Number of different objects; each is also used mirrored."""
 

@@ -13,8 +13,6 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from shardify.synth.textures import checks, dots, noise, random_numbers, stripes, turbulence
 
-__all__ = ["CANVAS", "Cutout", "make_cutout"]
-
 CANVAS = 256
 """Height and width of a cutout. Pixels."""
 

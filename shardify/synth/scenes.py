@@ -12,9 +12,6 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from shardify.synth.textures import noise, random_numbers, turbulence
 
-__all__ = ["FAR", "SIZES", "Canvas", "Colour", "Palette", "Scene", "clip", "make_scene"]
-
-
 FAR = 20
 """Nearness of the sky. Of 255."""
 

@@ -8,8 +8,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-__all__ = ["Plane", "checks", "dots", "noise", "random_numbers", "stripes", "turbulence"]
-
 Plane = npt.NDArray[np.int16]
 """(height, width) int16."""
 

@@ -11,8 +11,6 @@ from array import array
 from collections.abc import Sequence
 from typing import BinaryIO, NamedTuple
 
-__all__ = ["MANY", "WIDE", "Packed", "Section", "finish", "pack"]
-
 WIDE = 0xFFFFFFFF
 """Offsets and sizes from here on need zip64. Bytes."""
 

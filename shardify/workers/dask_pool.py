@@ -19,8 +19,6 @@ from shardify.storage.paths import PathOrUrl, Url, as_path
 from shardify.version import version as _version
 from shardify.workers.pool import load_function, skip_missing_tasks
 
-__all__ = ["DaskPool"]
-
 _WORKER_TIMEOUT = 30
 """Seconds to wait for a worker, at the start and when none is left."""
 _CONNECT_TIMEOUT = 10

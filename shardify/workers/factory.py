@@ -17,8 +17,6 @@ from shardify.workers.dask_pool import DaskPool
 from shardify.workers.pool import InlinePool, Pool
 from shardify.workers.process_pool import Workers
 
-__all__ = ["create_pool", "start_build_workers"]
-
 _CHECKED_WORKER, _FAST_WORKER = (
     "shardify.writer.shard_writer:run_task",
     "shardify.writer.fast_worker:run_task",

@@ -11,8 +11,6 @@ from typing import Any, Protocol
 
 from shardify.workers.process_pool import RETRY_SECONDS
 
-__all__ = ["InlinePool", "Pool", "load_function", "skip_missing_tasks"]
-
 
 class Pool(Protocol):
     """Runs tasks. A context manager; leaving its block a second time does nothing."""

@@ -22,8 +22,6 @@ from typing import IO, Any
 from shardify.errors import BuildError, ShardifyError
 from shardify.workers.worker_process import LENGTH, REPORT
 
-__all__ = ["RETRY_SECONDS", "Workers"]
-
 _START_CODE = (
     "import sys; sys.path[:] = {path!r}; "
     "from shardify.workers.worker_process import run_workers; "

@@ -20,8 +20,6 @@ from typing import Any
 
 from shardify.errors import ShardifyError
 
-__all__ = ["LENGTH", "REPORT", "run_workers"]
-
 LENGTH = struct.Struct("<Q")
 """Header of each pickled task and each answer: its length in bytes."""
 REPORT = struct.Struct("<2i")

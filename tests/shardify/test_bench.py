@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from shardify.bench import CONTENDERS, Run, main, measure, page, summarise
+from shardify.bench import CONTENDERS, main, measure, page, summarise
 from shardify.bench_phases import phases
+from shardify.process_cost import Run
 from shardify.synth.generate import make
 
 

@@ -14,10 +14,11 @@ from model.losses import Criterion
 from model.registry import create
 from shardify.errors import DataError
 from train.checkpoint.checkpoint_file import Checkpoints
+from train.checkpoint.trained_model import load_trained
 from train.config import Config
 from train.distributed import World
 from train.errors import ConfigError
-from train.evaluation.evaluate import evaluate_split, load_trained
+from train.evaluation.evaluate import evaluate_split
 from train.evaluation.metrics import describe
 from train.inference.export import export
 from train.inference.input_pairs import find_pairs

@@ -22,8 +22,6 @@ import torch
 from shardify.loader.batch import Batch
 from train.bench.fixtures import BenchConfig, FixtureCache
 
-__all__ = ["OWN", "PEERS", "RunningCase", "available", "begin"]
-
 
 @dataclass(kw_only=True, slots=True)
 class RunningCase:

@@ -22,8 +22,6 @@ from train.optim.step import TrainStep
 if TYPE_CHECKING:
     from shardify.loader.loader import Loader
 
-__all__ = ["BenchConfig", "FixtureCache"]
-
 T = TypeVar("T")
 
 

@@ -19,17 +19,6 @@ from typing import Any
 
 import torch
 
-__all__ = [
-    "GpuMonitor",
-    "driver_cuda_version",
-    "driver_version",
-    "gpu_of",
-    "gpu_utilisation",
-    "hardware",
-    "versions",
-    "visible_gpu",
-]
-
 _LIBRARIES = (
     "shardline", "torch", "triton", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "webdataset",
     "litdata", "mosaicml-streaming", "ffcv", "numba", "numpy", "pillow",

@@ -21,26 +21,7 @@ from shardify.dataset.manifest import Manifest
 from shardify.errors import DataError
 from shardify.loader.batch import Batch
 from shardify.loader.shards import IMAGES
-from train.bench.pillow_renderer import Array, Floats, PillowRenderer, open_image, warp
-
-__all__ = [
-    "Array",
-    "Floats",
-    "PillowRenderer",
-    "SampleRenderer",
-    "ZipFiles",
-    "ZipSamples",
-    "ffcv_batches",
-    "litdata_batches",
-    "open_image",
-    "stack",
-    "streaming_batches",
-    "warp",
-    "webdataset_batches",
-    "webdataset_samples",
-    "write_zip",
-    "zip_batches",
-]
+from train.bench.pillow_renderer import Array, Floats, PillowRenderer, open_image
 
 
 def webdataset_batches(

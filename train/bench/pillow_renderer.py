@@ -24,8 +24,6 @@ from shardify.loader.augmentation import (
 )
 from shardify.loader.shards import background_payloads
 
-__all__ = ["Array", "Floats", "PillowRenderer", "open_image", "warp"]
-
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 

@@ -25,8 +25,6 @@ from train.bench.fixtures import BenchConfig, FixtureCache
 from train.bench.sweep import about, write_json
 from train.optim.memory import release
 
-__all__ = ["ProfileConfig", "bound", "covered", "profile_stages"]
-
 NETWORK = ("model alone", "end to end")
 """Cases with a network."""
 

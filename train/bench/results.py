@@ -14,8 +14,6 @@ from shardify.storage.atomic_write import atomic_path, write_text
 from train.bench.cases import PEERS
 from train.tracking.run_folder_setup import writable
 
-__all__ = ["EPOCH", "BenchReport", "Result"]
-
 EPOCH = 400_000
 """Samples of the epoch whose duration is projected."""
 

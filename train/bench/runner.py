@@ -25,11 +25,9 @@ from shardify.errors import DataError
 from train.bench.cases import OWN, PEERS, available, begin, scratch
 from train.bench.fixtures import BenchConfig
 from train.bench.hardware import hardware, versions
-from train.bench.results import EPOCH, BenchReport, Result
+from train.bench.results import BenchReport, Result
 from train.bench.timing import tree, window
 from train.errors import ConfigError, RunError
-
-__all__ = ["EPOCH", "BenchReport", "Result", "bench", "hardware", "versions", "window"]
 
 _POLL_SECONDS = 1.0
 """Seconds between two checks that a case that does not answer is still alive."""

@@ -32,9 +32,7 @@ from train.bench.suite_page import page
 from train.bench.suite_steps import FULL, ROOT, TENTH, Step, SuiteSize, steps
 from train.distributed import World
 from train.errors import ConfigError, Interrupted, RunError
-from train.evaluation.evaluate import pick_device
-
-__all__ = ["Outcome", "run", "suite"]
+from train.optim.compute import pick_device
 
 _LOG_LINES_KEPT = 12
 """Lines of a failed step's output that are kept in the record."""

@@ -6,8 +6,6 @@ Turns the suite's record into text; measures, reads and writes nothing.
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["page"]
-
 EPOCH = 400_000
 """Samples of the epoch whose time is told."""
 

@@ -13,8 +13,6 @@ from typing import Any
 
 from train.bench.hardware import visible_gpu
 
-__all__ = ["FULL", "ROOT", "TENTH", "Step", "SuiteSize", "steps"]
-
 ROOT = Path(__file__).resolve().parents[2]
 """Folder of the packages and the tests."""
 

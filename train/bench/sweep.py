@@ -29,8 +29,6 @@ from train.bench.hardware import GpuMonitor, driver_version, gpu_of, hardware, v
 from train.bench.timing import window
 from train.optim.memory import release
 
-__all__ = ["Sweep", "about", "ready", "sweep", "write_json"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sweep:

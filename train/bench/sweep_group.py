@@ -21,8 +21,6 @@ from pathlib import Path
 from shardify.storage.free_memory import available_memory
 from train.bench.sweep import Sweep, ready
 
-__all__ = ["measure_group"]
-
 _POLL_SECONDS = 0.02
 
 _MEMORY_PER_SWEEP = 3e9

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from train.bench.cases import RunningCase
 
-__all__ = ["tree", "window"]
-
 _TICK = os.sysconf("SC_CLK_TCK")
 _WARM_UP_SECONDS = 0.4
 """Seconds of work discarded before each window, to use up prefetched batches."""

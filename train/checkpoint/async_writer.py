@@ -7,8 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Writer", "snapshot"]
-
 
 class Writer:
     """Runs write jobs in order, in one thread.

@@ -19,16 +19,6 @@ from torch import Tensor
 from shardify.storage.atomic_write import atomic_path
 from train.errors import CheckpointError, DamagedError
 
-__all__ = [
-    "VERSION",
-    "Checkpoints",
-    "Stored",
-    "load",
-    "read",
-    "save",
-    "write",
-]
-
 VERSION = 1
 """Version of the checkpoint format; other versions are refused."""
 

@@ -17,13 +17,6 @@ from train.errors import CheckpointError
 from train.optim.criterion import available_targets, make_criterion
 from train.settings import from_text
 
-__all__ = [
-    "Trained",
-    "find_weights",
-    "load_trained",
-    "weights_metadata",
-]
-
 
 class Trained(NamedTuple):
     """A trained network and all that is needed to use it."""

@@ -19,15 +19,6 @@ from train.optim.compute import choose_precision, move_model, pick_device
 from train.optim.step import EvalStep
 from train.tracking.image_panels import ROLES, Rows
 
-__all__ = [
-    "common_targets",
-    "evaluate",
-    "evaluate_shards",
-    "evaluate_split",
-    "load_trained",
-    "pick_device",
-]
-
 
 def evaluate(
     step: EvalStep,

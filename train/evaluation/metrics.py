@@ -22,8 +22,6 @@ from shardify.loader.batch import Batch
 from train.distributed import World
 from train.optim.step import StepResult
 
-__all__ = ["FIGURES", "AbsoluteRelativeError", "DepthAccuracy", "Metrics", "SampleMean", "describe"]
-
 FIGURES = {
     "loss": "total loss",
     "loss_mask": "mask loss, unweighted",

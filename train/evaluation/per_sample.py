@@ -14,8 +14,6 @@ from train.optim.compute import choose_precision, move_model
 from train.optim.step import EvalStep
 from train.tracking.image_panels import ROLES, Rows
 
-__all__ = ["SampleMetrics", "SizeGroup", "evaluate_samples", "group_by_size"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleMetrics:

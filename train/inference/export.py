@@ -27,8 +27,6 @@ from train.checkpoint.trained_model import Trained, load_trained, weights_metada
 from train.errors import ConfigError, RunError
 from train.settings import to_toml
 
-__all__ = ["FORMATS", "Deployed", "export"]
-
 FORMATS = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors"}
 """Format → file extension."""
 

@@ -11,8 +11,6 @@ from PIL import Image
 
 from shardify.errors import DataError
 
-__all__ = ["MARK", "InputPair", "find_pairs", "is_prediction"]
-
 MARK = "shardline train predict"
 """Value of the PNG text ``Software`` in predicted images."""
 

@@ -24,8 +24,6 @@ from train.errors import ConfigError
 from train.inference.input_pairs import MARK, InputPair, find_pairs, is_prediction
 from train.optim.compute import move_model, pick_device
 
-__all__ = ["PredictedMaps", "Predictor", "predict", "predict_files", "read_image"]
-
 OVERLAY = (255, 40, 40)
 """Colour of the object in the overlay. RGB."""
 

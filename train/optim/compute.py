@@ -8,8 +8,6 @@ from torch import nn
 from train.distributed import World
 from train.errors import ConfigError
 
-__all__ = ["Precision", "choose_precision", "move_model", "pick_device", "set_cudnn_algorithms"]
-
 
 def pick_device(name: str, world: World) -> torch.device:
     """Return the device of this process for a ``--device`` setting.

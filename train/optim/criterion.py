@@ -4,8 +4,6 @@ from model.losses import TARGETS, Criterion
 from train.config import Loss
 from train.errors import ConfigError
 
-__all__ = ["available_targets", "make_criterion", "missing_role_messages"]
-
 
 def make_criterion(loss: Loss, targets: tuple[str, ...] = TARGETS) -> Criterion:
     """Create the criterion of the settings for ``targets``, those that the data set has.

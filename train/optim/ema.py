@@ -8,8 +8,6 @@ import copy
 import torch
 from torch import Tensor, nn
 
-__all__ = ["WeightAverage"]
-
 
 class WeightAverage:
     """The exponential moving average of a network.

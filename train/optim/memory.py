@@ -11,17 +11,6 @@ from shardify.loader.batch import Batch, synthetic
 from train.errors import FitError
 from train.optim.step import StepResult, TrainStep
 
-__all__ = [
-    "OOM_ERRORS",
-    "gradients_in_memory",
-    "is_out_of_memory",
-    "largest_batch",
-    "next_batches",
-    "oom_message",
-    "peak_mb",
-    "release",
-]
-
 OOM_ERRORS = (torch.OutOfMemoryError, MemoryError, RuntimeError)
 """Errors to catch and test by `is_out_of_memory`; the CPU allocator raises a plain RuntimeError."""
 

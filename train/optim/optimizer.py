@@ -11,13 +11,6 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from train.config import Optim
 from train.errors import ConfigError
 
-__all__ = [
-    "LearningRate",
-    "load_optimizer",
-    "make_optimizer",
-    "rate",
-]
-
 ONECYCLE_WARMUP = 0.3
 """Default length of the rise in a one-cycle schedule. Share of the run."""
 

@@ -17,8 +17,6 @@ from model.losses import Criterion, LossParts
 from shardify.loader.batch import Batch
 from train.optim.compute import Precision
 
-__all__ = ["EvalStep", "StepResult", "TrainStep"]
-
 
 class StepResult(NamedTuple):
     """Loss and prediction of a batch; tensors on the device, detached."""

@@ -22,9 +22,6 @@ from train.errors import ConfigError
 from train.optim.compute import move_model
 from train.optim.ema import WeightAverage
 
-__all__ = ["WrappedModel", "single_rank_messages", "translate_compile_errors"]
-
-
 COMPILER_MODULES = ("torch._dynamo", "torch._inductor")
 """Errors of these modules are compile errors."""
 

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from math import floor, isfinite, log10
 
-__all__ = ["chart"]
-
 WIDTH, HEIGHT = 420, 240
 LEFT, RIGHT, TOP, BOTTOM = 56, 10, 26, 30
 COLOURS = ("#1f6fb4", "#d9541e", "#2a9d5c", "#8a56b0")

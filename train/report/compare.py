@@ -10,8 +10,6 @@ from train.evaluation.metrics import FIGURES
 from train.settings import from_toml, settings
 from train.tracking.metrics_log import MetricsLog, json_safe
 
-__all__ = ["Comparison", "compare"]
-
 SPEEDS = ("samples_per_s", "data_wait", "peak_memory_mb")
 PATHS = {"out", "shards"}
 """Settings that are paths; they are not compared."""

@@ -28,8 +28,6 @@ from train.report.charts import chart
 from train.tracking.image_panels import draw
 from train.tracking.metrics_log import MetricsLog
 
-__all__ = ["report_run", "write_report"]
-
 WORST_COUNT = 8
 WORST_BY = {"mask": "IoU of the mask", "depth": "RMSE of the depth"}
 MAX_PANELS = 8

@@ -7,9 +7,6 @@ from typing import Any, TextIO
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["Console", "epoch_line"]
-
-
 _EPOCH_LINE_METRICS = {
     "mask_iou": ("IoU", 3),
     "mask_dice": ("Dice", 3),

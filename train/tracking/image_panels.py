@@ -12,8 +12,6 @@ from torch import Tensor
 from shardify.loader.batch import Batch
 from shardify.storage.atomic_write import atomic_path
 
-__all__ = ["COLUMNS", "ROLES", "Rows", "draw"]
-
 COLUMNS = ("bg", "fg_bg", "mask", "predicted mask", "depth", "predicted depth")
 """Columns for a data set that has every role."""
 

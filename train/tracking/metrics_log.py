@@ -14,9 +14,6 @@ from typing import Any
 from shardify.storage.atomic_write import write_text
 from train.errors import RunError
 
-__all__ = ["MetricsLog", "json_safe"]
-
-
 _NUMBERS = ("step", "res", "lr", "samples_per_s", "data_wait", "peak_memory_mb")
 """Numbers that each record has besides the metrics of its splits."""
 

@@ -19,8 +19,6 @@ from train.tracking.console import Console, epoch_line
 from train.tracking.metrics_log import MetricsLog
 from train.tracking.tensorboard import TensorBoardLog
 
-__all__ = ["RunFolder"]
-
 
 class RunFolder:
     """Output folder of a run; only the first rank writes to it."""

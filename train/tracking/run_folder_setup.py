@@ -15,16 +15,6 @@ from train.errors import RunError
 from train.settings import to_toml
 from train.tracking.metrics_log import MetricsLog
 
-__all__ = [
-    "CONFIG",
-    "check_new_folder",
-    "check_nothing_lost",
-    "prepare",
-    "readable",
-    "run_lock",
-    "writable",
-]
-
 
 @contextmanager
 def writable(out: Path) -> Iterator[None]:

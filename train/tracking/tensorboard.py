@@ -10,8 +10,6 @@ from PIL import Image
 from train.config import Config
 from train.settings import settings, to_toml
 
-__all__ = ["TensorBoardLog"]
-
 
 class TensorBoardLog:
     """TensorBoard log of a run."""

@@ -21,8 +21,6 @@ from train.tracking.run_folder import RunFolder
 from train.trainer.signals import StopSignal
 from train.trainer.state import State
 
-__all__ = ["CheckpointPolicy"]
-
 SAVE_TIMEOUT = 8.0
 """How long the other ranks wait until the first rank has saved. Seconds."""
 

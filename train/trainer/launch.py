@@ -31,8 +31,6 @@ from train.trainer.signals import StopSignal
 from train.trainer.stages import plan, stage_at
 from train.trainer.trainer import Trainer
 
-__all__ = ["MakeSource", "configure", "launch"]
-
 CHANGEABLE = {
     *("shards", "res", "epochs", "batch", "cache"),
     *("device", "threads", "torch_threads", "channels_last", "deterministic"),

@@ -8,8 +8,6 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-__all__ = ["Tracer"]
-
 SKIPPED_STEPS = 3
 TRACED_STEPS = 4
 

@@ -8,8 +8,6 @@ from typing import Any
 
 from train.tracking.metrics_log import json_safe
 
-__all__ = ["Position", "Summary", "Throughput"]
-
 
 @dataclass(slots=True)
 class Position:

@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["GRACE", "StopSignal"]
-
 GRACE = 2.0
 """How long the current step may continue after the first signal. Seconds."""
 

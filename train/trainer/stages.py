@@ -12,8 +12,6 @@ from train.tracking.console import Console
 from train.trainer.progress import Position
 from train.trainer.state import State
 
-__all__ = ["Stage", "StageLoaders", "Stages", "plan", "stage_at", "steps_left"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:

@@ -27,8 +27,6 @@ from train.settings import to_toml
 from train.tracking.image_panels import ROLES
 from train.trainer.progress import Position
 
-__all__ = ["State"]
-
 
 class State:
     """State of one run on one rank."""

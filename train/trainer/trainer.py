@@ -38,9 +38,6 @@ from train.trainer.signals import StopSignal
 from train.trainer.stages import Stage, StageLoaders, Stages
 from train.trainer.state import State
 
-__all__ = ["Trainer"]
-
-
 TRACE = "trace.json"
 
 

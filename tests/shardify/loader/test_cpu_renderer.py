@@ -8,7 +8,7 @@ import torch
 
 from shardify.loader.augmentation import NOISE_UNIT, draw, matrices, no_augmentation, noise_table
 from shardify.loader.cpu_renderer import Buffers, Renderer
-from train.bench.other_loaders import warp
+from train.bench.pillow_renderer import warp
 
 NORMAL = np.array(
     [[[0.02, 0.03, 0.04], [-2, -1, 0.5]], [[0.05, 0.01, 0.02], [-1, -3, 1]]], np.float32

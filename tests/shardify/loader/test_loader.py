@@ -26,7 +26,7 @@ from shardify.loader.augmentation import Augmentation, draw, matrices
 from shardify.loader.batch import Batch
 from shardify.loader.loader import Loader
 from shardify.storage.readahead import ReadAhead
-from train.bench.other_loaders import PillowRenderer
+from train.bench.pillow_renderer import PillowRenderer
 
 PLAIN = Augmentation(shift=0, hue=0, saturation=0, value=0, noise=0)
 """Rotation alone."""

@@ -16,7 +16,8 @@ from shardify.errors import DataError
 from shardify.loader.loader import Loader
 from train.bench.cases import OWN, PEERS, begin
 from train.bench.fixtures import BenchConfig
-from train.bench.runner import BenchReport, Result, _CaseProcess, bench
+from train.bench.results import BenchReport, Result
+from train.bench.runner import _CaseProcess, bench
 from train.bench.sweep import Sweep, sweep
 from train.bench.sweep_group import measure_group
 from train.errors import ConfigError, RunError

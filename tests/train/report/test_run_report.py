@@ -12,10 +12,11 @@ from torch.utils.tensorboard import SummaryWriter  # noqa: F401 - imported once,
 
 from shardify.errors import DataError
 from train.checkpoint.checkpoint_file import load, save
+from train.checkpoint.trained_model import load_trained
 from train.cli import main
 from train.config import Config
 from train.errors import CheckpointError, RunError
-from train.evaluation.evaluate import evaluate_split, load_trained
+from train.evaluation.evaluate import evaluate_split
 from train.evaluation.metrics import FIGURES
 from train.evaluation.per_sample import SampleMetrics, evaluate_samples, group_by_size
 from train.report.charts import COLOURS, chart

@@ -17,10 +17,11 @@ from shardline_tiny_run import TinyNet, TinySource
 from shardify.errors import DataError
 from shardify.loader.batch import Batch
 from train.checkpoint.checkpoint_file import Checkpoints, Stored
+from train.checkpoint.trained_model import load_trained
 from train.config import Config
 from train.distributed import World
 from train.errors import ConfigError, DivergedError, FitError, Interrupted, PeerError
-from train.evaluation.evaluate import evaluate_split, load_trained
+from train.evaluation.evaluate import evaluate_split
 from train.optim.wrapped_model import WrappedModel, translate_compile_errors
 from train.settings import resolve
 from train.tracking import run_folder
@@ -362,7 +363,7 @@ def test_best_is_the_lowest_loss_at_the_last_resolution(tmp_path: Path) -> None:
     make(out, res=(16, 32), epochs=(1, 3), lr=1.0).run()
     records = figures(out)
     best = min(records[1:], key=lambda record: record["val"]["loss"])
-    from train.evaluation.evaluate import load_trained
+    from train.checkpoint.trained_model import load_trained
 
     assert load_trained(out, make_model=TinyNet).step == best["step"]
 
