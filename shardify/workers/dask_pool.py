@@ -11,7 +11,6 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from types import TracebackType
 from typing import Any
 
 from shardify.errors import BuildError, ShardifyError
@@ -61,12 +60,7 @@ class DaskPool:
         self._muted_log.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         # Closing the client drops unused results. The cluster itself is not ours to stop.
         with suppress(OSError, TimeoutError):
             self._client.close()

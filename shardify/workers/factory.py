@@ -39,14 +39,7 @@ def start_build_workers(
 ) -> Pool:
     """Start the workers of a build, with the compiled fast copy if it pays.
 
-    Args:
-        paths: Sources to read.
-        out: Output folder or URL.
-        codec: See ``BuildOptions``, as for the following arguments.
-        res: Side lengths of resized images; empty for none.
-        verify: ``headers``, ``decode`` or ``none``.
-        workers: Processes on this machine; None for one per CPU core.
-        scheduler: Address of a Dask scheduler whose workers are used instead.
+    The arguments after ``paths`` and ``out`` are those of ``BuildOptions``, and of ``create_pool``.
 
     Raises:
         BuildError: The cluster cannot be used, or processes cannot be started.
@@ -75,12 +68,9 @@ def create_pool(
 ) -> Pool:
     """Create a Dask pool, worker processes, or an in-process pool.
 
-    Args:
-        target: ``module:function`` of one argument.
-        workers: Processes on this machine; None for one per CPU core.
-        scheduler: Address of a Dask scheduler whose workers are used instead.
-        places: Paths that are read and written. ``memory://`` exists in this process only, so the
-            tasks run in this process then.
+    ``target`` is the ``module:function`` of one argument. ``workers`` None: one process per CPU
+    core. ``memory://`` exists in this process only, so if one of ``places`` is there, the tasks run
+    in this process.
 
     Raises:
         BuildError: The cluster cannot be used, or processes cannot be started.

@@ -6,7 +6,6 @@ Every pool gives the same results; only the order of finishing differs.
 import importlib
 import time
 from collections.abc import Callable, Iterable, Iterator
-from types import TracebackType
 from typing import Any, Protocol
 
 from shardify.workers.process_pool import RETRY_SECONDS
@@ -29,12 +28,7 @@ class Pool(Protocol):
 
     def __enter__(self) -> "Pool": ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
 
 class InlinePool:

@@ -10,17 +10,15 @@ import fcntl
 import mmap
 import os
 import pickle
-import selectors
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from types import TracebackType
-from typing import IO, Any
+from multiprocessing.connection import Connection, wait
+from typing import Any
 
 from shardify.errors import BuildError, ShardifyError
-from shardify.workers.worker_process import LENGTH, REPORT
 
 _START_CODE = (
     "import sys; sys.path[:] = {path!r}; "
@@ -49,9 +47,8 @@ _END = (-1, b"")
 @dataclass(eq=False, slots=True)
 class _Worker:
     number: int
-    tasks: IO[bytes]
-    results: IO[bytes]
-    """Unbuffered, because the selector does not see bytes in a buffer."""
+    tasks: Connection
+    results: Connection
     room: int
     """Capacity of the task pipe. Bytes."""
 
@@ -59,9 +56,7 @@ class _Worker:
 class Workers:
     """A pool of processes that start at once and end with the ``with`` block.
 
-    Args:
-        target: ``module:function`` of one argument, imported once for all workers.
-        count: Number of processes.
+    ``target`` is the ``module:function`` of one argument, imported once for all workers.
 
     Raises:
         BuildError: They cannot be started (limits on memory, processes or open files).
@@ -90,6 +85,9 @@ class Workers:
                 pass_fds=worker_ends,
                 env={**_ENVIRONMENT, **os.environ},
             )
+            assert self._first.stdout is not None
+            with self._first.stdout as reports:
+                self._reports = Connection(os.dup(reports.fileno()), writable=False)
         except OSError as error:
             self._close()
             raise BuildError(
@@ -109,22 +107,15 @@ class Workers:
     @property
     def pids(self) -> list[int]:
         """Process IDs of all workers, once they have started; empty if they could not start."""
-        while len(self._pids) < len(self._all):
-            report = self._read_report()
-            if report is None:
-                return []
-            self._pids.append(report[0])
+        if not self._pids:
+            with suppress(EOFError):
+                self._pids = self._reports.recv()
         return list(self._pids)
 
     def __enter__(self) -> "Workers":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         # Killing a worker damages no published file: files appear by rename.
         self._first.terminate()
         try:
@@ -132,8 +123,7 @@ class Workers:
         except subprocess.TimeoutExpired:
             self._first.kill()
             self._first.wait()
-        assert self._first.stdout is not None
-        self._first.stdout.close()
+        self._reports.close()
         self._close()
 
     def map(self, tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
@@ -153,38 +143,36 @@ class Workers:
         in_flight: dict[_Worker, list[tuple[int, int]]] = {worker: [] for worker in self._all}
         pending: tuple[int, bytes] | None = None
         exhausted = False
-        with selectors.DefaultSelector() as selector:
-            for worker in self._all:
-                selector.register(worker.results, selectors.EVENT_READ, worker)
-            while True:
-                while not exhausted:
-                    pending = pending or next(pickled, _END)
-                    exhausted = pending is _END
-                    idle = (
-                        self._choose_worker(in_flight, len(pending[1]))
-                        if pending and not exhausted
-                        else None
-                    )
-                    if pending is None or idle is None:
-                        break
-                    self._send(idle, pending[1])
-                    in_flight[idle].append((pending[0], len(pending[1])))
-                    pending = None
-                if exhausted and not any(in_flight.values()):
-                    return
-                waiting_for_task = pending is None and not exhausted
-                while self.idle_work is not None and not selector.select(0):
-                    if next(self.idle_work, self) is self:
-                        self.idle_work = None
-                    if waiting_for_task:
-                        break
-                wait = (
-                    None if not waiting_for_task else RETRY_SECONDS if self.idle_work is None else 0
+        by_results: dict[Any, _Worker] = {worker.results: worker for worker in self._all}
+        while True:
+            while not exhausted:
+                pending = pending or next(pickled, _END)
+                exhausted = pending is _END
+                idle = (
+                    self._choose_worker(in_flight, len(pending[1]))
+                    if pending and not exhausted
+                    else None
                 )
-                ready = [key.data for key, _ in selector.select(wait)]
-                for worker in ready:
-                    result = self._receive(worker)
-                    yield in_flight[worker].pop(0)[0], result
+                if pending is None or idle is None:
+                    break
+                self._send(idle, pending[1])
+                in_flight[idle].append((pending[0], len(pending[1])))
+                pending = None
+            if exhausted and not any(in_flight.values()):
+                return
+            waiting_for_task = pending is None and not exhausted
+            while self.idle_work is not None and not wait(by_results, 0):
+                if next(self.idle_work, self) is self:
+                    self.idle_work = None
+                if waiting_for_task:
+                    break
+            timeout = (
+                None if not waiting_for_task else RETRY_SECONDS if self.idle_work is None else 0
+            )
+            for ready in wait(by_results, timeout):
+                worker = by_results[ready]
+                result = self._receive(worker)
+                yield in_flight[worker].pop(0)[0], result
 
     def _choose_worker(
         self, in_flight: dict[_Worker, list[tuple[int, int]]], size: int
@@ -207,37 +195,27 @@ class Workers:
             os.close(source)
             os.close(tasks)
             raise
-        self._all.append(
-            _Worker(
-                number, os.fdopen(tasks, "wb"), os.fdopen(results, "rb", 0), _enlarge_pipe(tasks)
-            )
-        )
+        ours = Connection(tasks, readable=False), Connection(results, writable=False)
+        self._all.append(_Worker(number, *ours, _enlarge_pipe(tasks)))
         return source, sink
 
     def _close(self) -> None:
         """Close the parent's ends of all pipes."""
         for worker in self._all:
             worker.results.close()
-            with suppress(OSError):
-                worker.tasks.close()
+            worker.tasks.close()
 
     def _send(self, worker: _Worker, data: bytes) -> None:
         try:
-            worker.tasks.write(LENGTH.pack(len(data)))
-            worker.tasks.write(data)
-            worker.tasks.flush()
+            worker.tasks.send_bytes(data)
         except OSError:
             raise self._death_error(worker) from None
 
     def _receive(self, worker: _Worker) -> Any:
-        head = _read(worker.results, LENGTH.size)
-        if len(head) < LENGTH.size:
-            raise self._death_error(worker)
-        (length,) = LENGTH.unpack(head)
-        data = _read(worker.results, length)
-        if len(data) < length:
-            raise self._death_error(worker)
-        succeeded, value = pickle.loads(data)
+        try:
+            succeeded, value = worker.results.recv()
+        except (EOFError, OSError):
+            raise self._death_error(worker) from None
         if succeeded:
             return value
         if isinstance(value, ShardifyError):
@@ -250,25 +228,16 @@ class Workers:
         pids = self.pids
         pid, code = pids[worker.number] if pids else self._first.pid, None
         while code is None:
-            report = self._read_report()
-            if report is None:  # They could not start, or ended with the first.
+            try:
+                ended, status = self._reports.recv()
+                code = status if ended == pid else None
+            except EOFError:  # They could not start, or ended with the first.
                 code = self._first.wait()
-            elif report[0] == pid:
-                code = report[1]
         how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
         return BuildError(
             f"worker {pid} died {how} (killed, or out of memory?); what is finished is "
             "kept: run the same command again, with fewer --workers if memory is short"
         )
-
-    def _read_report(self) -> tuple[int, int] | None:
-        """Read the next (process ID, exit code) from the first process; None when it has ended."""
-        assert self._first.stdout is not None
-        data = _read(self._first.stdout, REPORT.size)
-        if len(data) < REPORT.size:
-            return None
-        pid, code = REPORT.unpack(data)
-        return pid, code
 
 
 def _pickle_tasks(tasks: Iterable[Any]) -> Iterator[tuple[int, bytes] | None]:
@@ -277,17 +246,6 @@ def _pickle_tasks(tasks: Iterable[Any]) -> Iterator[tuple[int, bytes] | None]:
     for task in tasks:
         yield None if task is None else (number, pickle.dumps(task, _PROTOCOL))
         number += task is not None
-
-
-def _read(pipe: IO[bytes], size: int) -> bytes:
-    """Read ``size`` bytes from an unbuffered pipe; fewer only at its end."""
-    data = bytearray()
-    while len(data) < size:
-        more = pipe.read(size - len(data))
-        if not more:
-            break
-        data += more
-    return bytes(data)
 
 
 def _enlarge_pipe(pipe: int) -> int:

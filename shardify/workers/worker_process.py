@@ -12,27 +12,24 @@ import importlib
 import os
 import pickle
 import signal
-import struct
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from multiprocessing.connection import Connection
 from typing import Any
 
 from shardify.errors import ShardifyError
 
-LENGTH = struct.Struct("<Q")
-"""Header of each pickled task and each answer: its length in bytes."""
-REPORT = struct.Struct("<2i")
-"""Process ID and exit code of a worker. At the start, one report per worker has exit code 0."""
-
-_DRAIN_BYTES = 1 << 16
 _PR_SET_PDEATHSIG = 1
 _EXIT_NO_PROCESS = 71
 """Exit code if the system starts no more processes: ``EX_OSERR`` of sysexits.h."""
 
 
 def run_workers(target: str, parent: int, ends: Sequence[tuple[int, int]]) -> None:
-    """Fork the workers and wait until they end; reports go to standard output.
+    """Fork the workers and wait until they end.
+
+    Reports go to standard output: the process IDs of all workers, and, as each ends, its process ID
+    and exit code.
 
     Args:
         target: ``module:function`` of one argument.
@@ -42,7 +39,7 @@ def run_workers(target: str, parent: int, ends: Sequence[tuple[int, int]]) -> No
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _exit_with_parent(parent)
-    report = os.dup(1)
+    report = Connection(os.dup(1), readable=False)
     os.dup2(2, 1)  # A stray print must not damage the reports.
     # Imports create many lasting objects and tasks leave few cycles, so frequent cycle collection
     # would find nothing.
@@ -78,7 +75,8 @@ def run_workers(target: str, parent: int, ends: Sequence[tuple[int, int]]) -> No
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             _exit_with_parent(own_pid)
             # A pipe counts as closed only when no process holds its end.
-            for other in (report, *(each for pair in ends[number + 1 :] for each in pair)):
+            report.close()
+            for other in (each for pair in ends[number + 1 :] for each in pair):
                 os.close(other)
             _serve_tasks(function, tasks, results)
             return
@@ -86,37 +84,29 @@ def run_workers(target: str, parent: int, ends: Sequence[tuple[int, int]]) -> No
         os.close(tasks)
         os.close(results)
     with suppress(BrokenPipeError):
-        os.write(report, b"".join([REPORT.pack(pid, 0) for pid in workers]))
+        report.send(list(workers))
         while workers:
             pid, status = os.wait()
             workers.remove(pid)
-            os.write(report, REPORT.pack(pid, os.waitstatus_to_exitcode(status)))
+            report.send((pid, os.waitstatus_to_exitcode(status)))
 
 
 def _serve_tasks(function: Callable[[Any], Any], source: int, sink: int) -> None:
     """Read tasks, run them and write the answers, until the task pipe ends."""
-    try:
-        with os.fdopen(source, "rb") as tasks, os.fdopen(sink, "wb") as results:
-            while head := tasks.read(LENGTH.size):
-                (length,) = LENGTH.unpack(head)
-                pickled = tasks.read(length)
-                if len(pickled) < length:
-                    return
-                try:
-                    answer = (True, function(pickle.loads(pickled)))
-                except ShardifyError as error:
-                    answer = (False, error)
-                except Exception as error:
-                    answer = (False, f"{type(error).__name__}: {error}".replace("\n", " "))
-                data = pickle.dumps(answer, protocol=pickle.HIGHEST_PROTOCOL)
-                results.write(LENGTH.pack(len(data)))
-                results.write(data)
-                results.flush()
-                # An error ends the whole run: queued tasks are discarded.
-                while not answer[0] and tasks.read(_DRAIN_BYTES):
-                    pass
-    except BrokenPipeError:
-        os._exit(1)  # The parent has ended.
+    tasks, results = Connection(source, writable=False), Connection(sink, readable=False)
+    with suppress(EOFError, OSError):  # The parent has ended.
+        while True:
+            pickled = tasks.recv_bytes()
+            try:
+                answer = (True, function(pickle.loads(pickled)))
+            except ShardifyError as error:
+                answer = (False, error)
+            except Exception as error:
+                answer = (False, f"{type(error).__name__}: {error}".replace("\n", " "))
+            results.send(answer)
+            # An error ends the whole run: queued tasks are discarded.
+            while not answer[0]:
+                tasks.recv_bytes()
 
 
 def _exit_with_parent(parent: int) -> None:

@@ -10,6 +10,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,6 @@ import pytest
 from shardify.errors import BuildError
 from shardify.workers import process_pool
 from shardify.workers.process_pool import Workers
-from shardify.workers.worker_process import LENGTH
 
 
 def alive(pid: int) -> bool:
@@ -89,11 +89,9 @@ def test_two_tasks_that_are_said_to_fit_into_a_pipe_do(first: int) -> None:
     source, sink = os.pipe()
     room = process_pool._enlarge_pipe(sink)
     os.set_blocking(sink, False)  # So that one that does not fit is an error, not a hang.
-    with os.fdopen(source, "rb", 0), os.fdopen(sink, "wb") as tasks:
+    with os.fdopen(source, "rb", 0), Connection(sink, readable=False) as tasks:
         for size in (first, room - first) if room > 0 else ():
-            tasks.write(LENGTH.pack(size))
-            tasks.write(bytes(size))
-            tasks.flush()
+            tasks.send_bytes(bytes(size))
 
 
 def test_a_module_is_prepared_once_for_all_workers(
