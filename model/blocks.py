@@ -36,10 +36,6 @@ class Prediction(NamedTuple):
 def check_size(height: int, width: int) -> None:
     """Refuse a size that is not a multiple of 16.
 
-    Args:
-        height: Pixels.
-        width: Pixels.
-
     Raises:
         ValueError: One is not a positive multiple of 16; the message names the nearest multiples.
     """

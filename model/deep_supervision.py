@@ -42,9 +42,6 @@ class Scales(NamedTuple):
 class Supervised(nn.Module):
     """Wraps a network and adds heads on its decoders' coarser scales.
 
-    Args:
-        network: A ``Decoding``; the wrapper keeps the same object.
-
     Raises:
         ValueError: The network does not return its coarser scales.
     """

@@ -9,7 +9,6 @@ All losses are computed in float32, also under autocast. An empty batch has loss
 synchronises with the GPU.
 """
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -154,11 +153,10 @@ class Criterion:
     """Those of ``TARGETS`` that the data set has; the other's loss is 0 and is not computed."""
 
     def __post_init__(self) -> None:
-        """Refuse invalid settings.
+        """Refuse unknown names; the settings of a run check the weights.
 
         Raises:
-            ValueError: An unknown kind, activation or target, ``bce`` without sigmoid, a weight
-                that is negative or not finite, or weights that are all zero.
+            ValueError: An unknown kind, activation or target, or ``bce`` without sigmoid.
         """
         if self.kind not in KINDS:
             raise ValueError(f"loss {self.kind!r}: unknown; use one of {', '.join(KINDS)}")
@@ -167,20 +165,8 @@ class Criterion:
             raise ValueError(f"activation {self.activation!r}: unknown; use one of {known}")
         if self.kind == "bce" and self.activation != "sigmoid":
             raise ValueError("loss 'bce': takes raw outputs as logits; use activation 'sigmoid'")
-        for name in ("dice_weight", "l1_weight", "mask_weight", "depth_weight", "smooth"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} {value}: expected a finite number, 0 or more")
-        if self.dice_weight + self.l1_weight == 0:
-            raise ValueError("dice_weight and l1_weight are both 0; give one of them a weight")
-        if self.mask_weight + self.depth_weight == 0:
-            raise ValueError("mask_weight and depth_weight are both 0; give one of them a weight")
         if not self.targets or set(self.targets) - set(TARGETS):
             raise ValueError(f"targets {self.targets}: expected one or both of {TARGETS}")
-        if not any(getattr(self, f"{target}_weight") for target in self.targets):
-            raise ValueError(
-                f"{self.targets[0]}_weight 0: the other has no truth; give it a weight"
-            )
 
     def __call__(self, prediction: Prediction, mask: Tensor, depth: Tensor) -> LossParts:
         """Return the loss of raw outputs.
@@ -204,9 +190,6 @@ class Criterion:
 
     def activate(self, prediction: Prediction) -> Prediction:
         """Map raw outputs to the values that are shown and measured.
-
-        Args:
-            prediction: Raw outputs.
 
         Returns:
             Float32 in [0, 1]: sigmoid of the raw outputs, or (activation ``none``) their clamp.

@@ -19,10 +19,6 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {"resunet": ResUNet, "unet": Pai
 def create(name: str, *, in_channels: int = 6) -> nn.Module:
     """Return a network with new weights, drawn from torch's global generator.
 
-    Args:
-        name: A key of ``MODELS``.
-        in_channels: 6: ``bg`` and ``fg_bg`` stacked.
-
     Returns:
         A module: (B, in_channels, H, W) float → ``Prediction`` of raw outputs (B, 1, H, W).
 
@@ -38,9 +34,6 @@ def create(name: str, *, in_channels: int = 6) -> nn.Module:
 
 def check_resolution(res: int) -> None:
     """Refuse a resolution that the networks do not take.
-
-    Args:
-        res: Pixels.
 
     Raises:
         ValueError: Not a positive multiple of 16; the message names the nearest multiples.

@@ -33,12 +33,7 @@ def _double(in_channels: int, middle: int, out_channels: int) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """The plain U-Net.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the raw output.
-    """
+    """The plain U-Net."""
 
     def __init__(self, in_channels: int = 6, out_channels: int = 2) -> None:
         super().__init__()
