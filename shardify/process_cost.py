@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["Run", "conditions", "run_measured"]
+__all__ = ["Run", "conditions", "processor", "run_measured"]
 
 # As after an installation: modules are compiled once, not at every start.
 _ENV = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
@@ -74,7 +74,7 @@ def conditions(load: float) -> dict[str, Any]:
     """
     return {
         "machine": {
-            "processor": _processor(),
+            "processor": processor(),
             "cores": os.cpu_count(),
             "load_before": load,
             "python": platform.python_version(),
@@ -86,7 +86,8 @@ def conditions(load: float) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of the processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -126,21 +126,17 @@ def one_line_errors() -> Iterator[None]:
         raise click.ClickException(text) from error
 
 
-_GROUPS = {
-    "data": "Data", "network": "Network", "loss": "Loss", "optim": "Optimiser",
-    "compute": "Device", "run": "Output",
-}  # fmt: skip
-"""Section of a setting → heading in the help, unless the setting is in ``_MOVED``."""
-
-_MOVED = {
-    "augment": "Augmentation", "schedule": "Schedule", "warmup": "Schedule",
-    "patience": "Schedule", "factor": "Schedule", "max_steps": "Schedule", "seed": "Data",
-}  # fmt: skip
-"""Setting → heading in the help."""
-
-_HEADINGS = (
-    "Data", "Augmentation", "Network", "Loss", "Optimiser", "Schedule", "Device", "Output",
-)  # fmt: skip
+_HEADINGS = {
+    "Data": ("data", "seed"),
+    "Augmentation": ("augment",),
+    "Network": ("network",),
+    "Loss": ("loss",),
+    "Optimiser": ("optim",),
+    "Schedule": ("schedule", "warmup", "patience", "factor", "max_steps"),
+    "Device": ("compute",),
+    "Output": ("run",),
+}
+"""Heading in the help → sections of settings, and single settings of other sections."""
 
 
 class SettingsCommand(click.Command):
@@ -148,9 +144,9 @@ class SettingsCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the settings by heading, then the other options."""
+        headings = {name: head for head, names in _HEADINGS.items() for name in names}
         heading = {
-            setting.name: _MOVED.get(setting.name, _GROUPS[setting.section])
-            for setting in settings()
+            each.name: headings.get(each.name, headings[each.section]) for each in settings()
         }
         records: dict[str, list[tuple[str, str]]] = {each: [] for each in (*_HEADINGS, "Options")}
         for param in self.get_params(ctx):
@@ -192,6 +188,15 @@ def all_settings(command: F) -> F:
 def given_flags(flags: dict[str, Any]) -> dict[str, Any]:
     """Return the flags that were given on the command line."""
     return {name: value for name, value in flags.items() if value is not None}
+
+
+_TRAINED = click.argument("trained", metavar="CHECKPOINT_OR_RUN", type=FILE)
+_RES = click.option(
+    "--res", type=COUNT, help="Resolution; by default the last of the training. Pixels."
+)
+_DEVICE = click.option(
+    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto."
+)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -252,14 +257,14 @@ def config_command(file: Path | None, resume: bool, **flags: Any) -> None:
 
 
 @main.command(name="eval")
-@click.argument("trained", metavar="CHECKPOINT_OR_RUN", type=FILE)
+@_TRAINED
 @click.option("--shards", required=True, help="Folder written by `shardify build`.")
-@click.option("--res", type=COUNT, help="Resolution; by default the last of the training. Pixels.")
+@_RES
 @click.option(
     "--split", default="val", show_default=True, help="train or val; without augmentation."
 )
 @click.option("--batch", type=COUNT, default=16, show_default=True, help="Batch size. Samples.")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
+@_DEVICE
 @click.option(
     "--threads",
     type=THREADS,
@@ -285,16 +290,16 @@ def eval_command(trained: Path, as_json: bool, **flags: Any) -> None:
 
 
 @main.command(name="predict")
-@click.argument("trained", metavar="CHECKPOINT_OR_RUN", type=FILE)
+@_TRAINED
 @click.option("--bg", type=FILE, help="Background image or folder; required if trained with bg.")
 @click.option("--fg-bg", type=FILE, required=True, help="Image with the object, or a folder.")
 @click.option("--out", type=FILE, required=True, help="Output folder.")
-@click.option("--res", type=COUNT, help="Resolution; by default the last of the training. Pixels.")
+@_RES
 @click.option("--batch", type=COUNT, default=8, show_default=True, help="Batch size. Images.")
 @click.option(
     "--bits", type=click.Choice(["8", "16"]), default="8", help="Bits of the depth PNG. [8]"
 )
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
+@_DEVICE
 def predict_command(trained: Path, bits: str, **flags: Any) -> None:
     """Predict mask, depth and an overlay of images, at the size of each image.
 
@@ -317,7 +322,8 @@ def predict_command(trained: Path, bits: str, **flags: Any) -> None:
 @main.command(name="bench")
 @click.option("--shards", help="Folder written by `shardify build`; required without --suite.")
 @click.option("--res", type=COUNT, help="Resolution; required without --suite. Pixels.")
-@click.option("--batch", type=COUNT, default=16, show_default=True, help="Batch size. Samples.")
+@click.option("--batch", "batch_size", type=COUNT, default=16, show_default=True,
+              help="Batch size. Samples.")  # fmt: skip
 @click.option(
     "--threads",
     type=THREADS,
@@ -353,6 +359,9 @@ def bench_command(
     suite: bool,
     as_json: bool,
     device: str | None,
+    windows: int,
+    seconds: float,
+    built: tuple[str, ...],
     **flags: Any,
 ) -> None:
     """Measure the throughput of the loader's stages, the network, and other loaders.
@@ -370,6 +379,7 @@ def bench_command(
     with one_line_errors():
         from rich.console import Console
 
+        from train.bench.fixtures import BenchConfig
         from train.bench.runner import bench
 
         if suite:
@@ -380,7 +390,11 @@ def bench_command(
                 raise ConfigError(f"--{name}: missing; required without --suite")
         errors = Console(stderr=True)
         say = errors.print if errors.is_terminal else (lambda _: None)
-        report = bench(contenders=only or None, out=out, say=say, device=device or "cpu", **flags)
+        job = BenchConfig(device=device or "cpu", **flags)
+        report = bench(
+            job, windows=windows, seconds=seconds, contenders=only or None, built=built, out=out,
+            say=say,
+        )  # fmt: skip
         if as_json:
             click.echo(report.to_json(), nl=False)
         else:
@@ -391,7 +405,7 @@ def bench_command(
 
 
 @main.command(name="export")
-@click.argument("trained", metavar="CHECKPOINT_OR_RUN", type=FILE)
+@_TRAINED
 @click.option(
     "--format",
     "kind",
@@ -430,7 +444,7 @@ def _suite(out: Path | None, device: str) -> None:
 @click.argument("run", type=FILE)
 @click.option("--shards", help="Data set folder; by default that of the run.")
 @click.option("-o", "--out", type=FILE, help="Output file; by default RUN/report.html.")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
+@_DEVICE
 def report_command(run: Path, **flags: Any) -> None:
     """Write the HTML report of a run: curves, panels, worst samples, metrics by object size.
 

@@ -7,7 +7,7 @@ One sample has one set of random numbers. The rotation applies to all four image
 apply equally to ``bg`` and ``fg_bg``, and to no other image.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -75,11 +75,7 @@ class AugmentationDraws:
     def part(self, first: int, last: int) -> "AugmentationDraws":
         """Return views of the values of samples ``first`` to ``last``."""
         return AugmentationDraws(
-            angle=self.angle[first:last],
-            rotation=self.rotation[first:last],
-            colour=self.colour[first:last],
-            noise=self.noise[first:last],
-            place=self.place[first:last],
+            **{each.name: getattr(self, each.name)[first:last] for each in fields(self)}
         )
 
 
@@ -117,7 +113,7 @@ def draw(
     angle = (even[0] * limits.angle).astype(np.float32)
     return AugmentationDraws(
         angle=angle,
-        rotation=_rotations(angle),
+        rotation=rotations(angle),
         colour=colour.astype(np.float32),
         noise=(unit[6] * limits.noise).astype(np.float32),
         place=(place % np.uint64(NOISE_MARGIN)).astype(np.int32),
@@ -131,11 +127,23 @@ def no_augmentation(count: int) -> AugmentationDraws:
     angle = np.zeros(count, np.float32)
     return AugmentationDraws(
         angle=angle,
-        rotation=_rotations(angle),
+        rotation=rotations(angle),
         colour=colour,
         noise=np.zeros(count, np.float32),
         place=np.zeros((count, 2), np.int32),
     )
+
+
+def rotations(angle: Floats) -> npt.NDArray[np.float64]:
+    """Return rotations of the unit square about its centre: (n, 2, 3).
+
+    Args:
+        angle: (n,) degrees; positive: the image content turns counter-clockwise.
+    """
+    radians = np.deg2rad(angle.astype(np.float64))
+    cos, sin = np.cos(radians), np.sin(radians)
+    rows = [cos, -sin, (1 - cos + sin) / 2, sin, cos, (1 - sin - cos) / 2]
+    return np.stack(rows, axis=-1).reshape(-1, 2, 3)
 
 
 def affine_matrices(rotation: npt.NDArray[np.float64], sizes: npt.ArrayLike, *, res: int) -> Floats:
@@ -156,24 +164,6 @@ def affine_matrices(rotation: npt.NDArray[np.float64], sizes: npt.ArrayLike, *, 
     matrix = rotation / np.array([res, res, 1.0])
     scaled: Floats = (matrix[:, None] * np.asarray(sizes)[..., None]).astype(np.float32)
     return scaled
-
-
-def matrices(angle: Floats, *, width: npt.ArrayLike, height: npt.ArrayLike, res: int) -> Floats:
-    """Return the matrices of ``affine_matrices`` for one source image an angle.
-
-    Args:
-        angle: (n,) degrees; positive: the image content turns counter-clockwise.
-        width: Of the source. Pixels; one number or (n,).
-        height: Likewise.
-        res: Output width and height. Pixels.
-
-    Returns:
-        (n, 2, 3) float32.
-    """
-    wide, high = np.broadcast_to(width, angle.shape), np.broadcast_to(height, angle.shape)
-    return affine_matrices(_rotations(angle), np.stack([wide, high], axis=-1)[:, None], res=res)[
-        :, 0
-    ]
 
 
 def noise_table(res: int) -> npt.NDArray[np.int8]:
@@ -220,14 +210,6 @@ def philox(counter: tuple[Words, Words, Words, Words], key: tuple[int, int]) -> 
 
 
 _32 = np.uint64(32)
-
-
-def _rotations(angle: Floats) -> npt.NDArray[np.float64]:
-    """Return rotations of the unit square about its centre, (n, 2, 3); angles in degrees."""
-    radians = np.deg2rad(angle.astype(np.float64))
-    cos, sin = np.cos(radians), np.sin(radians)
-    rows = [cos, -sin, (1 - cos + sin) / 2, sin, cos, (1 - sin - cos) / 2]
-    return np.stack(rows, axis=-1).reshape(-1, 2, 3)
 
 
 def _split_words(words: Words) -> tuple[Words, Words]:

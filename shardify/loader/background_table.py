@@ -25,11 +25,6 @@ _TABLES: "weakref.WeakValueDictionary[tuple[object, ...], Bytes]" = weakref.Weak
 def background_table(folder: Path, manifest: Manifest, *, threads: int) -> Bytes:
     """Return every background, decoded and resized to one size with antialiasing.
 
-    Args:
-        folder: The folder of the data set.
-        manifest: Its manifest.
-        threads: Number of decoding threads.
-
     Returns:
         (N, H, W, 3) uint8, contiguous, not to be written to; N = 0 without backgrounds.
 

@@ -4,8 +4,11 @@ A batch is four tensors. A role that the data set lacks is a tensor of zeros.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -30,30 +33,52 @@ ROLES = Batch._fields
 CHANNELS = {"bg": 3, "fg_bg": 3, "mask": 1, "depth": 1}
 
 
-def fill(
-    tensors: Mapping[str, Tensor],
-    batch_size: int,
-    res: int,
-    *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    channels_last: bool = False,
-) -> Batch:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RenderSettings:
+    """How the images of one data set become batches, on either device."""
+
+    res: int
+    """R, width and height of the batches. Pixels."""
+
+    batch_size: int
+    """Samples in a full batch."""
+
+    device: torch.device
+    dtype: torch.dtype
+    channels_last: bool
+    """Memory order NHWC instead of NCHW."""
+
+    augment: bool
+    """Whether colour and noise are applied."""
+
+    threads: int
+    """Decoding threads, and as many for the steps after decoding."""
+
+    roles: tuple[str, ...]
+    """Roles that the data set has, ``fg_bg`` among them."""
+
+    normal: npt.NDArray[np.float32]
+    """(2, 2, 3): for bg and fg_bg, scale and shift of each channel; the output is levels of 255
+    times scale plus shift."""
+
+    threshold: float
+    """A mask pixel is 1 if its level after the warp is at least this. Levels of 255."""
+
+    depth_bits: int
+    """8 or 16."""
+
+
+def fill(tensors: Mapping[str, Tensor], batch_size: int, settings: RenderSettings) -> Batch:
     """Return a batch of the given tensors, with zeros for the other roles.
 
-    Args:
-        tensors: One tensor for each role that the data set has, shaped as in a batch.
-        batch_size: B.
-        res: R. Pixels.
-        device: Device of the zeros; the same as the given tensors'.
-        dtype: Type of the zeros; the same as the given tensors'.
-        channels_last: Memory order NHWC instead of NCHW; the same as the given tensors'.
+    ``tensors`` has one for each role that the data set has, as ``settings`` says.
     """
-    layout = torch.channels_last if channels_last else torch.contiguous_format
+    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
 
     def zeros(role: str) -> Tensor:
+        shape = batch_size, CHANNELS[role], settings.res, settings.res
         empty = torch.empty(
-            batch_size, CHANNELS[role], res, res, dtype=dtype, device=device, memory_format=layout
+            shape, dtype=settings.dtype, device=settings.device, memory_format=layout
         )
         return empty.zero_()
 
@@ -61,29 +86,17 @@ def fill(
 
 
 def synthetic(
-    batch_size: int,
-    res: int,
-    *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    channels_last: bool = False,
-    seed: int = 0,
+    batch_size: int, res: int, *, device: torch.device | str = "cpu", channels_last: bool = False
 ) -> Batch:
     """Return random numbers in the shape and ranges of a batch, to measure without a loader.
 
-    Args:
-        batch_size: B.
-        res: R. Pixels.
-        device: Device of the tensors.
-        dtype: A floating type.
-        channels_last: Memory order NHWC instead of NCHW.
-        seed: The same seed gives the same numbers on the same kind of device.
+    The same at every call, in float32.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def place(tensor: Tensor) -> Tensor:
-        return tensor.to(device=device, dtype=dtype).contiguous(memory_format=layout)
+        return tensor.to(device=device).contiguous(memory_format=layout)
 
     bg = torch.randn(batch_size, 3, res, res, generator=generator)
     fg_bg = torch.randn(batch_size, 3, res, res, generator=generator)

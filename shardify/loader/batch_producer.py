@@ -21,7 +21,7 @@ from shardify.dataset.manifest import Manifest
 from shardify.errors import DataError
 from shardify.loader.augmentation import NOISE_UNIT, affine_matrices, noise_table
 from shardify.loader.background_table import background_table
-from shardify.loader.batch import ROLES, Batch, fill
+from shardify.loader.batch import ROLES, Batch, RenderSettings, fill
 from shardify.loader.batch_sampler import BatchSampler, BatchSpec
 from shardify.loader.cpu_renderer import Renderer
 from shardify.loader.dali_pipeline import (
@@ -38,10 +38,6 @@ Array = npt.NDArray[Any]
 
 def normalisation(manifest: Manifest, folder: Path) -> npt.NDArray[np.float32]:
     """Return scale and shift that normalise the channels of bg and fg_bg.
-
-    Args:
-        manifest: Holds their mean and standard deviation, in [0, 1].
-        folder: The folder of the data set, for error messages.
 
     Returns:
         (2, 2, 3) float32: for bg and fg_bg, scale and shift of each channel; the output is levels
@@ -73,28 +69,17 @@ class BatchProducer:
         self,
         sampler: BatchSampler,
         manifest: Manifest,
+        settings: RenderSettings,
         *,
-        folder: Path,
-        res: int,
-        batch_size: int,
-        augment: bool,
-        device: str,
-        threads: int,
-        dtype: torch.dtype,
-        channels_last: bool,
         kernel: str,
         hw_decoder_load: float,
     ) -> None:
         self._sampler = sampler
         self._manifest = manifest
-        self._raw = is_raw(manifest)
-        if self._raw:
+        self._settings = settings
+        raw = is_raw(manifest)
+        if raw:
             check_sizes(sampler.shards, manifest)
-        self._res = res
-        self._augment = augment
-        self._device = torch.device(device)
-        self._dtype = dtype
-        self._channels_last = channels_last
         self._decode_only = kernel != "dali"
         self._steps: Iterator[BatchSpec] = iter(())
         self._next: BatchSpec | None = None
@@ -105,53 +90,32 @@ class BatchProducer:
             collections.deque()
         )
         self._images = sampler.shards.images
-        depth_bits = manifest.roles["depth"].bits if "depth" in manifest.roles else 8
-        threshold = float(("mask" in manifest.roles and manifest.roles["mask"].threshold) or 128)
-        normal = normalisation(manifest, folder)
-        table = background_table(folder, manifest, threads=threads)
-        self._renderer: Renderer | None = None
+        table = background_table(sampler.shards.folder, manifest, threads=settings.threads)
         self._backgrounds: Any = table
-        if kernel == "fused":
-            self._renderer = Renderer(
-                res=res,
-                normal=normal,
-                threshold=threshold,
-                depth_bits=depth_bits,
-                roles=sampler.shards.members,
-                augment=augment,
-                threads=threads,
-                dtype=dtype,
-                channels_last=channels_last,
-            )
+        self._renderer = Renderer(settings) if kernel == "fused" else None
         stream: Any = torch.cuda.Stream
+        device = settings.device
         # High priority: copies of a few batches must not wait for a training step.
-        self._stream = stream(self._device, priority=-1) if self._device.type == "cuda" else None
+        self._stream = stream(device, priority=-1) if device.type == "cuda" else None
         self._closed = False
         self._pipe: Any = None
-        if self._raw and self._decode_only:
+        if raw and self._decode_only:
             return
+        with_noise = settings.augment and not self._decode_only
         self._pipe = build_graph(
             self._graph_inputs,
+            settings,
             shards=sampler.shards.buffers,
             backgrounds=None if self._decode_only or not len(table) else table,
-            noise=None if self._decode_only or not augment else noise_table(res),
+            noise=noise_table(settings.res) if with_noise else None,
             roles=self._images,
             extensions={role: frozenset(manifest.roles[role].extensions) for role in self._images},
             sizes={
                 role: image_size(manifest, role) if len(manifest.roles[role].sizes) == 1 else None
                 for role in self._images
             },
-            raw=self._raw,
-            device=self._device,
+            raw=raw,
             decode_only=self._decode_only,
-            batch_size=batch_size,
-            threads=threads,
-            res=res,
-            normal=normal,
-            threshold=threshold,
-            depth_bits=depth_bits,
-            channels_last=channels_last,
-            half=dtype != torch.float32,
             hw_decoder_load=hw_decoder_load,
         )
 
@@ -168,9 +132,8 @@ class BatchProducer:
         try:
             self._fetch_next()
             while self._in_flight or self._next is not None:
-                while (
-                    len(self._in_flight) < QUEUE_DEPTH[self._device.type] and self._next is not None
-                ):
+                depth = QUEUE_DEPTH[self._settings.device.type]
+                while len(self._in_flight) < depth and self._next is not None:
                     self._pipe.schedule_run()
                 if (result := self._finish_oldest()) is not None:
                     yield result
@@ -218,12 +181,13 @@ class BatchProducer:
             return arrays
         draws = step.draws
         # The matrix on the unit square; the graph scales it to each image's size.
-        arrays.append(affine_matrices(draws.rotation, np.ones((1, 1, 2)), res=self._res)[:, 0])
-        if self._augment:
+        unit = np.ones((1, 1, 2))
+        arrays.append(affine_matrices(draws.rotation, unit, res=self._settings.res)[:, 0])
+        if self._settings.augment:
             arrays += [draws.colour, draws.noise / np.float32(NOISE_UNIT)]
         if len(self._backgrounds):
             arrays.append(step.backgrounds)
-        if self._augment:
+        if self._settings.augment:
             arrays.append(draws.place)
         return arrays
 
@@ -240,9 +204,8 @@ class BatchProducer:
                 return None
             if self._renderer is not None:
                 return self._render(self._renderer, step, outputs), step.used
-            return self._empty_batch() if self._decode_only else self._copy_outputs(
-                outputs
-            ), step.used
+            batch = self._empty_batch() if self._decode_only else self._copy_outputs(outputs)
+            return batch, step.used
         finally:
             self._in_flight.popleft()
             self._pipe.release_outputs()
@@ -292,21 +255,16 @@ class BatchProducer:
             tensors = {}
             roles = [role for role in ROLES if role in self._sampler.shards.members]
             for role, output in zip(roles, outputs, strict=True):
-                tensor = copy_output(output, self._dtype)
-                tensors[role] = tensor.permute(0, 3, 1, 2) if self._channels_last else tensor
-            batch = self._fill(tensors, len(tensors["fg_bg"]))
+                tensor = copy_output(output, self._settings.dtype)
+                channels_last = self._settings.channels_last
+                tensors[role] = tensor.permute(0, 3, 1, 2) if channels_last else tensor
+            batch = fill(tensors, len(tensors["fg_bg"]), self._settings)
             if self._stream:
                 self._stream.synchronize()
         return batch
 
     def _empty_batch(self) -> Batch:
-        return self._fill({}, 0)
-
-    def _fill(self, tensors: dict[str, torch.Tensor], count: int) -> Batch:
-        return fill(
-            tensors, count, self._res, device=self._device, dtype=self._dtype,
-            channels_last=self._channels_last,
-        )  # fmt: skip
+        return fill({}, 0, self._settings)
 
     def _find_fault(self, error: RuntimeError) -> DataError:
         """Return an error that names the image that does not decode.
@@ -318,7 +276,7 @@ class BatchProducer:
         if re.search(r"out of memory|bad_alloc|[Cc]an't allocate|allocation failed", str(error)):
             return DataError(
                 f"{self._sampler.shards.folder}: memory ran out while DALI made a batch at "
-                f"{self._res} px ({error_reason(error)}); use a smaller one"
+                f"{self._settings.res} px ({error_reason(error)}); use a smaller one"
             )
         for step, role in itertools.product(steps, self._images):
             reasons = decode_faults(self._sampler.shards.payloads(step.indexes, role), role)

@@ -64,17 +64,9 @@ class BatchSampler:
     ) -> None:
         """Check the arguments; nothing is read yet.
 
-        Args:
-            shards: The shards of the split.
-            backgrounds: Number of backgrounds in the manifest.
-            batch_size: Samples a rank and step.
-            rank: In [0, world_size).
-            world_size: Number of ranks.
-            seed: Seed of order and augmentation.
-            kind: One of ``sampler.KINDS``.
-            drop_last: Leave out the last global batch if it is not full.
-            augmentation: Bounds of the augmentation; None: resize only.
-            exclude: Keys of samples to leave out.
+        ``backgrounds`` is their number in the manifest, ``kind`` one of ``sampler.KINDS``.
+        ``drop_last`` leaves out the last global batch if it is not full. Without ``augmentation``,
+        images are only resized.
 
         Raises:
             DataError: A key is not in the split, or what is left makes no batch.

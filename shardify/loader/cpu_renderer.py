@@ -5,7 +5,6 @@ memory of batches that are no longer in use.
 """
 
 import weakref
-from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from shardify.loader.augmentation import AugmentationDraws, affine_matrices, noise_table
-from shardify.loader.batch import CHANNELS, ROLES, Batch, fill
+from shardify.loader.batch import CHANNELS, ROLES, Batch, RenderSettings, fill
 from shardify.loader.cpu_kernels import render, unpack
 
 _ALIGNMENT = 64
@@ -61,46 +60,18 @@ class Buffers:
 class Renderer:
     """Renders decoded images into batches of one size."""
 
-    def __init__(
-        self,
-        *,
-        res: int,
-        normal: Floats,
-        threshold: float,
-        depth_bits: int,
-        augment: bool,
-        threads: int,
-        dtype: torch.dtype,
-        channels_last: bool,
-        roles: Collection[str] = ROLES,
-    ) -> None:
-        """Compile or load the kernel.
-
-        Args:
-            res: R, width and height of the batches. Pixels.
-            normal: (2, 2, 3) float32 as ``cpu_kernels.render`` takes it.
-            threshold: The mask's threshold, in levels of 255.
-            depth_bits: 8 or 16.
-            augment: Whether colour and noise are applied.
-            threads: Number of threads that share a batch.
-            dtype: Type of the batches.
-            channels_last: Memory order NHWC.
-            roles: Roles that the data set has, ``fg_bg`` among them.
-        """
-        self._res = res
-        self._normal = normal
-        self._threshold = threshold
-        self._depth_bits = depth_bits
-        self._augment = augment
-        self._threads = threads
-        self._dtype = dtype
-        self._channels_last = channels_last
-        self._channels = [CHANNELS[role] if role in roles else 0 for role in ROLES]
-        self._noise = noise_table(res)
+    def __init__(self, settings: RenderSettings) -> None:
+        self._settings = settings
+        self._channels = [CHANNELS[role] if role in settings.roles else 0 for role in ROLES]
+        self._noise = noise_table(settings.res)
         self._buffers = Buffers()
         self._rgb = np.empty((0, 1, 1, 3), np.uint8)
         self._masks = np.empty((0, 1, 1), np.uint8)
-        self._pool = ThreadPoolExecutor(threads, "shardline-render") if threads > 1 else None
+        self._pool = (
+            ThreadPoolExecutor(settings.threads, "shardline-render")
+            if settings.threads > 1
+            else None
+        )
 
     def __call__(
         self,
@@ -122,38 +93,38 @@ class Renderer:
         """
         if packed is not None:
             self._place_unpacked(images)
-        count, area = len(images), self._res * self._res
+        settings, count = self._settings, len(images)
+        area = settings.res * settings.res
         flat = self._buffers.take(count * sum(self._channels) * area)
         parts = torch.split(flat, [count * channels * area for channels in self._channels])
         outputs = tuple(
             part.view(count, channels * area).numpy()
             for part, channels in zip(parts, self._channels, strict=True)
         )
-        stream = self._res % 16 == 0 and flat.nbytes > _STREAM_THRESHOLD
-        matrices = affine_matrices(draws.rotation, images[:, :, 1:], res=self._res)
+        stream = settings.res % 16 == 0 and flat.nbytes > _STREAM_THRESHOLD
+        matrices = affine_matrices(draws.rotation, images[:, :, 1:], res=settings.res)
 
         def render_range(first: int, last: int) -> None:
             if packed is not None:
                 unpack(packed, self._rgb, self._masks, first, last)
             render(
-                images, matrices, draws.colour, draws.noise, draws.place, self._noise, self._normal,
-                self._threshold, self._depth_bits, self._augment, self._channels_last, stream,
-                outputs, first, last,
+                images, matrices, draws.colour, draws.noise, draws.place, self._noise,
+                settings.normal, settings.threshold, settings.depth_bits, settings.augment,
+                settings.channels_last, stream, outputs, first, last,
             )  # fmt: skip
 
-        bounds = np.linspace(0, count, min(self._threads, max(count, 1)) + 1).astype(int).tolist()
-        if self._pool is None or len(bounds) == 2:
+        parallel = min(settings.threads, max(count, 1))
+        bounds = np.linspace(0, count, parallel + 1).astype(int).tolist()
+        if self._pool is None or parallel == 1:
             render_range(0, count)
         else:
             list(self._pool.map(render_range, bounds[:-1], bounds[1:]))
-        return fill(
-            {
-                role: self._as_images(part, channels)
-                for role, part, channels in zip(ROLES, parts, self._channels, strict=True)
-                if channels
-            },
-            count, self._res, dtype=self._dtype, channels_last=self._channels_last,
-        )  # fmt: skip
+        found = {
+            role: self._as_images(part, channels)
+            for role, part, channels in zip(ROLES, parts, self._channels, strict=True)
+            if channels
+        }
+        return fill(found, count, settings)
 
     def _place_unpacked(self, images: npt.NDArray[np.int64]) -> None:
         """Allocate memory for a batch of unpacked images, and set their addresses in ``images``."""
@@ -174,6 +145,7 @@ class Renderer:
 
     def _as_images(self, part: torch.Tensor, channels: int) -> torch.Tensor:
         """Return a part as (B, C, R, R) in the renderer's dtype and memory order."""
-        if self._channels_last:
-            return part.view(-1, self._res, self._res, channels).permute(0, 3, 1, 2).to(self._dtype)
-        return part.view(-1, channels, self._res, self._res).to(self._dtype)
+        res, dtype = self._settings.res, self._settings.dtype
+        if self._settings.channels_last:
+            return part.view(-1, res, res, channels).permute(0, 3, 1, 2).to(dtype)
+        return part.view(-1, channels, res, res).to(dtype)

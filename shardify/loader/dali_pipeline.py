@@ -15,7 +15,7 @@ import torch
 from nvidia.dali import Pipeline, backend, fn, types
 from nvidia.dali import math as dali_math
 
-from shardify.loader.batch import ROLES
+from shardify.loader.batch import ROLES, RenderSettings
 from shardify.loader.device_tables import DeviceTables
 from shardify.loader.shards import Bytes
 
@@ -33,20 +33,12 @@ CPU_ONLY = frozenset({"bmp", "png", "webp"})
 
 def build_graph(
     source: Callable[[int], list[Array]],
+    settings: RenderSettings,
     *,
     shards: Sequence[Bytes],
     backgrounds: Bytes | None,
     noise: Array | None,
-    device: torch.device,
     decode_only: bool,
-    batch_size: int,
-    threads: int,
-    res: int,
-    normal: npt.NDArray[np.float32],
-    threshold: float,
-    depth_bits: int,
-    channels_last: bool,
-    half: bool,
     hw_decoder_load: float,
     roles: Sequence[str],
     extensions: dict[str, frozenset[str]],
@@ -74,6 +66,7 @@ def build_graph(
     Outputs: the decoded images if ``decode_only``; else bg, fg_bg, mask and depth as in a batch,
     without missing roles.
     """
+    device, res, depth_bits = settings.device, settings.res, settings.depth_bits
     gpu = device.type == "cuda"
     # All that differs between the devices:
     place = "gpu" if gpu else "cpu"
@@ -137,13 +130,13 @@ def build_graph(
             fn.reinterpret(image, layout="HWC"),
             mean=mean,
             std=std,
-            dtype=types.FLOAT16 if half else types.FLOAT,
-            output_layout="HWC" if channels_last else "CHW",
+            dtype=types.FLOAT if settings.dtype == torch.float32 else types.FLOAT16,
+            output_layout="HWC" if settings.channels_last else "CHW",
         )
 
     pipe = Pipeline(
-        batch_size=batch_size,
-        num_threads=threads,
+        batch_size=settings.batch_size,
+        num_threads=settings.threads,
         device_id=(device.index or 0) if gpu else None,
         prefetch_queue_depth=QUEUE_DEPTH[device.type],
         exec_dynamic=False,
@@ -182,8 +175,9 @@ def build_graph(
                     coloured = fn.coord_transform(outputs[role], M=colour[:, :3], T=colour[:, 3])
                     outputs[role] = dali_math.clamp(coloured + grain, 0, 255)
         if "mask" in outputs:
-            outputs["mask"] = fn.cast(outputs["mask"] >= threshold, dtype=types.FLOAT)
-        means, stds = (-normal[:, 1] / normal[:, 0]).tolist(), (1 / normal[:, 0]).tolist()
+            outputs["mask"] = fn.cast(outputs["mask"] >= settings.threshold, dtype=types.FLOAT)
+        scale, shift = settings.normal[:, 0], settings.normal[:, 1]
+        means, stds = (-shift / scale).tolist(), (1 / scale).tolist()
         scales = {
             "bg": (means[0], stds[0]),
             "fg_bg": (means[1], stds[1]),
@@ -262,11 +256,8 @@ def decoder(
 ) -> Callable[[Sequence[Bytes]], list[Bytes]]:
     """Return a function that decodes a few images on the CPU.
 
-    Args:
-        batch_size: Largest number of files a call.
-        threads: Number of decoding threads.
-        colour: Decode to RGB; else to gray.
-        size: Width and height to resize to with antialiasing; None: unchanged. Pixels.
+    ``batch_size`` is the largest number of files a call. Images are RGB if ``colour``, else gray,
+    and resized with antialiasing to ``size`` (width and height, pixels) if it is given.
 
     Returns:
         A function from files' bytes to (H, W, C) uint8 images; it raises RuntimeError if one does

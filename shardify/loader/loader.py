@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from shardify.loader.augmentation import Augmentation
-from shardify.loader.batch import Batch
-from shardify.loader.batch_producer import BatchProducer
+from shardify.loader.batch import Batch, RenderSettings
+from shardify.loader.batch_producer import BatchProducer, normalisation
 from shardify.loader.batch_sampler import BatchSampler
 from shardify.loader.prefetch import Prefetcher
 from shardify.loader.sampler import EPOCH_LIMIT, KINDS, SEED_LIMIT, Indexes
@@ -146,19 +146,26 @@ class Loader:
         self._loop_number = 0
         self._prefetcher: Prefetcher[tuple[Batch, int]] | None = None
         self._prefetch = prefetch
+        roles = self.manifest.roles
         with contextlib.ExitStack() as undo:
             undo.callback(self._readahead.close)
+            settings = RenderSettings(
+                res=res,
+                batch_size=batch_size,
+                device=torch_device,
+                dtype=dtype,
+                channels_last=channels_last,
+                augment=augment,
+                threads=threads,
+                roles=self._sampler.shards.members,
+                normal=normalisation(self.manifest, folder),
+                threshold=float(("mask" in roles and roles["mask"].threshold) or 128),
+                depth_bits=roles["depth"].bits if "depth" in roles else 8,
+            )
             self._producer = BatchProducer(
                 self._sampler,
                 self.manifest,
-                folder=folder,
-                res=res,
-                batch_size=batch_size,
-                augment=augment,
-                device=str(torch_device),
-                threads=threads,
-                dtype=dtype,
-                channels_last=channels_last,
+                settings,
                 kernel=kernel,
                 hw_decoder_load=hw_decoder_load,
             )
@@ -226,8 +233,7 @@ class Loader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from another loader's position; batch size and number of ranks may differ.
 
-        Args:
-            state: From ``state_dict``; its seed replaces this loader's.
+        The seed of the other loader replaces this one's.
 
         Raises:
             DataError: The state belongs to other data, or is not a state.

@@ -8,8 +8,6 @@ a rank. So a run can stop after any step and resume with another number of ranks
 lost or repeated.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
@@ -49,14 +47,7 @@ def epoch_order(
 
     Returns:
         (samples,) int64, a permutation of ``range(samples)``.
-
-    Raises:
-        ValueError: Unknown kind, or a number out of range.
     """
-    if kind not in KINDS:
-        raise ValueError(f"order: {kind!r}; expected one of {', '.join(KINDS)}")
-    if samples < 0 or epoch < 0 or seed < 0 or block < 1 or window < 1:
-        raise ValueError("order: samples, seed, epoch must be >= 0, block and window >= 1")
     if kind == "sequential":
         return np.arange(samples, dtype=np.int64)
     if kind == "permuted":
@@ -76,11 +67,7 @@ def epoch_order(
 def steps(samples: int, *, batch_size: int, world_size: int, drop_last: bool) -> int:
     """Return the number of steps in which every rank uses ``samples`` samples.
 
-    Args:
-        samples: Samples left in the epoch.
-        batch_size: Samples a rank and step.
-        world_size: Number of ranks.
-        drop_last: Leave out the last global batch if it is not full.
+    ``drop_last`` leaves out the last global batch if it is not full.
     """
     global_batch = batch_size * world_size
     return samples // global_batch if drop_last else -(-samples // global_batch)
@@ -104,42 +91,6 @@ def span(
     """
     start = consumed + (step * world_size + rank) * batch_size
     return min(start, samples), min(start + batch_size, samples)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Mixing:
-    """Measures of how well an order mixes samples that are neighbours in the shards."""
-
-    travel: float
-    """Mean distance between a sample's positions in the shards and in the epoch, as a fraction of
-    the epoch: 0 as written, 1/3 for a random permutation."""
-
-    neighbours: float
-    """Share of samples followed by their neighbour in the shards: 1 as written, about 1/samples
-    for a random permutation."""
-
-    spread: float
-    """Mean distance in the shards between samples used one after the other, as a fraction of the
-    epoch: about 0 as written, 1/3 for a random permutation."""
-
-
-def mixing(order: Indexes) -> Mixing:
-    """Measure how well an order mixes the samples.
-
-    Args:
-        order: (N,) a permutation of ``range(N)``, N >= 2.
-
-    Raises:
-        ValueError: Fewer than two samples.
-    """
-    if len(order) < 2:
-        raise ValueError("mixing: needs two samples or more")
-    jumps = np.diff(order)
-    return Mixing(
-        travel=float(np.abs(order - np.arange(len(order))).mean() / len(order)),
-        neighbours=float((jumps == 1).mean()),
-        spread=float(np.abs(jumps).mean() / len(order)),
-    )
 
 
 def _permutation(count: int, seed: int, epoch: int, *, stream: int) -> Indexes:

@@ -29,11 +29,6 @@ Bytes = npt.NDArray[np.uint8]
 def open_shard(path: Path, shard: Shard, cache: str) -> Bytes:
     """Check a shard's length, then map it or read it into memory.
 
-    Args:
-        path: The shard's file.
-        shard: The shard as the manifest has it.
-        cache: ``ram``: read into memory; ``disk``: mapped.
-
     Raises:
         DataError: The file is missing, has another length, or cannot be read.
     """
@@ -173,10 +168,6 @@ class Shards:
 
     def backgrounds(self, indexes: Indexes, *, count: int) -> Indexes:
         """Return each sample's background as an index in the manifest; 0 without backgrounds.
-
-        Args:
-            indexes: (n,) samples.
-            count: Number of backgrounds in the manifest.
 
         Raises:
             DataError: A ``bg.cls`` is not a number below ``count``.

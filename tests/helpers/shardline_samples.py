@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from shardify.dataset.manifest import Background, Manifest, Role, Shard, Source, Split, Stats
+from shardify.loader.augmentation import affine_matrices, rotations
 
 IMAGES = ("fg_bg", "mask", "depth")
 
@@ -30,6 +31,11 @@ def encode(image: np.ndarray, kind: str, **options: object) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, kind, **options)
     return stream.getvalue()
+
+
+def matrices(angle: np.ndarray, *, width: int, height: int, res: int) -> np.ndarray:
+    """(n, 2, 3) output to source, of images of one size turned by (n,) degrees."""
+    return affine_matrices(rotations(angle), [[[width, height]]], res=res)[:, 0]
 
 
 def scene(index: int, size: int = 40, depth_size: int = 36) -> Images:

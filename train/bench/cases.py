@@ -5,15 +5,12 @@ Each case is a generator that yields, without end, the number of samples it has 
 ``sweep`` runs them in one process with shared fixtures.
 """
 
-import contextlib
 import importlib.util
 import itertools
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +20,16 @@ from shardify.loader.batch import Batch
 from train.bench.fixtures import BenchConfig, FixtureCache
 
 
-@dataclass(kw_only=True, slots=True)
 class RunningCase:
     """A case that has been started."""
 
-    samples: Iterator[int]
+    samples: Generator[int, None, None]
     """Yields the number of samples of each finished batch."""
 
-    waited: list[float]
-    """Seconds of waiting for data, one number a batch; only where a network trains."""
-
-    shelf: FixtureCache = field(default_factory=FixtureCache)
+    def __init__(self, fixtures: FixtureCache) -> None:
+        self.fixtures = fixtures
+        self.waited: list[float] = []
+        """Seconds of waiting for data, one number a batch; only where a network trains."""
 
 
 def _read(job: BenchConfig, _work: RunningCase) -> Generator[int, None, None]:
@@ -63,7 +59,7 @@ def _read(job: BenchConfig, _work: RunningCase) -> Generator[int, None, None]:
 
 def _batches(job: BenchConfig, work: RunningCase, **options: Any) -> Generator[Batch, None, None]:
     """Yield the loader's batches, epoch after epoch, as in training."""
-    loader = work.shelf.loader(job, options)
+    loader = work.fixtures.loader(job, options)
     while True:
         yield from loader
 
@@ -86,15 +82,15 @@ def _to_device(job: BenchConfig, work: RunningCase) -> Generator[int, None, None
 
 
 def _model(job: BenchConfig, work: RunningCase) -> Generator[int, None, None]:
-    step = work.shelf.step(job)
-    batch = work.shelf.batch(job)
+    step = work.fixtures.step(job)
+    batch = work.fixtures.batch(job)
     while True:
         step(batch)
         yield job.batch_size
 
 
 def _train(job: BenchConfig, work: RunningCase) -> Generator[int, None, None]:
-    step = work.shelf.step(job)
+    step = work.fixtures.step(job)
     batches = _batches(job, work, device=job.device, channels_last=True)
     while True:
         begun = time.perf_counter()
@@ -104,59 +100,21 @@ def _train(job: BenchConfig, work: RunningCase) -> Generator[int, None, None]:
         yield len(batch.bg)
 
 
-def _webdataset(job: BenchConfig, _work: RunningCase) -> Generator[int, None, None]:
-    from train.bench.other_loaders import webdataset_batches
+def _other_loader(library: str) -> "Case":
+    """Return the case of a function of ``other_loaders``."""
 
-    for batch in webdataset_batches(
-        Path(job.shards),
-        split=job.split,
-        res=job.res,
-        batch_size=job.batch_size,
-        workers=job.threads,
-        repeat=True,
-    ):
-        yield len(batch.bg)
-
-
-def _zip(job: BenchConfig, _work: RunningCase) -> Generator[int, None, None]:
-    from train.bench.other_loaders import write_zip, zip_batches
-
-    path = Path(job.scratch) / f"{job.split}.zip"
-    if not path.exists():
-        write_zip(Path(job.shards), job.split, path)
-    for batch in zip_batches(
-        path,
-        Path(job.shards),
-        res=job.res,
-        batch_size=job.batch_size,
-        workers=job.threads,
-        repeat=True,
-    ):
-        yield len(batch.bg)
-
-
-def _copy_reader(name: str) -> Callable[[BenchConfig, RunningCase], Generator[int, None, None]]:
-    """Return a case that reads a copy in a library's own format."""
-
-    def contender(job: BenchConfig, _work: RunningCase) -> Generator[int, None, None]:
+    def case(job: BenchConfig, _work: RunningCase) -> Generator[int, None, None]:
         from train.bench import other_loaders
 
-        for batch in getattr(other_loaders, f"{name}_batches")(
-            Path(job.scratch) / f"{name}-{job.split}",
-            Path(job.shards),
-            split=job.split,
-            res=job.res,
-            batch_size=job.batch_size,
-            workers=job.threads,
-        ):
+        for batch in getattr(other_loaders, f"{library}_batches")(job):
             yield len(batch.bg)
 
-    return contender
+    return case
 
 
-Contender = Callable[[BenchConfig, RunningCase], Generator[int, None, None]]
+Case = Callable[[BenchConfig, RunningCase], Generator[int, None, None]]
 
-OWN: dict[str, Contender] = {
+OWN: dict[str, Case] = {
     "read": _read,
     "decode": _decode,
     "augment": _augment,
@@ -166,20 +124,16 @@ OWN: dict[str, Contender] = {
 }
 """Each stage includes the stages before it, except the model alone."""
 
-PEERS: dict[str, Contender] = {
-    "webdataset + Pillow": _webdataset,
-    "zip + Pillow": _zip,
-    "LitData + Pillow": _copy_reader("litdata"),
-    "Streaming + Pillow": _copy_reader("streaming"),
-    "FFCV + Pillow": _copy_reader("ffcv"),
-}
-"""Other loaders; they yield the same batches as ``augment``."""
-
 _LIBRARIES = {
+    "webdataset + Pillow": "webdataset",
+    "zip + Pillow": "zipfile",
     "LitData + Pillow": "litdata",
     "Streaming + Pillow": "streaming",
     "FFCV + Pillow": "ffcv",
 }
+
+PEERS = {name: _other_loader(library) for name, library in _LIBRARIES.items()}
+"""Other loaders; they yield the same batches as ``augment``."""
 
 
 def available(name: str) -> bool:
@@ -194,31 +148,14 @@ def available(name: str) -> bool:
     return trial.returncode == 0
 
 
-def begin(name: str, job: BenchConfig, shelf: FixtureCache | None = None) -> RunningCase:
+def begin(name: str, job: BenchConfig, fixtures: FixtureCache | None = None) -> RunningCase:
     """Start a case; it begins to work at the first ``next``.
 
-    Args:
-        name: From ``OWN`` or ``PEERS``.
-        job: Settings.
-        shelf: Cache of fixtures, closed by the caller. None: the case has its own cache and closes
-            it at its end.
+    ``fixtures`` are shared with other cases, and closed by the caller; by default the case's own.
     """
     if job.device.startswith("cuda:"):
         # Events and synchronisation use the current GPU.
         torch.cuda.set_device(int(job.device.partition(":")[2]))
-    work = RunningCase(samples=iter(()), waited=[], shelf=shelf or FixtureCache())
-    samples = {**OWN, **PEERS}[name](job, work)
-    work.samples = samples if shelf else _closing(samples, work.shelf)
+    work = RunningCase(fixtures or FixtureCache())
+    work.samples = {**OWN, **PEERS}[name](job, work)
     return work
-
-
-def _closing(
-    samples: Generator[int, None, None], shelf: FixtureCache
-) -> Generator[int, None, None]:
-    with contextlib.closing(shelf), contextlib.closing(samples):
-        yield from samples
-
-
-def scratch() -> "tempfile.TemporaryDirectory[str]":
-    """Return a temporary folder for ``BenchConfig.scratch``."""
-    return tempfile.TemporaryDirectory(prefix="shardline-bench-")

@@ -8,8 +8,11 @@ unique number (``GPU-…``, ``MIG-…``); None stands for the first that CUDA ma
 """
 
 import contextlib
+import datetime
 import os
 import platform
+import shlex
+import sys
 import threading
 from collections import defaultdict
 from importlib import metadata
@@ -18,6 +21,8 @@ from statistics import fmean
 from typing import Any
 
 import torch
+
+from shardify.process_cost import processor
 
 _LIBRARIES = (
     "shardline", "torch", "triton", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "webdataset",
@@ -43,10 +48,8 @@ _NVML = _open_nvml()
 
 def hardware(device: str) -> dict[str, Any]:
     """What the figures were measured on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
-        "cpu": names[0] if names else platform.processor(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
         "cores_allowed": len(os.sched_getaffinity(0)),
@@ -68,16 +71,27 @@ def versions() -> dict[str, str]:
     return found
 
 
-def driver_version() -> str | None:
-    """Version of the NVIDIA driver."""
-    version: str | None = _call_nvml("nvmlSystemGetDriverVersion")
-    return version
+def conditions(device: str, program: str | None = None) -> dict[str, Any]:
+    """When, where and by which command something was measured.
 
+    Args:
+        device: What it was measured on.
+        program: Begins the command; by default the name of the script that runs.
 
-def driver_cuda_version() -> str | None:
-    """The newest CUDA that the driver runs."""
-    number = _call_nvml("nvmlSystemGetCudaDriverVersion")
-    return None if number is None else f"{number // 1000}.{number % 1000 // 10}"
+    Returns:
+        ``driver_cuda`` is the newest CUDA that the driver runs.
+    """
+    machine = hardware(device)
+    cuda = _call_nvml("nvmlSystemGetCudaDriverVersion")
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": f"{program or Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}",
+        "device": machine["gpu"] or device,
+        "driver": _call_nvml("nvmlSystemGetDriverVersion"),
+        "driver_cuda": None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
+        "hardware": machine,
+        "versions": versions(),
+    }
 
 
 def visible_gpu(place: int = 0) -> int | str:
@@ -134,12 +148,7 @@ class GpuMonitor:
     """Samples a GPU's utilisation in a thread, as long as its ``with`` lasts."""
 
     def __init__(self, gpu: int | str | None = None, *, every: float = 0.05) -> None:
-        """Begin with ``with``.
-
-        Args:
-            gpu: Which one.
-            every: Seconds between two samples.
-        """
+        """Begin with ``with``."""
         self._gpu, self._every = gpu, every
         self._samples: defaultdict[str, list[float]] = defaultdict(list)
         self._stop = threading.Event()

@@ -2,7 +2,8 @@
 
 All render with ``PillowRenderer``, whose augmentation is the loader's own, so that rates compare
 the loading. LitData, Streaming and FFCV are imported on use; each reads a copy of the split in its
-own format, written once, in its own random order.
+own format, written once, in its own random order. Every function yields augmented batches without
+end, from the same worker processes (``job.threads`` of them).
 """
 
 import tarfile
@@ -21,41 +22,21 @@ from shardify.dataset.manifest import Manifest
 from shardify.errors import DataError
 from shardify.loader.batch import Batch
 from shardify.loader.shards import IMAGES
+from train.bench.fixtures import BenchConfig
 from train.bench.pillow_renderer import Array, Floats, PillowRenderer, open_image
 
 
-def webdataset_batches(
-    folder: Path,
-    *,
-    split: str,
-    res: int,
-    batch_size: int,
-    workers: int,
-    augment: bool = True,
-    repeat: bool = False,
-) -> Iterator[Batch]:
-    """One epoch by ``webdataset`` and Pillow, shuffled in a buffer of 1,000 samples.
-
-    Args:
-        folder: The data set.
-        split: ``train`` or ``val``.
-        res: R. Pixels.
-        batch_size: Samples a batch.
-        workers: Processes; 0: in this one.
-        augment: Rotation, colour and noise.
-        repeat: Go on without end, in the same processes.
-    """
-    render = PillowRenderer(folder, res=res, augment=augment)
-    shards = [str(folder / shard.name) for shard in render.manifest.splits[split].shards]
-    dataset = webdataset.WebDataset(shards, shardshuffle=len(shards) if augment else False)
-    if augment:
-        dataset = dataset.shuffle(1000)
-    if repeat:
-        dataset = dataset.repeat()
-    dataset = dataset.map(SampleRenderer(render)).batched(batch_size, partial=split == "val")
-    return iter(
-        webdataset.WebLoader(dataset, batch_size=None, num_workers=workers, collate_fn=_tensors)
+def webdataset_batches(job: BenchConfig) -> Iterator[Batch]:
+    """By ``webdataset``, shuffled in a buffer of 1,000 samples."""
+    folder = Path(job.shards)
+    render = PillowRenderer(folder, res=job.res)
+    shards = [str(folder / shard.name) for shard in render.manifest.splits[job.split].shards]
+    dataset = webdataset.WebDataset(shards, shardshuffle=len(shards)).shuffle(1000).repeat()
+    dataset = dataset.map(SampleRenderer(render)).batched(job.batch_size, partial=False)
+    loader = webdataset.WebLoader(
+        dataset, batch_size=None, num_workers=job.threads, collate_fn=_tensors
     )
+    yield from loader
 
 
 class SampleRenderer:
@@ -74,14 +55,9 @@ class SampleRenderer:
         return self._render.encoded(images, self._render.draws(self._count, seed=0, epoch=0))
 
 
-def write_zip(folder: Path, split: str, path: Path) -> int:
-    """Put a split's images back into one zip, stored: what a user without shards reads from.
-
-    Returns:
-        Samples.
-    """
+def write_zip(folder: Path, split: str, path: Path) -> None:
+    """Put a split's images back into one zip, stored: what a user without shards reads from."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as bundle:
-        count = 0
         for shard in Manifest.load(folder).splits[split].shards:
             with tarfile.open(folder / shard.name) as tar:
                 for member in tar:
@@ -89,8 +65,6 @@ def write_zip(folder: Path, split: str, path: Path) -> int:
                     assert stream is not None
                     key, role = member.name.split(".")[:2]
                     bundle.writestr(f"{role}/{key}", stream.read())
-                    count += role == "bg"
-    return count
 
 
 class ZipFiles:
@@ -126,40 +100,22 @@ class ZipSamples(torch.utils.data.Dataset[tuple[Floats, ...]]):
         return self._render.encoded(self._files[index], self._render.draws(index, seed=0, epoch=0))
 
 
-def zip_batches(
-    path: Path,
-    folder: Path,
-    *,
-    res: int,
-    batch_size: int,
-    workers: int,
-    augment: bool = True,
-    repeat: bool = False,
-) -> Iterator[Batch]:
-    """One epoch from a zip of ``write_zip``, by Pillow and torch's ``DataLoader``.
-
-    Args:
-        path: The zip.
-        folder: The data set, for its manifest and backgrounds.
-        res: R. Pixels.
-        batch_size: Samples a batch.
-        workers: Processes; 0: in this one.
-        augment: Rotation, colour and noise; and a random order.
-        repeat: Go on almost without end, in the same processes.
-    """
-    samples = ZipSamples(path, PillowRenderer(folder, res=res, augment=augment))
-    rounds = 1_000_000 if repeat else 1
+def zipfile_batches(job: BenchConfig) -> Iterator[Batch]:
+    """From a zip of ``write_zip``, by torch's ``DataLoader``; almost without end."""
+    path = _copy(job, "zipfile")
+    if not path.exists():
+        write_zip(Path(job.shards), job.split, path)
+    samples = ZipSamples(path, PillowRenderer(Path(job.shards), res=job.res))
+    endless = torch.utils.data.RandomSampler(samples, num_samples=len(samples) * 1_000_000)
     loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
         samples,
-        batch_size=batch_size,
-        sampler=torch.utils.data.RandomSampler(samples, num_samples=len(samples) * rounds)
-        if augment
-        else None,
-        num_workers=workers,
+        batch_size=job.batch_size,
+        sampler=endless,
+        num_workers=job.threads,
         collate_fn=stack,
-        drop_last=augment,
+        drop_last=True,
     )
-    return iter(loader)
+    yield from loader
 
 
 def webdataset_samples(folder: Path, split: str) -> Iterator[dict[str, bytes]]:
@@ -174,33 +130,28 @@ def stack(samples: list[tuple[Floats, ...]]) -> Batch:
     return Batch(*(torch.from_numpy(np.stack(planes)) for planes in zip(*samples, strict=True)))
 
 
+def _copy(job: BenchConfig, library: str) -> Path:
+    """Where a library's copy of the split is; each of them writes it if it is not there."""
+    return Path(job.scratch) / f"{library}-{job.split}"
+
+
 def _tensors(batch: tuple[Array, ...]) -> Batch:
     return Batch(*(torch.from_numpy(np.asarray(planes)) for planes in batch))
 
 
-def litdata_batches(
-    copy: Path, folder: Path, *, split: str, res: int, batch_size: int, workers: int
-) -> Iterator[Batch]:
-    """Augmented epochs without end by ``litdata`` and Pillow, in the same processes.
-
-    Args:
-        copy: The split in that library's format; written here if it is not there.
-        folder: The data set.
-        split: ``train`` or ``val``.
-        res: R. Pixels.
-        batch_size: Samples a batch.
-        workers: Processes.
-    """
+def litdata_batches(job: BenchConfig) -> Iterator[Batch]:
+    """By ``litdata``, from a copy in its format."""
     import litdata
     from litdata.streaming.cache import Cache
 
+    copy = _copy(job, "litdata")
     if not copy.exists():
         cache = Cache(str(copy), chunk_bytes="64MB")
-        for index, sample in enumerate(webdataset_samples(folder, split)):
+        for index, sample in enumerate(webdataset_samples(Path(job.shards), job.split)):
             cache[index] = sample
         cache.done()
         cache.merge()
-    render = SampleRenderer(PillowRenderer(folder, res=res))
+    render = SampleRenderer(PillowRenderer(Path(job.shards), res=job.res))
 
     class Rendered(litdata.StreamingDataset):  # type: ignore[misc]  # the library has no types
         def __getitem__(self, index: Any) -> tuple[Floats, ...]:
@@ -209,36 +160,26 @@ def litdata_batches(
 
     loader = litdata.StreamingDataLoader(
         Rendered(str(copy), shuffle=True, drop_last=True),
-        batch_size=batch_size,
-        num_workers=workers,
+        batch_size=job.batch_size,
+        num_workers=job.threads,
         collate_fn=stack,
-        persistent_workers=workers > 0,
+        persistent_workers=job.threads > 0,
     )
     while True:
         yield from loader
 
 
-def streaming_batches(
-    copy: Path, folder: Path, *, split: str, res: int, batch_size: int, workers: int
-) -> Iterator[Batch]:
-    """Augmented epochs without end by MosaicML's ``streaming`` and Pillow.
-
-    Args:
-        copy: The split in that library's format (MDS); written here if it is not there.
-        folder: The data set.
-        split: ``train`` or ``val``.
-        res: R. Pixels.
-        batch_size: Samples a batch.
-        workers: Processes.
-    """
+def streaming_batches(job: BenchConfig) -> Iterator[Batch]:
+    """By MosaicML's ``streaming``, from a copy in its format (MDS)."""
     import streaming
 
+    copy = _copy(job, "streaming")
     if not copy.exists():
         columns = dict.fromkeys((*IMAGES, "bg"), "bytes")
         with streaming.MDSWriter(columns=columns, out=str(copy)) as writer:
-            for sample in webdataset_samples(folder, split):
+            for sample in webdataset_samples(Path(job.shards), job.split):
                 writer.write(sample)
-    render = PillowRenderer(folder, res=res)
+    render = PillowRenderer(Path(job.shards), res=job.res)
 
     class Rendered(streaming.StreamingDataset):  # type: ignore[misc]  # the library has no types
         def __getitem__(self, index: Any) -> tuple[Floats, ...]:
@@ -246,12 +187,12 @@ def streaming_batches(
             return render.encoded(super().__getitem__(index), draws)
 
     loader = streaming.StreamingDataLoader(
-        Rendered(local=str(copy), shuffle=True, batch_size=batch_size),
-        batch_size=batch_size,
-        num_workers=workers,
+        Rendered(local=str(copy), shuffle=True, batch_size=job.batch_size),
+        batch_size=job.batch_size,
+        num_workers=job.threads,
         collate_fn=stack,
         drop_last=True,
-        persistent_workers=workers > 0,
+        persistent_workers=job.threads > 0,
     )
     while True:
         yield from loader
@@ -282,21 +223,11 @@ class _Pixels:
 _DEPTHS = {"L": np.dtype(np.uint8), "I;16": np.dtype(np.int16)}
 
 
-def ffcv_batches(
-    copy: Path, folder: Path, *, split: str, res: int, batch_size: int, workers: int
-) -> Iterator[Batch]:
-    """Augmented epochs without end by ``ffcv``, rendered by Pillow in threads.
+def ffcv_batches(job: BenchConfig) -> Iterator[Batch]:
+    """By ``ffcv``, from a copy in its format (.beton); Pillow renders in ``job.threads`` threads.
 
     FFCV decodes: ``fg_bg`` is a JPEG again, of quality 90; it has no grey images, so mask and depth
     are arrays. Its threads fill batches ahead while as many others render.
-
-    Args:
-        copy: The split in that library's format (a .beton file); written here if it is not there.
-        folder: The data set.
-        split: ``train`` or ``val``.
-        res: R. Pixels.
-        batch_size: Samples a batch.
-        workers: Threads, of FFCV and again of the renderer.
 
     Raises:
         DataError: A role's images are not all of one size.
@@ -306,6 +237,7 @@ def ffcv_batches(
     from ffcv.loader import Loader, OrderOption
     from ffcv.writer import DatasetWriter
 
+    folder, copy = Path(job.shards), _copy(job, "ffcv")
     roles = Manifest.load(folder).roles
     for role in IMAGES:
         if len(roles[role].sizes) > 1:
@@ -324,16 +256,16 @@ def ffcv_batches(
             "index": IntField(),
         }
         bundle = copy.with_suffix(".zip")
-        write_zip(folder, split, bundle)
-        DatasetWriter(str(copy), fields, num_workers=max(workers, 1)).from_indexed_dataset(
+        write_zip(folder, job.split, bundle)
+        DatasetWriter(str(copy), fields, num_workers=max(job.threads, 1)).from_indexed_dataset(
             _Pixels(bundle, depth_mode)
         )
         bundle.unlink()
-    render = PillowRenderer(folder, res=res)
+    render = PillowRenderer(Path(job.shards), res=job.res)
     loader = Loader(
         str(copy),
-        batch_size=batch_size,
-        num_workers=max(workers, 1),
+        batch_size=job.batch_size,
+        num_workers=max(job.threads, 1),
         order=OrderOption.RANDOM,
         seed=0,
         drop_last=True,
@@ -355,7 +287,7 @@ def ffcv_batches(
             render.draws(int(index[0]), seed=0, epoch=0),
         )
 
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
+    with ThreadPoolExecutor(max(job.threads, 1)) as pool:
         while True:
             for batch in loader:
                 yield stack(list(pool.map(rendered, *batch)))

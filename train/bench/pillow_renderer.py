@@ -17,8 +17,8 @@ from shardify.loader.augmentation import (
     NOISE_UNIT,
     Augmentation,
     AugmentationDraws,
+    affine_matrices,
     draw,
-    matrices,
     no_augmentation,
     noise_table,
 )
@@ -33,7 +33,7 @@ def warp(image: Array, matrix: Array, res: int) -> npt.NDArray[np.float64]:
 
     Args:
         image: (H, W) or (H, W, C).
-        matrix: (2, 3), as ``draws.matrices`` gives it.
+        matrix: (2, 3), from ``augmentation.affine_matrices``.
         res: Output width and height. Pixels.
 
     Returns:
@@ -65,13 +65,7 @@ class PillowRenderer:
     """One sample at a time: decoded images in, a batch's planes out."""
 
     def __init__(self, folder: Path, *, res: int, augment: bool = True) -> None:
-        """Read the manifest and decode the backgrounds once.
-
-        Args:
-            folder: The data set.
-            res: Output width and height. Pixels.
-            augment: Rotation, colour and noise. Off: a plain resize.
-        """
+        """Read the manifest and decode the backgrounds once."""
         self.manifest = Manifest.load(folder)
         self.res = res
         self.augment = augment
@@ -101,12 +95,7 @@ class PillowRenderer:
     ) -> tuple[Floats, Floats, Floats, Floats]:
         """Render one sample.
 
-        Args:
-            fg_bg: RGB.
-            mask: L.
-            depth: L or I;16.
-            background: Its index.
-            draws: Of this one sample.
+        ``fg_bg`` is RGB, ``mask`` L, ``depth`` L or I;16; ``draws`` are of this one sample.
 
         Returns:
             bg, fg_bg (3, R, R), mask, depth (1, R, R) float32.
@@ -124,9 +113,7 @@ class PillowRenderer:
     def encoded(self, files: Mapping[str, bytes], draws: AugmentationDraws) -> tuple[Floats, ...]:
         """Decode and render one sample.
 
-        Args:
-            files: fg_bg, mask and depth as image files, bg as the digits of its index.
-            draws: Of this one sample.
+        ``files`` has fg_bg, mask and depth as image files, bg as the digits of its index.
         """
         return self(
             open_image(files["fg_bg"], "RGB"),
@@ -144,8 +131,7 @@ class PillowRenderer:
 
     def moved(self, image: Image.Image, draws: AugmentationDraws) -> Image.Image:
         """Resize and rotation in one; black outside, as Pillow has it."""
-        width, height = image.size
-        matrix = matrices(draws.angle, width=width, height=height, res=self.res)[0]
+        matrix = affine_matrices(draws.rotation, [[image.size]], res=self.res)[0, 0]
         return image.transform(
             (self.res, self.res),
             Image.Transform.AFFINE,

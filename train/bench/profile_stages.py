@@ -22,7 +22,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from train.bench.cases import RunningCase, begin
 from train.bench.fixtures import BenchConfig, FixtureCache
-from train.bench.sweep import about, write_json
+from train.bench.hardware import conditions
+from train.bench.sweep import one_line, write_json
 from train.optim.memory import release
 
 NETWORK = ("model alone", "end to end")
@@ -49,8 +50,6 @@ class ProfileConfig:
 
     shards: str
     out: str
-    """Folder for the results."""
-
     label: str
     res: int
     batch: int
@@ -77,25 +76,25 @@ def profile_stages(wanted: ProfileConfig) -> list[Path]:
     A stage that fails is written with its ``error``; the others go on.
     """
     torch.set_num_threads(wanted.threads)
-    shelf = FixtureCache()
-    with contextlib.closing(shelf):
-        return [_stage(name, wanted, shelf) for name in wanted.stages]
+    with contextlib.closing(FixtureCache()) as fixtures:
+        return [_stage(name, wanted, fixtures) for name in wanted.stages]
 
 
-def _stage(name: str, wanted: ProfileConfig, shelf: FixtureCache) -> Path:
+def _stage(name: str, wanted: ProfileConfig, fixtures: FixtureCache) -> Path:
     size = wanted.network_batch if name in NETWORK else wanted.batch
     job = BenchConfig(
         shards=wanted.shards, res=wanted.res, batch_size=size, threads=wanted.threads,
         device=wanted.device, compile=wanted.compile,
     )  # fmt: skip
     found = {"label": wanted.label, "name": name, "job": dataclasses.asdict(job)}
-    found |= about(wanted.device, "profile_stages")
+    found |= conditions(wanted.device, "python -m train.bench.profile_stages")
     path = Path(wanted.out) / f"{wanted.label}-{wanted.res}-{name}".replace(" ", "-")
     path.parent.mkdir(parents=True, exist_ok=True)
+    trace = path.with_suffix(".trace.json.gz")
     try:
-        found |= _profile(begin(name, job, shelf), name, wanted, path.with_suffix(".trace.json.gz"))
+        found |= _profile(begin(name, job, fixtures), name, wanted, trace)
     except Exception as error:
-        found["error"] = " ".join(str(error).split()) or type(error).__name__
+        found["error"] = one_line(error)
     release()
     return write_json(path.with_suffix(".json"), found)
 
@@ -140,7 +139,7 @@ def _profile(work: RunningCase, name: str, wanted: ProfileConfig, trace: Path) -
     on_gpu = wanted.device.startswith("cuda")
     count = wanted.batches * (1 if name in NETWORK else _LOADER_BATCH_FACTOR)
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])
-    with contextlib.closing(work.samples):  # type: ignore[type-var]
+    with contextlib.closing(work.samples):
         _batches(work, wanted.skipped, on_gpu)
         work.waited.clear()
         with profile(activities=kinds) as seen:

@@ -6,12 +6,10 @@ prefetched batches are used up.
 """
 
 import dataclasses
-import datetime
 import math
 import multiprocessing
 import os
 import signal
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,28 +20,21 @@ from pathlib import Path
 import torch
 
 from shardify.errors import DataError
-from train.bench.cases import OWN, PEERS, available, begin, scratch
+from train.bench.cases import OWN, PEERS, available, begin
 from train.bench.fixtures import BenchConfig
-from train.bench.hardware import hardware, versions
+from train.bench.hardware import conditions
 from train.bench.results import BenchReport, Result
-from train.bench.timing import tree, window
-from train.errors import ConfigError, RunError
+from train.bench.timing import summary, tree, window
+from train.errors import ConfigError
+from train.tracking.run_folder_setup import writable
 
 _POLL_SECONDS = 1.0
 """Seconds between two checks that a case that does not answer is still alive."""
 
 
 def bench(
-    shards: str,
+    job: BenchConfig,
     *,
-    res: int,
-    batch: int = 16,
-    threads: int = 2,
-    device: str = "cpu",
-    model: str = "resunet",
-    split: str = "train",
-    order: str | None = None,
-    cache: str = "disk",
     windows: int = 5,
     seconds: float = 2.0,
     contenders: tuple[str, ...] | None = None,
@@ -54,30 +45,23 @@ def bench(
     """Measure the loader's stages, the network and other loaders, interleaved.
 
     Args:
-        shards: The data set.
-        res: Pixels.
-        batch: Samples a batch.
-        threads: For each contender: its threads, or worker processes.
-        device: Where batches go and the network lives.
-        model: Name of the network.
-        split: Measured on.
-        order: See ``Loader``.
-        cache: See ``Loader``.
-        windows: For each contender.
-        seconds: A window.
+        job: Settings of all cases.
+        windows: Number of windows per case.
+        seconds: Length of a window.
         contenders: Names from ``OWN`` and ``PEERS``; all that are installed if None.
-        built: Folders of the same samples built otherwise (``--res``, ``--codec``): the loader
-            takes turns on them too.
-        out: Folder that the report will be saved to: made, and tried, before anything is measured.
-        say: Gets a line when a contender starts and when a round is done.
+        built: Folders of the same samples built otherwise (``--res``, ``--codec``), to measure the
+            loader on too.
+        out: Folder that the report will be saved to; created, and tried, before anything is
+            measured.
+        say: Gets a line when a case starts and when a round is done.
 
     Raises:
-        ConfigError: There is no contender of that name, or a window has no length.
+        ConfigError: There is no case of that name, or a window has no length.
         RunError: ``out`` cannot be written.
-        DataError: A contender failed: the message is its own.
+        DataError: A case failed: the message is its own.
     """
     wanted = contenders or tuple(
-        name for name in (*OWN, *PEERS) if name != "to device" or device != "cpu"
+        name for name in (*OWN, *PEERS) if name != "to device" or job.device != "cpu"
     )
     for name in wanted:
         if name not in OWN and name not in PEERS:
@@ -86,21 +70,13 @@ def bench(
     if not 0 < seconds < math.inf:
         raise ConfigError(f"--seconds {seconds:g}: expected a number above 0")
     if out is not None:
-        _check_writable(out)
+        with writable(out):
+            out.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=out) as file:
+                file.write(bytes(4096))
     left_out = {name: "not installed, or not importable" for name in wanted if not available(name)}
-    with scratch() as folder:
-        job = BenchConfig(
-            shards=shards,
-            split=split,
-            res=res,
-            batch_size=batch,
-            threads=threads,
-            device=device,
-            model=model,
-            scratch=folder,
-            order=order,
-            cache=cache,
-        )
+    with tempfile.TemporaryDirectory(prefix="shardline-bench-") as folder:
+        job = dataclasses.replace(job, scratch=folder)
         processes = []
         try:
             for name in wanted:
@@ -124,34 +100,18 @@ def bench(
                 process.close()
     settings = dataclasses.asdict(job)
     del settings["scratch"]
+    about = conditions(job.device)
     return BenchReport(
-        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        date=about["date"],
+        command=about["command"],
         job=settings,
         windows=windows,
         seconds=seconds,
-        hardware=hardware(device),
-        versions=versions(),
+        hardware=about["hardware"],
+        versions=about["versions"],
         results=[process.result() for process in processes],
         left_out=left_out,
     )
-
-
-def _check_writable(out: Path) -> None:
-    """See that a folder can be written to, before the measuring whose results it shall hold.
-
-    Raises:
-        RunError: It cannot.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out) as file:
-            file.write(bytes(4096))
-    except OSError as error:
-        why = error.strerror or error
-        raise RunError(
-            f"{out}: cannot be written ({why}); expected a folder with room; choose another --out"
-        ) from error
 
 
 @contextmanager
@@ -192,15 +152,10 @@ class _CaseProcess:
 
     def result(self) -> Result:
         """Return the result of all windows so far."""
-        samples = sum(one["samples"] for one in self._windows)
-        wall = sum(one["wall"] for one in self._windows)
-        waits = [one["waited"] for one in self._windows if "waited" in one]
+        rates, cpu_ms, waited = summary(self._windows)
+        memory_mb = max(one["memory"] for one in self._windows) / 1e6
         return Result(
-            name=self.name,
-            rates=[one["samples"] / one["wall"] for one in self._windows],
-            cpu_ms=sum(one["cpu"] for one in self._windows) / samples * 1e3,
-            memory_mb=max(one["memory"] for one in self._windows) / 1e6,
-            waited=sum(waits) / wall if waits else None,
+            name=self.name, rates=rates, cpu_ms=cpu_ms, memory_mb=memory_mb, waited=waited
         )
 
     def close(self) -> None:

@@ -7,7 +7,6 @@ that fails is named and the others go on. The most valuable come first. Nothing 
 """
 
 import contextlib
-import datetime
 import json
 import os
 import shutil
@@ -27,12 +26,13 @@ from typing import Any
 
 from shardify.errors import DataError
 from shardify.storage.atomic_write import TEMPORARY, write_text
-from train.bench.hardware import driver_cuda_version, driver_version, hardware, versions
+from train.bench.hardware import conditions
 from train.bench.suite_page import page
 from train.bench.suite_steps import FULL, ROOT, TENTH, Step, SuiteSize, steps
 from train.distributed import World
-from train.errors import ConfigError, Interrupted, RunError
+from train.errors import ConfigError, Interrupted
 from train.optim.compute import pick_device
+from train.tracking.run_folder_setup import writable
 
 _LOG_LINES_KEPT = 12
 """Lines of a failed step's output that are kept in the record."""
@@ -100,25 +100,14 @@ def suite(
     pick_device(device, World())
     size = size or (TENTH if device == "cpu" else FULL)
     out = out.resolve()
-    with _writable(out):
+    with writable(out):
         _refuse_other_folder(out)
     began = time.monotonic()
-    machine = hardware(device)
-    about: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "device": machine["gpu"] or device,
-        "driver": driver_version(),
-        "driver_cuda": driver_cuda_version(),
-        "hardware": machine,
-        "versions": versions(),
-        "size": asdict(size),
-        "seconds": 0.0,
-    }
+    about = {**conditions(device), "size": asdict(size), "seconds": 0.0}
     with (
         _sigterm_as_interrupt(),
         tempfile.TemporaryDirectory(prefix=_SCRATCH_PREFIX) as scratch,
-        _writable(out),
+        writable(out),
     ):
         todo = steps(size, device=device, out=out, scratch=Path(scratch))
         outcomes = [Outcome(name=one.name, status="pending", command=one.command) for one in todo]
@@ -148,21 +137,6 @@ def suite(
     if bad:
         raise DataError(f"{out}: {len(bad)} of {len(outcomes)} steps: {', '.join(bad)}; see logs/")
     return outcomes
-
-
-@contextlib.contextmanager
-def _writable(out: Path) -> Iterator[None]:
-    """A disk that refuses is told in one line.
-
-    Raises:
-        RunError: It did.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise RunError(
-            f"{out}: cannot be written ({error}); make room there, or choose another --out"
-        ) from error
 
 
 def _refuse_other_folder(out: Path) -> None:
@@ -239,10 +213,7 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 def run(step: Step, *, limit: float, log: Path) -> Outcome:
     """One step, with all it starts, to its end or its limit.
 
-    Args:
-        step: What to run.
-        limit: Seconds.
-        log: File for what it prints.
+    Stop it after ``limit`` seconds; what it prints goes to the file ``log``.
     """
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = {

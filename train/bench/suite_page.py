@@ -6,16 +6,11 @@ Turns the suite's record into text; measures, reads and writes nothing.
 from collections.abc import Mapping
 from typing import Any
 
-EPOCH = 400_000
-"""Samples of the epoch whose time is told."""
+from train.bench.results import EPOCH
 
 
 def page(record: Mapping[str, Any]) -> str:
-    """The whole page.
-
-    Args:
-        record: As in ``suite.json``.
-    """
+    """The whole page."""
     parts = [
         "# Measured by `train bench --suite`",
         _machine(record),

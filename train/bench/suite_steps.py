@@ -98,14 +98,7 @@ class Step:
 
 
 def steps(size: SuiteSize, *, device: str, out: Path, scratch: Path) -> list[Step]:
-    """Return the steps, the most valuable first.
-
-    Args:
-        size: How much.
-        device: Where networks compute.
-        out: Folder of the results.
-        scratch: Folder for the data, which are not kept.
-    """
+    """Return the steps, the most valuable first."""
     found = _StepList(size, device, out, scratch).steps()
     return [
         one if one.limit is None else replace(one, limit=one.limit * size.patience) for one in found
@@ -141,7 +134,7 @@ class _StepList:
                 *(self._network(data, res, batch, compile=plain)
                   for data, res in (("keep", large), ("raw", small), ("keep", middle))
                   for batch in (some, many, few) if (res, batch) != (large, some)),
-                module="sweep_group",
+                group=True,
             ),
             *self._training(small, large, 68),
             self._profile(large, some, 38),
@@ -240,7 +233,7 @@ class _StepList:
         return self.size.network[self.size.res.index(res)]
 
     def _measure(
-        self, name: str, limit: float | None, *sweeps: dict[str, Any], module: str = "sweep"
+        self, name: str, limit: float | None, *sweeps: dict[str, Any], group: bool = False
     ) -> Step:
         # A network's batches may be one at a size: the same sweep twice would say nothing.
         words = [
@@ -252,7 +245,7 @@ class _StepList:
         data = dict.fromkeys(one["label"] for one in sweeps)
         return Step(
             name=name, limit=limit, needs=tuple(f"build {one}" for one in data), least=15,
-            command=self._python(f"train.bench.{module}", *words),
+            command=self._python("train.bench.sweep", *(["--group"] if group else []), *words),
         )  # fmt: skip
 
     def _profile(self, res: int, batch: int, limit: float) -> Step:

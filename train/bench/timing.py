@@ -5,6 +5,7 @@ Reads Linux's ``/proc``.
 
 import os
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from train.bench.cases import RunningCase
@@ -43,6 +44,17 @@ def window(work: RunningCase, seconds: float, *, idle: bool = True) -> dict[str,
     if work.waited:
         found["waited"] = sum(work.waited)
     return found
+
+
+def summary(windows: Sequence[Mapping[str, float]]) -> tuple[list[float], float, float | None]:
+    """Return the rate of each window (samples a second), the CPU time (ms a sample) and data-wait.
+
+    Data-wait is a share of the time; None where no network trains.
+    """
+    rates = [one["samples"] / one["wall"] for one in windows]
+    samples, wall, cpu = (sum(one[key] for one in windows) for key in ("samples", "wall", "cpu"))
+    waits = [one["waited"] for one in windows if "waited" in one]
+    return rates, cpu / samples * 1e3, sum(waits) / wall if waits else None
 
 
 def tree(root: int) -> list[int]:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shardline_samples import matrices
 
 from shardify.loader.augmentation import (
     NOISE_MARGIN,
@@ -11,7 +12,6 @@ from shardify.loader.augmentation import (
     Augmentation,
     AugmentationDraws,
     draw,
-    matrices,
     no_augmentation,
     noise_table,
     philox,

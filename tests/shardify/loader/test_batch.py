@@ -6,7 +6,7 @@ from shardify.loader.batch import synthetic
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_synthetic_batch_has_the_shapes_and_ranges_of_a_real_one(channels_last) -> None:
-    batch = synthetic(4, 32, dtype=torch.bfloat16, channels_last=channels_last)
+    batch = synthetic(4, 32, channels_last=channels_last)
     assert [tuple(tensor.shape) for tensor in batch] == [
         (4, 3, 32, 32),
         (4, 3, 32, 32),
@@ -15,12 +15,11 @@ def test_synthetic_batch_has_the_shapes_and_ranges_of_a_real_one(channels_last) 
     ]
     layout = torch.channels_last if channels_last else torch.contiguous_format
     for tensor in batch:
-        assert tensor.dtype == torch.bfloat16
+        assert tensor.dtype == torch.float32
         assert tensor.is_contiguous(memory_format=layout)
-    assert set(batch.mask.float().unique().tolist()) == {0.0, 1.0}
+    assert set(batch.mask.unique().tolist()) == {0.0, 1.0}
     assert 0 <= batch.depth.min() <= batch.depth.max() <= 1
 
 
-def test_synthetic_batch_follows_its_seed() -> None:
-    assert torch.equal(synthetic(2, 8, seed=5).bg, synthetic(2, 8, seed=5).bg)
-    assert not torch.equal(synthetic(2, 8, seed=5).bg, synthetic(2, 8, seed=6).bg)
+def test_synthetic_batch_is_the_same_every_time() -> None:
+    assert torch.equal(synthetic(2, 8).bg, synthetic(2, 8).bg)

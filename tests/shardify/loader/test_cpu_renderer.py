@@ -5,8 +5,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from shardline_samples import matrices
 
-from shardify.loader.augmentation import NOISE_UNIT, draw, matrices, no_augmentation, noise_table
+from shardify.loader.augmentation import NOISE_UNIT, draw, no_augmentation, noise_table
+from shardify.loader.batch import ROLES, RenderSettings
 from shardify.loader.cpu_renderer import Buffers, Renderer
 from train.bench.pillow_renderer import warp
 
@@ -40,9 +42,10 @@ def table_of(samples: list[list[np.ndarray]]) -> np.ndarray:
 def renderer(res: int, **options) -> Renderer:
     settings = {
         "normal": NORMAL, "threshold": 150.0, "depth_bits": 8, "augment": True, "threads": 1,
-        "dtype": torch.float32, "channels_last": False,
+        "dtype": torch.float32, "channels_last": False, "device": torch.device("cpu"),
+        "batch_size": 1, "roles": ROLES,
     }  # fmt: skip
-    return Renderer(res=res, **{**settings, **options})
+    return Renderer(RenderSettings(res=res, **{**settings, **options}))
 
 
 def expected(sample, drawn, n: int, res: int, depth_bits: int, augment: bool):

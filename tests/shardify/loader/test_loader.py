@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from shardline_samples import Images, scene, write_data_set
+from shardline_samples import Images, matrices, scene, write_data_set
 
 from shardify.dataset.manifest import Manifest
 from shardify.errors import DataError
 from shardify.loader import background_table
-from shardify.loader.augmentation import Augmentation, draw, matrices
+from shardify.loader.augmentation import Augmentation, draw
 from shardify.loader.batch import Batch
 from shardify.loader.loader import Loader
 from shardify.storage.readahead import ReadAhead

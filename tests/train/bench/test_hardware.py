@@ -129,8 +129,8 @@ def test_a_monitor_tells_means_and_peaks_of_all_samples(monkeypatch) -> None:
 
 @pytest.mark.usefixtures("three")
 def test_the_driver_says_its_version_and_its_cuda() -> None:
-    assert hardware.driver_version() == "580.1"
-    assert hardware.driver_cuda_version() == "13.2"
+    assert hardware.conditions("cpu")["driver"] == "580.1"
+    assert hardware.conditions("cpu")["driver_cuda"] == "13.2"
 
 
 @pytest.mark.parametrize("lacking", ["driver", "package"])
@@ -139,8 +139,8 @@ def test_without_a_driver_or_the_package_every_answer_is_none(monkeypatch, lacki
     monkeypatch.setattr(Pynvml, "nvmlInit", lambda self: self.nvmlDeviceGetHandleByIndex(3))
     monkeypatch.setitem(sys.modules, "pynvml", pynvml)
     monkeypatch.setattr(hardware, "_NVML", hardware._open_nvml())
-    assert hardware.driver_version() is None
-    assert hardware.driver_cuda_version() is None
+    assert hardware.conditions("cpu")["driver"] is None
+    assert hardware.conditions("cpu")["driver_cuda"] is None
     assert hardware.gpu_utilisation() == {}
     with hardware.GpuMonitor(every=0.01) as monitor:
         pass
@@ -150,7 +150,7 @@ def test_without_a_driver_or_the_package_every_answer_is_none(monkeypatch, lacki
 def test_with_a_driver_the_package_is_used(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", Pynvml())
     monkeypatch.setattr(hardware, "_NVML", hardware._open_nvml())
-    assert hardware.driver_version() == "580.1"
+    assert hardware.conditions("cpu")["driver"] == "580.1"
 
 
 @pytest.mark.usefixtures("three")

@@ -5,37 +5,44 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shardline_samples import write_data_set
+from shardline_samples import matrices, write_data_set
 
 from shardify.dataset.manifest import Manifest
 from shardify.errors import DataError
-from shardify.loader.augmentation import matrices
 from shardify.loader.loader import Loader
 from train.bench import cases
+from train.bench.fixtures import BenchConfig
 from train.bench.other_loaders import (
     ffcv_batches,
     litdata_batches,
     streaming_batches,
     webdataset_batches,
     webdataset_samples,
+    zipfile_batches,
 )
 from train.bench.pillow_renderer import PillowRenderer, warp
 
+# Other people's warnings are not this project's to fix.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+RES, BATCH = 32, 8
+
+
+def job(folder: Path, scratch: Path, *, threads: int = 0) -> BenchConfig:
+    return BenchConfig(
+        shards=str(folder), res=RES, batch_size=BATCH, threads=threads, device="cpu",
+        scratch=str(scratch),
+    )  # fmt: skip
+
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_webdataset_reads_the_shards_as_the_loader_does(tmp_path) -> None:
-    folder = write_data_set(tmp_path / "data", train=40, val=13)
-    val = list(
-        webdataset_batches(
-            Path(folder), split="val", res=32, batch_size=5, workers=0, augment=False
-        )
-    )
-    assert [len(batch.bg) for batch in val] == [5, 5, 3]
-    train = list(webdataset_batches(Path(folder), split="train", res=32, batch_size=16, workers=0))
-    assert [tuple(tensor.shape) for tensor in train[0]] == [
-        (16, 3, 32, 32), (16, 3, 32, 32), (16, 1, 32, 32), (16, 1, 32, 32)
+@pytest.mark.parametrize("batches", [webdataset_batches, zipfile_batches])
+def test_shards_and_a_zip_give_whole_batches_beyond_an_epoch(data, tmp_path, batches) -> None:
+    samples = epoch(batches(job(data, tmp_path)), steps=6)
+    assert len(samples) == 48
+    assert [planes.shape for planes in samples[0]] == [
+        (3, RES, RES), (3, RES, RES), (1, RES, RES), (1, RES, RES)
     ]  # fmt: skip
-    assert len(train) == 2
 
 
 def test_the_reference_draws_what_the_loader_draws_by_default(tmp_path) -> None:
@@ -60,12 +67,6 @@ def test_a_quarter_turn_is_numpys() -> None:
     image = np.random.default_rng(0).integers(0, 256, (20, 20), dtype=np.uint8)
     matrix = matrices(np.array([90], np.float32), width=20, height=20, res=20)[0]
     assert warp(image, matrix, 20) == pytest.approx(np.rot90(image), abs=1e-3)
-
-
-# Other people's warnings are not this project's to fix.
-pytestmark = pytest.mark.filterwarnings("ignore")
-
-RES, BATCH = 32, 8
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +102,7 @@ def partners(samples, truth) -> list[int]:
 
 def test_streaming_gives_each_sample_once_an_epoch_and_the_same_pixels(data, tmp_path) -> None:
     pytest.importorskip("streaming", exc_type=ImportError)
-    options = {"split": "train", "res": RES, "batch_size": BATCH, "workers": 0}
-    samples = epoch(streaming_batches(tmp_path / "copy", data, **options))
+    samples = epoch(streaming_batches(job(data, tmp_path)))
     truth = reference(data)
     found = partners(samples, truth)
     assert sorted(found) == list(range(40))
@@ -114,8 +114,7 @@ def test_streaming_gives_each_sample_once_an_epoch_and_the_same_pixels(data, tmp
 
 def test_ffcv_gives_each_sample_once_an_epoch_and_nearly_the_same_pixels(data, tmp_path) -> None:
     pytest.importorskip("ffcv", exc_type=ImportError)
-    options = {"split": "train", "res": RES, "batch_size": BATCH, "workers": 1}
-    samples = epoch(ffcv_batches(tmp_path / "copy", data, **options))
+    samples = epoch(ffcv_batches(job(data, tmp_path, threads=1)))
     truth = reference(data)
     found = partners(samples, truth)
     assert sorted(found) == list(range(40))
@@ -137,8 +136,7 @@ def test_ffcv_keeps_depth_of_16_bits(tmp_path) -> None:
         return colour, colour[..., 0], rng.integers(0, 65536, (36, 36), dtype=np.uint16)
 
     folder = write_data_set(tmp_path / "data", train=8, val=3, images=images)
-    options = {"split": "train", "res": RES, "batch_size": BATCH, "workers": 1}
-    samples = epoch(ffcv_batches(tmp_path / "copy", folder, **options), steps=1)
+    samples = epoch(ffcv_batches(job(folder, tmp_path, threads=1)), steps=1)
     assert sorted(partners(samples, reference(folder))) == list(range(8))
 
 
@@ -148,15 +146,13 @@ def test_ffcv_refuses_images_of_several_sizes(tmp_path) -> None:
     manifest = Manifest.load(folder)
     manifest.roles["depth"].sizes.append([9, 9, 1])
     manifest.save(folder)
-    options = {"split": "train", "res": RES, "batch_size": BATCH, "workers": 1}
     with pytest.raises(DataError, match="depth has images of 2 sizes"):
-        next(ffcv_batches(tmp_path / "copy", folder, **options))
+        next(ffcv_batches(job(folder, tmp_path, threads=1)))
 
 
 def test_litdata_gives_whole_batches_beyond_an_epoch(data, tmp_path) -> None:
     pytest.importorskip("litdata", exc_type=ImportError)
-    options = {"split": "train", "res": RES, "batch_size": BATCH, "workers": 0}
-    samples = epoch(litdata_batches(tmp_path / "copy", data, **options), steps=6)
+    samples = epoch(litdata_batches(job(data, tmp_path)), steps=6)
     assert len(samples) == 48
     assert [planes.shape for planes in samples[0]] == [
         (3, RES, RES), (3, RES, RES), (1, RES, RES), (1, RES, RES)

@@ -23,7 +23,6 @@ STEPS = [
     "data", "build keep", "tests", "256 px", "build raw", "compiled", "few", "build trained",
     "training", "what bounds", "raw", "decoder engine", "64 and 128 px",
 ]  # fmt: skip
-MEASURING = ("train.bench.sweep", "train.bench.sweep_group")
 
 
 def step(code: str, **more) -> Step:
@@ -39,8 +38,9 @@ def sweeps(size) -> list[dict]:
     return [
         json.loads(word)
         for one in agenda(size)
-        if one.command[2] in MEASURING
+        if one.command[2] == "train.bench.sweep"
         for word in one.command[3:]
+        if word != "--group"
     ]
 
 
