@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 __all__ = ["Augmentation", "BuildOptions", "BuildReport", "Loader", "Manifest", "build"]
 
 _HOMES = {
-    "Augmentation": "shardify.loader.augmentation:Augmentation",
-    "BuildOptions": "shardify.conversion.survey:BuildOptions",
-    "BuildReport": "shardify.conversion.build:BuildReport",
-    "Loader": "shardify.loader.loader:Loader",
-    "Manifest": "shardify.dataset.manifest:Manifest",
-    "build": "shardify.conversion.build:build",
+    "Augmentation": "shardify.loader.augmentation",
+    "BuildOptions": "shardify.conversion.survey",
+    "BuildReport": "shardify.conversion.build",
+    "Loader": "shardify.loader.loader",
+    "Manifest": "shardify.dataset.manifest",
+    "build": "shardify.conversion.build",
 }
 
 
@@ -30,5 +30,4 @@ def __getattr__(name: str) -> object:
     """Import a public name (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, attribute = _HOMES[name].partition(":")
-    return getattr(import_module(module), attribute)
+    return getattr(import_module(_HOMES[name]), name)

@@ -46,8 +46,7 @@ _DESCRIPTIONS = {
 def page(found: dict[str, Any]) -> str:
     """Return the benchmark page as Markdown.
 
-    Args:
-        found: Content of the file that ``python -m shardify.bench --json`` wrote.
+    ``found`` is the content of the file that ``--json`` wrote.
     """
     machine, versions = found["machine"], found["versions"]
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -208,9 +207,7 @@ def measure(name: str, source: Path, folder: Path) -> Run:
 def summarise(runs: dict[str, list[Run]], samples: int) -> dict[str, dict[str, float]]:
     """Compute median, minimum and maximum of each program, and its speed relative to the last.
 
-    Args:
-        runs: Measurements in the order of ``CONTENDERS``; each list in order of time.
-        samples: Number of samples in the source.
+    ``runs`` are in the order of ``CONTENDERS``; each list is in order of time.
     """
     reference = list(runs)[-1]
     table = {}
@@ -259,14 +256,13 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error("expected a zip, or --json and --page to make the page anew")
         chosen.page.write_text(page(json.loads(chosen.json.read_text())))
         return
-    if chosen.phases:
-        from shardify.bench_phases import phases
-        from shardify.bench_phases import table as phase_table
-
-        print(phase_table(phases(chosen.source)))
-        return
     with zipfile.ZipFile(chosen.source) as file:
         samples = sum(1 for _ in _samples(file))
+    if chosen.phases:
+        from shardify.bench_phases import phases
+
+        print("\n".join(_phases([asdict(part) for part in phases(chosen.source)], samples)))
+        return
     with chosen.source.open("rb") as file_:
         while file_.read(1 << 24):
             pass

@@ -53,8 +53,7 @@ class Phase:
 def phases(source: Path) -> list[Phase]:
     """Measure every phase of ``shardify build`` on a zip.
 
-    Args:
-        source: A zip with at least a few thousand samples.
+    ``source`` has at least a few thousand samples.
     """
     found = survey([source], BuildOptions())
     samples = int(found.usable.sum())
@@ -131,20 +130,6 @@ def phases(source: Path) -> list[Phase]:
             _min_cpu_time(lambda: list(map(run_task, jobs))),
         )
     return result
-
-
-def table(found: list[Phase]) -> str:
-    """Format the phases as a Markdown table."""
-    lines = ["| where | phase | CPU-s in total | µs per sample |", "|---|---|---|---|"]
-    lines += [
-        f"| {phase.who} | {phase.what} | {phase.seconds:.2f} | {phase.each:.1f} |"
-        for phase in found
-    ]
-    lines.append(
-        f"| | **all** | {sum(each.seconds for each in found):.2f} | "
-        f"{sum(each.each for each in found):.1f} |"
-    )
-    return "\n".join(lines)
 
 
 def _min_cpu_time(work: Callable[[], object]) -> float:

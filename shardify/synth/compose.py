@@ -76,11 +76,8 @@ def compose(
 ) -> tuple[bytes, bytes, bytes]:
     """Paste the foreground at a random position on the background.
 
-    Args:
-        background: Background.
-        foreground: Foreground.
-        rng: Draws position, size and, for camouflage, the part of the scene shown on the object.
-        size: Height and width of the composite. Pixels.
+    ``rng`` draws position, size and, for camouflage, the part of the scene shown on the object.
+    ``size`` is the height and width of the composite in pixels.
 
     Returns:
         The composite as JPEG, its mask as gray JPEG, its depth as gray PNG of 224/250 the size.
@@ -116,11 +113,7 @@ def _depth(
 
     The object is as near as the ground it stands on, and nearer than what it hides.
 
-    Args:
-        background: The background.
-        foreground: The foreground.
-        place: Its left and upper edge and its side. Pixels of the composite.
-        size: Height and width of the composite. Pixels.
+    ``place`` is the left and upper edge and the side of the foreground, in pixels of the composite.
     """
     scene, height = background.scene, background.nearness.height
     left, top, side = (value * height // size for value in place)

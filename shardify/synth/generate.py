@@ -178,14 +178,7 @@ def make(
 def open_zips(
     where: Path, samples: int, released: bool, stack: ExitStack
 ) -> list[tuple[Section, ...]]:
-    """Each zip's sections: in all, those of backgrounds, composites, masks, and then depth maps.
-
-    Args:
-        where: The zip's path, or the folder of zips.
-        samples: In all.
-        released: Whether it is a folder.
-        stack: Closes the files.
-    """
+    """Each zip's sections: in all, those of backgrounds, composites, masks, and then depth maps."""
     if released:
         depths = [f"depth_{number + 1}.zip" for number in range(min(_DEPTH_ZIPS, samples))]
         paths = [where / name for name in (*_RELEASED, *depths)]

@@ -80,10 +80,8 @@ class Section:
     def write_directory(self, out: BinaryIO, offset: int, wide: int) -> int:
         """Append this section's part of the central directory.
 
-        Args:
-            out: Where to.
-            offset: Where the section's first entry lies in the zip. Bytes.
-            wide: From which offset on zip64 is used. Bytes.
+        ``offset`` is where its first entry lies in the zip; zip64 is used from offset ``wide`` on.
+        Bytes.
 
         Returns:
             Where the byte after the section's last entry lies.
