@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 __all__ = ["Predictor", "load_trained", "read_image"]
 
 _EXPORTS = {
-    "Predictor": "train.inference.predict:Predictor",
-    "load_trained": "train.checkpoint.trained_model:load_trained",
-    "read_image": "train.inference.predict:read_image",
+    "Predictor": "train.inference.predict",
+    "load_trained": "train.checkpoint.trained_model",
+    "read_image": "train.inference.predict",
 }
 
 
@@ -23,5 +23,4 @@ def __getattr__(name: str) -> object:
     """Import a public name (PEP 562)."""
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, attribute = _EXPORTS[name].partition(":")
-    return getattr(import_module(module), attribute)
+    return getattr(import_module(_EXPORTS[name]), name)

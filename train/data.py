@@ -5,6 +5,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -66,48 +67,33 @@ class Dataset(Protocol):
         """Open a loader; ``train`` is permuted and drops an incomplete last batch, ``val`` not."""
 
 
+@dataclass(kw_only=True)
 class ShardDataset:
-    """Data set written by `shardify build`."""
+    """Data set written by `shardify build`.
 
-    def __init__(
-        self,
-        folder: str,
-        *,
-        world: World,
-        device: torch.device,
-        threads: int = 2,
-        channels_last: bool = True,
-        order: str = "permuted",
-        cache: str = "disk",
-        exclude: tuple[str, ...] = (),
-        res: int,
-    ) -> None:
-        """Read the manifest and check its roles.
+    The options from ``threads`` on are those of ``Loader``; ``order`` and ``exclude`` apply to
+    training only.
 
-        Args:
-            folder: The data set.
-            world: Rank of this process; each rank reads its share of every batch.
-            device: Device of the batches.
-            threads: Number of threads that prepare batches.
-            channels_last: Use the channels_last memory format.
-            order: Order of training samples, see ``Loader``.
-            cache: ``disk`` or ``ram``, see ``Loader``.
-            exclude: Keys of training samples to leave out.
-            res: Resolution whose statistics are used, if shards of several exist. Pixels.
+    Raises:
+        DataError: The manifest is missing or not readable, or there are no composite images, or
+            neither masks nor depth.
+    """
 
-        Raises:
-            DataError: The manifest is missing or not readable, or there are no composite images,
-                or neither masks nor depth.
-        """
-        self.folder = Path(folder)
-        self._world = world
-        self._device = device
-        self._threads = threads
-        self._channels_last = channels_last
-        self._order = order
-        self._cache = cache
-        self._exclude = exclude
-        _, self.manifest = load_manifest(self.folder, res=res)
+    folder: Path
+    world: World
+    device: torch.device
+    res: int
+    """Resolution whose statistics are used, if shards of several exist. Pixels."""
+
+    threads: int = 2
+    channels_last: bool = True
+    order: str = "permuted"
+    cache: str = "disk"
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Read the manifest and check its roles."""
+        _, self.manifest = load_manifest(self.folder, res=self.res)
         self.roles = frozenset(self.manifest.roles)
         if "fg_bg" not in self.roles or not self.roles & {"mask", "depth"}:
             roles = ", ".join(sorted(self.roles)) or "none"
@@ -147,14 +133,14 @@ class ShardDataset:
             batch_size=batch,
             augment=augment,
             seed=seed,
-            device=str(self._device),
-            rank=self._world.rank,
-            world_size=self._world.size,
-            threads=self._threads,
-            channels_last=self._channels_last,
-            order=self._order if split == "train" else None,
-            cache=self._cache,
-            exclude=self._exclude if split == "train" else (),
+            device=str(self.device),
+            rank=self.world.rank,
+            world_size=self.world.size,
+            threads=self.threads,
+            channels_last=self.channels_last,
+            order=self.order if split == "train" else None,
+            cache=self.cache,
+            exclude=self.exclude if split == "train" else (),
         )
 
 

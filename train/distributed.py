@@ -40,8 +40,6 @@ class World:
     """Number of this process, from 0."""
 
     size: int = 1
-    """Number of processes."""
-
     local_rank: int = 0
     """Number of this process on its machine, from 0, which is also the number of its GPU."""
 
@@ -167,13 +165,10 @@ def exit_rank() -> NoReturn:
 
 
 @contextmanager
-def connected(world: World, device: torch.device, *, minutes: float = 10.0) -> Iterator[World]:
+def connected(world: World, device: torch.device) -> Iterator[World]:
     """Create the process group for the length of the block: nccl on a GPU, gloo on a CPU.
 
-    Args:
-        world: Rank of this process.
-        device: Device of this process.
-        minutes: Timeout of all waiting for other ranks.
+    All waiting for other ranks ends after ten minutes.
 
     Raises:
         PeerError: Another rank ended or does not respond.
@@ -181,7 +176,7 @@ def connected(world: World, device: torch.device, *, minutes: float = 10.0) -> I
     if world.size == 1:
         yield world
         return
-    timeout = timedelta(minutes=minutes)
+    timeout = timedelta(minutes=10)
     try:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
@@ -309,10 +304,7 @@ class ErrorReport:
     def __init__(self, text: str, error: BaseException | None, world: World) -> None:
         """Create a report.
 
-        Args:
-            text: The error line.
-            error: The error; a `PeerError` is printed only if no rank prints another error.
-            world: Rank of this process.
+        A `PeerError` is printed only if no rank prints another error.
         """
         self._world = world
         self._messages = RankMessages.connect(world)

@@ -50,10 +50,7 @@ class Setting:
     """Allowed values; empty if there is no list of them."""
 
     default: Any
-    """Default value."""
-
     help: str
-    """The field's docstring."""
 
     @property
     def key(self) -> str:

@@ -196,7 +196,7 @@ def test_missing_roles_are_named_before_anything_is_written(
     (tmp_path / "manifest.json").write_text(json.dumps(document))
     there = ", ".join(sorted(document["roles"]))
     with pytest.raises(DataError, match=f"has the roles {there}; training needs fg_bg, and mask"):
-        ShardDataset(str(tmp_path), world=World(), device=CPU, res=32)
+        ShardDataset(folder=tmp_path, world=World(), device=CPU, res=32)
 
 
 def test_a_split_smaller_than_a_batch_is_refused(shards: Path, tmp_path: Path) -> None:

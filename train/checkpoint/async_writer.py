@@ -58,11 +58,7 @@ class Writer:
 
 
 def snapshot(value: Any) -> Any:
-    """Return a deep copy; tensors are cloned on their device, without waiting for the GPU.
-
-    Args:
-        value: Nested dicts, lists and tuples of tensors and other values.
-    """
+    """Return a deep copy; tensors are cloned on their device, without waiting for the GPU."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, dict):

@@ -34,8 +34,6 @@ class Stored(NamedTuple):
     """A checkpoint whose digest was verified."""
 
     path: Path
-    """File of the checkpoint."""
-
     state: dict[str, Any]
     """The state passed to `write`; tensors on the CPU."""
 

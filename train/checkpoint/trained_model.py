@@ -22,8 +22,6 @@ class Trained(NamedTuple):
     """A trained network and all that is needed to use it."""
 
     path: Path
-    """File of the weights."""
-
     model: nn.Module
     """The network, in evaluation mode, on the CPU."""
 
@@ -40,11 +38,7 @@ class Trained(NamedTuple):
     """Standard deviation, like ``mean``."""
 
     config: Config
-    """Settings of the run."""
-
     step: int
-    """Number of optimiser steps of the training."""
-
     targets: tuple[str, ...] = TARGETS
     """Targets of the training: mask, depth or both."""
 
@@ -55,8 +49,7 @@ class Trained(NamedTuple):
 def weights_metadata(about: Mapping[str, Any]) -> dict[str, str]:
     """Return the metadata of a weights file, so that the file can be used alone.
 
-    Args:
-        about: ``config`` (TOML), ``res``, ``step``, ``mean``, ``std``, ``roles``.
+    ``about`` has ``config`` (TOML), ``res``, ``step``, ``mean``, ``std`` and ``roles``.
     """
     return {"shardline": json.dumps(dict(about))}
 
@@ -70,9 +63,7 @@ def find_weights(run: Path) -> Path | None:
 def load_trained(path: str | Path, *, make_model: MakeModel = create) -> Trained:
     """Load the network of a run, a weights file, or a checkpoint.
 
-    Args:
-        path: A run's folder (best weights, or else the last), a weights file or a checkpoint.
-        make_model: Creates a network by name.
+    From the folder of a run, the best weights are loaded, or else the last.
 
     Raises:
         CheckpointError: Missing, damaged, or weights of another network.

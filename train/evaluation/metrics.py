@@ -10,7 +10,7 @@ All states are sums, so ranks are combined by addition and a pass can be resumed
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -50,21 +50,30 @@ def describe(figures: Mapping[str, float]) -> str:
     return "\n".join(lines)
 
 
-class AbsoluteRelativeError(Metric):
+class _Mean(Metric):
+    """A sum of values by a sum of weights; NaN without any."""
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def compute(self) -> Tensor:
+        """Return a float64 scalar."""
+        return self.total / self.count
+
+
+class AbsoluteRelativeError(_Mean):
     """Mean of ``|pred - target| / target`` over pixels whose target is above 0.
 
     Source: Eigen et al. 2014, Depth Map Prediction from a Single Image, section 4.
     """
 
     higher_is_better = False
-    full_state_update = False
-    total: Tensor
-    count: Tensor
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add a batch: float tensors of one shape, in [0, 1]."""
@@ -72,10 +81,6 @@ class AbsoluteRelativeError(Metric):
         relative = (preds - target).abs() / torch.where(known, target, 1)
         self.total += torch.where(known, relative, 0).sum(dtype=torch.float64)
         self.count += known.sum()
-
-    def compute(self) -> Tensor:
-        """Return a float64 scalar, at least 0; NaN if no pixel has a depth."""
-        return self.total / self.count
 
 
 class DepthAccuracy(Metric):
@@ -89,8 +94,8 @@ class DepthAccuracy(Metric):
     hits: Tensor
     count: Tensor
 
-    def __init__(self, threshold: float = 1.25, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, threshold: float = 1.25) -> None:
+        super().__init__()
         self.threshold = threshold
         self.add_state("hits", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
@@ -107,7 +112,7 @@ class DepthAccuracy(Metric):
         return self.hits / self.count
 
 
-class SampleMean(Metric):
+class SampleMean(_Mean):
     """Mean of per-batch means, each weighted by its number of samples.
 
     ``torchmetrics.MeanMetric`` either checks for NaN, which waits for the device, or (release 1.9,
@@ -115,23 +120,11 @@ class SampleMean(Metric):
     """
 
     higher_is_better = None
-    full_state_update = False
-    total: Tensor
-    count: Tensor
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, value: Tensor, samples: int) -> None:
         """Add the mean ``value`` (scalar) of ``samples`` samples."""
         self.total += value.double() * samples
         self.count += samples
-
-    def compute(self) -> Tensor:
-        """Return a float64 scalar; NaN without samples."""
-        return self.total / self.count
 
 
 class Metrics:
@@ -140,9 +133,7 @@ class Metrics:
     def __init__(self, device: torch.device, targets: tuple[str, ...] = TARGETS) -> None:
         """Start with empty sums.
 
-        Args:
-            device: Device of the sums.
-            targets: Targets to measure; the metrics of the other target are left out.
+        Metrics of a target that is not in ``targets`` are left out.
         """
         self._targets = targets
         self._metrics: dict[str, Metric] = {

@@ -12,7 +12,7 @@ from train.checkpoint.trained_model import Trained
 from train.data import Batches
 from train.optim.compute import choose_precision, move_model
 from train.optim.step import EvalStep
-from train.tracking.image_panels import ROLES, Rows
+from train.tracking.image_panels import ROLES, Rows, first_rows, join_rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,8 +20,6 @@ class SampleMetrics:
     """Metrics of one sample."""
 
     key: str
-    """Key of the sample in the shards."""
-
     area: float
     """Share of object pixels, in [0, 1]."""
 
@@ -55,17 +53,11 @@ class SizeGroup:
     """Largest object. Share of the image."""
 
     samples: int
-    """Number of samples."""
-
     iou: float
     """Intersection over union of all their pixels."""
 
     precision: float
-    """Share of predicted object pixels that are object."""
-
     recall: float
-    """Share of object pixels that were predicted."""
-
     rmse: float
     """Mean of the depth RMSE of the samples."""
 
@@ -75,7 +67,6 @@ def evaluate_samples(
     loader: Batches,
     *,
     device: torch.device,
-    precision: str,
     worst: int,
     roles: frozenset[str] = ROLES,
 ) -> tuple[list[SampleMetrics], Rows | None, list[SampleMetrics]]:
@@ -85,7 +76,6 @@ def evaluate_samples(
         trained: The network.
         loader: A split without augmentation, opened for a single rank.
         device: Device of the network.
-        precision: Setting ``precision``.
         worst: Number of samples to keep for a panel: those with the lowest IoU, and among equals
             the largest depth error.
         roles: Roles of the data set; a target that it or the network lacks counts as correct.
@@ -96,7 +86,7 @@ def evaluate_samples(
     """
     model = move_model(trained.model, device, channels_last=True).eval()
     targets = [target for target in trained.targets if target in roles]
-    step = EvalStep(model, trained.criterion, choose_precision(precision, device))
+    step = EvalStep(model, trained.criterion, choose_precision("auto", device))
     results: list[SampleMetrics] = []
     # The heap's root is the best of the worst samples: the next one to be replaced.
     heap: list[tuple[tuple[float, float], int, SampleMetrics, Rows]] = []
@@ -131,20 +121,12 @@ def evaluate_samples(
             results.append(metrics)
             badness = (-metrics.iou, metrics.rmse)
             if len(heap) < worst or (heap and badness > heap[0][0]):
-                inputs = Batch(*(part[row : row + 1].float().cpu() for part in batch))
-                rows = Rows(inputs, mask[row : row + 1].cpu(), depth[row : row + 1].cpu())
+                one = Batch(*(part[row:] for part in batch))
+                rows = first_rows(one, mask[row:], depth[row:], 1)
                 push = heapq.heappush if len(heap) < worst else heapq.heapreplace
                 push(heap, (badness, next(count), metrics, rows))
     kept = sorted(heap, reverse=True)
-    if not kept:
-        return results, None, []
-    parts = [rows for _, _, _, rows in kept]
-    panel = Rows(
-        Batch(*(torch.cat(each) for each in zip(*(rows.batch for rows in parts), strict=True))),
-        torch.cat([rows.mask for rows in parts]),
-        torch.cat([rows.depth for rows in parts]),
-        roles & {"bg", "fg_bg", *targets},
-    )
+    panel = join_rows([rows for *_, rows in kept], roles & {"bg", "fg_bg", *targets})
     return results, panel, [metrics for _, _, metrics, _ in kept]
 
 
@@ -154,15 +136,13 @@ def _to_cpu(sums: Sequence[torch.Tensor]) -> list[list[float]]:
     return values
 
 
-def group_by_size(metrics: Sequence[SampleMetrics], count: int = 4) -> list[SizeGroup]:
-    """Group samples by object size into ``count`` groups of equal number, smallest objects first.
+def group_by_size(metrics: Sequence[SampleMetrics]) -> list[SizeGroup]:
+    """Group samples by object size into four groups of equal number, smallest objects first.
 
     Samples without an object are left out.
     """
     ordered = sorted((one for one in metrics if one.area > 0), key=lambda one: one.area)
-    groups = [
-        ordered[len(ordered) * i // count : len(ordered) * (i + 1) // count] for i in range(count)
-    ]
+    groups = [ordered[len(ordered) * i // 4 : len(ordered) * (i + 1) // 4] for i in range(4)]
     return [_size_group(group) for group in groups if group]
 
 

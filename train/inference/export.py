@@ -41,7 +41,6 @@ class Deployed(nn.Module):
     mean: Tensor
     std: Tensor
     inputs: tuple[str, ...] = ("bg", "fg_bg")
-    """Names of the inputs."""
 
     def __init__(self, trained: Trained) -> None:
         super().__init__()
@@ -76,12 +75,8 @@ def export(
 ) -> Path:
     """Write a trained network in another format.
 
-    Args:
-        path: A run's folder, a weights file, or a checkpoint.
-        kind: A key of ``FORMATS``. safetensors: weights and settings, for this package; the other
-            formats do not need it.
-        out: The file; by default next to the weights, like ``best.onnx``.
-        make_model: Creates a network by name.
+    ``kind`` is a key of ``FORMATS``. safetensors: weights and settings, for this package; the other
+    formats do not need it. By default the file is next to the weights, like ``best.onnx``.
 
     Returns:
         The file written.

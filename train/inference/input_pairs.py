@@ -23,8 +23,6 @@ class InputPair(NamedTuple):
     """One image and its background."""
 
     fg_bg: Path
-    """Image with the object."""
-
     bg: Path | None
     """The same scene without the object; None for a network that does not use it."""
 
@@ -36,9 +34,7 @@ def find_pairs(bg: Path | None, fg_bg: Path) -> list[InputPair]:
     with the same stem, or else the file whose last number is the number after ``bg`` in the name of
     the image.
 
-    Args:
-        bg: An image, or a folder that is searched recursively; None: no backgrounds.
-        fg_bg: An image, or a folder that is searched recursively.
+    Both paths are an image, or a folder that is searched recursively.
 
     Raises:
         DataError: A path is missing, or an image has no background or more than one.

@@ -49,10 +49,7 @@ class Predictor:
     ) -> None:
         """Move the network to a device.
 
-        Args:
-            trained: From `train.checkpoint.trained_model.load_trained`.
-            device: Device of the network; by default a GPU if there is one.
-            res: Resolution of the network; by default the last of the training. Pixels.
+        By default the device is a GPU if there is one, and the resolution the last of the training.
 
         Raises:
             ConfigError: The network does not support this resolution.
@@ -124,12 +121,8 @@ def predict_files(
     Only the targets of the network are written; the overlay shows the mask. The mask is 255 where
     the probability is above 0.5, else 0. The full range of the depth is the full range of the PNG.
 
-    Args:
-        predictor: The network.
-        pairs: From `train.inference.input_pairs.find_pairs`.
-        out: Output folder; created if missing; existing predictions are replaced.
-        batch: Batch size. Images.
-        bits: Bits per pixel of the depth PNG: 8 or 16.
+    ``out`` is created if missing; existing predictions are replaced. The depth PNG has 8 or 16
+    ``bits``.
 
     Returns:
         The files: three per image, fewer if the network has one target.

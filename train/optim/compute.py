@@ -1,7 +1,5 @@
 """Choose the device, precision, cuDNN algorithms and memory format of a network."""
 
-from typing import NamedTuple
-
 import torch
 from torch import nn
 
@@ -41,18 +39,10 @@ _MIN_BF16_CAPABILITY = (8, 0)
 """Compute capability of Ampere, the first GPUs with bf16 units."""
 
 
-class Precision(NamedTuple):
-    """Precision of the network; losses and weights are always float32."""
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """Return the type in which a network computes, for a ``--precision`` setting on a device.
 
-    name: str
-    """fp32, bf16 or fp16."""
-
-    dtype: torch.dtype
-    """Type used by autocast."""
-
-
-def choose_precision(name: str, device: torch.device) -> Precision:
-    """Return the precision for a ``--precision`` setting on a device.
+    Losses and weights are always float32.
 
     Args:
         name: auto, fp32, bf16 or fp16. auto: bf16 on a GPU that supports it, else fp32, because
@@ -66,9 +56,7 @@ def choose_precision(name: str, device: torch.device) -> Precision:
             and torch.cuda.get_device_capability(device) >= _MIN_BF16_CAPABILITY
         )
         name = "bf16" if native else "fp32"
-    return Precision(
-        name, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-    )
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 def set_cudnn_algorithms(device: torch.device, *, deterministic: bool = False) -> None:

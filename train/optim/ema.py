@@ -23,9 +23,8 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         """Start the average at the current weights.
 
-        Args:
-            model: The network; the average has the same device and memory format.
-            decay: Weight of the old average in each step, in (0, 1).
+        ``decay`` is the weight of the old average in each step, in (0, 1). The average has the
+        device and memory format of the model.
         """
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self._decay = decay

@@ -41,9 +41,7 @@ def peak_mb(device: torch.device) -> float:
 def largest_batch(fits: Callable[[int], bool], below: int) -> int:
     """Find the largest batch that fits, by bisection.
 
-    Args:
-        fits: Returns whether a batch of that many samples fits.
-        below: A number of samples that does not fit.
+    ``fits`` returns whether that many samples fit; ``below`` samples do not.
 
     Returns:
         Number of samples, to about 6 %; 0 if a single sample does not fit.
@@ -77,10 +75,7 @@ def gradients_in_memory(
 ) -> list[StepResult]:
     """Call ``step.gradients``; if memory runs out, say which batch size fits.
 
-    Args:
-        step: The step.
-        batches: Batches of one step; the list is emptied if they do not fit.
-        channels_last: Memory format of the images.
+    The list of batches is emptied if they do not fit.
 
     Raises:
         FitError: Out of memory; the message names the largest batch that fits.
@@ -99,15 +94,7 @@ def gradients_in_memory(
 def oom_message(
     step: TrainStep, batch: int, res: int, device: torch.device, *, channels_last: bool
 ) -> str:
-    """Return the error line for a batch that did not fit; it names the largest that fits.
-
-    Args:
-        step: The step that failed.
-        batch: Its number of samples.
-        res: Resolution. Pixels.
-        device: Device of the batch.
-        channels_last: Memory format of the images.
-    """
+    """Return the error line for a batch that did not fit; it names the largest that fits."""
 
     def fits(samples: int) -> bool:
         release()

@@ -15,7 +15,6 @@ from model.blocks import Prediction
 from model.deep_supervision import Scales, coarse_loss
 from model.losses import Criterion, LossParts
 from shardify.loader.batch import Batch
-from train.optim.compute import Precision
 
 
 class StepResult(NamedTuple):
@@ -31,7 +30,7 @@ class StepResult(NamedTuple):
 class EvalStep:
     """Compute prediction and loss without gradients."""
 
-    def __init__(self, model: nn.Module, criterion: Criterion, precision: Precision) -> None:
+    def __init__(self, model: nn.Module, criterion: Criterion, precision: torch.dtype) -> None:
         self._model = model
         self._criterion = criterion
         self._precision = precision
@@ -60,21 +59,16 @@ class TrainStep:
         criterion: Criterion,
         optimizer: Optimizer,
         *,
-        precision: Precision,
+        precision: torch.dtype,
         clip: float,
         clip_by: str,
         supervision: float = 0.0,
     ) -> None:
         """Create the step.
 
-        Args:
-            model: Takes (B, 6, R, R); returns raw outputs, at one or several scales.
-            criterion: Computes the loss of raw outputs and targets.
-            optimizer: Optimiser of the model's parameters.
-            precision: From `choose_precision`; fp16 uses loss scaling.
-            clip: Largest norm or value of the gradient; 0: no clipping.
-            clip_by: norm or value.
-            supervision: Weight of the losses at coarser scales, if the network has them.
+        ``model`` takes (B, 6, R, R) and returns raw outputs, at one or several scales. ``clip`` is
+        the largest norm or value (``clip_by``) of the gradient; 0: no clipping. ``supervision`` is
+        the weight of the losses at coarser scales. fp16 uses loss scaling.
         """
         self._model = model
         self._criterion = criterion
@@ -85,14 +79,13 @@ class TrainStep:
         self._supervision = supervision
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.scaler = torch.amp.GradScaler(
-            self._parameters[0].device.type, enabled=precision.name == "fp16"
+            self._parameters[0].device.type, enabled=precision == torch.float16
         )
 
     def __call__(self, batches: Sequence[Batch]) -> list[StepResult]:
         """Make one optimiser step; the network must be in training mode.
 
-        Args:
-            batches: Batches of equal size, whose gradients are averaged.
+        ``batches`` have equal sizes; their gradients are averaged.
 
         Returns:
             One result per batch.
@@ -104,8 +97,7 @@ class TrainStep:
     def gradients(self, batches: Sequence[Batch]) -> list[StepResult]:
         """Compute the gradients of a step; only the statistics of batch norms change.
 
-        Args:
-            batches: Batches of equal size, whose gradients are averaged.
+        ``batches`` have equal sizes; their gradients are averaged.
 
         Returns:
             One result per batch.
@@ -164,8 +156,8 @@ def _without_search() -> Iterator[None]:
         torch.backends.cudnn.benchmark = search
 
 
-def _forward(model: nn.Module, batch: Batch, precision: Precision) -> Prediction | Scales:
+def _forward(model: nn.Module, batch: Batch, precision: torch.dtype) -> Prediction | Scales:
     """Return raw outputs for both images of each sample, concatenated to (B, 6, R, R)."""
     images: Tensor = torch.cat((batch.bg, batch.fg_bg), dim=1)
-    with torch.autocast(images.device.type, precision.dtype, enabled=precision.name != "fp32"):
+    with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
         return cast(Prediction | Scales, model(images))

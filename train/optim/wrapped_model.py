@@ -40,12 +40,7 @@ class WrappedModel:
     ) -> None:
         """Create the network with initial weights.
 
-        Args:
-            config: The settings of the run.
-            world: Rank of this process; the process group must exist.
-            device: Device of the network.
-            make_model: Creates a network by name.
-            targets: Targets to train; parameters that only serve the other target are frozen.
+        Parameters that serve no target in ``targets`` are frozen.
 
         Raises:
             ConfigError: The network or the device does not support a setting.

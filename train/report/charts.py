@@ -16,16 +16,11 @@ def chart(
     title: str,
     lines: Mapping[str, Points],
     *,
-    unit: str = "epoch",
     marks: Mapping[float, str] | None = None,
 ) -> str:
-    """Draw one chart.
+    """Draw one chart over the epochs.
 
-    Args:
-        title: Title of the chart.
-        lines: ``{name: points}``, at most four lines.
-        unit: Label of the x axis.
-        marks: ``{x: label}``: vertical lines.
+    ``lines`` has points by name, for at most four lines; ``marks`` are vertical lines, x to label.
 
     Returns:
         An ``<svg>`` element of 420 x 240 pixels.
@@ -65,7 +60,7 @@ def chart(
     for x in sorted({low_x, high_x}):
         at, _ = place(x, low_y)
         side = "end" if x == high_x > low_x else ""
-        parts.append(f'<text x="{at:.1f}" y="{HEIGHT - 10}" class="{side}">{unit} {x:g}</text>')
+        parts.append(f'<text x="{at:.1f}" y="{HEIGHT - 10}" class="{side}">epoch {x:g}</text>')
     for number, (name, points) in enumerate(finite.items()):
         colour = COLOURS[number % len(COLOURS)]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in (place(x, y) for x, y in points))
@@ -74,7 +69,7 @@ def chart(
             a, b = place(x, y)
             parts.append(
                 f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.5" fill="{colour}">'
-                f"<title>{escape(name)}, {unit} {x:g}: {y:.5g}</title></circle>"
+                f"<title>{escape(name)}, epoch {x:g}: {y:.5g}</title></circle>"
             )
         if len(finite) > 1:  # The title names a single line.
             at = WIDTH - RIGHT - 62 * (len(finite) - 1 - number)

@@ -58,11 +58,7 @@ def report_run(
 ) -> Path:
     """Write the report of a run.
 
-    Args:
-        run: The run's folder.
-        shards: Data set; by default that of the run.
-        out: The page; by default ``run/report.html``.
-        device: Setting ``device``.
+    By default the data set is that of the run, and the page ``run/report.html``.
 
     Raises:
         TrainError: There is no run or no network.
@@ -71,7 +67,10 @@ def report_run(
     trained = load_trained(run)
     chosen = pick_device(device, World())
     source = ShardDataset(
-        shards or trained.config.data.shards, world=World(), device=chosen, res=trained.res
+        folder=Path(shards or trained.config.data.shards),
+        world=World(),
+        device=chosen,
+        res=trained.res,
     )
     return write_report(run, source, out=out, device=chosen)
 
@@ -85,13 +84,6 @@ def write_report(
     make_model: MakeModel = create,
 ) -> Path:
     """Write the report of a run on an open data set.
-
-    Args:
-        run: The run's folder: metrics, panels and weights.
-        source: The data set, opened for a single rank.
-        out: The page; by default ``run/report.html``.
-        device: Device of the network.
-        make_model: Creates a network by name.
 
     Raises:
         RunError: There are no metrics, or the page cannot be written.
@@ -107,7 +99,7 @@ def write_report(
     loader = source.open(split, res=trained.res, batch=batch, augment=False, seed=0)
     try:
         samples, rows, worst = evaluate_samples(
-            trained, loader, device=device, precision="auto", worst=WORST_COUNT, roles=source.roles
+            trained, loader, device=device, worst=WORST_COUNT, roles=source.roles
         )
     finally:
         loader.close()

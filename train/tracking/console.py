@@ -23,15 +23,14 @@ _EPOCH_LINE_METRICS = {
 class Console:
     """Print lines, and draw a progress bar if standard error is a terminal."""
 
-    def __init__(self, *, to_stderr: bool = False, quiet: bool = False) -> None:
+    def __init__(self, *, to_stderr: bool = False) -> None:
         """Create a console without a bar.
 
-        Args:
-            to_stderr: Print lines on standard error, where the bar is.
-            quiet: Print nothing.
+        Lines are printed on standard output, or with ``to_stderr`` on standard error, where the bar
+        is.
         """
         self._lines: TextIO = sys.stderr if to_stderr else sys.stdout
-        self._quiet = quiet
+        self._quiet = False
         self._rich = RichConsole(stderr=True)
         self._progress: Progress | None = None
 

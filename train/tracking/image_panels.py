@@ -1,5 +1,6 @@
 """Draw an image panel as a PNG: one sample per row; inputs, targets and predictions as columns."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +42,24 @@ class Rows(NamedTuple):
     """(B, 1, R, R) predicted, in [0, 1]."""
 
     roles: frozenset[str] = ROLES
-    """Roles to show."""
+
+
+def first_rows(batch: Batch, mask: Tensor, depth: Tensor, count: int) -> Rows:
+    """Copy the first ``count`` samples and their predictions to the CPU."""
+    inputs = Batch(*(part[:count].float().cpu() for part in batch))
+    return Rows(inputs, mask[:count].cpu(), depth[:count].cpu())
+
+
+def join_rows(parts: Sequence[Rows], roles: frozenset[str]) -> Rows | None:
+    """Put the samples of several into one, to show ``roles``; None if there are none."""
+    if not parts:
+        return None
+    return Rows(
+        Batch(*map(torch.cat, zip(*(rows.batch for rows in parts), strict=True))),
+        torch.cat([rows.mask for rows in parts]),
+        torch.cat([rows.depth for rows in parts]),
+        roles,
+    )
 
 
 def draw(
@@ -57,12 +75,8 @@ def draw(
     In each row, true and predicted depth are scaled by the range of the true depth, so that they
     can be compared and dark scenes are visible. Masks are not scaled.
 
-    Args:
-        path: The PNG to write.
-        rows: The samples.
-        mean: Mean per channel of ``bg`` and ``fg_bg`` in [0, 1], to undo the normalisation.
-        std: Standard deviation, like ``mean``.
-        title: Line of text above the column titles.
+    ``mean`` and ``std`` per channel of ``bg`` and ``fg_bg``, in [0, 1], undo the normalisation.
+    ``title`` is a line of text above the column titles.
 
     Raises:
         OSError: The file cannot be written.

@@ -24,13 +24,7 @@ class RunFolder:
     """Output folder of a run; only the first rank writes to it."""
 
     def __init__(self, out: Path, *, keep: int, console: Console) -> None:
-        """Create the writers; the folder itself is created by `run_folder_setup.prepare`.
-
-        Args:
-            out: The folder.
-            keep: Number of newest checkpoints to keep.
-            console: Where epoch lines and warnings are printed.
-        """
+        """Create the writers; the folder itself is created by `run_folder_setup.prepare`."""
         self.out = out
         self.panel: Path | None = None
         """The last panel; None if none was drawn."""

@@ -115,8 +115,21 @@ def check_nothing_lost(out: Path) -> None:
     Raises:
         RunError: Something would be lost, or the folder cannot be read.
     """
+    checkpoints = out / "checkpoints"
     with readable(out):
-        _check_nothing_lost(out, out / "checkpoints")
+        remedy = f"restore one in {checkpoints}, or start a new run with another --out"
+        epochs = len(MetricsLog(out / "metrics.jsonl").read())
+        weights = sorted(out.glob("*.safetensors"))
+        if epochs or (weights and (out / CONFIG).is_file()):
+            content = f"{epochs} epoch{'s' * (epochs > 1)} of a run" if epochs else weights[0].name
+            raise RunError(f"{out}: contains {content}, but no checkpoint; {remedy}")
+        if (out / CONFIG).is_file() or not out.is_dir():
+            return
+        others = {path for path in out.iterdir() if path not in _partial_files(out)} - {checkpoints}
+        if others:
+            raise RunError(
+                f"{out}: contains {min(others).name}, but no {CONFIG} and no checkpoint; {remedy}"
+            )
 
 
 def prepare(out: Path, config: Config, epoch: int) -> None:
@@ -135,22 +148,6 @@ def prepare(out: Path, config: Config, epoch: int) -> None:
             path.unlink()
         if metrics.path.exists():
             metrics.keep_before(epoch)
-
-
-def _check_nothing_lost(out: Path, checkpoints: Path) -> None:
-    remedy = f"restore one in {checkpoints}, or start a new run with another --out"
-    epochs = len(MetricsLog(out / "metrics.jsonl").read())
-    weights = sorted(out.glob("*.safetensors"))
-    if epochs or (weights and (out / CONFIG).is_file()):
-        content = f"{epochs} epoch{'s' * (epochs > 1)} of a run" if epochs else weights[0].name
-        raise RunError(f"{out}: contains {content}, but no checkpoint; {remedy}")
-    if (out / CONFIG).is_file() or not out.is_dir():
-        return
-    others = {path for path in out.iterdir() if path not in _partial_files(out)} - {checkpoints}
-    if others:
-        raise RunError(
-            f"{out}: contains {min(others).name}, but no {CONFIG} and no checkpoint; {remedy}"
-        )
 
 
 def _partial_files(out: Path) -> list[Path]:

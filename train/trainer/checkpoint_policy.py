@@ -39,17 +39,7 @@ class CheckpointPolicy:
         console: Console,
         stop: StopSignal,
     ) -> None:
-        """Create the policy; a collective call of all ranks.
-
-        Args:
-            state: The state to save.
-            out: The run's folder; the first rank writes.
-            run: Settings of the checkpoints.
-            world: Rank of this process.
-            device: Device of the network.
-            console: Its bar is removed before the process ends.
-            stop: Receives signals.
-        """
+        """Create the policy; a collective call of all ranks."""
         self.saved = False
         """Whether a checkpoint of this run was written or queued."""
         self.stopping = False
@@ -81,8 +71,7 @@ class CheckpointPolicy:
     def interruptible(self, loader: Batches) -> Iterator[None]:
         """Allow another thread to save and exit during the block, which must not change weights.
 
-        Args:
-            loader: The training loader, before the batches of the block are taken from it.
+        ``loader`` is the training loader, before the batches of the block are taken from it.
         """
         self._state.snapshot(loader.state_dict())
         with self._stop.interruptible():

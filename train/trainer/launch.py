@@ -55,11 +55,8 @@ MakeSource = Callable[[Config, World, torch.device], Dataset]
 def configure(flags: Mapping[str, object], *, file: Path | None, resume: bool) -> Config:
     """Merge the settings of a run: defaults, then the resumed run, the file, and the flags.
 
-    Args:
-        flags: ``{name: value}`` of the flags on the command line.
-        file: A TOML file.
-        resume: Start from ``RUN/config.toml``, or, if it is missing, from the settings in the
-            newest checkpoint.
+    With ``resume``, start from ``RUN/config.toml``, or, if it is missing, from the settings in the
+    newest checkpoint.
 
     Raises:
         ConfigError: A setting is unknown or invalid, or cannot be changed in a resumed run.
@@ -90,12 +87,8 @@ def launch(
 ) -> Summary:
     """Train a network on this rank.
 
-    Args:
-        config: From `configure`.
-        resume: Continue from the newest checkpoint of the folder; start at step 0 if there is none.
-        make_source: Opens the data set; by default shards.
-        make_model: Creates a network by name.
-        console: Where progress is printed.
+    With ``resume``, continue from the newest checkpoint of the folder, or start at step 0 if there
+    is none.
 
     Raises:
         TrainError: See ``train.errors``; the message is one line.
@@ -205,20 +198,14 @@ def _check_utf8(config: Config) -> None:
     """Check that all texts are UTF-8, as TOML requires; file names may be other bytes."""
     for setting in settings():
         value = getattr(getattr(config, setting.section), setting.name)
-        if isinstance(value, str) and not _is_utf8(value):
-            shown = value.encode("utf-8", "backslashreplace").decode()
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
+            shown = str(value).encode("utf-8", "backslashreplace").decode()
             raise ConfigError(
                 f"--{setting.name.replace('_', '-')} {shown}: not UTF-8, so "
                 f"{CONFIG} cannot store it; use another name"
-            )
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+            ) from None
 
 
 def _check_resolutions(config: Config) -> None:
@@ -251,7 +238,7 @@ def _open_shards(config: Config, world: World, device: torch.device) -> Dataset:
     if not config.data.shards:
         raise ConfigError("--shards: missing; expected a folder written by `shardify build`")
     return ShardDataset(
-        config.data.shards,
+        folder=Path(config.data.shards),
         world=world,
         device=device,
         threads=config.compute.threads,

@@ -17,8 +17,6 @@ class Position:
     """Number of completed epochs, which is the number of the current epoch."""
 
     step: int = 0
-    """Number of completed optimiser steps."""
-
     trained: bool = False
     """Whether all batches of the current epoch were used, and only its validation is missing."""
 
@@ -67,17 +65,11 @@ class Summary:
     """Result of a run."""
 
     out: Path
-    """Folder of the run."""
-
     steps: int
-    """Number of optimiser steps."""
-
     last: dict[str, Any] | None
     """Record of the last epoch, as in ``metrics.jsonl``; None if no epoch was trained."""
 
     panel: Path | None
-    """Last panel; None if none was drawn."""
-
     weights: Path | None
     """Best weights, or else the last; None if none were written."""
 

@@ -18,8 +18,6 @@ class Stage:
     """Consecutive epochs at one resolution."""
 
     index: int
-    """Number of the stage, from 0."""
-
     res: int
     """Height and width of every image. Pixels."""
 
@@ -27,7 +25,6 @@ class Stage:
     """First epoch, counted over the whole run from 0."""
 
     epochs: int
-    """Number of epochs."""
 
     @property
     def end(self) -> int:
@@ -79,28 +76,21 @@ class StageLoaders:
     def __init__(
         self,
         source: Dataset,
+        config: Config,
         *,
         res: int,
-        batch: int,
-        augment: bool,
-        seed: int,
         epoch: int,
         state: dict[str, Any] | None,
     ) -> None:
         """Open the loaders.
 
-        Args:
-            source: The data set.
-            res: Resolution of the stage. Pixels.
-            batch: Batch size on this rank. Samples.
-            augment: Whether training samples are augmented.
-            seed: Seed of sample order and augmentation.
-            epoch: First epoch, counted over all stages; order and augmentation depend on it.
-            state: State of the training loader within that epoch; None at its beginning.
+        ``epoch`` is counted over all stages; order and augmentation depend on it. ``state`` is that
+        of the training loader within the epoch; None at its beginning.
 
         Raises:
             DataError: A split cannot be read, or ``state`` is from other data.
         """
+        batch, augment, seed = config.data.batch, config.data.augment, config.run.seed
         self.train = source.open("train", res=res, batch=batch, augment=augment, seed=seed)
         start = {**self.train.state_dict(), "epoch": epoch, "consumed": 0}
         self.train.load_state_dict(start if state is None else state)
@@ -127,15 +117,7 @@ class Stages:
     def __init__(
         self, config: Config, source: Dataset, state: State, *, world: World, console: Console
     ) -> None:
-        """Plan the stages; nothing is opened yet.
-
-        Args:
-            config: The settings.
-            source: The data set.
-            state: State of the run, with its position.
-            world: Rank of this process.
-            console: Prints a line if the length of the learning rate schedule changes.
-        """
+        """Plan the stages; nothing is opened yet."""
         self._config = config
         self._source = source
         self._state = state
@@ -166,23 +148,18 @@ class Stages:
             return self._loaders
         self.close()
         resumed, self._resumed = self._resumed, None
-        at, data = self._state.at, self._config.data
+        at = self._state.at
         self._loaders = StageLoaders(
-            self._source,
-            res=stage.res,
-            batch=data.batch,
-            augment=data.augment,
-            seed=self._config.run.seed,
-            epoch=at.epoch + at.trained,
-            state=resumed,
+            self._source, self._config, res=stage.res, epoch=at.epoch + at.trained, state=resumed
         )
         self._stage = stage
         self._state.res = stage.res
+        whole_batch = self._config.data.batch * self._world.size
         total = at.step + steps_left(
             self._plan,
             at,
             batches=len(self._loaders.train),
-            used=self._loaders.train.state_dict()["consumed"] // (data.batch * self._world.size),
+            used=self._loaders.train.state_dict()["consumed"] // whole_batch,
             accum=self._config.optim.grad_accum,
         )
         max_steps = self._config.run.max_steps

@@ -42,13 +42,6 @@ class State:
     ) -> None:
         """Create the state at step 0; torch's global generator draws the initial weights.
 
-        Args:
-            config: The settings.
-            source: The data set.
-            world: Rank of this process; the process group must exist.
-            device: Device of the network.
-            make_model: Creates a network by name.
-
         Raises:
             ConfigError: The network or the device does not support a setting.
         """
@@ -103,11 +96,7 @@ class State:
         }
 
     def gather(self, loader: dict[str, Any]) -> dict[str, Any]:
-        """Return the whole state; a collective call of all ranks.
-
-        Args:
-            loader: State of the training loader.
-        """
+        """Return the whole state; a collective call of all ranks."""
         return self._assemble(asdict(self.at), loader, torch.get_rng_state(), self.summed_scores())
 
     def summed_scores(self) -> dict[str, Tensor]:
@@ -130,8 +119,7 @@ class State:
     def snapshot_state(self, scores: dict[str, Tensor]) -> dict[str, Any]:
         """Return the state at the last `snapshot`, from any thread; the weights must not change.
 
-        Args:
-            scores: The sums over all ranks.
+        ``scores`` are the sums over all ranks.
         """
         copied = self._snapshot
         state = self._assemble(copied["position"], copied["loader"], copied["random"], scores)
@@ -143,10 +131,6 @@ class State:
 
     def load(self, state: dict[str, Any], where: object) -> dict[str, Any] | None:
         """Restore the state of a checkpoint.
-
-        Args:
-            state: From a checkpoint.
-            where: The run's folder, for error messages.
 
         Returns:
             State of the training loader within its epoch; None at the beginning or end of one.

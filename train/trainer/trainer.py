@@ -57,15 +57,6 @@ class Trainer:
     ) -> None:
         """Create the state of a run; nothing is written yet.
 
-        Args:
-            config: The settings.
-            source: The data set.
-            world: Rank of this process; the process group must exist.
-            device: Device of the network; by default that of the settings.
-            make_model: Creates a network by name.
-            console: Where progress is printed.
-            stop: Receives signals.
-
         Raises:
             DataError: The training split has no samples.
             ConfigError: The device is not available, or does not support a setting.
@@ -123,9 +114,8 @@ class Trainer:
     def run(self, begin: Callable[[], None] | None = None) -> Summary:
         """Train until the last stage or ``max_steps`` is done.
 
-        Args:
-            begin: Called before the first step and before anything is written, after the loaders of
-                the first stage were opened, so that invalid settings are found before.
+        ``begin`` is called before the first step and before anything is written, after the loaders
+        of the first stage were opened, so that invalid settings are found before.
 
         Raises:
             Interrupted: A signal stopped the run; the state is saved.

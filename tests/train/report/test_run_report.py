@@ -50,7 +50,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_samples_together_make_the_figures_of_the_split(run: Path) -> None:
     trained = load_trained(run, make_model=TinyNet)
     loader = TinySource(64, 21).open("val", res=32, batch=8, augment=False, seed=0)
-    fares, rows, worst = evaluate_samples(trained, loader, device=CPU, precision="fp32", worst=4)
+    fares, rows, worst = evaluate_samples(trained, loader, device=CPU, worst=4)
     figures = evaluate_split(trained, TinySource(64, 21), split="val", res=32, batch=8, device=CPU)
     assert [one.key for one in fares] == [f"tiny{100_000 + i:06d}" for i in range(21)]
     hit, false, missed = (sum(getattr(f, n) for f in fares) for n in ("hit", "false", "missed"))

@@ -363,7 +363,6 @@ def test_best_is_the_lowest_loss_at_the_last_resolution(tmp_path: Path) -> None:
     make(out, res=(16, 32), epochs=(1, 3), lr=1.0).run()
     records = figures(out)
     best = min(records[1:], key=lambda record: record["val"]["loss"])
-    from train.checkpoint.trained_model import load_trained
 
     assert load_trained(out, make_model=TinyNet).step == best["step"]
 
