@@ -11,16 +11,12 @@ from shardify.images.mask_values import Mask, Reading, choose_rule, read_values
 from shardify.images.parser import parse
 from shardify.images.pixels import STANDARD, LabelEncoding, is_standard, read_mask
 from shardify.sources.catalog import OpenSources, entry_reader
-from shardify.storage.readers import ObjectReader
 
 __all__ = ["detect_label_encoding"]
 
-_MAX_MASKS_READ = 128
+_MAX_MASKS_READ = 64
 """Standard masks are copied without being decoded, so a faulty one shows only here, among the
 samples measured for the statistics, and under ``--verify decode``."""
-
-_MAX_REMOTE_MASKS_READ = 32
-"""The same for object stores, where each takes a request."""
 
 _MAX_VALUES_RECORDED = 8
 
@@ -43,9 +39,7 @@ def detect_label_encoding(plan: BuildPlan) -> tuple[LabelEncoding, dict[str, Any
     if "mask" not in layout.members:
         return STANDARD, {}
     with OpenSources([each.path for each in catalog.sources]) as descriptors:
-        remote = any(isinstance(each, ObjectReader) for each in descriptors)
-        wanted = _MAX_REMOTE_MASKS_READ if remote else _MAX_MASKS_READ
-        return _mask_rule(plan, entry_reader(catalog, descriptors), wanted)
+        return _mask_rule(plan, entry_reader(catalog, descriptors), _MAX_MASKS_READ)
 
 
 def _mask_rule(

@@ -68,15 +68,20 @@ def unread_message(
             column = table.members.get(role) if table else None
             if column is not None and not (column == -1).any():
                 continue
+            # A few entries that the catalog refused are in rejected.jsonl, as are their samples.
             known = _stems(names[index] for index in files[role].tolist())
-            lost = [each for each in lost if not _stems([each[0]]) <= known]
+            lost = [
+                (name, kind)
+                for name, kind in lost
+                if kind.startswith(".") and not _stems([name]) <= known
+            ]
         if lost:
             kinds = Counter(kind for _, kind in lost).most_common(3)
             shown = ", ".join(f"{count} {kind}" for kind, count in kinds)
+            example = min(ascii(name)[1:-1] for name, _ in lost)
             return (
-                f"{len(lost)} files named as {role} cannot be read ({shown}; such as "
-                f"{min(name for name, _ in lost)}); convert them to {_REMEDIES[role]}, or leave "
-                f"them out, or pass --layout"
+                f"{len(lost)} files named as {role} cannot be read ({shown}; such as {example}); "
+                f"convert them to {_REMEDIES[role]}, or leave them out, or pass --layout"
             )
     return None
 

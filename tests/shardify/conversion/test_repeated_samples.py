@@ -67,7 +67,7 @@ def test_copies_under_other_names_are_in_one_split_and_that_is_said(tmp_path: Pa
 def test_pictures_of_the_given_validation_split_are_left_out_of_train(tmp_path: Path) -> None:
     files = pairs("train/", range(20)) | pairs("val/", range(18, 25))
     for n in (18, 19):  # Other masks, so these are other samples.
-        files[f"val/masks/{n:03}.png"] = flat_mask(100 + n)
+        files[f"val/masks/{n:03}.png"] = flat_mask(200 + n)
     report = run([pack(tmp_path / "x.zip", files)], tmp_path / "out", max_bad=0)
     assert {name: each.samples for name, each in report.manifest.splits.items()} == {
         "train": 18, "val": 7,
