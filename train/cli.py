@@ -285,7 +285,9 @@ def eval_command(trained: Path, as_json: bool, **flags: Any) -> None:
         from train.evaluation.metrics import describe
         from train.tracking.metrics_log import json_safe
 
-        metrics = evaluate_shards(trained, **flags)
+        metrics = evaluate_shards(
+            trained, **flags, warn=lambda line: click.echo(f"Warning: {line}", err=True)
+        )
         click.echo(json.dumps(json_safe(metrics)) if as_json else describe(metrics))
 
 

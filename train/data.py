@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from shardify.dataset.manifest import Manifest
 from shardify.errors import DataError
-from shardify.loader.batch import Batch
+from shardify.loader.batch import Batch, RoleStats
 from shardify.loader.shards import load_manifest
 from train.distributed import World
 
@@ -52,7 +52,8 @@ class Dataset(Protocol):
     """Roles of the data set: of bg, fg_bg, mask and depth; the others are zeros in every batch."""
 
     mean: dict[str, list[float]]
-    """Mean per channel of ``bg`` and ``fg_bg`` in [0, 1], used to normalise images."""
+    """Mean per channel of ``bg`` and ``fg_bg`` in [0, 1], used to normalise images: of the data
+    set, or of the data that the network to evaluate was trained on."""
 
     std: dict[str, list[float]]
     """Standard deviation, like ``mean``."""
@@ -90,6 +91,9 @@ class ShardDataset:
     order: str = "permuted"
     cache: str = "disk"
     exclude: tuple[str, ...] = ()
+    trained: RoleStats | None = None
+    """Mean and standard deviation that a network to evaluate was trained with; they normalise the
+    images instead of those of the data set. None: a network is trained."""
 
     def __post_init__(self) -> None:
         """Read the manifest and check its roles."""
@@ -108,8 +112,13 @@ class ShardDataset:
                 raise DataError(
                     f"{self.folder}: the manifest has no stats of {role}; build it again"
                 )
-        self.mean = {role: self.manifest.stats[measured].mean for role, measured in stats.items()}
-        self.std = {role: self.manifest.stats[measured].std for role, measured in stats.items()}
+        measured = {role: self.manifest.stats[name] for role, name in stats.items()}
+        own = {role: (found.mean, found.std) for role, found in measured.items()}
+        self._stats = own if self.trained is None else self.trained
+        self.mean = {role: [*mean] for role, (mean, _) in self._stats.items()}
+        self.std = {role: [*std] for role, (_, std) in self._stats.items()}
+        self.other_stats = "" if self._stats == own else _difference(self._stats, own)
+        """How the statistics of the data set differ from those that normalise it; else empty."""
         self.fingerprint = _fingerprint(self.manifest)
 
     def samples(self, split: str) -> int:
@@ -141,7 +150,22 @@ class ShardDataset:
             order=self.order if split == "train" else None,
             cache=self.cache,
             exclude=self.exclude if split == "train" else (),
+            stats=self._stats,
         )
+
+
+def _difference(trained: RoleStats, own: RoleStats) -> str:
+    """Return the mean and deviation of ``fg_bg``, of the training data and of this data set."""
+
+    def shown(stats: RoleStats) -> str:
+        return " / ".join(
+            ", ".join(f"{value:.3f}" for value in values) for values in stats["fg_bg"]
+        )
+
+    return (
+        f"fg_bg has mean / deviation {shown(own)}; normalised by those of the network's training "
+        f"data, {shown(trained)}"
+    )
 
 
 def _fingerprint(manifest: Manifest) -> str:

@@ -47,4 +47,4 @@ class PeerError(TrainError):
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM stopped the run; ``--resume`` continues from the saved state."""
+    """A signal stopped the run; ``--resume`` continues from the saved state."""

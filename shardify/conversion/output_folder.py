@@ -6,7 +6,6 @@ the next one moves them back first.
 """
 
 import dataclasses
-import fcntl
 import json
 import re
 import shutil
@@ -17,7 +16,8 @@ from typing import Any
 
 from shardify.dataset.manifest import BACKGROUNDS, NAME, REJECTED, Manifest
 from shardify.errors import OutputError
-from shardify.storage.atomic_write import TEMPORARY, sync_folder, write_atomic
+from shardify.storage import locks
+from shardify.storage.atomic_write import TEMPORARY, rename, sync_folder, write_atomic
 from shardify.storage.paths import PathOrUrl, Url
 from shardify.writer.tasks import STATE_FOLDER, staging_folder
 
@@ -127,8 +127,8 @@ def locked_output(out: PathOrUrl, identity: dict[str, Any]) -> Iterator[None]:
     state.mkdir(parents=True, exist_ok=True)
     with (state / "lock").open("wb") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            locks.lock(lock.fileno())
+        except BlockingIOError:
             raise OutputError(f"{out}: another build is writing there; wait for it") from None
         _check_identity(out, state / "build.json", identity)
         for folder in (out, *out.glob("res-*")):
@@ -147,7 +147,7 @@ def _move_back(out: Path, folder: Path) -> None:
     for file in folder.iterdir():
         if _BUILD_FILE.fullmatch(file.name):
             staged.mkdir(parents=True, exist_ok=True)
-            file.replace(staged / file.name)
+            rename(file, staged / file.name)
 
 
 def move_to_final_names(out: PathOrUrl, folder: str, names: Iterable[str]) -> None:
@@ -164,7 +164,7 @@ def move_to_final_names(out: PathOrUrl, folder: str, names: Iterable[str]) -> No
     final.mkdir(exist_ok=True)
     staged = Path(str(staging_folder(out, folder)))
     for name in names:
-        (staged / name).replace(final / name)
+        rename(staged / name, final / name)
     sync_folder(final)
 
 

@@ -80,7 +80,7 @@ def resized(plane: NDArray[Any], role: str, res: int) -> NDArray[Any]:
 
     size = (res, res)
     if role == "mask":
-        soft = np.asarray(Image.fromarray(plane).resize(size, Resampling.BOX))
+        soft = np.asarray(Image.fromarray(plane).resize(size, Resampling.BILINEAR))
         return np.where(soft >= 128, np.uint8(255), np.uint8(0))
     if plane.dtype == np.uint16:
         wide = Image.fromarray(plane.astype(np.float32)).resize(size, Resampling.BILINEAR)

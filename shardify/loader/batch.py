@@ -3,7 +3,7 @@
 A batch is four tensors. A role that the data set lacks is a tensor of zeros.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ class Batch(NamedTuple):
     """Aligned images of B samples at R x R pixels, all on one device and of one dtype."""
 
     bg: Tensor
-    """(B, 3, R, R): the background alone, normalised by the data set's mean and deviation."""
+    """(B, 3, R, R): the background alone, normalised by mean and standard deviation."""
 
     fg_bg: Tensor
     """(B, 3, R, R): the object on that background, normalised likewise."""
@@ -31,6 +31,9 @@ class Batch(NamedTuple):
 
 ROLES = Batch._fields
 CHANNELS = {"bg": 3, "fg_bg": 3, "mask": 1, "depth": 1}
+
+RoleStats = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+"""role -> mean and standard deviation of each channel, in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -21,7 +21,7 @@ from shardify.dataset.manifest import Manifest
 from shardify.errors import DataError
 from shardify.loader.augmentation import NOISE_UNIT, affine_matrices, noise_table
 from shardify.loader.background_table import background_table
-from shardify.loader.batch import ROLES, Batch, RenderSettings, fill
+from shardify.loader.batch import ROLES, Batch, RenderSettings, RoleStats, fill
 from shardify.loader.batch_sampler import BatchSampler, BatchSpec
 from shardify.loader.cpu_renderer import Renderer
 from shardify.loader.dali_pipeline import (
@@ -32,11 +32,14 @@ from shardify.loader.dali_pipeline import (
     error_reason,
 )
 from shardify.loader.raw_codec import check_sizes, image_size, is_raw
+from shardify.loader.reduction import reduce_table
 
 Array = npt.NDArray[Any]
 
 
-def normalisation(manifest: Manifest, folder: Path) -> npt.NDArray[np.float32]:
+def normalisation(
+    manifest: Manifest, folder: Path, stats: RoleStats | None = None
+) -> npt.NDArray[np.float32]:
     """Return scale and shift that normalise the channels of bg and fg_bg.
 
     Returns:
@@ -44,21 +47,23 @@ def normalisation(manifest: Manifest, folder: Path) -> npt.NDArray[np.float32]:
         of 255 times scale plus shift. 1 and 0 for a role that the data set lacks.
 
     Raises:
-        DataError: The manifest has no mean and standard deviation of a role.
+        DataError: There are no mean and standard deviation of a role.
     """
     rows = []
+    if stats is None:
+        stats = {role: (found.mean, found.std) for role, found in manifest.stats.items()}
     for role in ("bg", "fg_bg"):
         if role not in manifest.roles:
             rows.append([np.ones(3), np.zeros(3)])
             continue
-        stats = manifest.stats.get(role)
-        if stats is None or len(stats.mean) != 3 or len(stats.std) != 3:
+        mean, std = map(np.array, stats.get(role, ([], [])))
+        if len(mean) != 3 or len(std) != 3:
             raise DataError(
                 f"{folder}: the manifest has no mean and deviation of {role}'s three channels; "
                 "build the data set again"
             )
-        std = np.maximum(np.array(stats.std), 1 / 255)
-        rows.append([1 / (255 * std), -np.array(stats.mean) / std])
+        std = np.maximum(std, 1 / 255)
+        rows.append([1 / (255 * std), -mean / std])
     return np.array(rows, np.float32)
 
 
@@ -90,7 +95,10 @@ class BatchProducer:
             collections.deque()
         )
         self._images = sampler.shards.images
-        table = background_table(sampler.shards.folder, manifest, threads=settings.threads)
+        folder = sampler.shards.folder
+        table = reduce_table(
+            background_table(folder, manifest, threads=settings.threads), settings.res
+        )
         self._backgrounds: Any = table
         self._renderer = Renderer(settings) if kernel == "fused" else None
         stream: Any = torch.cuda.Stream

@@ -167,7 +167,7 @@ def render(
     place: Any,
     table: Any,
     normal: Any,
-    threshold: float,
+    thresholds: Any,
     depth_bits: int,
     augment: bool,
     interleave: bool,
@@ -189,7 +189,7 @@ def render(
         table: (3, S, S) int8, from ``augmentation.noise_table``.
         normal: (2, 2, 3) float32: scale and shift of bg's and fg_bg's channels; the output is
             levels of 255 times scale plus shift.
-        threshold: A mask pixel is 1 if its value after the warp is at least this.
+        thresholds: (B,) float32: a mask pixel is 1 if its value after the warp is at least this.
         depth_bits: 8 or 16.
         augment: Whether colour and noise are applied.
         interleave: Write bg and fg_bg as R x R x 3, else as 3 x R x R.
@@ -232,7 +232,7 @@ def render(
                     _source_offsets(matrices[n, 2], wide, high, y, offset, u, v)
                 _fetch_gray(images[n, 2, 0], wide, offset, top2, low2)
                 _blend_gray(top2, low2, u, v, _8, _BYTE, rgb[0])
-                _apply_threshold(rgb[0], _f(threshold))
+                _apply_threshold(rgb[0], thresholds[n])
                 _store_row(rgb[0], mask[n], res * y, stream)
             if images[n, 3, 1]:
                 if images[n, 3, 1] != wide or images[n, 3, 2] != high:

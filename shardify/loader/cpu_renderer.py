@@ -14,6 +14,7 @@ import torch
 from shardify.loader.augmentation import AugmentationDraws, affine_matrices, noise_table
 from shardify.loader.batch import CHANNELS, ROLES, Batch, RenderSettings, fill
 from shardify.loader.cpu_kernels import render, unpack
+from shardify.loader.reduction import HALF, reduce_images, reduced_sizes
 
 _ALIGNMENT = 64
 """Alignment of buffers, in bytes: the widest vector, and a cache line."""
@@ -67,6 +68,7 @@ class Renderer:
         self._buffers = Buffers()
         self._rgb = np.empty((0, 1, 1, 3), np.uint8)
         self._masks = np.empty((0, 1, 1), np.uint8)
+        self._reduced = np.empty(0, np.uint8)
         self._pool = (
             ThreadPoolExecutor(settings.threads, "shardline-render")
             if settings.threads > 1
@@ -102,14 +104,28 @@ class Renderer:
             for part, channels in zip(parts, self._channels, strict=True)
         )
         stream = settings.res % 16 == 0 and flat.nbytes > _STREAM_THRESHOLD
-        matrices = affine_matrices(draws.rotation, images[:, :, 1:], res=settings.res)
+        sizes = reduced_sizes(images[:, :, 1:], settings.res)
+        targets = self._reduced_addresses(images, sizes)
+        warped = np.concatenate([np.where(targets, targets, images[:, :, 0])[..., None], sizes], 2)
+        matrices = affine_matrices(draws.rotation, sizes, res=settings.res)
+        thresholds = np.where(targets[:, 2], HALF, settings.threshold).astype(np.float32)
 
         def render_range(first: int, last: int) -> None:
             if packed is not None:
                 unpack(packed, self._rgb, self._masks, first, last)
+            if targets.any():
+                reduce_images(
+                    images,
+                    sizes,
+                    targets,
+                    settings.threshold,
+                    settings.depth_bits == 16,
+                    first,
+                    last,
+                )
             render(
-                images, matrices, draws.colour, draws.noise, draws.place, self._noise,
-                settings.normal, settings.threshold, settings.depth_bits, settings.augment,
+                warped, matrices, draws.colour, draws.noise, draws.place, self._noise,
+                settings.normal, thresholds, settings.depth_bits, settings.augment,
                 settings.channels_last, stream, outputs, first, last,
             )  # fmt: skip
 
@@ -137,6 +153,20 @@ class Renderer:
         for column, memory in places:
             first, stride = memory.__array_interface__["data"][0], memory.strides[0]
             images[:, column, 0] = first + stride * np.arange(count)
+
+    def _reduced_addresses(
+        self, images: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        """Allocate memory for the images that are reduced; return (B, 4) addresses, or 0."""
+        pixels = np.array([3, 3, 1, self._settings.depth_bits // 8]) * sizes.prod(2)
+        smaller = (images[:, :, 1:] != sizes).any(2)
+        # `render` reads up to 8 bytes from a pixel on.
+        lengths = np.where(smaller, pixels + -pixels % _ALIGNMENT + _ALIGNMENT, 0)
+        if len(self._reduced) < (total := int(lengths.sum())):
+            self._reduced = np.empty(total, np.uint8)
+        start = self._reduced.__array_interface__["data"][0]
+        ends = lengths.cumsum().reshape(lengths.shape)
+        return np.where(smaller, start + ends - lengths, 0)
 
     def close(self) -> None:
         """End the threads."""

@@ -17,6 +17,7 @@ from nvidia.dali import math as dali_math
 
 from shardify.loader.batch import ROLES, RenderSettings
 from shardify.loader.device_tables import DeviceTables
+from shardify.loader.reduction import HALF, LIMIT, reduced_sizes
 from shardify.loader.shards import Bytes
 
 Array = npt.NDArray[Any]
@@ -77,7 +78,7 @@ def build_graph(
         return value.gpu() if gpu else value
 
     def decoded_image(role: str, payload: Any) -> tuple[Any, Any]:
-        """Decode an image (H x W x C) from its file; return it and its matrix."""
+        """Decode an image (H x W x C) from its file; return it and its width and height."""
         on_gpu = gpu and not extensions[role] <= CPU_ONLY
         image = fn.decoders.image(
             payload,
@@ -92,28 +93,57 @@ def build_graph(
         if (size := sizes[role]) is not None:
             # Reading the size from the header needs another instance of the decoding library,
             # which takes a second to start on a machine with a GPU.
-            return image, scaled(size)
+            return image, size
         shape = fn.peek_image_shape(payload, adjust_orientation=False)
-        size = fn.cast(fn.stack(shape[1], shape[0]), dtype=types.FLOAT)
-        return image, unit_matrix * fn.reshape(size, shape=[2, 1])
+        return image, fn.cast(fn.stack(shape[1], shape[0]), dtype=types.FLOAT)
 
     def raw_image(role: str, payload: Any) -> tuple[Any, Any]:
-        """Reshape raw pixels to an image; return it and its matrix."""
+        """Reshape raw pixels to an image; return it and its width and height."""
         size = sizes[role]
         assert size is not None  # Raw images have one size.
         width, height = size
         found = to_device(payload)
         if role == "mask":
-            return _unpack_mask(found, width, height, place), scaled(size)
+            return _unpack_mask(found, width, height, place), size
         if role == "depth":
             word = types.UINT16 if depth_bits == 16 else types.UINT8
-            return fn.reinterpret(found, shape=[height, width, 1], dtype=word), scaled(size)
+            return fn.reinterpret(found, shape=[height, width, 1], dtype=word), size
         colours = fn.reshape(found, shape=[3, height, width])
-        return fn.transpose(colours, perm=[1, 2, 0], transpose_layout=False), scaled(size)
+        return fn.transpose(colours, perm=[1, 2, 0], transpose_layout=False), size
 
     @functools.cache
     def scaled(size: tuple[int, int]) -> Any:
         return unit_matrix * types.Constant(np.array(size, np.float32)[:, None], device="cpu")
+
+    def reduced(role: str, image: Any, size: Any) -> tuple[Any, Any]:
+        """Reduce an image that is much larger than the batch; return it and its matrix.
+
+        ``size`` is its width and height: numbers, or a tensor of one sample's. A mask's levels are
+        moved so that `HALF`, of an averaged mask, is the threshold of all.
+        """
+        if isinstance(size, tuple):
+            new = tuple(reduced_sizes(size, res).tolist())
+            if new == size:
+                return image, scaled(size)
+            if role == "mask":
+                image = fn.cast(image >= settings.threshold, dtype=types.FLOAT) * 255.0
+                image = image + (settings.threshold - HALF)
+            return resized(image, [new[1], new[0]]), scaled(new)
+        large = fn.cast(size > LIMIT * res, dtype=types.FLOAT)
+        new = size + large * (res - size)
+        if role == "mask":
+            any_large = to_device(fn.reductions.max(large))
+            binary = fn.cast(image >= settings.threshold, dtype=types.FLOAT) * 255.0 + (
+                settings.threshold - HALF
+            )
+            image = image + any_large * (binary - image)
+        return resized(image, fn.stack(new[1], new[0])), unit_matrix * fn.reshape(new, shape=[2, 1])
+
+    def resized(image: Any, size: Any) -> Any:
+        return fn.resize(
+            fn.reinterpret(image, layout="HWC"), size=size, dtype=types.FLOAT,
+            interp_type=types.INTERP_TRIANGULAR, antialias=True,
+        )  # fmt: skip
 
     def warp(image: Any, matrix: Any) -> Any:
         """Resize and rotate in one interpolation; pixels outside repeat the edge."""
@@ -162,11 +192,11 @@ def build_graph(
             return pipe
         if depth_bits == 16:
             # The warp does not take uint16.
-            image, matrix = found["depth"]
-            found["depth"] = fn.cast(image, dtype=types.FLOAT), matrix
+            image, size = found["depth"]
+            found["depth"] = fn.cast(image, dtype=types.FLOAT), size
         if backgrounds is not None:
-            found["bg"] = table_rows[0], scaled((backgrounds.shape[2], backgrounds.shape[1]))
-        outputs = {role: warp(*one) for role, one in found.items()}
+            found["bg"] = table_rows[0], (backgrounds.shape[2], backgrounds.shape[1])
+        outputs = {role: warp(*reduced(role, *one)) for role, one in found.items()}
         if noise is not None:
             colour, strength = colour_inputs
             grain = table_rows[-1] * to_device(strength)

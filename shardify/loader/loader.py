@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from shardify.loader.augmentation import Augmentation
-from shardify.loader.batch import Batch, RenderSettings
+from shardify.loader.batch import Batch, RenderSettings, RoleStats
 from shardify.loader.batch_producer import BatchProducer, normalisation
 from shardify.loader.batch_sampler import BatchSampler
 from shardify.loader.prefetch import Prefetcher
@@ -60,6 +60,7 @@ class Loader:
         exclude: Sequence[str] = (),
         prefetch: int = 2,
         hw_decoder_load: float = 1.0,
+        stats: RoleStats | None = None,
     ) -> None:
         """Open a split, decode its backgrounds, build the DALI graph.
 
@@ -91,6 +92,9 @@ class Loader:
             hw_decoder_load: Share of the JPEGs decoded by a GPU's JPEG engine, in [0, 1]. Decoding
                 alone is faster without the engine, but the engine leaves the compute units to the
                 network.
+            stats: Mean and standard deviation that normalise ``bg`` and ``fg_bg``, for a network
+                that was trained on another data set: those of its training data. None: the data
+                set's own.
 
         Raises:
             DataError: The data set, or a setting for it, is invalid; the message names it.
@@ -158,7 +162,7 @@ class Loader:
                 augment=augment,
                 threads=threads,
                 roles=self._sampler.shards.members,
-                normal=normalisation(self.manifest, folder),
+                normal=normalisation(self.manifest, folder, stats),
                 threshold=float(("mask" in roles and roles["mask"].threshold) or 128),
                 depth_bits=roles["depth"].bits if "depth" in roles else 8,
             )

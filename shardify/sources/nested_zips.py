@@ -6,7 +6,6 @@ Inner zips are recognised by ``.zip`` or, for names without an extension, by con
 """
 
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -34,6 +33,7 @@ from shardify.sources.folder_listing import (
 )
 from shardify.sources.zip_directory import BOMB_BYTES, BOMB_RATIO
 from shardify.sources.zip_extract import LOCAL_HEADER
+from shardify.storage import locks
 from shardify.storage.atomic_write import TEMPORARY, atomic_path
 from shardify.storage.paths import PathOrUrl, as_path
 from shardify.storage.readers import ReadHandle, SubReader, close_source, open_source, pread
@@ -143,8 +143,8 @@ class UnpackCache:
             folder.mkdir(parents=True, exist_ok=True)
             lock = self._stack.enter_context((folder / "lock").open("wb"))
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+                locks.lock(lock.fileno())
+            except BlockingIOError:
                 raise OutputError(
                     f"{state.parent}: another build is writing there; wait for it"
                 ) from None

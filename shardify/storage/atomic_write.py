@@ -5,6 +5,7 @@ asked for, and renamed. An object of a store is put as a whole.
 """
 
 import ctypes
+import errno
 import os
 import tempfile
 import uuid
@@ -22,6 +23,7 @@ __all__ = [
     "BackgroundSync",
     "atomic_path",
     "publish",
+    "rename",
     "sync_folder",
     "write_atomic",
     "write_text",
@@ -30,6 +32,8 @@ __all__ = [
 
 _SYNC_THREADS = 4
 """Files flushed at the same time: they share the filesystem's journal writes."""
+
+_NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 _SYNC_FILE_RANGE_WRITE = 2
 """From linux/fs.h: start writing, do not wait."""
@@ -148,7 +152,7 @@ class _TemporaryPath:
     def publish(self, *, durable: bool = False) -> None:
         if durable:
             _sync(self.path)
-        self.path.replace(self._target)
+        rename(self.path, self._target)
         self._published = True
 
     def __exit__(self, *_: object) -> None:
@@ -190,14 +194,40 @@ class BackgroundSync:
 
 def publish(temporary: Path, path: Path) -> None:
     """Rename a finished, flushed file or folder to ``path`` and make the rename durable."""
-    temporary.replace(path)
+    rename(temporary, path)
     sync_folder(path.parent)
 
 
 def sync_folder(folder: PathOrUrl) -> None:
-    """Flush a folder's entries: only then is a rename durable. A store needs no flush."""
+    """Flush a folder's entries: only then is a rename durable. A store needs no flush.
+
+    Some file systems (FUSE, Lustre, SMB) cannot flush a folder; nothing is done there.
+    """
     if isinstance(folder, Path):
-        _sync(folder)
+        try:
+            _sync(folder)
+        except OSError as error:
+            if error.errno not in _NO_FOLDER_SYNC:
+                raise
+
+
+def rename(temporary: Path, path: Path) -> None:
+    """Rename a file or folder to ``path``.
+
+    Raises:
+        OSError: The error names the file, and for a file system that cannot rename the remedy.
+    """
+    try:
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EXDEV):
+            raise
+        raise OSError(
+            error.errno,
+            f"{temporary.name} cannot be renamed to {path.name} ({error.strerror}); write to "
+            "another disk, or to another folder of this one",
+            str(path),
+        ) from error
 
 
 def _start_sync(path: Path) -> None:

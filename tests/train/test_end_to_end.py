@@ -1,10 +1,12 @@
 """Real photographs, the real loader and networks: what the tiny stand-ins cannot show."""
 
 import json
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -107,6 +109,59 @@ def test_predict_writes_three_files_a_photograph(
             Image.open(tmp_path / "maps" / f"{one.stem}_{kind}.png") as picture,
         ):
             assert picture.size == original.size
+
+
+@pytest.fixture
+def dark_pictures(tmp_path: Path) -> Path:
+    """Another data set, of dark pictures: 8 samples of 32x32 pixels on two backgrounds."""
+    random = np.random.default_rng(5)
+    folder = tmp_path / "dark"
+    for role in ("bg", "fg_bg", "mask", "depth"):
+        (folder / role).mkdir(parents=True)
+    for number in range(2):
+        scene = random.integers(0, 60, (32, 32, 3), np.uint8)
+        Image.fromarray(scene).save(folder / "bg" / f"{number}.png")
+        for place in range(4):
+            name, corner = f"bg_{number}_{place}.png", slice(4 * place, 4 * place + 12)
+            mask, pasted = np.zeros((32, 32), np.uint8), scene.copy()
+            mask[corner, corner] = 255
+            pasted[corner, corner] = random.integers(30, 90, 3)
+            Image.fromarray(pasted).save(folder / "fg_bg" / name)
+            Image.fromarray(mask).save(folder / "mask" / name)
+            depth = random.integers(0, 256, (32, 32), np.uint8)
+            Image.fromarray(depth).save(folder / "depth" / name)
+    return folder
+
+
+def test_eval_on_another_data_set_equals_the_figures_of_predicted_maps(
+    dark_pictures: Path, trained: Path, tmp_path: Path
+) -> None:
+    build([dark_pictures], tmp_path / "out", BuildOptions(val=0.5, workers=1))
+    options = ["--shards", tmp_path / "out", "--split", "train", "--threads", 1, "--json"]
+    result = call("eval", trained, *options)
+    assert "fg_bg has mean / deviation" in result.stderr
+    figures = json.loads(result.stdout)
+
+    predictor = Predictor(load_trained(trained), device=CPU)
+    keys = {
+        name.split(".")[0]
+        for shard in (tmp_path / "out").glob("train-*.tar")
+        for name in tarfile.open(shard).getnames()
+    }
+    errors, both, either = [], 0, 0
+    for job in find_pairs(dark_pictures / "bg", dark_pictures / "fg_bg"):
+        if job.fg_bg.stem not in keys:
+            continue
+        (maps,) = predictor([(read_image(job.bg), read_image(job.fg_bg))])
+        with Image.open(dark_pictures / "mask" / job.fg_bg.name) as mask:
+            wanted = np.asarray(mask) > 0
+        with Image.open(dark_pictures / "depth" / job.fg_bg.name) as depth:
+            errors.append(np.abs(maps.depth - np.asarray(depth) / 255).mean())
+        both += int((wanted & (maps.mask > 0.5)).sum())
+        either += int((wanted | (maps.mask > 0.5)).sum())
+    assert len(errors) == figures["samples"] == 4
+    assert figures["depth_mae"] == pytest.approx(np.mean(errors), abs=1e-4)
+    assert figures["mask_iou"] == pytest.approx(both / either, abs=1e-3)
 
 
 def test_pictures_reach_the_network_as_the_loader_brings_them(

@@ -22,6 +22,7 @@ from shardify.loader.augmentation import (
     no_augmentation,
     noise_table,
 )
+from shardify.loader.reduction import HALF, reduced_sizes
 from shardify.loader.shards import background_payloads
 
 Array = npt.NDArray[Any]
@@ -61,6 +62,18 @@ def open_image(data: bytes, mode: str) -> Image.Image:
     return image if mode == "I;16" else image.convert(mode)
 
 
+def reduced(image: Image.Image, res: int) -> Image.Image:
+    """Resize with antialiasing what is much larger than the output, as the loader does."""
+    width, height = reduced_sizes(image.size, res).tolist()
+    if (width, height) == image.size:
+        return image
+    if image.mode != "I;16":
+        return image.resize((width, height), Image.Resampling.BILINEAR)
+    levels = Image.fromarray(np.asarray(image, np.float32))
+    small = levels.resize((width, height), Image.Resampling.BILINEAR)
+    return Image.fromarray(np.rint(np.asarray(small)).astype(np.uint16))
+
+
 class PillowRenderer:
     """One sample at a time: decoded images in, a batch's planes out."""
 
@@ -74,7 +87,7 @@ class PillowRenderer:
             open_image(payload.tobytes(), "RGB").resize((width, height), Image.Resampling.BILINEAR)
             for payload in background_payloads(folder, self.manifest)
         ]
-        self.threshold = self.manifest.roles["mask"].threshold or 128
+        self.threshold: float = self.manifest.roles["mask"].threshold or 128
         self.depth_levels = 2 ** self.manifest.roles["depth"].bits - 1
         self.noise = noise_table(res)
         self.normal = {role: self._normal(role) for role in ("bg", "fg_bg")}
@@ -101,12 +114,16 @@ class PillowRenderer:
             bg, fg_bg (3, R, R), mask, depth (1, R, R) float32.
         """
         bg = self.picture(self.backgrounds[background], draws, "bg")
+        threshold = self.threshold
+        binary = mask.point(lambda level: 255 * (level >= self.threshold))
+        if (smaller := reduced(binary, self.res)).size != mask.size:
+            mask, threshold = smaller, HALF
         seen = np.asarray(self.moved(mask, draws))
         far = np.asarray(self.moved(depth, draws), np.float32) / self.depth_levels
         return (
             bg,
             self.picture(fg_bg, draws, "fg_bg"),
-            (seen >= self.threshold).astype(np.float32)[None],
+            (seen >= threshold).astype(np.float32)[None],
             far[None],
         )
 
@@ -131,6 +148,7 @@ class PillowRenderer:
 
     def moved(self, image: Image.Image, draws: AugmentationDraws) -> Image.Image:
         """Resize and rotation in one; black outside, as Pillow has it."""
+        image = reduced(image, self.res)
         matrix = affine_matrices(draws.rotation, [[image.size]], res=self.res)[0, 0]
         return image.transform(
             (self.res, self.res),

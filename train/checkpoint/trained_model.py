@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from model.losses import TARGETS, Criterion
 from model.registry import MakeModel, create
-from shardify.loader.batch import ROLES
+from shardify.loader.batch import ROLES, RoleStats
 from train.checkpoint import checkpoint_file
 from train.config import Config
 from train.errors import CheckpointError
@@ -44,6 +44,11 @@ class Trained(NamedTuple):
 
     background: bool = True
     """Whether the background is used; if not, it is replaced by zeros (the normalised mean)."""
+
+    @property
+    def stats(self) -> RoleStats:
+        """Mean and standard deviation of ``bg`` and ``fg_bg``, as `Loader` takes them."""
+        return {role: (mean, self.std[role]) for role, mean in self.mean.items()}
 
 
 def weights_metadata(about: Mapping[str, Any]) -> dict[str, str]:

@@ -95,11 +95,20 @@ def evaluate_split(
 
 
 def evaluate_shards(
-    path: Path, *, shards: str, res: int | None, split: str, batch: int, device: str, threads: int
+    path: Path,
+    *,
+    shards: str,
+    res: int | None,
+    split: str,
+    batch: int,
+    device: str,
+    threads: int,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> dict[str, float]:
     """Load a network and a data set, and call `evaluate_split`.
 
-    ``res`` None: the last resolution of the training. Pixels.
+    ``res`` None: the last resolution of the training. Pixels. ``warn`` receives a line if the data
+    set's statistics are not those that the network was trained with.
 
     Raises:
         TrainError: The network, the resolution or the device cannot be used.
@@ -114,6 +123,13 @@ def evaluate_shards(
     world = World()
     chosen = pick_device(device, world)
     source = ShardDataset(
-        folder=Path(shards), world=world, device=chosen, threads=threads, res=size
+        folder=Path(shards),
+        world=world,
+        device=chosen,
+        threads=threads,
+        res=size,
+        trained=trained.stats,
     )
+    if source.other_stats:
+        warn(f"{shards}: {source.other_stats}")
     return evaluate_split(trained, source, split=split, res=size, batch=batch, device=chosen)

@@ -1,7 +1,8 @@
 """Predict mask, depth and an overlay of images, at the size of each image.
 
 Images are resized to the network's resolution like validation samples: to a square, by bilinear
-interpolation with ``align_corners=False``.
+interpolation with ``align_corners=False``, after sides much longer than it are reduced with
+antialiasing.
 """
 
 from collections.abc import Collection, Sequence
@@ -17,6 +18,7 @@ from torch.nn.functional import interpolate
 
 from model.registry import check_resolution
 from shardify.errors import DataError
+from shardify.loader.reduction import reduced_sizes
 from shardify.storage.atomic_write import atomic_path
 from train.checkpoint.trained_model import Trained, load_trained
 from train.distributed import World
@@ -107,8 +109,12 @@ class Predictor:
     def _input(self, image: NDArray[np.uint8], role: str, size: tuple[int, ...]) -> Tensor:
         """Resize and normalise an image: (1, 3, R, R)."""
         pixels = torch.from_numpy(image).to(self._device).permute(2, 0, 1)[None].float() / 255
-        if image.shape[:2] != size:
-            pixels = interpolate(pixels, size, mode="bilinear", antialias=True)
+        # The loader's steps: a background takes the size of its image, and a side much longer than
+        # the network's is reduced with antialiasing; then comes the warp, here without rotation.
+        smaller = tuple(reduced_sizes(size, self.res).tolist())
+        for antialiased in (size, smaller):
+            if pixels.shape[2:] != antialiased:
+                pixels = interpolate(pixels, antialiased, mode="bilinear", antialias=True)
         square = interpolate(pixels, (self.res, self.res), mode="bilinear", align_corners=False)
         return (square - self._mean[role]) / self._std[role]
 

@@ -71,6 +71,7 @@ def report_run(
         world=World(),
         device=chosen,
         res=trained.res,
+        trained=trained.stats,
     )
     return write_report(run, source, out=out, device=chosen)
 

@@ -3,12 +3,12 @@
 Cleaning deletes only the partial files that a killed process left.
 """
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from shardify.storage import locks
 from shardify.storage.atomic_write import TEMPORARY, write_text
 from train.config import Config
 from train.errors import RunError
@@ -57,14 +57,12 @@ def run_lock(out: Path) -> Iterator[None]:
         with readable(out):
             lock = os.open(out, os.O_RDONLY)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locks.lock(lock)
         except BlockingIOError:
             created = []  # The other process removes it.
             raise RunError(
                 f"{out}: another run uses it; wait until that run ends, or choose another --out"
             ) from None
-        except OSError:
-            pass  # The file system has no locks.
         yield
     finally:
         try:

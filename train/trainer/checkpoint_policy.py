@@ -58,7 +58,7 @@ class CheckpointPolicy:
 
     @contextmanager
     def handle_signals(self) -> Iterator[None]:
-        """Handle SIGINT and SIGTERM for the length of the block."""
+        """Handle signals that end the run for the length of the block."""
         save = self._save_from_thread if self._world.first else self._wait_for_save
         can_save = self._world.size == 1 or self._shares_sums
         with self._stop.handle_signals(

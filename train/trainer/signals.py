@@ -1,4 +1,4 @@
-"""Handle SIGINT and SIGTERM: set a flag that the training loop checks between steps.
+"""Handle signals that end a run: set a flag that the training loop checks between steps.
 
 Python runs signal handlers in the main thread, after the current step. So a second thread watches
 for signals too. If the main thread has not stopped ``GRACE`` seconds after a signal, or at a second
@@ -10,17 +10,20 @@ import os
 import select
 import signal
 import socket
+import stat
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
 GRACE = 2.0
 """How long the current step may continue after the first signal. Seconds."""
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Ctrl-C; a scheduler or container that ends the job; a closed terminal; a scheduler's warning."""
 EXIT_CODE = 130
 
 Save = Callable[[], str | None]
@@ -48,7 +51,9 @@ class StopSignal:
     def handle_signals(
         self, save: Save | None = None, *, several_ranks: bool = False
     ) -> Iterator[None]:
-        """Handle SIGINT and SIGTERM for the length of the block.
+        """Handle `SIGNALS` for the length of the block, except those that the process ignores.
+
+        A run started by nohup, for example, ignores SIGHUP and is not stopped by it.
 
         Args:
             save: Called by another thread within an `interruptible` block, after the grace period
@@ -60,7 +65,8 @@ class StopSignal:
         if threading.current_thread() is not threading.main_thread():
             yield  # Python allows signal handlers in the main thread only.
             return
-        before = {name: signal.getsignal(name) for name in SIGNALS}
+        handlers = {name: signal.getsignal(name) for name in SIGNALS}
+        before = {name: old for name, old in handlers.items() if old is not signal.SIG_IGN}
         self._save, self._finished = save, False
         receiver, sender = socket.socketpair()
         sender.setblocking(False)
@@ -68,6 +74,8 @@ class StopSignal:
 
         def request(number: int, _: FrameType | None) -> None:
             self.requested = True
+            if number == signal.SIGHUP:
+                _leave_terminal()
             if save is None:
                 signal.signal(number, before[signal.Signals(number)])
 
@@ -116,8 +124,9 @@ class StopSignal:
                     numbers = signals.recv(64)
                     if not numbers:
                         return
-                    for number in numbers:
-                        count += number in SIGNALS
+                    count += sum(number in SIGNALS for number in numbers)
+                    if signal.SIGHUP in numbers:
+                        _leave_terminal()
                     if count and self._save is not None:
                         self.requested = True
                         deadline = time.monotonic() + (GRACE if count == 1 else 0)
@@ -136,7 +145,20 @@ class StopSignal:
                     self._end(line)
 
     def _end(self, line: str) -> None:
-        sys.stdout.flush()
-        if line:
-            print(line, file=sys.stderr, flush=True)
+        with suppress(OSError):  # The reader of a pipe may have ended as well.
+            sys.stdout.flush()
+            if line:
+                print(line, file=sys.stderr, flush=True)
         self._exit_process(EXIT_CODE)
+
+
+def _leave_terminal() -> None:
+    """Discard output to the terminal, which was closed: writing to it would end the run.
+
+    Output to files and pipes is kept.
+    """
+    with Path(os.devnull).open("wb") as nowhere:
+        for descriptor in (1, 2):
+            with suppress(OSError):
+                if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                    os.dup2(nowhere.fileno(), descriptor)

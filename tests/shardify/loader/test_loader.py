@@ -137,7 +137,7 @@ def test_a_loader_that_does_not_start_reads_nothing_on(data, asked, monkeypatch)
 
 @pytest.mark.parametrize("kernel", ["fused", "dali"])
 def test_all_four_images_move_by_the_transform_that_was_drawn(ramped, kernel) -> None:
-    res = 32
+    res = 48
     with Loader(ramped, res=res, batch_size=8, seed=5, augmentation=PLAIN, kernel=kernel) as loader:
         for step, batch in enumerate(loader):
             drawn = draw(loader.samples_of(0, step), seed=5, epoch=0, augmentation=PLAIN)
@@ -200,7 +200,7 @@ def test_noise_has_the_deviation_that_was_drawn(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("depth_bits", [8, 16])
-@pytest.mark.parametrize("res", [24, 64])
+@pytest.mark.parametrize("res", [28, 64])
 def test_kernel_and_dali_operators_give_the_same_batches(tmp_path, res, depth_bits) -> None:
     def deep(number: int) -> Images:
         fg_bg, mask, depth = scene(number)
@@ -225,7 +225,7 @@ def test_images_of_many_sizes_are_each_resized_from_their_own(tmp_path) -> None:
         return scene(number, size=30 + 7 * (number % 4), depth_size=20 + 5 * (number % 3))
 
     folder = write_data_set(tmp_path / "data", train=20, val=5, images=grown)
-    settings = {"res": 24, "batch_size": 8}
+    settings = {"res": 36, "batch_size": 8}
     fused = collect(Loader(folder, **settings))
     dali = collect(Loader(folder, kernel="dali", **settings))
     assert len({size[0] for size in Manifest.load(folder).roles["depth"].sizes}) == 3
@@ -239,9 +239,9 @@ def test_loaders_of_one_data_set_share_its_backgrounds_and_let_go_of_them(data, 
     gc.collect()
     before = len(background_table._TABLES)
     with (
-        Loader(data, res=24) as first,
+        Loader(data, res=28) as first,
         Loader(data, res=32, split="val") as second,
-        Loader(other, res=24) as third,
+        Loader(other, res=48) as third,
     ):
         assert first._producer._backgrounds is second._producer._backgrounds
         assert first._producer._backgrounds is not third._producer._backgrounds

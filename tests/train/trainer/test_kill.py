@@ -28,11 +28,16 @@ OPTIONS = {
 CLOCK = {"samples_per_s", "data_wait", "seconds", "val_seconds", "peak_memory_mb"}
 
 
-def start(out: Path, *extra: str, delay: float = 0.0, **popen: Any) -> "subprocess.Popen[str]":
-    """`train run` on the tiny data set, as a process of its own."""
+def start_command(out: Path, *extra: str, delay: float = 0.0) -> list[str]:
+    """Return the command `train run` on the tiny data set."""
     flags = [f"--{name}={value}" for name, value in OPTIONS.items()]
     command = [sys.executable, str(SCRIPT), "run", *flags, f"--out={out}"]
-    command += [f"--shards=64:10:{delay}", "--no-tensorboard", "--no-report", *extra]
+    return [*command, f"--shards=64:10:{delay}", "--no-tensorboard", "--no-report", *extra]
+
+
+def start(out: Path, *extra: str, delay: float = 0.0, **popen: Any) -> "subprocess.Popen[str]":
+    """`train run` on the tiny data set, as a process of its own."""
+    command = start_command(out, *extra, delay=delay)
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen
     )
@@ -133,17 +138,52 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path: Path, wh
     assert_same_end(out, whole)
 
 
-def test_a_signal_ends_the_process_with_130_and_a_saved_state(tmp_path: Path, whole: Path) -> None:
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2], ids=lambda n: n.name
+)
+def test_a_signal_ends_the_process_with_130_and_a_saved_state(
+    tmp_path: Path, whole: Path, number: signal.Signals
+) -> None:
     out = tmp_path / "run"
     process = start(out, delay=0.05)
     wait_for(lambda: newest_step(out) >= 4, process)
     asked = time.monotonic()
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, err = finish(process, 130)
     assert time.monotonic() - asked < 25
     assert "--resume continues from there" in err and len(err.strip().splitlines()) == 1
     stopped_at = newest_step(out)
     assert f"stopped at step {stopped_at}" in err
+    finish(start(out, "--resume"))
+    assert_same_end(out, whole)
+
+
+def test_a_signal_that_was_ignored_when_the_run_began_does_not_stop_it(
+    tmp_path: Path, whole: Path
+) -> None:
+    out = tmp_path / "run"
+    command = ["sh", "-c", 'trap "" HUP USR1; exec "$@"', "sh", *start_command(out, delay=0.02)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )  # As nohup does.
+    wait_for(lambda: newest_step(out) >= 4, process)
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGUSR1)
+    finish(process)
+    assert_same_end(out, whole)
+
+
+def test_a_closed_terminal_ends_the_run_with_a_saved_state(tmp_path: Path, whole: Path) -> None:
+    out = tmp_path / "run"
+    main, terminal = os.openpty()
+    # The leader of a session opens a terminal: it becomes the session's.
+    command = ["sh", "-c", 'exec "$@" <"$0" >"$0" 2>&1', os.ttyname(terminal)]
+    process = subprocess.Popen([*command, *start_command(out, delay=0.05)], start_new_session=True)
+    os.close(terminal)
+    wait_for(lambda: newest_step(out) >= 4, process)
+    os.close(main)
+    assert process.wait(timeout=60) == 130
+    assert 4 <= newest_step(out) < 24
     finish(start(out, "--resume"))
     assert_same_end(out, whole)
 
