@@ -137,7 +137,17 @@ def test_eval_on_another_data_set_equals_the_figures_of_predicted_maps(
     dark_pictures: Path, trained: Path, tmp_path: Path
 ) -> None:
     build([dark_pictures], tmp_path / "out", BuildOptions(val=0.5, workers=1))
-    options = ["--shards", tmp_path / "out", "--split", "train", "--threads", 1, "--json"]
+    options = [
+        "--shards",
+        tmp_path / "out",
+        "--split",
+        "train",
+        "--batch",
+        4,
+        "--threads",
+        1,
+        "--json",
+    ]
     result = call("eval", trained, *options)
     assert "fg_bg has mean / deviation" in result.stderr
     figures = json.loads(result.stdout)
