@@ -153,11 +153,10 @@ def test_eval_on_another_data_set_equals_the_figures_of_predicted_maps(
     figures = json.loads(result.stdout)
 
     predictor = Predictor(load_trained(trained), device=CPU)
-    keys = {
-        name.split(".")[0]
-        for shard in (tmp_path / "out").glob("train-*.tar")
-        for name in tarfile.open(shard).getnames()
-    }
+    keys = set[str]()
+    for shard in (tmp_path / "out").glob("train-*.tar"):
+        with tarfile.open(shard) as tar:
+            keys |= {name.split(".")[0] for name in tar.getnames()}
     errors, both, either = [], 0, 0
     for job in find_pairs(dark_pictures / "bg", dark_pictures / "fg_bg"):
         if job.fg_bg.stem not in keys:
