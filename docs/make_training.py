@@ -92,6 +92,7 @@ LONG_TABLES: dict[str, list[Row]] = {
     "long": [
         Row("**the default recipe**", "--ema 0.98"),
         Row("the authors', lr 0.01", f"{AUTHORS} --lr 0.01"),
+        Row("the default without averaging"),
     ],
     "averaging": [
         Row("**the default recipe**", "--ema 0.98", SEEDS),
