@@ -188,6 +188,40 @@ def test_a_closed_terminal_ends_the_run_with_a_saved_state(tmp_path: Path, whole
     assert_same_end(out, whole)
 
 
+def test_the_slurm_script_requeues_a_run_that_the_signal_stopped(
+    tmp_path: Path, whole: Path
+) -> None:
+    """`srun` and `scontrol` are stand-ins: one starts the tiny run, the other takes a note."""
+    out, tools = tmp_path / "run", tmp_path / "tools"
+    tools.mkdir()
+    command = shlex.join(start_command(out, "--resume", delay=0.05))
+    for name, line in {
+        "srun": f'echo "$@" > {tmp_path}/srun; echo $$ > {tmp_path}/pid; exec {command}',
+        "scontrol": f'echo "$@" > {tmp_path}/scontrol',
+    }.items():
+        (tools / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tools / name).chmod(0o755)
+    script = Path(__file__).parents[3] / "docs" / "train.sbatch"
+    environment = os.environ | {
+        "PATH": f"{tools}:{os.environ['PATH']}", "SHARDS": "out/", "RUN": str(out),
+        "SLURM_JOB_ID": "42",
+    }  # fmt: skip
+    job = ["bash", str(script)]
+    process = subprocess.Popen(job, env=environment)
+    wait_for(lambda: newest_step(out) >= 4, process)
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGUSR1)
+    assert process.wait(timeout=60) == 130
+    assert (tmp_path / "scontrol").read_text() == "requeue 42\n"
+    assert (
+        f"train run --shards out/ --res 64,256 --epochs 10,5 --out {out} --resume"
+        in (tmp_path / "srun").read_text()
+    )
+    (tmp_path / "scontrol").unlink()
+    assert subprocess.run(job, env=environment, timeout=120).returncode == 0
+    assert not (tmp_path / "scontrol").exists()
+    assert_same_end(out, whole)
+
+
 # One signal, and the few seconds that a step is given; or two.
 @pytest.mark.parametrize("numbers", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]])
 def test_a_signal_within_a_long_step_saves_the_last_whole_one(
