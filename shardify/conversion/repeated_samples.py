@@ -5,8 +5,7 @@ another sample has the same file name and files of the same sizes.
 """
 
 import itertools
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -17,11 +16,13 @@ from shardify.errors import EntryError
 from shardify.layout.detect import Layout
 from shardify.layout.filenames import file_stem
 from shardify.sources.catalog import Catalog
+from shardify.sources.entry_names import take
 from shardify.zlib_backend import crc32
 
 __all__ = ["RepeatedSamples", "find_repeated_samples", "join_groups"]
 
 Ints = NDArray[np.int64]
+_CHUNK_NAMES = 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,13 +57,14 @@ def find_repeated_samples(
     repeated = rows[times[number] > 1]
     if not len(repeated):
         return RepeatedSamples(again=again)
-    columns = [content[column] for column in layout.members.values()]
+    columns = [content[column[repeated]] for column in layout.members.values()]
     if layout.background_ids:
-        columns.append(content[layout.background_members][layout.background])
-    seen: dict[tuple[object, ...], int] = {}
-    for row in repeated.tolist():
-        same = (file_stem(names[int(composite[row])]), *(int(column[row]) for column in columns))
-        again[row] = seen.setdefault(same, row) != row
+        columns.append(content[layout.background_members][layout.background[repeated]])
+    stems = (hash(file_stem(name)) for name in _some_names(catalog, composite[repeated]))
+    columns.append(np.fromiter(stems, np.int64, len(repeated)))
+    order = np.lexsort(columns)  # Stable: the first of equal samples comes first.
+    equal = np.all([np.diff(column[order]) == 0 for column in columns], axis=0)
+    again[repeated[order[1:][equal]]] = True
     picture = np.full(count, -1, np.int64)
     picture[rows] = number
     warnings = []
@@ -72,13 +74,13 @@ def find_repeated_samples(
             f"{int(again.sum())} samples stand twice, with the same names and the same bytes (as "
             f"{example}); they are taken once"
         )
-    uses = Counter(picture[repeated[~again[repeated]]].tolist())
-    alike = [row for row in repeated.tolist() if not again[row] and uses[int(picture[row])] > 1]
-    if not alike:
+    kept = repeated[~again[repeated]]
+    alike = kept[np.bincount(picture[kept])[picture[kept]] > 1]
+    if not len(alike):
         return RepeatedSamples(again=again, warnings=tuple(warnings))
     if layout.split is not None:
-        held = set(picture[repeated[layout.split[repeated] == 1]].tolist())
-        leaked = [row for row in alike if not layout.split[row] and int(picture[row]) in held]
+        held = picture[repeated[layout.split[repeated] == 1]]
+        leaked = alike[(layout.split[alike] == 0) & np.isin(picture[alike], held)]
         again[leaked] = True
         treatment = f"of those in both splits, {len(leaked)} samples are left out of train"
     else:
@@ -88,6 +90,12 @@ def find_repeated_samples(
         f"{names[int(composite[alike[0]])]}); {treatment}"
     )
     return RepeatedSamples(again=again, picture=picture, warnings=tuple(warnings))
+
+
+def _some_names(catalog: Catalog, indexes: NDArray[np.int32]) -> Iterator[str]:
+    """Yield the names of some entries; of a large source, a few thousand are in memory at once."""
+    for first in range(0, len(indexes), _CHUNK_NAMES):
+        yield from take(catalog.names, indexes[first : first + _CHUNK_NAMES])
 
 
 def join_groups(groups: NDArray[np.int32] | None, picture: Ints | None) -> NDArray[np.int32] | None:
