@@ -522,10 +522,10 @@ def synth(out: Path, **options: Any) -> None:
     shardify synth demo.zip --samples 600 --backgrounds 40
     shardify synth downloads --released --samples 600
     """
-    from shardify.synth.generate import make
+    from shardify.synth.generate import generate
 
     with progress("samples") as advance:
-        report = make(out, **options, progress=advance)
+        report = generate(out, **options, progress=advance)
     click.echo(report)
 
 

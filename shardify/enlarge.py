@@ -24,7 +24,7 @@ from pathlib import Path
 
 from shardify.errors import ShardifyError, SourceError
 from shardify.synth.generate import open_zips
-from shardify.synth.zip_writer import Packed, Section, finish
+from shardify.synth.zip_writer import Packed, Section, write_directory
 
 __all__ = ["enlarge", "main"]
 
@@ -90,7 +90,7 @@ def enlarge(source: Path, out: Path, *, times: int, released: bool = False) -> i
             for copy in range(number * times, (number + 1) * times):
                 add(f"{name[: found.start()]}{copy:06d}{name[found.end() :]}", payload)
         for each in zips:
-            finish(each)
+            write_directory(each)
             each[0].file.flush()
             os.fsync(each[0].file.fileno())
     return samples * times

@@ -13,7 +13,7 @@ import pytest
 
 from shardify import Augmentation
 from shardify.dataset.manifest import DIGEST, Manifest
-from shardify.synth.generate import make
+from shardify.synth.generate import generate
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -102,7 +102,7 @@ def test_the_full_size_page_shows_the_figures_that_were_measured() -> None:
 
 def test_a_survey_is_taken_apart_into_what_its_parts_take(tmp_path: Path) -> None:
     source = tmp_path / "x.zip"
-    make(source, samples=12, backgrounds=3, size=32, seed=0, workers=1)
+    generate(source, samples=12, backgrounds=3, size=32, seed=0, workers=1)
     found = make_full_size.survey_parts(source)
     assert 0 < found["join"] < found["assign_roles"] < found["survey"]
 

@@ -24,7 +24,14 @@ from shardify.errors import BuildError, OutputError
 from shardify.storage.atomic_write import TEMPORARY, publish, sync_folder
 from shardify.synth.compose import compose, make_background, make_foreground
 from shardify.synth.textures import random_numbers
-from shardify.synth.zip_writer import MANY, WIDE, Packed, Section, finish, pack
+from shardify.synth.zip_writer import (
+    ZIP64_COUNT,
+    ZIP64_SIZE,
+    Packed,
+    Section,
+    compress_entry,
+    write_directory,
+)
 from shardify.workers.process_pool import Workers
 
 FOREGROUNDS = 100
@@ -82,7 +89,7 @@ class _Part:
     entries: list[tuple[Packed, ...]]
 
 
-def make(
+def generate(
     path: Path,
     *,
     samples: int,
@@ -92,8 +99,8 @@ def make(
     released: bool = False,
     workers: int | None = None,
     progress: Callable[[int, int], object] | None = None,
-    wide: int = WIDE,
-    many: int = MANY,
+    wide: int = ZIP64_SIZE,
+    many: int = ZIP64_COUNT,
 ) -> SynthReport:
     """Write ``samples`` composites with masks and depth maps, and their backgrounds.
 
@@ -145,7 +152,7 @@ def make(
                 done += len(task.samples)
                 if progress:
                     progress(done, samples)
-            total = sum(finish(each, wide=wide, many=many) for each in zips)
+            total = sum(write_directory(each, wide=wide, many=many) for each in zips)
             for file in [each[0].file for each in zips]:
                 file.flush()
                 os.fsync(file.fileno())
@@ -251,5 +258,5 @@ def _work(task: _Task) -> _Part:
     for number, foreground, mirrored in task.samples:
         cutout = make_foreground(task.seed, foreground, mirrored)
         rng = random_numbers(task.seed, _PLACES, number)
-        entries.append(tuple(map(pack, compose(background, cutout, rng, task.size))))
-    return _Part(picture=pack(background.file) if task.picture else None, entries=entries)
+        entries.append(tuple(map(compress_entry, compose(background, cutout, rng, task.size))))
+    return _Part(picture=compress_entry(background.file) if task.picture else None, entries=entries)

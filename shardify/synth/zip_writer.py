@@ -11,10 +11,10 @@ from array import array
 from collections.abc import Sequence
 from typing import BinaryIO, NamedTuple
 
-WIDE = 0xFFFFFFFF
+ZIP64_SIZE = 0xFFFFFFFF
 """Offsets and sizes from here on need zip64. Bytes."""
 
-MANY = 0xFFFF
+ZIP64_COUNT = 0xFFFF
 """From so many entries on, the end record needs zip64."""
 
 _DATE = 1 << 5 | 1
@@ -38,7 +38,7 @@ class Packed(NamedTuple):
     """Bytes before compression."""
 
 
-def pack(content: bytes) -> Packed:
+def compress_entry(content: bytes) -> Packed:
     """Deflate at zlib's default level."""
     deflate = zlib.compressobj(6, zlib.DEFLATED, -15)
     data = deflate.compress(content) + deflate.flush()
@@ -94,7 +94,7 @@ class Section:
                 _CENTRAL.pack(
                     0x02014B50, 3 << 8 | (45 if extra else 20), 45 if extra else 20, _UTF8,
                     _DEFLATED, 0, _DATE, crc, packed, size, len(raw), len(extra), 0, 0, 0,
-                    0o100644 << 16, WIDE if extra else offset,
+                    0o100644 << 16, ZIP64_SIZE if extra else offset,
                 )
             )  # fmt: skip
             out.write(raw)
@@ -103,7 +103,9 @@ class Section:
         return offset
 
 
-def finish(sections: Sequence[Section], *, wide: int = WIDE, many: int = MANY) -> int:
+def write_directory(
+    sections: Sequence[Section], *, wide: int = ZIP64_SIZE, many: int = ZIP64_COUNT
+) -> int:
     """Make the first section's file the zip: append the others, the directory, the end records.
 
     Args:
@@ -127,7 +129,7 @@ def finish(sections: Sequence[Section], *, wide: int = WIDE, many: int = MANY) -
             _END64.pack(0x06064B50, 44, 3 << 8 | 45, 45, 0, 0, entries, entries, end - start, start)
         )
         out.write(_LOCATOR.pack(0x07064B50, 0, end, 1))
-        out.write(_END.pack(0x06054B50, 0, 0, MANY, MANY, WIDE, WIDE, 0))
+        out.write(_END.pack(0x06054B50, 0, 0, ZIP64_COUNT, ZIP64_COUNT, ZIP64_SIZE, ZIP64_SIZE, 0))
     else:
         out.write(_END.pack(0x06054B50, 0, 0, entries, entries, end - start, start, 0))
     return out.tell()

@@ -9,13 +9,13 @@ import pytest
 from shardify.bench import CONTENDERS, main, measure, page, summarise
 from shardify.bench_phases import phases
 from shardify.process_cost import Run
-from shardify.synth.generate import make
+from shardify.synth.generate import generate
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bench") / "x.zip"
-    make(path, samples=20, backgrounds=2, size=32, seed=0)
+    generate(path, samples=20, backgrounds=2, size=32, seed=0)
     return path
 
 

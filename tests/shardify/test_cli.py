@@ -11,7 +11,7 @@ import click
 import pytest
 
 from shardify.cli import cli, main
-from shardify.synth.generate import make
+from shardify.synth.generate import generate
 
 
 def run(*words: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -27,7 +27,7 @@ def run(*words: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, s
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("cli") / "x.zip"
-    make(path, samples=40, backgrounds=4, size=32, seed=0)
+    generate(path, samples=40, backgrounds=4, size=32, seed=0)
     return path
 
 

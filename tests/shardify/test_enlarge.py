@@ -9,13 +9,13 @@ import pytest
 from shardify.conversion.build import build
 from shardify.conversion.survey import BuildOptions, survey
 from shardify.enlarge import enlarge, main
-from shardify.synth.generate import make
+from shardify.synth.generate import generate
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("enlarge") / "s12.zip"
-    make(path, samples=12, backgrounds=3, size=32, seed=0, workers=1)
+    generate(path, samples=12, backgrounds=3, size=32, seed=0, workers=1)
     return path
 
 

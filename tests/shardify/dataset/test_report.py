@@ -14,13 +14,13 @@ from shardify.conversion.survey import BuildOptions
 from shardify.dataset.manifest import Manifest
 from shardify.dataset.report import outlined, page, write_report
 from shardify.errors import OutputError
-from shardify.synth.generate import make
+from shardify.synth.generate import generate
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    make(folder / "x<&>.zip", samples=40, backgrounds=4, size=32, seed=0)
+    generate(folder / "x<&>.zip", samples=40, backgrounds=4, size=32, seed=0)
     build([folder / "x<&>.zip"], folder / "out", BuildOptions(val=0.25, workers=1))
     return folder / "out"
 

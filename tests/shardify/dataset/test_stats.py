@@ -10,13 +10,13 @@ from shardify.conversion.survey import BuildOptions
 from shardify.dataset.manifest import Manifest
 from shardify.dataset.stats import BINS, DataSet, dataset_stats, measure_samples
 from shardify.errors import ManifestError, VerifyError
-from shardify.synth.generate import make
+from shardify.synth.generate import generate
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("stats") / "x.zip"
-    make(path, samples=40, backgrounds=4, size=32, seed=0)
+    generate(path, samples=40, backgrounds=4, size=32, seed=0)
     return path
 
 

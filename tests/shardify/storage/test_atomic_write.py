@@ -10,7 +10,7 @@ from shardify.conversion.survey import BuildOptions
 from shardify.errors import BuildError
 from shardify.storage.atomic_write import TEMPORARY, BackgroundSync, atomic_path, write_text
 from shardify.storage.paths import Url, as_path
-from shardify.synth.generate import make
+from shardify.synth.generate import generate
 
 OPTIONS = BuildOptions(val=0.25, workers=1, shard_samples=10)
 
@@ -18,7 +18,7 @@ OPTIONS = BuildOptions(val=0.25, workers=1, shard_samples=10)
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("source") / "x.zip"
-    make(path, samples=40, backgrounds=4, size=64, seed=0)
+    generate(path, samples=40, backgrounds=4, size=64, seed=0)
     return path
 
 

@@ -9,7 +9,7 @@ from shardify.conversion.build import build
 from shardify.conversion.survey import BuildOptions
 from shardify.errors import OutputError, ShardifyError
 from shardify.storage.locks import lock
-from shardify.synth.generate import make
+from shardify.synth.generate import generate
 from train.errors import RunError
 from train.tracking.run_folder_setup import run_lock
 
@@ -20,7 +20,7 @@ NO_LOCKS = [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL]
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("source") / "x.zip"
-    make(path, samples=12, backgrounds=3, size=32, seed=0)
+    generate(path, samples=12, backgrounds=3, size=32, seed=0)
     return path
 
 

@@ -27,7 +27,7 @@ Pixels = npt.NDArray[np.int32]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("synth") / "small.zip"
-    report = generate.make(path, samples=60, backgrounds=8, size=250, seed=5, workers=1)
+    report = generate.generate(path, samples=60, backgrounds=8, size=250, seed=5, workers=1)
     assert report.entries == 8 + 3 * 60
     assert report.bytes == path.stat().st_size
     return path
@@ -57,7 +57,7 @@ def samples(source: zipfile.ZipFile) -> list[tuple[Pixels, Pixels, Pixels, Pixel
 def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The samples of ``made`` in the published zips."""
     path = tmp_path_factory.mktemp("released") / "new"
-    report = generate.make(
+    report = generate.generate(
         path, samples=60, backgrounds=8, size=250, seed=5, released=True, workers=1
     )  # fmt: skip
     assert (report.zips, report.entries) == (8, 8 + 3 * 60)
@@ -75,10 +75,10 @@ def test_same_arguments_give_the_same_bytes_whatever_the_workers(
     made: Path, tmp_path: Path
 ) -> None:
     again = tmp_path / "again.zip"
-    generate.make(again, samples=60, backgrounds=8, size=250, seed=5, workers=2)
+    generate.generate(again, samples=60, backgrounds=8, size=250, seed=5, workers=2)
     assert again.read_bytes() == made.read_bytes()
     other = tmp_path / "other.zip"
-    generate.make(other, samples=60, backgrounds=8, size=250, seed=6, workers=1)
+    generate.generate(other, samples=60, backgrounds=8, size=250, seed=6, workers=1)
     assert other.read_bytes() != made.read_bytes()
 
 
@@ -86,7 +86,7 @@ def test_published_zips_have_the_same_bytes_whatever_the_workers(
     released: Path, tmp_path: Path
 ) -> None:
     again = tmp_path / "again"
-    generate.make(again, samples=60, backgrounds=8, size=250, seed=5, released=True, workers=2)
+    generate.generate(again, samples=60, backgrounds=8, size=250, seed=5, released=True, workers=2)
     assert content(again) == content(released)
 
 
@@ -154,7 +154,9 @@ def test_published_zips_become_the_same_shards_as_the_one_zip(
 @pytest.mark.parametrize("samples", [1, 4, 7])
 def test_no_published_zip_is_empty(tmp_path: Path, samples: int) -> None:
     out = tmp_path / "out"
-    generate.make(out, samples=samples, backgrounds=2, size=32, seed=0, released=True, workers=1)
+    generate.generate(
+        out, samples=samples, backgrounds=2, size=32, seed=0, released=True, workers=1
+    )
     counts = [len(entries(file)) for file in sorted(out.glob("depth_*.zip"))]
     assert counts == {1: [1], 4: [1, 1, 1, 1], 7: [2, 1, 2, 1, 1]}[samples]
     assert len(list(out.iterdir())) == 3 + len(counts)
@@ -164,7 +166,7 @@ def test_no_published_zip_is_empty(tmp_path: Path, samples: int) -> None:
 
 def test_one_sample_on_one_background_is_a_set(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
-    generate.make(path, samples=1, backgrounds=1, size=64, seed=0)
+    generate.generate(path, samples=1, backgrounds=1, size=64, seed=0)
     assert [entry.filename for entry in entries(path)] == [
         "data_all/bg/park1.jpg",
         "data_all/fg_bg/fg_001_bg_001_000000.jpg",
@@ -251,7 +253,7 @@ def test_an_existing_file_is_not_touched(tmp_path: Path, released: bool) -> None
     path = tmp_path / "precious.zip"
     path.write_bytes(b"precious")
     with pytest.raises(OutputError, match=r"precious.zip: exists already; .*; remove it or name"):
-        generate.make(path, samples=1, backgrounds=1, size=32, seed=0, released=released)
+        generate.generate(path, samples=1, backgrounds=1, size=32, seed=0, released=released)
     assert path.read_bytes() == b"precious"
 
 
@@ -260,7 +262,7 @@ def test_an_existing_folder_is_not_touched(tmp_path: Path, released: bool) -> No
     path = tmp_path / "precious"
     path.mkdir()
     with pytest.raises(OutputError, match=r"precious: exists already; expected a new"):
-        generate.make(path, samples=1, backgrounds=1, size=32, seed=0, released=released)
+        generate.generate(path, samples=1, backgrounds=1, size=32, seed=0, released=released)
     assert list(tmp_path.rglob("*")) == [path]
 
 
@@ -268,7 +270,7 @@ def test_an_existing_folder_is_not_touched(tmp_path: Path, released: bool) -> No
 def test_a_missing_folder_is_named(tmp_path: Path, released: bool) -> None:
     path = tmp_path / "absent" / "a.zip"
     with pytest.raises(OutputError, match=r"no folder .*absent; expected one to write in"):
-        generate.make(path, samples=1, backgrounds=1, size=32, seed=0, released=released)
+        generate.generate(path, samples=1, backgrounds=1, size=32, seed=0, released=released)
     assert not list(tmp_path.iterdir())
 
 
@@ -283,7 +285,7 @@ def test_a_dead_worker_is_one_line_and_leaves_nothing(
 
     monkeypatch.setattr(generate, "Workers", Dying)
     with pytest.raises(OutputError, match=r"out: a worker died; expected room in memory"):
-        generate.make(
+        generate.generate(
             tmp_path / "out", samples=40, backgrounds=4, size=250, seed=0, released=released,
             workers=2,
         )  # fmt: skip
@@ -299,7 +301,7 @@ def test_nothing_is_left_behind_by_a_failure(
 
     monkeypatch.setattr(generate, "finish", full)
     with pytest.raises(OutputError, match=r"a.zip: cannot be written \(No space left on device\)"):
-        generate.make(
+        generate.generate(
             tmp_path / "a.zip", samples=1, backgrounds=1, size=32, seed=0, released=released,
             workers=1,
         )  # fmt: skip
@@ -313,7 +315,7 @@ def test_a_full_disk_ends_the_work_at_once(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(generate.Section, "add", full)
     begun = time.monotonic()
     with pytest.raises(OutputError, match="No space left on device"):
-        generate.make(
+        generate.generate(
             tmp_path / "a.zip", samples=4000, backgrounds=400, size=250, seed=0, workers=2
         )
     assert time.monotonic() - begun < 30
@@ -324,12 +326,12 @@ def test_a_full_disk_ends_the_work_at_once(tmp_path: Path, monkeypatch: pytest.M
 def test_numbers_out_of_range_are_named(tmp_path: Path, argument: str) -> None:
     numbers = {"samples": 1, "backgrounds": 1, "size": 32, "seed": 0} | {argument: -1}
     with pytest.raises(ValueError, match=f"{argument} is -1; expected"):
-        generate.make(tmp_path / "a.zip", **numbers)
+        generate.generate(tmp_path / "a.zip", **numbers)
 
 
 def test_progress_counts_up_to_all_samples(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    generate.make(
+    generate.generate(
         tmp_path / "a.zip", samples=7, backgrounds=3, size=32, seed=0, workers=1,
         progress=lambda done, total: seen.append((done, total)),
     )  # fmt: skip

@@ -13,8 +13,8 @@ def write(contents: dict[str, bytes], **limits: int) -> bytes:
     out = io.BytesIO()
     sections = [zip_writer.Section(out), zip_writer.Section(io.BytesIO())]
     for number, (name, content) in enumerate(contents.items()):
-        sections[number % 2].add(name, zip_writer.pack(content))
-    assert zip_writer.finish(sections, **limits) == len(out.getvalue())
+        sections[number % 2].add(name, zip_writer.compress_entry(content))
+    assert zip_writer.write_directory(sections, **limits) == len(out.getvalue())
     return out.getvalue()
 
 
