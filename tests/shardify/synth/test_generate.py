@@ -299,7 +299,7 @@ def test_nothing_is_left_behind_by_a_failure(
     def full(*_: object, **__: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(generate, "finish", full)
+    monkeypatch.setattr(generate, "write_directory", full)
     with pytest.raises(OutputError, match=r"a.zip: cannot be written \(No space left on device\)"):
         generate.generate(
             tmp_path / "a.zip", samples=1, backgrounds=1, size=32, seed=0, released=released,
