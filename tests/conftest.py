@@ -35,16 +35,23 @@ def _gpu_is_there() -> bool:
     )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rehearsal", action="store_true", help="run the GPU suite's rehearsal, too")
+
+
 def pytest_configure() -> None:
     """Take up SIGINT if a shell's ``&`` left it ignored: what the tests start inherits that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begin with the longest; skip, by name and with the reason, what needs a GPU where none is."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+    for item in items:
+        if item.get_closest_marker("rehearsal") and not config.getoption("--rehearsal"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes; run `make rehearsal`"))
     if _gpu_is_there():
         return
     for item in items:
