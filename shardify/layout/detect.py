@@ -495,7 +495,9 @@ def _rejections(
         if row in claims:
             role, indexes = claims[row][0]
             member = min(names[index] for index in indexes)
-            reason = f"duplicate: {len(indexes)} files claim to be its {role}"
+            reason = table.gaps.get(row) or (
+                f"duplicate: {len(indexes)} files claim to be its {role}"
+            )
         else:
             missing = [role for role, column in columns if column[row] < 0]
             member, role = names[int(fronts[row])], missing[0]

@@ -5,6 +5,7 @@ Several masks of one picture (``x_mask``, ``x_mask_1``; a folder of masks) are u
 belongs to it; otherwise they claim one place, and the sample is not complete.
 """
 
+import itertools
 import re
 from array import array
 from collections import Counter
@@ -68,6 +69,9 @@ class SampleTable:
     united: dict[int, list[int]] = field(default_factory=dict)
     """Index of a mask -> indexes of the other masks of its sample, which are united with it."""
 
+    gaps: dict[int, str] = field(default_factory=dict)
+    """Row -> why its masks are not all there, if their numbers have a gap."""
+
     @property
     def rows(self) -> int:
         """Number of samples, complete or not."""
@@ -105,7 +109,7 @@ def join_by_name(name_groups: NameGroups, role_of_group: Sequence[str | None]) -
     role_codes = np.where(name_groups.group >= 0, code[name_groups.group], np.int8(_NO_ROLE))
     most_files = int(np.bincount(role_codes[role_codes >= 0]).max())
     best: SampleTable | None = None
-    most_complete = -1
+    most_complete, most_claimed = -1, -1
     composites = roles.index("fg_bg") if "fg_bg" in roles else _NO_ROLE
     for rule in RULES:
         if not _can_match(name_groups, role_codes, rule, roles):
@@ -122,8 +126,10 @@ def join_by_name(name_groups: NameGroups, role_of_group: Sequence[str | None]) -
         if {"mask", "fg_bg"} <= set(roles):
             _unite_masks(name_groups, role_codes, table)
             complete = max(complete, table.complete_count)
-        if complete > most_complete:
-            best, most_complete = table, complete
+        # Without complete samples, those that have too many files give the better reason.
+        claimed = int(np.all([column != -1 for column in table.members.values()], axis=0).sum())
+        if complete > most_complete or (complete == most_complete == 0 and claimed > most_claimed):
+            best, most_complete, most_claimed = table, complete, claimed
         if complete >= _MIN_COMPLETE_SHARE * table.rows:
             break
     best = best or _tabulate_batches(
@@ -302,6 +308,73 @@ def _unite_masks(
         else:
             masks[row] = -2
             table.claims[row, "mask"] = indexes
+    if table.united:
+        _leave_out_gaps(names, table)
+
+
+def _leave_out_gaps(names: Sequence[str], table: SampleTable) -> None:
+    """Leave out pictures whose masks are numbered with a gap: a part of the object is missing.
+
+    Numbers with gaps in most pictures are no series, but classes or IDs of instances.
+    """
+    masks, fronts = table.members["mask"], table.members["fg_bg"]
+    series: dict[int, dict[str, set[int]]] = {}
+    for row in np.flatnonzero((masks >= 0) & (fronts >= 0)).tolist():
+        first = int(masks[row])
+        indexes = [first, *table.united.get(first, ())]
+        ends = [end_after(names[int(fronts[row])], names[index]) for index in indexes]
+        stems = [filenames.file_stem(names[index]).lower() for index in indexes]
+        known = [stem if end is None else end for end, stem in zip(ends, stems, strict=True)]
+        if len(indexes) > 1 or _DIGIT.search(known[0]):
+            series[row] = _numbers_by_text(known)
+    united = [row for row in series if int(masks[row]) in table.united]
+    firsts = Counter(min(set().union(*series[row].values())) for row in united)
+    start = firsts.most_common(1)[0][0]
+    if start > 1:
+        return
+    # Each word of a tool has numbers of its own, or all share one series.
+    for together in (False, True):
+        gaps = {}
+        for row, each in series.items():
+            parts = [set().union(*each.values())] if together else list(each.values())
+            if lacking := [gap for part in parts if (gap := _first_gap(part, start)) is not None]:
+                gaps[row] = lacking[0]
+        if 2 * sum(row in gaps for row in united) <= len(united):
+            break
+    else:
+        return
+    for row, lacking in gaps.items():
+        first = int(masks[row])
+        table.claims[row, "mask"] = [first, *table.united.pop(first, ())]
+        table.gaps[row] = f"its masks are numbered with a gap: mask {lacking} is missing"
+        masks[row] = -2
+
+
+def _numbers_by_text(ends: Sequence[str]) -> dict[str, set[int]]:
+    """Return the last number of each name by the rest of the name.
+
+    A name without a number is the one before the lowest: ``x_mask`` beside ``x_mask_2`` is 1.
+    """
+    found: dict[str, set[int]] = {}
+    bare = []
+    for end in ends:
+        match = _LAST_NUMBER.search(end)
+        rest = end if match is None else end[: match.start()] + end[match.end() :]
+        text = _SEPARATOR.sub("", rest)
+        if match is None:
+            bare.append(text)
+        else:
+            found.setdefault(text, set()).add(int(match[0]))
+    for text in bare:
+        each = found.setdefault(text, set())
+        each.add(1 if each and min(each) == 2 else 0)
+    return found
+
+
+def _first_gap(numbers: set[int], start: int) -> int | None:
+    """Return the lowest number from ``start`` on that a series lacks; None if it is whole."""
+    lacking = next(number for number in itertools.count(start) if number not in numbers)
+    return lacking if lacking < max(numbers) else None
 
 
 def end_after(picture: str, mask: str) -> str | None:
@@ -322,6 +395,8 @@ def unite_claimed_masks(table: SampleTable, names: Sequence[str]) -> None:
             table.members["mask"][row] = first
             table.united[first] = more
             del table.claims[row, role]
+    if table.united:
+        _leave_out_gaps(names, table)
 
 
 def _continued_pictures(
@@ -362,6 +437,11 @@ def _only(role_codes: npt.NDArray[np.int8], indexes: IntArray) -> npt.NDArray[np
 
 
 _DIGIT = re.compile(r"[0-9]")
+_LAST_NUMBER = re.compile(r"\d{1,18}(?=\D*$)")
+_ANNOTATOR = re.compile(
+    r"(?:annotation|annotator|observer|rater|reader|expert|manual|user|(?<![a-z])by)"
+    r"[\W_]*(\d+|[a-z](?![a-z]))|(\d(?:st|nd|rd|th))(?![a-z]{3})"
+)
 _SEPARATOR = re.compile(r"[\W_]")
 _WORD_END = re.compile(r"^[^\W_]*")
 _NUMBER_FIRST = re.compile(r"[\W_]*\d")
@@ -374,6 +454,9 @@ _HAS_LETTER = re.compile(r"[^\W\d_]")
 def _belong_together(picture: str, masks: Sequence[str], rule: str) -> bool:
     """Whether several masks surely are parts of one picture's mask."""
     if len({name.rpartition("/")[0] for name in masks}) > 1:
+        return False
+    if len({tuple(_ANNOTATOR.findall(filenames.file_stem(name).lower())) for name in masks}) > 1:
+        # Each annotator drew the whole object, in their own way.
         return False
     if rule in BY_FOLDER:
         return True

@@ -172,6 +172,55 @@ def test_a_second_mask_in_doubt_leaves_the_picture_out(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("form", "lost", "left_out"),
+    [
+        ("x_mask, x_mask_1", "scans/right/right (2)_mask_1.png", 2),
+        ("x_mask_1, x_mask_2", "masks/frame-14_mask_1.png", 2),
+        ("x_mask_1, x_mask_2", "masks/frame-35_mask_2.png", 5),
+        ("words of a tool", "masks/task-2-annotation-7-by-1-tag-cat-0.png", 2),
+        ("a folder of masks", "set/masks/shot_002/0.png", 2),
+    ],
+)
+def test_a_gap_in_the_numbers_of_masks_leaves_the_picture_out(
+    form: str, lost: str, left_out: int
+) -> None:
+    files = FORMS[form]()
+    del files[lost]
+    found = detected(files)
+    assert len(found.keys) == PICTURES - 1
+    assert [names for names in found.rejected if "with a gap" in names.reason]
+    assert str(left_out) in found.rejected[0].member
+    text = layout_file_writer.to_toml(found, sorted(files))
+    assert detected(files, layout_file.parse(text, where="layout.toml")).keys == found.keys
+
+
+def test_numbers_that_are_ids_of_instances_have_no_gaps() -> None:
+    files: Files = {}
+    for n in range(PICTURES):
+        files[f"photos/frame-{n}.png"] = picture(n)
+        files |= masks(n, several(n), lambda k, n=n: f"masks/frame-{n}_{100 * n + 7 * k}.png")
+    assert len(detected(files).keys) == PICTURES
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        ("-annotation-{}-by-1-tag-cat-0", "-annotation-9{}-by-2-tag-cat-0"),
+        ("_1stHO", "_2ndHO"),
+        ("_mask_rater1", "_mask_rater2"),
+    ],
+)
+def test_masks_by_two_annotators_are_not_united(ends: tuple[str, str]) -> None:
+    files: Files = {}
+    for n in range(PICTURES):
+        files[f"images/task-{n}.png"] = picture(n)
+        for k, end in enumerate(ends):
+            files[f"masks/task-{n}{end.format(n)}.png"] = encoded(part(n, k))
+    with pytest.raises(detect.LayoutError, match=r"2 files claim to be the mask of images/task-0"):
+        detected(files)
+
+
 def test_the_mask_of_a_missing_picture_is_no_second_mask() -> None:
     files: Files = {}
     for n in range(PICTURES):
