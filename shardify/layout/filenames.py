@@ -58,17 +58,19 @@ _TARGET_WORDS = re.compile(
     r"|(?<![a-z])validity(?![a-z]))"
     r"|(?P<cutout>(?<![a-z])(?<!bg[-_ .])(?:fg|foreground)s?[-_ .]?masks?(?![a-z]))"
     r"|(?P<trimap>trimap)"
-    r"|(?P<mask>mask|matte|silhouette)"
+    # DRIVE, HRF: masks drawn by hand, beside a folder named mask for the field of view.
+    r"|(?P<mask>mask|matte|silhouette|\d(?:st|nd)[-_ .]?manual(?![a-z])|(?<![a-z])manual[-_ .]?\d)"
     r"|(?P<depth>depth|disparit(?:y|ies)|(?<![a-z])(?:disp|dmap)(?![a-z]))"
     r"|(?P<label>segmentation|ground[-_ .]?truth|matting|annotation|annot(?![a-z])"
-    r"|(?<![a-z])(?:labels?|gts?|segs?|alphas?|phas?)(?![a-z]))"
+    r"|(?<![a-z])(?:anno|labels?|gts?|segs?|alphas?|phas?)(?![a-z]))"
 )
 _UNUSED_WORDS = re.compile(
     r"gtfine|gtcoarse|labelids|labeltrainids|instanceids|rightimg|(?<![a-z])normals?(?![a-z])"
 )
 _VISUALIZATION_WORDS = re.compile(
     r"(?<![a-z])(?:vis|viz|visuali[sz]ations?|previews?|thumbs?|thumbnails?|colou?red|edges?"
-    r"|instances?|contours?|boundar(?:y|ies)|skeletons?)(?![a-z])"
+    r"|superpixels?|segmentation[-_ ]?objects?|instances?|contours?|boundar(?:y|ies)|skeletons?)"
+    r"(?![a-z])"
 )
 _SPLIT_WORDS = re.compile(
     r"(?<![a-z])(?:(train(?:ing)?)|(val(?:id(?:ation)?)?|dev)|(test(?:ing)?))(?![a-z])"
@@ -89,7 +91,7 @@ _FOREGROUND_WORDS = re.compile(
     r"(?:[-_ ](?:images?|png|jpe?g|rgba|only|cropped|trimmed|resized|transparent))?$"
 )
 _IMAGE_WORDS = re.compile(
-    r"(?<![a-z])(?:images?|imgs?|pictures?|photos?|rgb|colou?rs?)(?![a-z])|leftimg"
+    r"(?<![a-z])(?:images?|imgs?|pictures?|photos?|rgb|colou?rs?)(?![a-z])|leftimg|jpegimages"
 )
 
 _ROLE_WORDS = re.compile(

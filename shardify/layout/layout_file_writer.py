@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from shardify.images.depth import DepthEncoding
 from shardify.layout import filenames
 from shardify.layout.detect import Layout
-from shardify.layout.sample_table import BY_FOLDER, end_after
+from shardify.layout.sample_table import BY_FOLDER, FOLDER_AND_NUMBERS, end_after
 
 __all__ = ["to_toml"]
 
@@ -18,6 +18,8 @@ _DIGITS = re.compile(r"\d+")
 _BACKGROUND_NUMBER = r"[^/]*?(?<![a-z])(?:bg|b|back|background)[-_ ]?(?P<bg>\d+)"
 _MAX_PATTERNS = 12
 """Largest number of patterns for one role: more would not be readable."""
+_INNERMOST = ("same folder and name", FOLDER_AND_NUMBERS)
+"""Rules that compare the innermost folder that has more than words for roles."""
 
 
 def to_toml(
@@ -198,7 +200,7 @@ def _folder_pattern(path: str, join: str, slot: str, stated: bool) -> str:
     for place, part in enumerate(reversed(parts)):
         pieces = filenames.parse_stem(part.lower()).pieces
         spans = [span for piece in pieces for span in _digit_spans(part, piece)]
-        joins = join == "same path" or (join == "same folder and name" and innermost and pieces)
+        joins = join == "same path" or (join in _INNERMOST and innermost and pieces)
         groups: dict[tuple[int, int], str] = {}
         for run, span in enumerate(spans):
             last = run == len(spans) - 1
@@ -233,6 +235,9 @@ def _general_pattern(
     parts = path.split("/")[:-1]
     if join in BY_FOLDER:
         return _folder_group_pattern(parts, base, extension, join, picture)
+    if join == FOLDER_AND_NUMBERS:
+        stem = _numbered_pattern(name, join, str(settings.get("number", ""))).rpartition("/")[2]
+        return "/".join([*_innermost_folder_group(parts), stem])
     written = []
     for place, part in enumerate(parts):
         depth = len(parts) - place
@@ -256,6 +261,21 @@ def _general_pattern(
     if settings["rule"] == "name" and pieces:
         stem = f"{re.escape(head)}(?P<bg>[^/]+)[-_ .](?P<name>[^-_ ./]+){re.escape(tail)}"
     return "".join(written) + stem + extension
+
+
+def _innermost_folder_group(parts: Sequence[str]) -> list[str]:
+    """Return patterns of folders; the innermost with more than role words is a group."""
+    written: list[str] = []
+    found = False
+    for part in reversed(parts):
+        pieces = filenames.parse_stem(part.lower()).pieces
+        if pieces and not found:
+            head, tail = part[: pieces[0].start], part[pieces[-1].stop :]
+            written.append(f"{re.escape(head)}(?P<folder>[^/]+){re.escape(tail)}")
+            found = True
+        else:
+            written.append("[^/]+" if pieces else re.escape(part))
+    return written[::-1]
 
 
 def _folder_group_pattern(
@@ -288,7 +308,7 @@ def _are_numbers_enough(names: Sequence[str], indexes: Sequence[int], join: str)
     for index in indexes:
         path, base, _ = _split_name(names[index])
         parts = [text for text in map(filenames.strip_words, path.split("/")) if text]
-        parts = {"same path": parts, "same folder and name": parts[-1:]}.get(join, [])
+        parts = parts if join == "same path" else parts[-1:] if join in _INNERMOST else []
         seen.add(
             tuple(tuple(filenames.numbers(part)) for part in (*parts, filenames.strip_words(base)))
         )
@@ -298,7 +318,7 @@ def _are_numbers_enough(names: Sequence[str], indexes: Sequence[int], join: str)
 def _text_without_numbers(name: str, join: str) -> str:
     """Return the text that joins a file with others, with every number as 0."""
     path, base, _ = _split_name(name)
-    parts = path if join in ("same path", "same folder and name") else ""
+    parts = path if join in ("same path", *_INNERMOST) else ""
     return _DIGITS.sub("0", f"{parts}{base}")
 
 

@@ -97,6 +97,10 @@ class FileClass:
         by_pixels = _PIXEL_COST[role].get(self.kind or "", 0.0)
         if not words and (role, self.kind) in (("mask", "two"), ("depth", "gray")):
             return _PIXELS_ONLY_COST
+        if role in ("mask", "depth") and self.kinds and not words[role]:
+            weak = role == "mask" and (words["label"] or words["trimap"] or words["cutout"])
+            if not weak and not self.kinds["two" if role == "mask" else "gray"]:
+                return _EXCLUDED
         if role in ("mask", "depth") and self.kind in ("few", "cutout"):
             # Without a role word the meaning of several values or of alpha is unknown.
             if not words[role] and not (role == "mask" and words["trimap"]):

@@ -29,6 +29,7 @@ from shardify.layout.name_patterns import (
 __all__ = [
     "BY_FOLDER",
     "BY_NAME_START",
+    "FOLDER_AND_NUMBERS",
     "RULES",
     "SampleTable",
     "build_table",
@@ -191,6 +192,10 @@ def _name_key(folder: Folder, stem: str) -> str:  # noqa: ARG001
 
 def _numbers_key(folder: Folder, stem: str) -> str:  # noqa: ARG001
     return "_".join(filenames.number_words(stem)) or stem
+
+
+def _folder_numbers_key(folder: Folder, stem: str) -> str:
+    return f"{folder.last}/{_numbers_key(folder, stem)}"
 
 
 def _last_number_key(folder: Folder, stem: str) -> str:  # noqa: ARG001
@@ -483,6 +488,7 @@ def _whole_folder_key(folder: Folder, stem: str) -> str:
 _CONSTANT_END = "same name but for a constant end"
 BY_NAME_START = ("path begins with that of the picture", "name begins with that of the picture")
 BY_FOLDER = ("folder of one picture", "folder named as the picture")
+FOLDER_AND_NUMBERS = "same folder and numbers"
 _KEY_FUNCTIONS: dict[str, Callable[[Folder, str], str]] = {
     "same path": _path_key,
     "same folder and name": _folder_key,
@@ -492,6 +498,7 @@ _KEY_FUNCTIONS: dict[str, Callable[[Folder, str], str]] = {
     BY_NAME_START[1]: _name_key,
     BY_FOLDER[0]: _whole_folder_key,
     BY_FOLDER[1]: _folder_key,
+    FOLDER_AND_NUMBERS: _folder_numbers_key,
     "same numbers": _numbers_key,
     "same last number": _last_number_key,
 }

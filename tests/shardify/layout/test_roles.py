@@ -290,6 +290,16 @@ KINDS: dict[str, Files] = {
     "made to be looked at": folders("images", "masks", "depth")
     | depths(lambda n, _: f"depth_vis/{n:04d}.png"),
     "edges beside": folders("images", "masks", "depth") | masks(lambda n, _: f"edges/{n:04d}.png"),
+    "instances beside": folders("JPEGImages", "SegmentationClass", "depth")
+    | masks(lambda n, _: f"SegmentationObject/{n:04d}.png"),
+    "superpixels beside": folders("images", "masks", "depth")
+    | composites(lambda n, _: f"images/{n:04d}_superpixels.png"),
+    "names of tools": by_stem(lambda n: f"{n:04d}", "all/", "_anno", "_depth"),
+    "frames are numbered in each folder": composites(
+        lambda n, b: f"room_{'abcd'[b - 1]}/rgb_{n % 6:05d}.png"
+    )
+    | masks(lambda n, b: f"room_{'abcd'[b - 1]}/sync_mask_{n % 6:05d}.png")
+    | depths(lambda n, b: f"room_{'abcd'[b - 1]}/sync_depth_{n % 6:05d}.png"),
     "scenes": composites(lambda n, b: f"scene_{'abcd'[b - 1]}/rgb/{n:04d}.png")
     | masks(lambda n, b: f"scene_{'abcd'[b - 1]}/mask/{n:04d}.png")
     | depths(lambda n, b: f"scene_{'abcd'[b - 1]}/depth/{n:04d}.png"),
@@ -372,6 +382,23 @@ def test_two_files_that_claim_one_role_are_refused_with_both() -> None:
     assert "2 files claim to be the depth of a sample" in said
     assert "depth/*.npy" in said
     assert "depth/*.png" in said
+
+
+def test_a_field_of_view_beside_masks_drawn_by_hand_is_refused_with_both() -> None:
+    files = composites(lambda n, _: f"images/{n:02d}_training.png")
+    files |= masks(lambda n, _: f"1st_manual/{n:02d}_manual1.png")
+    files |= {f"mask/{n:02d}_training_mask.png": mask(5) for n in range(SAMPLES)}
+    with pytest.raises(LayoutError, match=r"2 files claim to be the mask .*1?st_manual/"):
+        check(files)
+
+
+def test_colour_images_that_no_word_calls_depth_are_no_depth() -> None:
+    files = composites(lambda n, _: f"stills/{n:02d}.png")
+    labels = np.zeros((SIDE, SIDE, 3), np.uint8)
+    labels[:9], labels[9:14] = (128, 64, 0), (0, 128, 192)
+    files |= {f"approved/{n:02d}_L.png": encoded(labels, "PNG") for n in range(SAMPLES)}
+    with pytest.raises(LayoutError, match=r"approved/\*.png .* may be label maps"):
+        check(files)
 
 
 def test_masks_are_no_composites_where_these_are_missing() -> None:
