@@ -1,6 +1,6 @@
 """Detect how the masks of a source encode their values, from some of them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,6 @@ _MAX_MASKS_READ = 64
 samples measured for the statistics, and under ``--verify decode``."""
 
 _MAX_VALUES_RECORDED = 8
-
-_REMEDY = (
-    "masks with an object and a background are expected; convert them, or say what is the object "
-    "in a layout file, as [mask] object = {example} (see docs/layouts.md), and pass it by --layout"
-)
 
 
 def detect_label_encoding(plan: BuildPlan) -> tuple[LabelEncoding, dict[str, Any]]:
@@ -73,8 +68,7 @@ def _mask_rule(
         if not given:
             rule, odd = choose_rule(readings, names)
     except ImageError as error:
-        example = next((each.top for each in readings if each.top), 1)
-        raise BuildError(f"{plan.where}: {error}; {_REMEDY.format(example=example)}") from error
+        raise BuildError(f"{plan.where}: {error}; {_remedy(readings)}") from error
     seen = {
         "rule": "given by the layout file" if given else "from the values",
         "read": count,
@@ -85,6 +79,20 @@ def _mask_rule(
     }
     checked = odd or not standard
     return LabelEncoding(mask=rule, mask_given=bool(given), check_masks=checked), seen
+
+
+def _remedy(readings: Sequence[Reading]) -> str:
+    """Return what to do with masks that no rule fits."""
+    shown = next(each for each in sorted(readings, key=lambda each: not each.problem) if each.top)
+    remedy = "masks with an object and a background are expected; convert them"
+    if shown.form == "color":
+        return f"{remedy}, or pass a layout file without them"
+    # 255 round objects is no object.
+    example = min(filter(None, shown.levels)) if "void" in shown.problem else shown.top
+    return (
+        f"{remedy}, or say what is the object in a layout file, as [mask] object = {example} (see "
+        "docs/layouts.md), and pass it by --layout"
+    )
 
 
 def _read_masks(

@@ -4,7 +4,7 @@ The rules found here are held against every file that is converted; see ``images
 which no file can be read is refused here, before any shard is written.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,9 +68,7 @@ def detect_encoding(plan: BuildPlan) -> tuple[LabelEncoding, dict[str, Any]]:
             if (found := _true_bits(opened.get(role, ()))) is not None
         }
         try:
-            depth = choose_depth_encoding(
-                list(_depth_values(opened.get("depth", ()), plan)), plan.depth
-            )
+            depth = choose_depth_encoding(_depth_values(opened.get("depth", ()), plan), plan.depth)
         except ImageError as error:
             raise BuildError(f"{plan.where}: {error}") from error
         if any(picture.kind == "pfm" for _, _, picture in opened.get("depth", ())):
@@ -191,18 +189,31 @@ def _true_bits(opened: Sequence[_Opened]) -> int | None:
     return next((bits for bits in _DEPTHS if not peak >> bits), None)
 
 
-def _depth_values(opened: Sequence[_Opened], plan: BuildPlan) -> Iterator[DepthValues]:
+def _depth_values(opened: Sequence[_Opened], plan: BuildPlan) -> list[DepthValues]:
+    """Describe depth maps. Raises ImageError if the values of none can be told."""
     given = plan.depth.invalid if plan.depth else ()
+    found: list[DepthValues] = []
+    reason = ""
     for name, data, picture in opened:
-        if picture.bits == 8 and picture.kind != "npy":
-            yield DepthValues(
-                name=name, source=INTEGER, bits=8, peak=0, marks=(), whole=True, has_holes=False
+        if picture.bits == 8 and picture.kind != "npy" and picture.channels == 1:
+            found.append(
+                DepthValues(
+                    name=name, source=INTEGER, bits=8, peak=0, marks=(), whole=True, has_holes=False
+                )
             )
             continue
         try:
-            yield depth_values(values_of(data, picture, "depth"), name=name, invalid=given)
-        except ImageError:
-            continue  # The worker that reads it reports it.
+            values = values_of(data, picture, "depth")
+            found.append(depth_values(values, name=name, invalid=given))
+        except ImageError as error:
+            # If others can be read, the worker that reads it reports it.
+            reason = reason or f"{name}: {error}"
+    if reason and not found:
+        raise ImageError(
+            f"none of the {len(opened)} depth files looked at can be used: {reason}; convert them "
+            "to gray, or leave them out"
+        )
+    return found
 
 
 def _label_frames(plan: BuildPlan, open_file: Callable[[int], _Opened]) -> dict[str, str]:

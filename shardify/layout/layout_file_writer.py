@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from shardify.images.depth import DepthEncoding
 from shardify.layout import filenames
 from shardify.layout.detect import Layout
-from shardify.layout.sample_table import BY_FOLDER, FOLDER_AND_NUMBERS, end_after
+from shardify.layout.sample_table import BY_FOLDER, FILE_EXTENSION, FOLDER_AND_NUMBERS, end_after
 
 __all__ = ["to_toml"]
 
@@ -291,8 +291,10 @@ def _folder_group_pattern(
                 written[place] = f"(?P<d{sum(map(bool, words[: place + 1]))}>[^/]+)"
         return "/".join([*written, f"[^/]+{extension}"])
     front = filenames.strip_words(_split_name(picture)[1]) if picture else ""
-    if picture and last >= 0 and words[last] == front:
-        written[last] = "(?P<name>[^/]+)"
+    if picture and last >= 0 and FILE_EXTENSION.sub("", words[last]) == front:
+        tail = FILE_EXTENSION.search(words[last])
+        end = re.escape(parts[last][-len(tail[0]) :]) if tail and words[last] != front else ""
+        written[last] = f"(?P<name>[^/]+){end}"
         return "/".join([*written, f"[^/]+{extension}"])
     pieces = filenames.parse_stem(base.lower()).pieces
     start, stop = (pieces[0].start, pieces[-1].stop) if pieces else (0, len(base))

@@ -29,6 +29,7 @@ from shardify.layout.name_patterns import (
 __all__ = [
     "BY_FOLDER",
     "BY_NAME_START",
+    "FILE_EXTENSION",
     "FOLDER_AND_NUMBERS",
     "RULES",
     "SampleTable",
@@ -231,7 +232,11 @@ def _batches(
     pictures = {key for _, _, keys in of_pictures for key in keys}
     for indexes, code, keys in batches:
         if by_folder:
-            parted = (key.rpartition("/") for key in keys)
+            # A folder may be named as the picture with its extension: masks/x.jpg/0.png.
+            parted = (
+                (FILE_EXTENSION.sub("", folder), "", stem)
+                for folder, _, stem in (key.rpartition("/") for key in keys)
+            )
             yield (
                 indexes,
                 code,
@@ -333,6 +338,8 @@ def _leave_out_gaps(names: Sequence[str], table: SampleTable) -> None:
         if len(indexes) > 1 or _DIGIT.search(known[0]):
             series[row] = _numbers_by_text(known)
     united = [row for row in series if int(masks[row]) in table.united]
+    if not united:
+        return
     firsts = Counter(min(set().union(*series[row].values())) for row in united)
     start = firsts.most_common(1)[0][0]
     if start > 1:
@@ -448,6 +455,8 @@ _ANNOTATOR = re.compile(
     r"[\W_]*(\d+|[a-z](?![a-z]))|(\d(?:st|nd|rd|th))(?![a-z]{3})"
 )
 _SEPARATOR = re.compile(r"[\W_]")
+FILE_EXTENSION = re.compile(r"_(?:jpe?g|png|tiff?|bmp)$")
+"""End of a folder that is named as a file, once its words are stripped."""
 _WORD_END = re.compile(r"^[^\W_]*")
 _NUMBER_FIRST = re.compile(r"[\W_]*\d")
 _ONE_NUMBER = re.compile(r"[\W_]\d+")

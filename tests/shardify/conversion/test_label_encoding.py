@@ -136,6 +136,11 @@ def test_masks_that_are_not_binary_refuse_the_build_in_one_line(
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+def test_the_value_that_an_error_proposes_is_never_the_void_line(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"void line.*\[mask\] object = 15 "):
+        run([source(tmp_path, indices(15, thin=255))], tmp_path / "out")
+
+
 @pytest.mark.parametrize("codec", ["keep", "png"])
 @pytest.mark.parametrize("looked_at", [4, 128])
 def test_a_converted_mask_that_the_rule_does_not_fit_is_left_out_by_name(

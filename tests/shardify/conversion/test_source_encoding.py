@@ -158,6 +158,22 @@ def test_a_later_depth_map_that_the_rule_does_not_fit_is_left_out_by_name(tmp_pa
     assert line["reason"].startswith("depth of up to 300; at most 256 can be stored")
 
 
+@pytest.mark.parametrize("command", ["build", "inspect"])
+def test_depth_maps_in_colours_are_refused_before_a_shard_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    depth = ("jpg", lambda picture, _: encoded(picture[::-1], "JPEG"))
+    source = pack(tmp_path / "x.zip", files(JPEG, depth=depth))
+    with pytest.raises(SystemExit) as error:
+        main([command, str(source), *([str(tmp_path / "out")] if command == "build" else [])])
+    assert error.value.code == 1
+    message = capsys.readouterr().err
+    assert (
+        "none of the 8 depth files looked at can be used: depth/000.jpg: a depth map in" in message
+    )
+    assert message.count("Error: ") == 1
+
+
 def test_12_bit_pictures_are_scaled_and_recorded(tmp_path: Path) -> None:
     gray = ("png", lambda picture, _: encoded(picture[..., 0].astype(np.uint16) * 16 + 15))
     manifest, out = built(tmp_path, files(gray, MASK))

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,11 @@ def a_folder_of_masks_named_as_the_picture() -> Files:
     return files
 
 
+def a_folder_of_masks_named_as_the_file() -> Files:
+    named = a_folder_of_masks_named_as_the_picture()
+    return {re.sub(r"(masks/shot_\d+)", r"\1.jpg", name): data for name, data in named.items()}
+
+
 FORMS: dict[str, Callable[[], Files]] = {
     "x_mask, x_mask_1": mask_and_mask_1,
     "x_mask_1, x_mask_2": numbered_masks,
@@ -109,6 +115,7 @@ FORMS: dict[str, Callable[[], Files]] = {
     "a folder a picture": lambda: a_folder_a_picture(64),
     "a folder a picture, short names": lambda: a_folder_a_picture(8),
     "a folder of masks": a_folder_of_masks_named_as_the_picture,
+    "a folder of masks, with an extension": a_folder_of_masks_named_as_the_file,
 }
 
 
