@@ -1,7 +1,7 @@
 """Find samples that are published twice: equal in name and content, or of the same picture.
 
 Files are compared by size and CRC. The files of a folder have no CRC; they are read only where
-another sample has the same file name and files of the same sizes.
+another sample has files of the same sizes.
 """
 
 import itertools
@@ -78,6 +78,10 @@ def find_repeated_samples(
     alike = kept[np.bincount(picture[kept])[picture[kept]] > 1]
     if not len(alike):
         return RepeatedSamples(again=again, warnings=tuple(warnings))
+    masks = {picture[row]: set[tuple[int, ...]]() for row in alike}
+    for row in alike:
+        masks[picture[row]].add(tuple(int(column[row]) for column in columns))
+    apart = sum(len(each) > 1 for each in masks.values())
     if layout.split is not None:
         held = picture[repeated[layout.split[repeated] == 1]]
         leaked = alike[(layout.split[alike] == 0) & np.isin(picture[alike], held)]
@@ -85,6 +89,8 @@ def find_repeated_samples(
         treatment = f"of those in both splits, {len(leaked)} samples are left out of train"
     else:
         treatment = "those of one picture are put into one split"
+    if apart:
+        treatment += f"; {apart} such pictures have different masks, depths or backgrounds"
     warnings.append(
         f"{len(alike)} samples have a picture that another one has too, byte for byte (as "
         f"{names[int(composite[alike[0]])]}); {treatment}"
@@ -146,14 +152,19 @@ def _content(layout: Layout, catalog: Catalog, read: Callable[[int], bytes], row
     differ = np.any([np.diff(size[order]) != 0 for size in sizes], axis=0)
     run = np.append(0, np.cumsum(differ))
     candidates = rows[order[np.bincount(run)[run] > 1]]
-    groups: dict[tuple[int, ...], list[int]] = {}
+    composites = layout.members["fg_bg"]
+
+    def read_all(column: NDArray[np.int32], wanted: list[int]) -> None:
+        for entry in {int(column[row]) for row in wanted if plain[column[row]]}:
+            with suppress(EntryError):
+                content[entry] = int(entries.size[entry]) << 32 | crc32(read(entry))
+
+    read_all(composites, candidates.tolist())
+    groups: dict[int, list[int]] = {}
     for row in candidates.tolist():
-        stem = hash(file_stem(catalog.names[int(layout.members["fg_bg"][row])]))
-        own = (int(entries.size[column[row]]) for column in columns)
-        groups.setdefault((stem, *own), []).append(row)
+        groups.setdefault(int(content[composites[row]]), []).append(row)
     for alike in groups.values():
         for column in columns if len(alike) > 1 else ():
-            for entry in {int(column[row]) for row in alike if plain[column[row]]}:
-                with suppress(EntryError):
-                    content[entry] = int(entries.size[entry]) << 32 | crc32(read(entry))
+            if column is not composites:
+                read_all(column, alike)
     return content

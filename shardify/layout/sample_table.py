@@ -355,10 +355,10 @@ def _leave_out_gaps(names: Sequence[str], table: SampleTable) -> None:
             break
     else:
         return
-    for row, lacking in gaps.items():
+    for row, number in gaps.items():
         first = int(masks[row])
         table.claims[row, "mask"] = [first, *table.united.pop(first, ())]
-        table.gaps[row] = f"its masks are numbered with a gap: mask {lacking} is missing"
+        table.gaps[row] = f"its masks are numbered with a gap: mask {number} is missing"
         masks[row] = -2
 
 

@@ -53,11 +53,15 @@ def test_a_copy_of_a_folder_inside_one_source_is_published_once(
     assert any("20 samples stand twice" in each for each in report.manifest.layout["warnings"])
 
 
-def test_copies_under_other_names_are_in_one_split_and_that_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("zip_it", [True, False])
+def test_copies_under_other_names_are_in_one_split_and_that_is_said(
+    tmp_path: Path, zip_it: bool
+) -> None:
     files = pairs("", range(40)) | pairs("", range(40), name="copy{:03}")
+    source = pack(tmp_path / "x.zip", files) if zip_it else spread(tmp_path / "x", files)
     for seed in range(3):
         out = tmp_path / f"out{seed}"
-        report = run([pack(tmp_path / "x.zip", files)], out, seed=seed)
+        report = run([source], out, seed=seed)
         found = pictures(out)
         assert len(found["train"]) + len(found["val"]) == 80
         assert found["val"] and not set(found["train"]) & set(found["val"])
@@ -73,6 +77,13 @@ def test_pictures_of_the_given_validation_split_are_left_out_of_train(tmp_path: 
         "train": 18, "val": 7,
     }  # fmt: skip
     assert any("2 samples are left out of train" in w for w in report.manifest.layout["warnings"])
+
+
+def test_one_picture_with_two_masks_is_said(tmp_path: Path) -> None:
+    files = pairs("data/", range(20)) | pairs("data copy/", range(20))
+    files["data/masks/003.png"] = flat_mask(200)
+    plan = survey([pack(tmp_path / "x.zip", files)], BuildOptions())
+    assert any("1 such pictures have different masks" in each for each in plan.warnings)
 
 
 def test_equal_masks_repeat_no_sample(tmp_path: Path) -> None:
