@@ -60,6 +60,7 @@ def find_repeated_samples(
     columns = [content[column[repeated]] for column in layout.members.values()]
     if layout.background_ids:
         columns.append(content[layout.background_members][layout.background[repeated]])
+    labels = np.stack([number[times[number] > 1], *columns], axis=1)
     stems = (hash(file_stem(name)) for name in _some_names(catalog, composite[repeated]))
     columns.append(np.fromiter(stems, np.int64, len(repeated)))
     order = np.lexsort(columns)  # Stable: the first of equal samples comes first.
@@ -78,10 +79,8 @@ def find_repeated_samples(
     alike = kept[np.bincount(picture[kept])[picture[kept]] > 1]
     if not len(alike):
         return RepeatedSamples(again=again, warnings=tuple(warnings))
-    masks = {picture[row]: set[tuple[int, ...]]() for row in alike}
-    for row in alike:
-        masks[picture[row]].add(tuple(int(column[row]) for column in columns))
-    apart = sum(len(each) > 1 for each in masks.values())
+    distinct = np.unique(labels[~again[repeated]], axis=0)
+    apart = int((np.unique(distinct[:, 0], return_counts=True)[1] > 1).sum())
     if layout.split is not None:
         held = picture[repeated[layout.split[repeated] == 1]]
         leaked = alike[(layout.split[alike] == 0) & np.isin(picture[alike], held)]
@@ -152,19 +151,16 @@ def _content(layout: Layout, catalog: Catalog, read: Callable[[int], bytes], row
     differ = np.any([np.diff(size[order]) != 0 for size in sizes], axis=0)
     run = np.append(0, np.cumsum(differ))
     candidates = rows[order[np.bincount(run)[run] > 1]]
-    composites = layout.members["fg_bg"]
 
-    def read_all(column: NDArray[np.int32], wanted: list[int]) -> None:
-        for entry in {int(column[row]) for row in wanted if plain[column[row]]}:
+    def read_all(entries_read: NDArray[np.int32]) -> None:
+        for entry in np.unique(entries_read[plain[entries_read]]).tolist():
             with suppress(EntryError):
                 content[entry] = int(entries.size[entry]) << 32 | crc32(read(entry))
 
-    read_all(composites, candidates.tolist())
-    groups: dict[int, list[int]] = {}
-    for row in candidates.tolist():
-        groups.setdefault(int(content[composites[row]]), []).append(row)
-    for alike in groups.values():
-        for column in columns if len(alike) > 1 else ():
-            if column is not composites:
-                read_all(column, alike)
+    composites = layout.members["fg_bg"][candidates]
+    read_all(composites)
+    _, number, times = np.unique(content[composites], return_inverse=True, return_counts=True)
+    for role, column in layout.members.items():
+        if role != "fg_bg":
+            read_all(column[candidates[times[number] > 1]])
     return content
