@@ -5,8 +5,6 @@ import os
 import signal
 from collections.abc import Callable
 
-__all__ = ["main"]
-
 
 def main() -> None:
     """Run the command line with the arguments of this process."""

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 ROLES = ("bg", "fg_bg", "mask", "depth")
 """Roles in the order in which they are shown, those without a file too."""
 
-__all__ = ["Bar", "build_text", "main", "progress", "stats_text", "survey_text"]
-
 
 class _Fraction(click.FloatRange):
     """A float range that refuses NaN, which click accepts."""

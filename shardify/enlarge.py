@@ -26,8 +26,6 @@ from shardify.errors import ShardifyError, SourceError
 from shardify.synth.generate import open_zips
 from shardify.synth.zip_writer import Packed, Section, write_directory
 
-__all__ = ["enlarge", "main"]
-
 _FOLDERS = (
     "data_all/bg/",
     "data_all/fg_bg/",

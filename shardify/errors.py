@@ -20,22 +20,6 @@ turns a ``ShardifyError`` into exit code 1.
     └── DataError           the loader cannot use a data set or one of its samples
 """
 
-__all__ = [
-    "ArchiveError",
-    "BuildError",
-    "DataError",
-    "EntryError",
-    "ImageError",
-    "LayoutError",
-    "ManifestError",
-    "OutputError",
-    "PlanError",
-    "ShardifyError",
-    "SourceError",
-    "StoreError",
-    "VerifyError",
-]
-
 
 class ShardifyError(Exception):
     """Base class: an error in the user's data or environment, in one line."""

@@ -10,8 +10,6 @@ from html import escape
 
 from PIL import Image
 
-__all__ = ["page", "picture", "table"]
-
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto;
   padding: 0 1em; color: #222 }

@@ -14,8 +14,6 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
-__all__ = ["INTERRUPTED", "run"]
-
 INTERRUPTED = 130
 """Exit code: 128 and the number of SIGINT."""
 

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-__all__ = ["version"]
-
 
 def version() -> str:
     """Return the version, or ``unknown`` if there is neither metadata nor a checkout."""

@@ -8,8 +8,6 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["ERRORS", "FAST", "crc32", "decompressobj"]
-
 _fast: Any
 try:
     from isal import isal_zlib as _fast

@@ -26,8 +26,6 @@ from shardify.writer.sample_check import check_image
 from shardify.writer.tar_writer import TarWriter
 from shardify.writer.tasks import staging_folder
 
-__all__ = ["BackgroundTar", "write_backgrounds"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BackgroundTar:

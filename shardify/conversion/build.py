@@ -46,8 +46,6 @@ from shardify.workers.pool import Pool
 from shardify.workers.process_pool import Workers
 from shardify.writer.tasks import STATE_FOLDER, ShardRecord, ShardTask, staging_folder
 
-__all__ = ["BuildReport", "build"]
-
 Progress = Callable[[int, int], None]
 """Called with the samples done so far and the total."""
 

@@ -12,8 +12,6 @@ from shardify.images.parser import parse
 from shardify.images.pixels import STANDARD, LabelEncoding, is_standard, read_mask
 from shardify.sources.catalog import OpenSources, entry_reader
 
-__all__ = ["detect_label_encoding"]
-
 _MAX_MASKS_READ = 64
 """Standard masks are copied without being decoded, so a faulty one shows only here, among the
 samples measured for the statistics, and under ``--verify decode``."""

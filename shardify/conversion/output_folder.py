@@ -21,15 +21,6 @@ from shardify.storage.atomic_write import TEMPORARY, rename, sync_folder, write_
 from shardify.storage.paths import PathOrUrl, Url
 from shardify.writer.tasks import STATE_FOLDER, staging_folder
 
-__all__ = [
-    "check_out",
-    "load_finished",
-    "locked_output",
-    "move_to_final_names",
-    "remove_state",
-    "roll_back",
-]
-
 _BUILD_FILE = re.compile(
     rf"(train|val)-\d{{5}}\.(tar|idx)|{re.escape(BACKGROUNDS)}|{re.escape(REJECTED)}"
 )

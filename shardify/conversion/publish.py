@@ -40,8 +40,6 @@ from shardify.storage.paths import PathOrUrl
 from shardify.version import version
 from shardify.writer.tasks import ChannelSums, ShardRecord, staging_folder
 
-__all__ = ["BuildInputs", "publish", "shard_rejections"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildInputs:

@@ -15,14 +15,6 @@ from shardify.sources.catalog import Catalog
 from shardify.storage.atomic_write import write_atomic
 from shardify.storage.paths import PathOrUrl
 
-__all__ = [
-    "check_rejected_share",
-    "common_reasons",
-    "count_rejected",
-    "drop_background",
-    "write_rejected",
-]
-
 
 def drop_background(
     layout: Layout,

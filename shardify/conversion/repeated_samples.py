@@ -19,8 +19,6 @@ from shardify.sources.catalog import Catalog
 from shardify.sources.entry_names import take
 from shardify.zlib_backend import crc32
 
-__all__ = ["RepeatedSamples", "find_repeated_samples", "join_groups"]
-
 Ints = NDArray[np.int64]
 _CHUNK_NAMES = 1 << 14
 

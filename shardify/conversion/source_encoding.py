@@ -22,8 +22,6 @@ from shardify.sources.nested_zips import UnpackCache
 from shardify.storage.paths import PathOrUrl
 from shardify.writer.sample_check import parse_named
 
-__all__ = ["describe_encoding", "detect_encoding", "inspect_source", "significant_bits"]
-
 _MAX_FILES = 16
 """Files of a role that are opened."""
 _MAX_HEADERS, _MAX_HEADER_BYTES = 64, 64 << 20

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ShardPlan", "empty_validation_warning", "hold_back", "plan_shards", "shuffled"]
-
 IntArray = NDArray[np.int32]
 
 _SPLIT_STREAM, _ORDER_STREAM = 1, 2

@@ -25,22 +25,13 @@ from shardify.images.parser import parse
 from shardify.layout import layout_file as rules
 from shardify.layout.detect import Layout, Rejection, detect
 from shardify.layout.layout_file_writer import to_toml
-from shardify.sources.catalog import FAULTS, Catalog, OpenSources, entry_reader
+from shardify.sources.catalog import Catalog, OpenSources, entry_reader
 from shardify.sources.duplicates import drop_duplicates
 from shardify.sources.file_types import IMAGE_EXTENSIONS
 from shardify.sources.nested_zips import UnpackCache
 from shardify.sources.open_sources import open_sources
+from shardify.sources.zip_directory import FAULTS
 from shardify.storage.paths import PathOrUrl
-
-__all__ = [
-    "MEMBERS",
-    "BuildOptions",
-    "BuildPlan",
-    "check_rejected",
-    "manifest_sources",
-    "plan_splits",
-    "survey",
-]
 
 _MAX_NAMES_LOOKED_AT, _MAX_FILES_OPENED = 256, 16
 """Names among which image files are looked for before detection, and files that are opened."""

@@ -13,8 +13,6 @@ from shardify.sources.catalog import entry_rows
 from shardify.storage.paths import PathOrUrl
 from shardify.writer.tasks import BackgroundTask, ShardTask
 
-__all__ = ["background_tasks", "shard_tasks", "task_rows"]
-
 _MEASURED_SAMPLES = 400
 """Samples decoded for the statistics if there are no backgrounds; at most."""
 _MEASURED_SAMPLES_WITH_BACKGROUNDS = 200

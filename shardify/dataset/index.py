@@ -14,16 +14,6 @@ import numpy.typing as npt
 from shardify.dataset.manifest import Shard
 from shardify.errors import DataError, VerifyError
 
-__all__ = [
-    "BLOCK",
-    "Member",
-    "ShardIndex",
-    "index_header",
-    "index_line",
-    "parse_index",
-    "read_index",
-]
-
 BLOCK = 512
 """Unit of a tar: size of a member's header, and multiple to which payloads are padded. Bytes."""
 

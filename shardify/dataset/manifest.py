@@ -25,29 +25,6 @@ from shardify.errors import ManifestError
 from shardify.storage.atomic_write import write_atomic
 from shardify.storage.paths import PathOrUrl, as_path
 
-__all__ = [
-    "BACKGROUNDS",
-    "DIGEST",
-    "NAME",
-    "REJECTED",
-    "VERSION",
-    "Background",
-    "Manifest",
-    "Rejected",
-    "Resolution",
-    "Role",
-    "Shard",
-    "Source",
-    "Split",
-    "Stats",
-    "dataset_folder",
-    "is_altered",
-    "read_document",
-    "record",
-    "unfit",
-]
-
-
 T = TypeVar("T")
 
 _Read = Callable[[object, str], Any]

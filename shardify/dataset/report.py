@@ -24,8 +24,6 @@ from shardify.images.parser import MASK_THRESHOLD
 from shardify.storage.atomic_write import write_atomic
 from shardify.storage.paths import PathOrUrl
 
-__all__ = ["outlined", "page", "write_report"]
-
 _MAX_SAMPLES = 24
 _TILE_PIXELS = 160
 _MAX_REJECTED_LINES = 50

@@ -23,8 +23,6 @@ from shardify.images.raw_pixels import unpack_raw
 from shardify.storage.paths import PathOrUrl, Url, read_many
 from shardify.storage.readers import ObjectReader, ReadHandle, close_source, open_source, pread
 
-__all__ = ["BINS", "DataSet", "Sample", "SampleStats", "dataset_stats", "measure_samples"]
-
 BINS = 50
 """Number of bins of each histogram."""
 

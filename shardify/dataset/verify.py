@@ -28,8 +28,6 @@ from shardify.storage.atomic_write import TEMPORARY
 from shardify.storage.paths import PathOrUrl, as_path
 from shardify.workers.factory import create_pool
 
-__all__ = ["DecodeTask", "VerifyReport", "decode_shard", "verify"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerifyReport:

@@ -13,8 +13,6 @@ from shardify.errors import ImageError
 from shardify.images.parser import ImageInfo
 from shardify.images.pixels import LabelEncoding, pixels
 
-__all__ = ["fast_stats", "measure", "reduced_stats"]
-
 _FORMATS = {"jpg": ["JPEG"], "png": ["PNG"]}
 
 

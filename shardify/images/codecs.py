@@ -21,8 +21,6 @@ from shardify.images.pixels import STORED, pixels
 from shardify.images.png import encode_png
 from shardify.images.raw_pixels import pack_raw, unpack_raw
 
-__all__ = ["Variant", "cost", "resized", "store"]
-
 _QUALITY = 95
 
 

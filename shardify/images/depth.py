@@ -14,17 +14,6 @@ from numpy.typing import NDArray
 
 from shardify.errors import ImageError
 
-__all__ = [
-    "FLOATING",
-    "INTEGER",
-    "KITTI_SCALE",
-    "DepthEncoding",
-    "DepthValues",
-    "choose_depth_encoding",
-    "convert_depth",
-    "depth_values",
-]
-
 FLOATING, INTEGER = "floating-point", "integer"
 KITTI_SCALE = 256.0
 """Steps to a unit of a floating-point map, as KITTI's 16-bit maps have to a metre."""

@@ -26,16 +26,6 @@ from shardify.errors import ImageError
 if TYPE_CHECKING:
     import zipfile
 
-__all__ = [
-    "ARRAY_KINDS",
-    "NEW_PICTURE_KINDS",
-    "Header",
-    "load_array",
-    "load_wide_colour",
-    "open_picture",
-    "read_header",
-]
-
 ARRAY_KINDS = ("npy", "npz", "pfm", "exr")
 """Formats that ``load_array`` decodes; Pillow decodes the others."""
 

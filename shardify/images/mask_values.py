@@ -23,18 +23,6 @@ from shardify.images.parser import MASK_THRESHOLD, ImageInfo
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = [
-    "MISFIT",
-    "Mask",
-    "Reading",
-    "alpha_of",
-    "choose_rule",
-    "mask_of_array",
-    "mask_of_image",
-    "object_plane",
-    "read_values",
-]
-
 MISFIT = "a mask with "
 """First words of the reason for which a mask is refused that its data set's rule does not fit."""
 

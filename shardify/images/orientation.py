@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from shardify.errors import ImageError
 from shardify.images.parser import ImageInfo
 
-__all__ = ["STORED", "TURNED", "edge_agreement", "fitting_frame", "label_orientation", "turn"]
-
 STORED, TURNED = "stored", "turned"
 """The frames in which a label may lie."""
 

@@ -12,8 +12,6 @@ from typing import NamedTuple
 from shardify.errors import ImageError
 from shardify.zlib_backend import crc32
 
-__all__ = ["MASK_THRESHOLD", "MAX_PIXELS", "ImageInfo", "bounded", "parse"]
-
 MASK_THRESHOLD = 150
 """A mask's pixel is object if its 8-bit value is at least this."""
 

@@ -24,19 +24,6 @@ from shardify.images.png import encode_png, ends_early
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = [
-    "STANDARD",
-    "STORED",
-    "LabelEncoding",
-    "Normalized",
-    "is_standard",
-    "normalize",
-    "pixels",
-    "read_mask",
-    "same_aspect",
-    "values_of",
-]  # fmt: skip
-
 
 class LabelEncoding(NamedTuple):
     """What the values of the source's pictures mean, by role."""

@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 
 from shardify.zlib_backend import ERRORS, decompressobj
 
-__all__ = ["encode_png", "ends_early"]
-
 _UP = 2
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _WHOLE = ((0, 0, 1, 1),)

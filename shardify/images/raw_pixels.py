@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 
 from shardify.images.parser import MASK_THRESHOLD, ImageInfo
 
-__all__ = ["pack_raw", "raw_length", "unpack_raw"]
-
 
 def pack_raw(plane: NDArray[Any], role: str) -> bytes:
     """Return the bytes of a raw member; ``plane`` is shaped as ``pixels.pixels`` gives it."""

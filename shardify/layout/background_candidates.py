@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ONE_TO_ONE_RULES", "CandidateRule", "make_candidate"]
-
 IntArray = npt.NDArray[np.int32]
 
 ONE_TO_ONE_RULES = ("number", "order")

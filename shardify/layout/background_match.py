@@ -25,8 +25,6 @@ from shardify.layout.background_rules import (
 from shardify.layout.background_scores import Scores, run_all, score_steps
 from shardify.layout.layout_file import Rules
 
-__all__ = ["BackgroundMatch", "match_backgrounds"]
-
 IntArray = npt.NDArray[np.int32]
 Read = Callable[[int], bytes]
 

@@ -24,23 +24,6 @@ from shardify.layout.name_patterns import (
     read_numbers,
 )
 
-__all__ = [
-    "ORDERS",
-    "BackgroundFiles",
-    "BackgroundQuery",
-    "all_stated_rules",
-    "background_files",
-    "digit_runs",
-    "guessed_rules",
-    "is_shifted",
-    "number_slots",
-    "rule_from_layout_file",
-    "rule_from_map",
-    "rule_from_settings",
-    "stated_rules",
-]
-
-
 IntArray = npt.NDArray[np.int32]
 
 _COMMON_BLOCK_SIZES = (200, 400, 800, 1000, 2000, 4000, 8000)

@@ -18,18 +18,6 @@ from shardify.layout.thumbnails import GRID, open_mask, open_small, shrink
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = [
-    "IntArray",
-    "PixelComparer",
-    "Read",
-    "Score",
-    "Scores",
-    "run_all",
-    "score",
-    "score_steps",
-]
-
-
 IntArray = npt.NDArray[np.int32]
 Read = Callable[[int], bytes]
 

@@ -21,17 +21,6 @@ from shardify.errors import LayoutError
 from shardify.layout.filenames import file_stem
 from shardify.layout.sample_table import SampleTable, build_table
 
-__all__ = [
-    "MAX_LINES",
-    "FileFinder",
-    "MapBackgrounds",
-    "Row",
-    "backgrounds_by_map",
-    "join_by_map",
-    "parse_rows",
-]
-
-
 MAX_LINES = 2_000_000
 """Largest number of lines of a map: a small zip can hold a text of any length."""
 

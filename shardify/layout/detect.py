@@ -24,17 +24,6 @@ from shardify.layout.sample_table import SampleTable
 from shardify.layout.unread_files import Refused
 from shardify.sources.entry_names import common_folders
 
-__all__ = [
-    "JoinedFiles",
-    "Layout",
-    "Rejection",
-    "detect",
-    "join_by_layout_file",
-    "join_by_names",
-    "split_from_source",
-]
-
-
 IntArray = npt.NDArray[np.int32]
 Read = Callable[[int], bytes]
 

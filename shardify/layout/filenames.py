@@ -14,29 +14,6 @@ import numpy.typing as npt
 
 from shardify.sources.entry_names import take
 
-__all__ = [
-    "MAX_CACHED_OUTLINES",
-    "MAX_INT32",
-    "ROLES",
-    "StemCache",
-    "StemShape",
-    "background_number",
-    "file_stem",
-    "folder_number",
-    "natural_sort_key",
-    "number_words",
-    "numbers",
-    "parse_stem",
-    "role_words",
-    "safe_key",
-    "split_in_path",
-    "strip_words",
-    "strip_zeros",
-    "unique_keys",
-    "zero_digits",
-]
-
-
 ROLES = ("bg", "fg_bg", "mask", "depth")
 """Roles that a file may have, in the order in which they are shown."""
 

@@ -54,19 +54,6 @@ from shardify.layout import filenames
 from shardify.layout.csv_map import Row, join_by_map, parse_rows
 from shardify.layout.sample_table import SampleTable, build_table, unite_claimed_masks
 
-__all__ = [
-    "BACKGROUND_RULES",
-    "MatchedFiles",
-    "Rules",
-    "apply",
-    "group_text",
-    "load",
-    "map_rows",
-    "match_role",
-    "number_groups",
-    "parse",
-]
-
 IntArray = npt.NDArray[np.int32]
 
 BACKGROUND_RULES = ("number", "order", "block", "modulo", "name", "map", "only", "none")

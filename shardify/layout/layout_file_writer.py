@@ -12,8 +12,6 @@ from shardify.layout import filenames
 from shardify.layout.detect import Layout
 from shardify.layout.sample_table import BY_FOLDER, FILE_EXTENSION, FOLDER_AND_NUMBERS, end_after
 
-__all__ = ["to_toml"]
-
 _DIGITS = re.compile(r"\d+")
 _BACKGROUND_NUMBER = r"[^/]*?(?<![a-z])(?:bg|b|back|background)[-_ ]?(?P<bg>\d+)"
 _MAX_PATTERNS = 12

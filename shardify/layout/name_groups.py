@@ -14,16 +14,6 @@ from shardify.sources import file_types
 from shardify.sources.entry_names import common_folders
 from shardify.sources.file_types import MAP_EXTENSIONS
 
-__all__ = [
-    "Folder",
-    "Group",
-    "NameGroups",
-    "group_names",
-    "indexes_by_role",
-    "parse_folder",
-    "parse_group",
-]
-
 IntArray = npt.NDArray[np.int32]
 Words = tuple[str, ...]
 """Result of ``filenames.role_words``."""

@@ -16,20 +16,6 @@ from shardify.layout import filenames
 from shardify.layout.filenames import MAX_CACHED_OUTLINES, MAX_INT32
 from shardify.sources.entry_names import take
 
-__all__ = [
-    "ALL_FOLDERS",
-    "LAST_FOLDER",
-    "NO_FOLDER",
-    "UNGROUPED",
-    "KeyPattern",
-    "NamePatterns",
-    "NumberSpans",
-    "find_key_pattern",
-    "find_number_spans",
-    "read_numbers",
-]
-
-
 IntArray = npt.NDArray[np.int32]
 
 UNGROUPED = -1

@@ -13,8 +13,6 @@ from shardify.images.formats import ARRAY_KINDS, load_array, open_picture
 from shardify.images.parser import ImageInfo, parse
 from shardify.layout.thumbnails import DECODE_ERRORS, MAX_PIXELS
 
-__all__ = ["KINDS", "kind_of_files", "pixel_kind"]
-
 KINDS = {
     "picture": "colour images",
     "two": "two values",

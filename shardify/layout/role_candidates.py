@@ -16,8 +16,6 @@ from typing import Any
 from shardify.layout import filenames
 from shardify.layout.name_groups import Group, NameGroups, Words
 
-__all__ = ["Candidate", "FileClass", "candidates", "file_classes"]
-
 Key = tuple[Any, ...]
 """Role words of folders, name of a folder without role words, and more that splits classes."""
 

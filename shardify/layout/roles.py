@@ -20,16 +20,6 @@ from shardify.layout.sample_table import SampleTable, join_by_name
 from shardify.layout.starter_layout import starter_layout
 from shardify.layout.unread_files import Refused, claimed_role, unread_message
 
-__all__ = [
-    "VALIDITY_MASKS",
-    "Assignment",
-    "assign_roles",
-    "count_ignored",
-    "count_validity_masks",
-    "list_unused",
-    "role_warnings",
-]
-
 VALIDITY_MASKS = "validity masks of depth"
 """Key of their count among the ignored files."""
 

@@ -26,19 +26,6 @@ from shardify.layout.name_patterns import (
     find_key_pattern,
 )
 
-__all__ = [
-    "BY_FOLDER",
-    "BY_NAME_START",
-    "FILE_EXTENSION",
-    "FOLDER_AND_NUMBERS",
-    "RULES",
-    "SampleTable",
-    "build_table",
-    "end_after",
-    "join_by_name",
-    "unite_claimed_masks",
-]
-
 IntArray = npt.NDArray[np.int32]
 
 _MIN_COMPLETE_SHARE = 0.95

@@ -8,8 +8,6 @@ from shardify.layout import filenames
 from shardify.layout.pixel_kinds import KINDS
 from shardify.layout.role_candidates import FileClass
 
-__all__ = ["starter_layout"]
-
 _MAX_PATTERNS = 12
 
 

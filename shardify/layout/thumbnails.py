@@ -15,8 +15,6 @@ from shardify.images.mask_values import alpha_of
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["DECODE_ERRORS", "GRID", "MAX_PIXELS", "open_mask", "open_small", "shrink"]
-
 GRID = 48
 """Height and width of thumbnails: small enough to average out JPEG noise, not positions."""
 

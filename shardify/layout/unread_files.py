@@ -11,8 +11,6 @@ from shardify.layout.name_groups import Group, NameGroups, indexes_by_role, pars
 from shardify.layout.sample_table import SampleTable
 from shardify.sources import file_types
 
-__all__ = ["Refused", "claimed_role", "unread_message"]
-
 Refused = Sequence[tuple[str, str]]
 """Name and reason of each entry that the catalog refused."""
 

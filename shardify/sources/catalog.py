@@ -13,30 +13,10 @@ from numpy.typing import NDArray
 from shardify.errors import ArchiveError, BuildError, EntryError, ShardifyError
 from shardify.sources.entry_names import Names
 from shardify.sources.foreign_files import describe_file
-from shardify.sources.zip_directory import FAULTS, MAX_ENTRY, RefusedEntry, SourceEntries, read_zip
+from shardify.sources.zip_directory import FAULTS, RefusedEntry, SourceEntries, read_zip
 from shardify.sources.zip_extract import read_payload
 from shardify.storage.paths import PathOrUrl
 from shardify.storage.readers import ObjectReader, ReadHandle, close_source, open_source, pread
-
-__all__ = [
-    "ENTRY_DTYPE",
-    "FAULTS",
-    "MAX_ENTRY",
-    "Catalog",
-    "Entries",
-    "Names",
-    "OpenSources",
-    "RefusedEntry",
-    "Source",
-    "SourceEntries",
-    "entry_reader",
-    "entry_rows",
-    "join_parts",
-    "open_catalog",
-    "open_zip",
-    "read_zip",
-]
-
 
 ENTRY_DTYPE = np.dtype(
     [("source", "<u2"), ("offset", "<i8"), ("limit", "<i8"), ("packed", "<i8"), ("size", "<i8"),

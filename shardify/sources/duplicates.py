@@ -10,8 +10,6 @@ from shardify.errors import EntryError, LayoutError
 from shardify.sources.catalog import Catalog
 from shardify.sources.entry_names import common_folders
 
-__all__ = ["drop_duplicates"]
-
 
 def drop_duplicates(
     catalog: Catalog, files: Sequence[int], read: Callable[[int], bytes], *, where: str

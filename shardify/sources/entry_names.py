@@ -10,19 +10,6 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "JoinedNames",
-    "Names",
-    "any_hostile",
-    "clean_name",
-    "clean_names",
-    "common_folders",
-    "decode",
-    "is_hostile",
-    "select_names",
-    "take",
-]
-
 JoinedNames = tuple[bytes | bytearray, NDArray[np.int64]]
 """Names one after another, and the (N + 1,) bounds of the names in them."""
 

@@ -2,9 +2,6 @@
 
 import re
 
-__all__ = ["IMAGE_EXTENSIONS", "MAP_EXTENSIONS", "SIDE_EXTENSIONS", "is_junk", "is_junk_folder"]
-
-
 IMAGE_EXTENSIONS = frozenset(
     "jpg jpeg jpe jfif png gif bmp webp tif tiff avif heic heif hif jp2 j2k jpx "
     "npy npz pfm exr".split()

@@ -14,19 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from shardify.errors import SourceError
-from shardify.sources.catalog import MAX_ENTRY, RefusedEntry, Source, SourceEntries
+from shardify.sources.catalog import Source
 from shardify.sources.entry_names import JoinedNames, clean_name, clean_names, decode, is_hostile
 from shardify.sources.file_types import IMAGE_EXTENSIONS, MAP_EXTENSIONS, is_junk, is_junk_folder
+from shardify.sources.zip_directory import MAX_ENTRY, RefusedEntry, SourceEntries
 from shardify.storage.paths import PathOrUrl, Url
-
-__all__ = [
-    "ZIP_MAGIC",
-    "Listing",
-    "has_zip_name",
-    "list_folder",
-    "read_head",
-    "without_zip_extension",
-]
 
 MAX_FILES = 20_000_000
 ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")

@@ -2,8 +2,6 @@
 
 import zlib
 
-__all__ = ["LFS_POINTER", "POINTER_SIZES", "describe_file", "describe_pointers"]
-
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 POINTER_SIZES = (120, 140)
 """A Git LFS pointer has a size in this range. Bytes."""

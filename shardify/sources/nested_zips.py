@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardify.errors import ArchiveError, OutputError, StoreError
-from shardify.sources.catalog import FAULTS, RefusedEntry, Source, SourceEntries, read_zip
+from shardify.sources.catalog import Source
 from shardify.sources.entry_names import decode
 from shardify.sources.file_types import is_junk, is_junk_folder
 from shardify.sources.folder_listing import (
@@ -31,16 +31,20 @@ from shardify.sources.folder_listing import (
     has_zip_name,
     without_zip_extension,
 )
-from shardify.sources.zip_directory import BOMB_BYTES, BOMB_RATIO
+from shardify.sources.zip_directory import (
+    BOMB_BYTES,
+    BOMB_RATIO,
+    FAULTS,
+    RefusedEntry,
+    SourceEntries,
+    read_zip,
+)
 from shardify.sources.zip_extract import LOCAL_HEADER
 from shardify.storage import locks
 from shardify.storage.atomic_write import TEMPORARY, atomic_path
 from shardify.storage.paths import PathOrUrl, as_path
 from shardify.storage.readers import ReadHandle, SubReader, close_source, open_source, pread
 from shardify.zlib_backend import ERRORS, decompressobj
-
-__all__ = ["NestedZip", "UnpackCache", "open_nested_zips"]
-
 
 _CACHE_FOLDER = "inner"
 _BLOCK_BYTES = 1 << 20

@@ -19,7 +19,6 @@ from shardify.sources.catalog import (
     Catalog,
     OpenSources,
     Source,
-    SourceEntries,
     entry_reader,
     join_parts,
     open_zip,
@@ -34,9 +33,8 @@ from shardify.sources.foreign_files import (
 )
 from shardify.sources.nested_zips import UnpackCache, open_nested_zips
 from shardify.sources.repeated_files import Part, are_one_tree, drop_repeated_files
+from shardify.sources.zip_directory import SourceEntries
 from shardify.storage.paths import PathOrUrl
-
-__all__ = ["MAX_SOURCES", "open_sources"]
 
 MAX_SOURCES = 500
 """Most files and folders open at once in every worker."""

@@ -14,14 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardify.errors import ShardifyError
-from shardify.sources.catalog import Source, SourceEntries
+from shardify.sources.catalog import Source
 from shardify.sources.entry_names import common_folders
 from shardify.sources.file_types import IMAGE_EXTENSIONS, MAP_EXTENSIONS, is_junk, is_junk_folder
+from shardify.sources.zip_directory import SourceEntries
 from shardify.sources.zip_extract import read_payload
 from shardify.storage.readers import close_source, open_source
 from shardify.zlib_backend import crc32
-
-__all__ = ["Part", "are_one_tree", "drop_repeated_files", "has_images_or_maps"]
 
 _CHUNK_NAMES = 1 << 16
 _MAX_DIFFERENT = 1000

@@ -35,15 +35,6 @@ from shardify.sources.zip_end_record import (
 from shardify.storage.readers import ReadHandle
 from shardify.zlib_backend import crc32
 
-__all__ = [
-    "FAULTS",
-    "MAX_ENTRY",
-    "RefusedEntry",
-    "SourceEntries",
-    "read_zip",
-]
-
-
 _CHUNK_ENTRIES = 1 << 16
 _NARROW = 1 << 32
 """Offsets without zip64 are modulo this."""

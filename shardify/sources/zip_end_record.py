@@ -12,8 +12,6 @@ from typing import NamedTuple
 from shardify.errors import ArchiveError
 from shardify.storage.readers import ReadHandle, pread
 
-__all__ = ["ALL_ONES", "RECORD_SIZE", "Directory", "find_directory", "read_at"]
-
 RECORD_SIZE = 46
 """Size of one entry in the directory, without its name, extra field and comment. Bytes."""
 ALL_ONES = 0xFFFFFFFF

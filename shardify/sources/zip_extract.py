@@ -11,8 +11,6 @@ from shardify.sources.zip_end_record import ALL_ONES
 from shardify.storage.readers import FolderReader, PrefixReader, ReadHandle, pread
 from shardify.zlib_backend import ERRORS, crc32, decompressobj
 
-__all__ = ["LOCAL_HEADER", "read_payload"]
-
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 """A local file header without its name and extra field (APPNOTE 4.3.7)."""
 _unpack = LOCAL_HEADER.unpack_from

@@ -17,19 +17,6 @@ from typing import BinaryIO, cast
 
 from shardify.storage.paths import PathOrUrl, Url
 
-__all__ = [
-    "TEMPORARY",
-    "AtomicFile",
-    "BackgroundSync",
-    "atomic_path",
-    "publish",
-    "rename",
-    "sync_folder",
-    "write_atomic",
-    "write_text",
-]
-
-
 _SYNC_THREADS = 4
 """Files flushed at the same time: they share the filesystem's journal writes."""
 

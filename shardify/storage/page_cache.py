@@ -15,8 +15,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CacheReader", "ReadProgress", "merge_spans"]
-
 _STEP = 1 << 20
 """Size of one read. Bytes."""
 _PROBES = 4

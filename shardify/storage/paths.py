@@ -18,9 +18,6 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from shardify.errors import StoreError
 
-__all__ = ["ObjectStatus", "PathOrUrl", "Url", "as_path", "local_files", "read_many", "total_size"]
-
-
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _BLOCK_BYTES = 8 << 20
 _MAX_REQUESTS = 32

@@ -23,8 +23,6 @@ from shardify.storage.free_memory import available_memory
 from shardify.storage.page_cache import CacheReader, ReadProgress
 from shardify.storage.paths import PathOrUrl, local_files, total_size
 
-__all__ = ["ReadAhead", "read_ahead"]
-
 T = TypeVar("T")
 Rows = Callable[[], Iterable[NDArray[Any]]]
 

@@ -16,20 +16,6 @@ from typing import Any
 from shardify.errors import SourceError, StoreError
 from shardify.storage.paths import PathOrUrl, Url, as_path
 
-__all__ = [
-    "FolderReader",
-    "ObjectReader",
-    "PrefixReader",
-    "ReadHandle",
-    "SubReader",
-    "announce_reads",
-    "close_source",
-    "open_folder",
-    "open_source",
-    "pread",
-]
-
-
 _MAX_OPEN_FOLDERS = 64
 _WINDOW_BYTES = 16 << 20
 _WINDOW_ITEMS = 384

@@ -29,8 +29,6 @@ from shardify.writer.tasks import ShardTask
 if TYPE_CHECKING:  # Importing it imports numba, which takes a quarter of a second.
     from shardify.writer.fast_copy_kernel import Buffers, CopyPlan, KnownHeaders
 
-__all__ = ["KIND_BY_EXTENSION", "CopyResult", "FastCopier", "header_length", "load"]
-
 KIND_BY_EXTENSION = {b"jpg": "jpg", b"jpeg": "jpg", b"png": "png"}
 """File extension -> image kind, used where images are not checked."""
 

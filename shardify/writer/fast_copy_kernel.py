@@ -28,19 +28,6 @@ from numba import njit, types
 from numba.core.types import ExternalFunction
 from numpy.typing import NDArray
 
-__all__ = [
-    "CHECKED",
-    "DECOMPRESSOR",
-    "EXCLUDED",
-    "TRUSTED",
-    "Buffers",
-    "CopyPlan",
-    "KnownHeaders",
-    "copy",
-    "is_whole",
-    "match_header",
-]
-
 TRUSTED, CHECKED, EXCLUDED = 0, 1, 2
 """Handling of a sample: kinds taken from names; images checked; not copied here."""
 

@@ -3,9 +3,6 @@
 from contextlib import suppress
 
 from shardify.writer import fast_copy, shard_writer
-from shardify.writer.shard_writer import run_task
-
-__all__ = ["prepare", "run_task"]
 
 
 def prepare() -> None:

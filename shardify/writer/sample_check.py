@@ -20,15 +20,6 @@ from shardify.storage.readers import ReadHandle
 from shardify.writer.fast_copy import KIND_BY_EXTENSION, FastCopier
 from shardify.writer.tasks import ShardTask
 
-__all__ = [
-    "ChannelStats",
-    "CheckedSample",
-    "check_image",
-    "check_sample",
-    "measure_samples",
-    "parse_named",
-]
-
 ChannelStats = tuple[list[float], list[float]]
 """Mean and standard deviation of each channel of one image, in [0, 1]."""
 

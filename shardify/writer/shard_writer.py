@@ -19,7 +19,7 @@ from shardify.images.channel_stats import reduced_stats
 from shardify.images.codecs import Variant, cost, resized, store
 from shardify.images.parser import ImageInfo, parse
 from shardify.images.pixels import STANDARD
-from shardify.sources.catalog import ENTRY_DTYPE, OpenSources
+from shardify.sources.catalog import OpenSources
 from shardify.sources.zip_extract import read_payload
 from shardify.storage.atomic_write import AtomicFile, write_atomic
 from shardify.storage.paths import Url, as_path
@@ -36,23 +36,6 @@ from shardify.writer.tasks import (
     VariantRecord,
     staging_folder,
 )
-
-__all__ = [
-    "ENTRY_DTYPE",
-    "STATE_FOLDER",
-    "BackgroundTask",
-    "ChannelSums",
-    "OpenSources",
-    "ShardRecord",
-    "ShardTask",
-    "TarWriter",
-    "VariantRecord",
-    "VariantWriter",
-    "measure_backgrounds",
-    "prepare",
-    "run_task",
-    "write_shard",
-]
 
 
 class VariantWriter:

@@ -10,8 +10,6 @@ import hashlib
 import os
 from typing import BinaryIO
 
-__all__ = ["HEADER_TEMPLATE", "TarWriter"]
-
 _FLUSH_BYTES = 1 << 20
 """Small enough to stay in the CPU cache while it is joined, hashed and written. Bytes."""
 _BLOCK = 512

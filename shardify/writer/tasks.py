@@ -17,16 +17,6 @@ from shardify.images.codecs import Variant
 from shardify.images.pixels import LabelEncoding
 from shardify.storage.paths import PathOrUrl, Url
 
-__all__ = [
-    "STATE_FOLDER",
-    "BackgroundTask",
-    "ChannelSums",
-    "ShardRecord",
-    "ShardTask",
-    "VariantRecord",
-    "staging_folder",
-]
-
 STATE_FOLDER = ".shardify"
 """Folder inside OUT with the state for a rerun; deleted once the manifest is written."""
 _STAGING_FOLDER = "staging"
