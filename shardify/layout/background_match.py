@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from shardify.errors import LayoutError
 from shardify.layout import background_rules
-from shardify.layout.background_candidates import CandidateRule
 from shardify.layout.background_rules import (
     BackgroundQuery,
+    CandidateRule,
     all_stated_rules,
     background_files,
     is_shifted,

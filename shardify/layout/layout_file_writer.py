@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from shardify.images.depth import DepthEncoding
 from shardify.layout import filenames
 from shardify.layout.detect import Layout
-from shardify.layout.sample_table import BY_FOLDER, FILE_EXTENSION, FOLDER_AND_NUMBERS, end_after
+from shardify.layout.mask_parts import FILE_EXTENSION, end_after
+from shardify.layout.sample_table import BY_FOLDER, FOLDER_AND_NUMBERS
 
 _DIGITS = re.compile(r"\d+")
 _BACKGROUND_NUMBER = r"[^/]*?(?<![a-z])(?:bg|b|back|background)[-_ ]?(?P<bg>\d+)"

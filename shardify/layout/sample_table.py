@@ -5,8 +5,6 @@ Several masks of one picture (``x_mask``, ``x_mask_1``; a folder of masks) are u
 belongs to it; otherwise they claim one place, and the sample is not complete.
 """
 
-import itertools
-import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from shardify.layout import filenames
+from shardify.layout.mask_parts import (
+    DIGIT,
+    FILE_EXTENSION,
+    HAS_LETTER,
+    NUMBER_FIRST,
+    SEPARATOR,
+    WORD_END,
+    belong_together,
+    end_after,
+    find_gaps,
+)
 from shardify.layout.name_groups import Folder, NameGroups, parse_folder
 from shardify.layout.name_patterns import (
     ALL_FOLDERS,
@@ -256,8 +265,8 @@ def _constant_ends(batches: Iterable[tuple[IntArray, int, list[str]]]) -> dict[i
         ends[code] = low[: next((place for place, (a, b) in pairs if a != b), len(low))]
         files[code] += len(keys)
     # What of a common end is not a whole part of the name does not count.
-    whole = {code: _WORD_END.sub("", end[::-1], count=1) for code, end in ends.items()}
-    bare = {end for end in whole.values() if end and not _HAS_LETTER.search(end)}
+    whole = {code: WORD_END.sub("", end[::-1], count=1) for code, end in ends.items()}
+    bare = {end for end in whole.values() if end and not HAS_LETTER.search(end)}
     least = {code: 2 if end not in bare else _MIN_FILES_OF_CONSTANT_NUMBER
              for code, end in whole.items()}  # fmt: skip
     return {
@@ -275,7 +284,7 @@ def _longest_start(key: str, keys: set[str]) -> str:
 
 def _starts(key: str) -> list[str]:
     """Return the parts of a key before each of its separators, the longest first."""
-    return [key[: match.start()] for match in _SEPARATOR.finditer(key)][::-1]
+    return [key[: match.start()] for match in SEPARATOR.finditer(key)][::-1]
 
 
 def _unite_masks(
@@ -298,7 +307,12 @@ def _unite_masks(
             masks[row] = -1
     for row, indexes in several.items():
         indexes.sort(key=names.__getitem__)
-        if _belong_together(names[int(fronts[row])], [names[i] for i in indexes], table.rule):
+        if belong_together(
+            names[int(fronts[row])],
+            [names[index] for index in indexes],
+            in_own_folder=table.rule in BY_FOLDER,
+            begin_with_picture=table.rule in BY_NAME_START,
+        ):
             masks[row] = indexes[0]
             table.united[indexes[0]] = indexes[1:]
             table.claims.pop((row, "mask"), None)
@@ -310,80 +324,23 @@ def _unite_masks(
 
 
 def _leave_out_gaps(names: Sequence[str], table: SampleTable) -> None:
-    """Leave out pictures whose masks are numbered with a gap: a part of the object is missing.
-
-    Numbers with gaps in most pictures are no series, but classes or IDs of instances.
-    """
+    """Leave out pictures whose masks are numbered with a gap: a part of the object is missing."""
     masks, fronts = table.members["mask"], table.members["fg_bg"]
-    series: dict[int, dict[str, set[int]]] = {}
+    known: dict[int, list[str]] = {}
     for row in np.flatnonzero((masks >= 0) & (fronts >= 0)).tolist():
         first = int(masks[row])
         indexes = [first, *table.united.get(first, ())]
         ends = [end_after(names[int(fronts[row])], names[index]) for index in indexes]
         stems = [filenames.file_stem(names[index]).lower() for index in indexes]
-        known = [stem if end is None else end for end, stem in zip(ends, stems, strict=True)]
-        if len(indexes) > 1 or _DIGIT.search(known[0]):
-            series[row] = _numbers_by_text(known)
-    united = [row for row in series if int(masks[row]) in table.united]
-    if not united:
-        return
-    firsts = Counter(min(set().union(*series[row].values())) for row in united)
-    start = firsts.most_common(1)[0][0]
-    if start > 1:
-        return
-    # Each word of a tool has numbers of its own, or all share one series.
-    for together in (False, True):
-        gaps = {}
-        for row, each in series.items():
-            parts = [set().union(*each.values())] if together else list(each.values())
-            if lacking := [gap for part in parts if (gap := _first_gap(part, start)) is not None]:
-                gaps[row] = lacking[0]
-        if 2 * sum(row in gaps for row in united) <= len(united):
-            break
-    else:
-        return
-    for row, number in gaps.items():
+        texts = [stem if end is None else end for end, stem in zip(ends, stems, strict=True)]
+        if len(indexes) > 1 or DIGIT.search(texts[0]):
+            known[row] = texts
+    united = [row for row in known if int(masks[row]) in table.united]
+    for row, number in find_gaps(known, united).items() if united else ():
         first = int(masks[row])
         table.claims[row, "mask"] = [first, *table.united.pop(first, ())]
         table.gaps[row] = f"its masks are numbered with a gap: mask {number} is missing"
         masks[row] = -2
-
-
-def _numbers_by_text(ends: Sequence[str]) -> dict[str, set[int]]:
-    """Return the last number of each name by the rest of the name.
-
-    A name without a number is the one before the lowest: ``x_mask`` beside ``x_mask_2`` is 1.
-    """
-    found: dict[str, set[int]] = {}
-    bare = []
-    for end in ends:
-        match = _LAST_NUMBER.search(end)
-        rest = end if match is None else end[: match.start()] + end[match.end() :]
-        text = _SEPARATOR.sub("", rest)
-        if match is None:
-            bare.append(text)
-        else:
-            found.setdefault(text, set()).add(int(match[0]))
-    for text in bare:
-        each = found.setdefault(text, set())
-        each.add(1 if each and min(each) == 2 else 0)
-    return found
-
-
-def _first_gap(numbers: set[int], start: int) -> int | None:
-    """Return the lowest number from ``start`` on that a series lacks; None if it is whole."""
-    lacking = next(number for number in itertools.count(start) if number not in numbers)
-    return lacking if lacking < max(numbers) else None
-
-
-def end_after(picture: str, mask: str) -> str | None:
-    """Return what follows a picture's name in that of its mask; None if it does not begin so."""
-    front, back = filenames.file_stem(picture).lower(), filenames.file_stem(mask).lower()
-    pieces, others = filenames.parse_stem(front).pieces, filenames.parse_stem(back).pieces
-    if not pieces or not others:
-        return None
-    front, back = front[pieces[0].start : pieces[-1].stop], back[others[0].start :]
-    return back[len(front) :] if back.startswith(front) else None
 
 
 def unite_claimed_masks(table: SampleTable, names: Sequence[str]) -> None:
@@ -418,7 +375,7 @@ def _continued_pictures(
             end = end_after(names[picture], names[index]) if picture >= 0 else ""
             # x_2_mask is the mask of x_2.
             if picture >= 0 and not (
-                end is not None and _NUMBER_FIRST.match(end) and _HAS_LETTER.search(end)
+                end is not None and NUMBER_FIRST.match(end) and HAS_LETTER.search(end)
             ):
                 pairs[index] = picture
     rows = np.flatnonzero(np.isin(fronts, list(pairs.values())))
@@ -433,46 +390,6 @@ def _only(role_codes: npt.NDArray[np.int8], indexes: IntArray) -> npt.NDArray[np
     only = np.full_like(role_codes, _NO_ROLE)
     only[indexes] = role_codes[indexes]
     return only
-
-
-_DIGIT = re.compile(r"[0-9]")
-_LAST_NUMBER = re.compile(r"\d{1,18}(?=\D*$)")
-_ANNOTATOR = re.compile(
-    r"(?:annotation|annotator|observer|rater|reader|expert|manual|user|(?<![a-z])by)"
-    r"[\W_]*(\d+|[a-z](?![a-z]))|(\d(?:st|nd|rd|th))(?![a-z]{3})"
-)
-_SEPARATOR = re.compile(r"[\W_]")
-FILE_EXTENSION = re.compile(r"_(?:jpe?g|png|tiff?|bmp)$")
-"""End of a folder that is named as a file, once its words are stripped."""
-_WORD_END = re.compile(r"^[^\W_]*")
-_NUMBER_FIRST = re.compile(r"[\W_]*\d")
-_ONE_NUMBER = re.compile(r"[\W_]\d+")
-_NUMBERS = re.compile(r"[\W_]*\d+")
-_FIRST_WORD = re.compile(r"[\W_]*([^\W\d_]+)")
-_HAS_LETTER = re.compile(r"[^\W\d_]")
-
-
-def _belong_together(picture: str, masks: Sequence[str], rule: str) -> bool:
-    """Whether several masks surely are parts of one picture's mask."""
-    if len({name.rpartition("/")[0] for name in masks}) > 1:
-        return False
-    if len({tuple(_ANNOTATOR.findall(filenames.file_stem(name).lower())) for name in masks}) > 1:
-        # Each annotator drew the whole object, in their own way.
-        return False
-    if rule in BY_FOLDER:
-        return True
-    ends = [end_after(picture, name) for name in masks]
-    known = [end for end in ends if end is not None]
-    if len(known) < len(ends) or len(set(known)) < len(ends):
-        return False
-    if rule in BY_NAME_START and all(_ONE_NUMBER.fullmatch(end) for end in known):
-        return True
-    words = [_FIRST_WORD.match(end) for end in known]
-    if any(word is None for word in words):
-        return False
-    if len({_NUMBERS.sub("", end) for end in known}) == 1:
-        return True
-    return rule in BY_NAME_START and len({word[1] for word in words if word}) == 1
 
 
 def _whole_folder_key(folder: Folder, stem: str) -> str:
@@ -570,14 +487,12 @@ def _can_match(
         path, _, base = examples[pair // count].rpartition("/")
         stem = filenames.strip_words(base.rpartition(".")[0])
         key = _KEY_FUNCTIONS[rule](parse_folder(path, name_groups.shared_folders), stem)
-        keys[pair % count].add(_DIGIT.sub("0", key))
+        keys[pair % count].add(DIGIT.sub("0", key))
     pictures = keys[roles.index("fg_bg")] if "fg_bg" in roles else set()
     if rule in BY_NAME_START:
         return all(any(_longest_start(key, pictures) for key in each) for each in keys)
     if rule == _CONSTANT_END:
-        return bool(
-            set.intersection(*({_SEPARATOR.split(key)[0] for key in each} for each in keys))
-        )
+        return bool(set.intersection(*({SEPARATOR.split(key)[0] for key in each} for each in keys)))
     if rule in BY_FOLDER:
         # Some folder must tell pictures apart.
         return any(not key.startswith("/") for each in keys for key in each)
