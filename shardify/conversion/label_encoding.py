@@ -18,6 +18,9 @@ samples measured for the statistics, and under ``--verify decode``."""
 
 _MAX_VALUES_RECORDED = 8
 
+_MAX_FRAMED_SHARE = 0.9
+"""If the object fills the whole border of more masks than this, they may be inverted."""
+
 
 def detect_label_encoding(plan: BuildPlan) -> tuple[LabelEncoding, dict[str, Any]]:
     """Read some masks, and return the encoding of all of them.
@@ -75,8 +78,21 @@ def _mask_rule(
         "object_values": sorted({each.top for each in readings if each.top})[:_MAX_VALUES_RECORDED],
         "form": sorted({each.form for each in readings}),
     }
+    shown = [each for each in readings if each.kind in ("two", "soft")]
+    if (framed := sum(each.at_border for each in shown)) > _MAX_FRAMED_SHARE * len(shown):
+        seen["inverted"] = f"{framed} of {len(shown)}"
     checked = odd or not standard
     return LabelEncoding(mask=rule, mask_given=bool(given), check_masks=checked), seen
+
+
+def mask_warnings(mask_values: dict[str, Any]) -> list[str]:
+    """Return warnings about what was seen of the masks."""
+    if "inverted" not in mask_values:
+        return []
+    return [
+        f"the object fills the whole border in {mask_values['inverted']} masks looked at; if they "
+        "are inverted (the object is 0), invert them and build again"
+    ]
 
 
 def _remedy(readings: Sequence[Reading]) -> str:

@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from shardify.conversion.backgrounds import BackgroundTar
+from shardify.conversion.label_encoding import mask_warnings
 from shardify.conversion.output_folder import move_to_final_names
 from shardify.conversion.rejects import count_rejected, write_rejected
 from shardify.conversion.source_encoding import describe_encoding
@@ -94,12 +95,15 @@ def publish(
     layout["digest"] = plan.digest()
     layout.update(describe_encoding(inputs.label_encoding))
     misfits = sum(each.role == "mask" and each.reason.startswith(MISFIT) for each in rejected)
+    warnings = mask_warnings(inputs.mask_values)
     if misfits and not inputs.label_encoding.check_masks and plan.options.verify != "decode":
         warning = (
             f"{misfits} of the few masks that were decoded do not fit the rule of the others and "
             "were left out; pass --verify decode to check every mask"
         )
-        layout["warnings"] = [*cast("list[str]", layout.get("warnings", [])), warning]
+        warnings.append(warning)
+    if warnings:
+        layout["warnings"] = [*cast("list[str]", layout.get("warnings", [])), *warnings]
     if inputs.mask_values:
         layout["masks"] = inputs.label_encoding.mask
         layout["mask_values"] = inputs.mask_values

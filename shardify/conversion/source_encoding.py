@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardify.conversion.label_encoding import detect_label_encoding
+from shardify.conversion.label_encoding import detect_label_encoding, mask_warnings
 from shardify.conversion.survey import MEMBERS, BuildOptions, BuildPlan, survey
 from shardify.errors import BuildError, EntryError, ImageError
 from shardify.images.depth import INTEGER, DepthValues, choose_depth_encoding, depth_values
@@ -96,6 +96,8 @@ def inspect_source(
         found = plan.to_json()
     if mask_values:
         found["layout"] |= {"masks": encoding.mask, "mask_values": mask_values}
+    if warnings := mask_warnings(mask_values):
+        found["layout"]["warnings"] = [*found["layout"].get("warnings", []), *warnings]
     found["layout"] |= describe_encoding(encoding)
     return {**found, "layout_file": plan.layout_file()}
 

@@ -75,6 +75,8 @@ class Reading(NamedTuple):
     """Share of pixels that are not 0."""
     problem: str = ""
     """Why it is no binary mask; empty if it is one."""
+    at_border: bool = False
+    """Whether the object fills the whole border, as in an inverted mask."""
 
 
 def alpha_of(image: "Image.Image") -> "Image.Image | None":
@@ -142,7 +144,9 @@ def read_values(mask: Mask) -> Reading:
     top = int(levels[-1]) if len(levels) else 0
     exact = tuple(levels.tolist()) if not mask.lossy else ()
     cover = 1 - float(counts[0] / plane.size) if len(levels) and levels[0] == 0 else 1.0
-    reading = Reading("other", mask.form, top, exact, cover, mask.problem)
+    edges = (plane[0], plane[-1], plane[:, 0], plane[:, -1]) if plane.size else ()
+    at_border = all(2 * int(edge.min()) > top for edge in edges)
+    reading = Reading("other", mask.form, top, exact, cover, mask.problem, at_border)
     if mask.problem:
         return reading
     if top == 0:

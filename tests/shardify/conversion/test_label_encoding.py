@@ -230,3 +230,12 @@ def test_a_layout_file_says_what_is_the_object(tmp_path: Path) -> None:
     layout.write_text(f"{text}[mask]\nobject = 4\n")
     with pytest.raises(OutputError):
         run([path], tmp_path / "out0", layout=layout)
+
+
+def test_masks_whose_object_fills_every_border_give_a_warning(tmp_path: Path) -> None:
+    def inverted(number: int) -> bytes:
+        return encoded(np.where(shape(number), 0, 255).astype(np.uint8))
+
+    report = run([source(tmp_path, inverted)], tmp_path / "out")
+    assert any("20 of 20 masks" in each for each in report.to_json()["warnings"])
+    assert not run([source(tmp_path, level(255))], tmp_path / "plain").to_json()["warnings"]
