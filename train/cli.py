@@ -132,7 +132,7 @@ _HEADINGS = {
     "Network": ("network",),
     "Loss": ("loss",),
     "Optimiser": ("optim",),
-    "Schedule": ("schedule", "warmup", "patience", "factor", "max_steps"),
+    "Schedule": ("schedule", "warmup", "patience", "factor", "max_steps", "stop_after"),
     "Device": ("compute",),
     "Output": ("run",),
 }

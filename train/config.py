@@ -216,6 +216,10 @@ class Run:
     max_steps: int = 0
     """Stop after N optimiser steps in total; 0: when all epochs are done."""
 
+    stop_after: int = 0
+    """Early stopping: end a stage after N epochs in a row without a lower validation loss, and the
+    run if it is the last stage; 0: never."""
+
     checkpoint_steps: int = 0
     """Save a checkpoint every N steps, in addition to every epoch; 0: every epoch only."""
 
@@ -243,6 +247,7 @@ class Run:
     def __post_init__(self) -> None:
         _check(0 <= self.seed < 2**63, "seed", self.seed, "0 or more, below 2^63")
         _check(self.max_steps >= 0, "max_steps", self.max_steps, "0 or more")
+        _check(self.stop_after >= 0, "stop_after", self.stop_after, "0 or more")
         _check(self.checkpoint_steps >= 0, "checkpoint_steps", self.checkpoint_steps, "0 or more")
         minutes = self.checkpoint_minutes
         _check(0 <= minutes < inf, "checkpoint_minutes", minutes, "0 or more")

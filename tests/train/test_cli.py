@@ -53,7 +53,7 @@ def test_run_prints_epochs_and_a_summary_and_resumes(tmp_path: Path) -> None:
     first = call("run", *SHORT, "--out", out, "--max-steps", 3)
     assert first.exit_code == 0, first.output
     lines = first.stdout.splitlines()
-    assert lines[0].startswith("epoch 0 (16 px) · train loss")
+    assert lines[0].startswith("epoch 1 (16 px) · train loss")
     assert "data-wait" in first.stdout and "samples/s" in first.stdout
     second = call("run", "--resume", "--out", out, "--max-steps", 0)
     assert second.exit_code == 0, second.output
@@ -67,7 +67,7 @@ def test_json_is_one_object_on_stdout(tmp_path: Path) -> None:
     assert result.exit_code == 0
     summary = json.loads(result.stdout)
     assert summary["steps"] == 16 and summary["last"]["val"]["mask_iou"] >= 0
-    assert "epoch 0" in result.stderr
+    assert "epoch 1" in result.stderr
 
 
 def test_the_run_leaves_its_settings_whole(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_resumed_run_may_be_given_more_epochs_but_no_other_past(tmp_path: Path
     assert call("run", *SHORT, "--out", out).exit_code == 0
     again = ["run", "--resume", "--out", out]
     assert_one_line(
-        call(*again, "--res", "32"), 2, "epoch 0 was trained at 16 px, but the command says 32 px"
+        call(*again, "--res", "32"), 2, "epoch 1 was trained at 16 px, but the command says 32 px"
     )
     assert call(*again, "--res", "16,32", "--epochs", "2,1").exit_code == 0
     assert [r["res"] for r in MetricsLog(out / "metrics.jsonl").read()] == [16, 16, 32]

@@ -94,18 +94,18 @@ class LearningRate:
         """Rate of the last step; before the first step, the rate of the settings."""
         return float(self._optimizer.param_groups[0]["lr"])
 
-    def set_total_steps(self, total: int) -> int:
-        """Set the number of steps of the whole run.
+    def set_total_steps(self, total: int, *, shortened: bool = False) -> int:
+        """Set the number of steps of the whole run; ``shortened`` if early stopping reduced it.
 
         Returns:
             The previous number if it differs and the schedule depends on it; else 0.
 
         Raises:
-            ConfigError: The warm-up takes the whole run.
+            ConfigError: The warm-up takes the whole run, which is not ``shortened``.
         """
         if self._schedule not in ("cosine", "onecycle"):
             return 0
-        if self._warmup >= total:
+        if self._warmup >= total and not shortened:
             raise ConfigError(
                 f"--warmup {self._warmup}: the run has {total} steps; expected a shorter warm-up"
             )

@@ -159,9 +159,10 @@ def _summary(records: Sequence[Mapping[str, Any]], weights: str, step: int) -> s
 
 def _curves(records: Sequence[Mapping[str, Any]]) -> str:
     charts = []
+    # Charts count epochs from 1, records from 0.
     # Mark changes of the resolution: metrics before and after cannot be compared.
     changes = {
-        after["epoch"] - 0.5: f"{after['res']} px"
+        after["epoch"] + 0.5: f"{after['res']} px"
         for before, after in pairwise(records)
         if before["res"] != after["res"]
     }
@@ -169,12 +170,12 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> str:
         if name not in records[-1]["train"]:
             continue
         lines = {
-            split: [(r["epoch"], r[split].get(name)) for r in records if r[split]]
+            split: [(r["epoch"] + 1, r[split].get(name)) for r in records if r[split]]
             for split in ("train", "val")
         }
         charts.append(chart(title, lines, marks=changes))
     for title, name in SPEEDS.items():
-        points = [(r["epoch"], r[name]) for r in records]
+        points = [(r["epoch"] + 1, r[name]) for r in records]
         charts.append(chart(title, {title: points}, marks=changes))
     return "".join(charts)
 

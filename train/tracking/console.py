@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 _EPOCH_LINE_METRICS = {
     "mask_iou": ("IoU", 3),
@@ -74,7 +74,6 @@ class Console:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
             console=self._rich,
             transient=True,
         )
@@ -97,11 +96,20 @@ class Console:
             self._progress = None
 
 
-def epoch_line(record: Mapping[str, Any]) -> str:
-    """Format the record of an epoch as one line."""
+def duration(seconds: float) -> str:
+    """Format a time as ``h:mm:ss``."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def epoch_line(record: Mapping[str, Any], *, best: bool = False) -> str:
+    """Format the record of an epoch as one line; ``best``: its loss is the lowest of its stage.
+
+    Records count epochs from 0, the line counts from 1.
+    """
     metrics = record["val"] or record["train"]
     parts = [
-        f"epoch {record['epoch']} ({record['res']} px)",
+        f"epoch {record['epoch'] + 1} ({record['res']} px)",
         f"train loss {record['train']['loss']:.4f}",
     ]
     if record["val"]:
@@ -116,4 +124,4 @@ def epoch_line(record: Mapping[str, Any]) -> str:
         f"{record['samples_per_s']:.1f} samples/s",
         f"data-wait {100 * record['data_wait']:.1f} %",
     ]
-    return " · ".join(parts)
+    return " · ".join([*parts, "best so far"] if best else parts)

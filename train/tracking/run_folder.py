@@ -59,9 +59,12 @@ class RunFolder:
                 f"TensorBoard is not installed ({error}): no log; --no-tensorboard hides this line"
             )
 
-    def log_epoch(self, record: dict[str, Any]) -> None:
-        """Write the record of an epoch to the console, ``metrics.jsonl`` and TensorBoard."""
-        self._console.print_line(epoch_line(record))
+    def log_epoch(self, record: dict[str, Any], *, best: bool) -> None:
+        """Write the record of an epoch to the console, ``metrics.jsonl`` and TensorBoard.
+
+        ``best`` marks it on the console as the best epoch of its stage so far.
+        """
+        self._console.print_line(epoch_line(record, best=best))
         try:
             if not self.metrics.path.exists():
                 # Metrics must never exist without a checkpoint: see `check_nothing_lost`.
@@ -82,7 +85,7 @@ class RunFolder:
     ) -> None:
         """Draw the panel of the epoch of ``record``."""
         path = self._panel_path(record)
-        title = f"epoch {record['epoch']}, {record['res']} px, step {record['step']}"
+        title = f"epoch {record['epoch'] + 1}, {record['res']} px, step {record['step']}"
         try:
             path.parent.mkdir(exist_ok=True)
             image_panels.draw(path, rows, mean=mean, std=std, title=title)
@@ -99,9 +102,11 @@ class RunFolder:
         """Return the line for a run stopped after ``step``: whether it is saved, how to resume."""
         newest = self.newest()
         if newest is not None and newest.stem == f"step-{step:08d}":
-            return f"{self.out}: stopped at step {step}; --resume continues from there"
+            return f"{self.out}: stopped by a signal at step {step}; --resume continues from there"
         resume = f"continues from {newest.name}" if newest else "starts from the beginning"
-        return f"{self.out}: stopped at step {step}, which is not saved; --resume {resume}"
+        return (
+            f"{self.out}: stopped by a signal at step {step}, which is not saved; --resume {resume}"
+        )
 
     def close(self) -> None:
         """Finish all queued writes and close the logs."""

@@ -34,7 +34,7 @@ from train.trainer.trainer import Trainer
 CHANGEABLE = {
     *("shards", "res", "epochs", "batch", "cache"),
     *("device", "threads", "torch_threads", "channels_last", "deterministic"),
-    *("out", "max_steps", "checkpoint_steps", "checkpoint_minutes", "keep"),
+    *("out", "max_steps", "stop_after", "checkpoint_steps", "checkpoint_minutes", "keep"),
     *("log_steps", "panel_rows", "profile", "compile", "tensorboard", "report"),
 }
 """Settings that a resumed run may change, because they are not part of its state."""
@@ -129,7 +129,8 @@ def launch(
             )  # fmt: skip
             if stored is not None:
                 trainer.load_state(stored.state)
-                rest = ": all epochs are done; --epochs adds more" if trainer.finished else ""
+                rest = f": {trainer.ending}" if trainer.ending else ""
+                rest += "; --epochs, --stop-after or --max-steps can extend it" if rest else ""
                 console.print_line(f"{out}: resumed after step {trainer.at.step}{rest}")
             elif resume:
                 console.print_line(f"{out}: no checkpoint found; starting at step 0")
@@ -270,12 +271,13 @@ def _check_stages(config: Config, stored: Stored) -> None:
     """Check that finished epochs keep their resolution."""
     before = _stored_settings(stored)
     _check_kept(before, config, str(stored.path))
-    old = plan(before.data.res, before.data.epochs)
-    new = plan(config.data.res, config.data.epochs)
+    cut = stored.state["position"].get("cut", {})
+    old = plan(before.data.res, before.data.epochs, cut)
+    new = plan(config.data.res, config.data.epochs, cut)
     for epoch in range(int(stored.state["position"]["epoch"])):
         done, planned = stage_at(old, epoch), stage_at(new, epoch)
         if done and planned and done.res != planned.res:
             raise ConfigError(
-                f"--res, --epochs: epoch {epoch} was trained at {done.res} px, but the command "
+                f"--res, --epochs: epoch {epoch + 1} was trained at {done.res} px, but the command "
                 f"says {planned.res} px; a resumed run can change later epochs only"
             )

@@ -1,7 +1,7 @@
 """Values of a run: position, throughput and summary."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,7 +21,13 @@ class Position:
     """Whether all batches of the current epoch were used, and only its validation is missing."""
 
     best: float | None = None
-    """Lowest validation loss (or training loss, without validation) at this resolution."""
+    """Lowest validation loss (or training loss, without validation) of this stage."""
+
+    stale: int = 0
+    """Number of epochs since that loss, for early stopping."""
+
+    cut: dict[int, int] = field(default_factory=dict)
+    """Index of each stage that early stopping ended, except the last stage → its epochs."""
 
 
 class Throughput:
@@ -54,6 +60,10 @@ class Throughput:
             "seconds": seconds,
         }
 
+    def seconds_per_step(self) -> float:
+        """Return the mean time of this epoch's steps so far; there must be one."""
+        return (perf_counter() - self._started) / self.steps
+
     def __str__(self) -> str:
         seconds = perf_counter() - self._started
         share = 100 * self.waited / seconds
@@ -66,6 +76,9 @@ class Summary:
 
     out: Path
     steps: int
+    ended: str
+    """Why the run ended."""
+
     last: dict[str, Any] | None
     """Record of the last epoch, as in ``metrics.jsonl``; None if no epoch was trained."""
 
@@ -74,7 +87,7 @@ class Summary:
     """Best weights, or else the last; None if none were written."""
 
     def __str__(self) -> str:
-        lines = [f"{self.out}: {self.steps} steps"]
+        lines = [f"{self.out}: {self.steps} steps; {self.ended}"]
         if self.last is not None:
             lines.append(f"  data-wait  {100 * self.last['data_wait']:.1f} % of the step time")
             lines.append(f"  throughput {self.last['samples_per_s']:.1f} samples/s")
@@ -87,5 +100,5 @@ class Summary:
     def to_json(self) -> str:
         """Return one JSON object on one line."""
         weights, panel = (str(path) if path else None for path in (self.weights, self.panel))
-        values = {"out": str(self.out), "steps": self.steps, "last": self.last}
+        values = {"out": str(self.out), "steps": self.steps, "ended": self.ended, "last": self.last}
         return json.dumps(json_safe({**values, "weights": weights, "panel": panel}))

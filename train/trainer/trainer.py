@@ -29,7 +29,7 @@ from train.optim.memory import gradients_in_memory, next_batches, peak_mb
 from train.optim.step import StepResult
 from train.optim.wrapped_model import single_rank_messages, translate_compile_errors
 from train.tracking import image_panels
-from train.tracking.console import Console
+from train.tracking.console import Console, duration
 from train.tracking.run_folder import RunFolder
 from train.trainer.checkpoint_policy import CheckpointPolicy
 from train.trainer.profiler_trace import Tracer
@@ -98,9 +98,9 @@ class Trainer:
         return self.state.at
 
     @property
-    def finished(self) -> bool:
-        """Whether all epochs are done."""
-        return self._stages.now is None
+    def ending(self) -> str:
+        """Why the run has ended; empty before its end."""
+        return self._stages.ending
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore the state of a checkpoint.
@@ -127,7 +127,7 @@ class Trainer:
                 missing = missing_role_messages(self.source.roles, self.source.samples("val"))
                 for line in (*missing, *single_rank_messages(self.config, self.world)):
                     self.console.print_line(line)
-                if (stage := self._stages.now) and not self._reached_max_steps():
+                if stage := self._stages.now:
                     self._stages.enter(stage)
                 if begin is not None:
                     begin()
@@ -135,7 +135,7 @@ class Trainer:
                     self._tracer = Tracer(self._out.out / TRACE, self.device)
                 if self.config.run.tensorboard and self.world.first:
                     self._out.open_tensorboard(self.config, self.at.step)
-                while (stage := self._stages.now) and not self._reached_max_steps():
+                while stage := self._stages.now:
                     loaders = self._stages.enter(stage)
                     if not self.at.trained:
                         self._train_epoch(stage, loaders)
@@ -149,14 +149,11 @@ class Trainer:
         return Summary(
             out=self._out.out,
             steps=self.at.step,
+            ended=self.ending,
             last=self._record,
             panel=self._out.panel,
             weights=find_weights(self._out.out),
         )
-
-    def _reached_max_steps(self) -> bool:
-        max_steps = self.config.run.max_steps
-        return bool(max_steps) and self.at.step >= max_steps
 
     def _train_epoch(self, stage: Stage, loaders: StageLoaders) -> None:
         """Train to the end of the epoch, or until ``max_steps`` is reached."""
@@ -164,7 +161,11 @@ class Trainer:
         self.state.networks.model.train()
         batches = iter(loaders.train)
         total = -(-len(loaders.train) // self.config.optim.grad_accum)
-        self.console.start_bar(f"epoch {self.at.epoch} · {stage.res} px", total)
+        used = loaders.train.state_dict()["consumed"]
+        group_size = self.config.data.batch * self.world.size * self.config.optim.grad_accum
+        done = -(-used // group_size)
+        title = f"epoch {self.at.epoch + 1} of {self._stages.epochs} · {stage.res} px"
+        self.console.start_bar(title, total)
         self._throughput.begin()
         while True:
             results, group = [], []
@@ -182,13 +183,15 @@ class Trainer:
                 self.at.trained = True
                 break
             self._apply_step(results, group)
+            done += 1
             note = None
             if self.at.step % run.log_steps == 0:
                 loss = self._policy.check_finite(float(results[-1].parts.total))
-                note = f"loss {loss:.4f} · {self._throughput}"
-            self.console.update_bar(self._throughput.steps, note)
+                left = self._seconds_left(stage, steps=total, done=done)
+                note = f"loss {loss:.4f} · {self._throughput} · {duration(left)} left"
+            self.console.update_bar(done, note)
             overdue = self._policy.agree()
-            if self._policy.stopping or self._reached_max_steps():
+            if self._policy.stopping or self._stages.reached_max_steps:
                 self.at.trained = loaders.train.state_dict()["epoch"] > self.at.epoch
                 break
             if overdue or (run.checkpoint_steps and self.at.step % run.checkpoint_steps == 0):
@@ -200,6 +203,14 @@ class Trainer:
             # weights must never exist without a checkpoint.
             self._policy.save(loaders.train)
         self._policy.exit_if_stopping()
+
+    def _seconds_left(self, stage: Stage, *, steps: int, done: int) -> float:
+        """Estimate the time left of the run from this epoch's steps and the last validation."""
+        validation = 0.0
+        if self._record is not None:
+            validation = self._record["val_seconds"] * (stage.res / self._record["res"]) ** 2
+        step = self._throughput.seconds_per_step()
+        return self._stages.seconds_left(step=step, validation=validation, steps=steps, done=done)
 
     def _apply_step(self, results: list[StepResult], group: list[Batch]) -> None:
         """Finish a step: update weights, EMA, metrics and position."""
@@ -253,17 +264,15 @@ class Trainer:
             self._out.save_weights(names, weights, weights_metadata(self.state.about()))
             if rows is not None:
                 self._out.draw_panel(record, rows, self.source.mean, self.source.std)
-            self._out.log_epoch(record)
+            self._out.log_epoch(record, best=better)
         if not whole:
             return
-        self.at.best = loss if better else self.at.best
+        self.at.best, self.at.stale = (loss, 0) if better else (self.at.best, self.at.stale + 1)
         self.state.lr.after_epoch(loss)
         self.at.epoch += 1
         self.at.trained = False
         self._policy.next_epoch()
-        if self.at.epoch == stage.end:
-            self.at.best = None  # Losses at different resolutions cannot be compared.
-            self.state.lr.new_stage()
+        self._stages.advance()
         self._policy.save(loaders.train)
 
     def _validate(self, loaders: StageLoaders) -> image_panels.Rows | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from train.tracking.console import Console, epoch_line
+from train.tracking.console import Console, duration, epoch_line
 from train.tracking.metrics_log import MetricsLog
 
 FIGURES = {
@@ -70,11 +70,21 @@ def test_lines_that_are_no_records_of_a_run_are_passed_over(tmp_path: Path) -> N
 
 def test_an_epoch_is_one_line_with_the_figures_of_validation() -> None:
     line = epoch_line(RECORD)
-    for part in ("epoch 3 (64 px)", "train loss 0.5000", "val loss 0.2500", "IoU 0.800",
+    for part in ("epoch 4 (64 px)", "train loss 0.5000", "val loss 0.2500", "IoU 0.800",
                  "12.3 samples/s", "data-wait 2.1 %"):  # fmt: skip
         assert part in line
     assert "\n" not in line
     assert "val loss" not in epoch_line({**RECORD, "val": None})
+
+
+def test_the_best_epoch_is_marked_on_its_line() -> None:
+    assert epoch_line(RECORD, best=True) == epoch_line(RECORD) + " · best so far"
+
+
+def test_a_time_is_hours_minutes_and_seconds() -> None:
+    assert [duration(seconds) for seconds in (0.4, 61, 3600 * 30 + 59.6)] == [
+        "0:00:00", "0:01:01", "30:01:00",
+    ]  # fmt: skip
 
 
 def test_no_bar_is_drawn_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,7 +79,7 @@ def test_ranks_together_are_one_rank_with_their_global_batch(
     out = tmp_path / "run"
     said = run(ranks, out, "--json")
     assert_equal_runs(alone, out, tolerance=2e-4)
-    assert said.count("epoch 0 (16 px)") == 1  # One rank speaks,
+    assert said.count("epoch 1 (16 px)") == 1  # One rank speaks,
     assert json.loads(said.splitlines()[0])["steps"] == 12  # and says what came out.
     assert (out / "panels" / "epoch-002.png").is_file()
     assert "tiny100010" in (out / "report.html").read_text()  # Written by one rank, of all samples.
@@ -116,7 +116,7 @@ def test_a_killed_rank_ends_the_others_with_a_clear_word(tmp_path: Path) -> None
     _, err = process.communicate(timeout=100)
     assert process.returncode != 0
     assert re.search(r"Error: rank 0 of 2: another rank ended or does not respond", err) or (
-        "stopped at step" in err
+        "stopped by a signal at step" in err
     ), err
 
 
@@ -149,7 +149,9 @@ def test_a_signal_to_one_rank_stops_all_with_one_checkpoint(tmp_path: Path) -> N
     wait_for_checkpoint(out, process)
     os.kill(rank_pids(process.pid)[1], signal.SIGTERM)
     _, err = process.communicate(timeout=100)
-    stopped = {int(step) for step in re.findall(r"stopped at step (\d+); --resume", err)}
+    stopped = {
+        int(step) for step in re.findall(r"stopped by a signal at step (\d+); --resume", err)
+    }
     assert len(stopped) == 1, err
     newest = Checkpoints(out / "checkpoints", keep=50).newest()
     assert newest is not None and newest.state["position"]["step"] in stopped
@@ -169,7 +171,7 @@ def test_a_signal_within_a_long_step_saves_the_last_whole_one_of_all_ranks(
     process.send_signal(signal.SIGTERM)  # As a scheduler does: to torchrun, which passes it on.
     _, err = process.communicate(timeout=100)
     assert time.monotonic() - asked < 30
-    assert f"{out}: stopped at step 2; --resume continues from there" in err
+    assert f"{out}: stopped by a signal at step 2; --resume continues from there" in err
     run(1, out, "--resume", batch=12)
     assert_equal_runs(alone, out, tolerance=2e-4)
 

@@ -153,7 +153,7 @@ def test_a_signal_ends_the_process_with_130_and_a_saved_state(
     assert time.monotonic() - asked < 25
     assert "--resume continues from there" in err and len(err.strip().splitlines()) == 1
     stopped_at = newest_step(out)
-    assert f"stopped at step {stopped_at}" in err
+    assert f"stopped by a signal at step {stopped_at}" in err
     finish(start(out, "--resume"))
     assert_same_end(out, whole)
 
@@ -237,7 +237,7 @@ def test_a_signal_within_a_long_step_saves_the_last_whole_one(
         time.sleep(0.1)  # Two at once would be one.
     _, err = finish(process, 130)
     assert time.monotonic() - asked < 25
-    assert err.strip() == f"{out}: stopped at step 5; --resume continues from there"
+    assert err.strip() == f"{out}: stopped by a signal at step 5; --resume continues from there"
     finish(start(out, "--resume"))
     assert_same_end(out, whole)
 

@@ -380,6 +380,74 @@ def test_the_rate_falls_after_an_epoch_without_a_better_loss(tmp_path: Path) -> 
     assert len(set(expected)) > 1
 
 
+def test_a_run_without_improvement_ends_early_and_says_so(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    summary = make(out, res=(16,), epochs=(9,), stop_after=2, lr=20.0, factor=0.9).run()
+    losses = [record["val"]["loss"] for record in figures(out)]
+    best = min(range(len(losses)), key=losses.__getitem__)
+    assert len(losses) == best + 3 < 9
+    reason = f"early stopping at epoch {len(losses)} (2 epochs without improvement)"
+    assert summary.ended == reason and reason in str(summary)
+    assert json.loads(summary.to_json())["ended"] == reason
+    again = make(out, res=(16,), epochs=(9,), stop_after=2, lr=20.0, factor=0.9)
+    again.load_state(newest(out).state)
+    assert again.ending == reason
+    longer = make(out, res=(16,), epochs=(9,), stop_after=0, lr=20.0, factor=0.9)
+    longer.load_state(newest(out).state)
+    assert longer.run().ended == "all epochs are done" and len(figures(out)) == 9
+
+
+STALE: dict[str, object] = {"epochs": (9, 2), "stop_after": 2, "lr": 20.0, "factor": 0.9}
+
+
+def test_a_stage_without_improvement_ends_early_and_the_next_begins_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    summary = make(out, **STALE).run()
+    records = figures(out)
+    first = [record["val"]["loss"] for record in records if record["stage"] == 0]
+    assert len(first) == first.index(min(first)) + 3 < 9
+    assert [record["epoch"] for record in records] == list(range(len(first) + 2))
+    assert [record["stage"] for record in records][-2:] == [1, 1]
+    assert summary.ended == "all epochs are done"
+    said = capsys.readouterr().out
+    assert f"16 px: early stopping at epoch {len(first)} (2 epochs without" in said
+
+
+# 5 steps an epoch; the first stage ends after its 3rd epoch.
+@pytest.mark.parametrize("stop_at", [8, 10, 15, 17])
+def test_a_run_with_early_stopping_resumes_bit_for_bit(tmp_path: Path, stop_at: int) -> None:
+    make(tmp_path / "whole", **STALE).run()
+    assert [record["stage"] for record in figures(tmp_path / "whole")] == [0, 0, 0, 1, 1]
+    make(tmp_path / "parts", max_steps=stop_at, **STALE).run()
+    second = make(tmp_path / "parts", **STALE)
+    second.load_state(newest(tmp_path / "parts").state)
+    MetricsLog(tmp_path / "parts" / "metrics.jsonl").keep_before(second.at.epoch)
+    second.run()
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_schedule_over_a_run_that_early_stopping_shortens_resumes_bit_for_bit(
+    tmp_path: Path,
+) -> None:
+    options = {**STALE, "schedule": "cosine", "warmup": 30}  # Longer than the shortened run.
+    make(tmp_path / "whole", **options).run()
+    assert [record["stage"] for record in figures(tmp_path / "whole")] == [0, 0, 0, 0, 1, 1]
+    with pytest.raises(Interrupted):
+        make(tmp_path / "parts", Signalling("train", 6, signal.SIGTERM), **options).run()
+    second = make(tmp_path / "parts", **options)
+    second.load_state(newest(tmp_path / "parts").state)
+    MetricsLog(tmp_path / "parts" / "metrics.jsonl").keep_before(second.at.epoch)
+    second.run()
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_the_summary_says_that_the_steps_or_the_epochs_are_done(tmp_path: Path) -> None:
+    assert make(tmp_path / "short", max_steps=3).run().ended == "--max-steps 3"
+    assert make(tmp_path / "whole").run().ended == "all epochs are done"
+
+
 class Broken(TinySource):
     """A training sample holds NaN from step ``at`` on."""
 
