@@ -33,6 +33,9 @@ class ResUNet(nn.Module):
         in_channels: 6: ``bg`` and ``fg_bg`` stacked, three channels each, normalised.
     """
 
+    encoder = ("init", "down", "bridge")
+    """Names of the modules that both decoders share."""
+
     def __init__(self, in_channels: int = 6) -> None:
         super().__init__()
         self.in_channels = in_channels

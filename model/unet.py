@@ -83,6 +83,9 @@ class PairUNet(nn.Module):
         in_channels: 6: ``bg`` and ``fg_bg`` stacked, three channels each, normalised.
     """
 
+    encoder = ("net.init", "net.down")
+    """Names of the modules before the decoder."""
+
     def __init__(self, in_channels: int = 6) -> None:
         super().__init__()
         self.net = UNet(in_channels, 2)

@@ -214,8 +214,15 @@ def main() -> None:
 @main.command(name="run", cls=SettingsCommand)
 @all_settings
 @click.option("--resume", is_flag=True, help="Continue from the newest checkpoint in --out.")
+@click.option(
+    "--override",
+    is_flag=True,
+    help="With --resume, allow another --lr, --schedule, --warmup, --patience and --factor.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
-def run_command(file: Path | None, resume: bool, as_json: bool, **flags: Any) -> None:
+def run_command(
+    file: Path | None, resume: bool, override: bool, as_json: bool, **flags: Any
+) -> None:
     """Train a network.
 
     Writes settings, metrics, weights, checkpoints and image panels to --out. Ctrl-C saves the
@@ -224,6 +231,7 @@ def run_command(file: Path | None, resume: bool, as_json: bool, **flags: Any) ->
     \b
     train run --shards out --res 64 --epochs 10 --out run
     train run --shards out --res 64,256 --epochs 10,5 --model unet --lr 0.02 --out run2
+    train run --shards other --init run --freeze encoder --lr 0.02 --out run3
     train run --resume --out run
     """
     with one_line_errors():
@@ -231,9 +239,9 @@ def run_command(file: Path | None, resume: bool, as_json: bool, **flags: Any) ->
         from train.tracking.console import Console
         from train.trainer.launch import configure, launch
 
-        config = configure(given_flags(flags), file=file, resume=resume)
+        config = configure(given_flags(flags), file=file, resume=resume, override=override)
         console = Console(to_stderr=as_json)
-        summary = launch(config, resume=resume, console=console)
+        summary = launch(config, resume=resume, override=override, console=console)
         console.print_result(summary.to_json() if as_json else str(summary))
         if World.from_environ().size > 1:
             exit_rank()
@@ -242,7 +250,12 @@ def run_command(file: Path | None, resume: bool, as_json: bool, **flags: Any) ->
 @main.command(name="config", cls=SettingsCommand)
 @all_settings
 @click.option("--resume", is_flag=True, help="Start from the settings of the run in --out.")
-def config_command(file: Path | None, resume: bool, **flags: Any) -> None:
+@click.option(
+    "--override",
+    is_flag=True,
+    help="With --resume, allow another --lr, --schedule, --warmup, --patience and --factor.",
+)
+def config_command(file: Path | None, resume: bool, override: bool, **flags: Any) -> None:
     """Print all settings as TOML, for `train run --config`.
 
     \b
@@ -253,7 +266,8 @@ def config_command(file: Path | None, resume: bool, **flags: Any) -> None:
         from train.settings import to_toml
         from train.trainer.launch import configure
 
-        click.echo(to_toml(configure(given_flags(flags), file=file, resume=resume)), nl=False)
+        config = configure(given_flags(flags), file=file, resume=resume, override=override)
+        click.echo(to_toml(config), nl=False)
 
 
 @main.command(name="eval")

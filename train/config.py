@@ -69,6 +69,34 @@ class Network:
     model: Literal["resunet", "unet"] = "resunet"
     """Architecture."""
 
+    init: str = ""
+    """Start from the weights of another run, its folder or a weights file; optimiser, learning
+    rate schedule, EMA and steps begin anew. Data, resolutions and targets may differ."""
+
+    init_sha256: str = ""
+    """SHA-256 digest that the weights file of --init must have; a run records it."""
+
+    init_partial: bool = False
+    """With --init, begin output heads anew if they are missing, have another shape or were not
+    trained."""
+
+    freeze: Literal["none", "encoder"] = "none"
+    """Part of the weights of --init that is not trained; its batch norm statistics stay fixed."""
+
+    unfreeze_stage: int = 0
+    """Train the part of --freeze too, from this stage on, counted from 1; 0: never."""
+
+    def __post_init__(self) -> None:
+        if not self.init:
+            _check(not self.init_sha256, "init_sha256", self.init_sha256, "--init with it")
+            _check(not self.init_partial, "init_partial", "yes", "--init with it")
+            expected = "--init with it, because new weights must be trained"
+            _check(self.freeze == "none", "freeze", self.freeze, expected)
+        stage = self.unfreeze_stage
+        _check(stage == 0 or stage > 1, "unfreeze_stage", stage, "2 or more; 0: never")
+        frozen = self.freeze != "none"
+        _check(stage == 0 or frozen, "unfreeze_stage", stage, "--freeze encoder with it")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loss:
@@ -268,6 +296,9 @@ class Config:
     run: Run = field(default_factory=Run)
 
     def __post_init__(self) -> None:
+        stage, stages = self.network.unfreeze_stage, len(self.data.res)
+        expected = f"a stage of the run, which has {stages}; --res sets the stages"
+        _check(stage <= stages, "unfreeze_stage", stage, expected)
         if self.loss.loss == "ssim" and self.loss.deep_supervision:
             smallest = min(self.data.res)
             expected = "96 or more with ssim under supervision, whose window is 11 pixels wide"

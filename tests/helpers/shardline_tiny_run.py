@@ -31,6 +31,8 @@ SLOW = [int(step) for step in os.environ.get("TINY_SLOW", "").split()]
 class TinyNet(nn.Module):
     """Three convolutions; with batch norm, or (``unet``) with a norm that ranks need not share."""
 
+    encoder = ("body.0", "body.1")
+
     def __init__(self, name: str) -> None:
         super().__init__()
         norm = nn.BatchNorm2d(8) if name == "resunet" else nn.GroupNorm(2, 8)

@@ -1,5 +1,7 @@
 import functools
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file
 from shardline_tiny_run import TinyNet, make_source
 
 import train.trainer.launch
@@ -167,6 +170,45 @@ def test_a_resumed_run_keeps_its_settings_and_refuses_others(tmp_path: Path) -> 
     assert_one_line(result, 2, "optim.lr is 0.2, but the command says 0.1")
     config = configure({"out": str(out), "max_steps": 5}, file=None, resume=True)
     assert (config.optim.lr, config.run.max_steps, config.data.res) == (0.2, 5, (16,))
+
+
+def test_override_changes_the_rate_of_a_resumed_run_and_says_so(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert call("run", *SHORT, "--out", out, "--lr", "0.2", "--max-steps", 8).exit_code == 0
+    again = ["run", "--resume", "--out", out, "--lr", "0.1", "--max-steps", 0]
+    assert_one_line(call(*again), 2, "add --override", f"--init {out} and another --out")
+    assert_one_line(call(*again, "--override", "--seed", 3), 2, "run.seed", "cannot change it")
+    result = call(*again, "--override")
+    assert result.exit_code == 0, result.output
+    assert f"{out}: --override: optim.lr was 0.2 and is 0.1 from here on" in result.stdout
+    assert [r["lr"] for r in MetricsLog(out / "metrics.jsonl").read()] == [0.2, 0.1]
+    assert "lr = 0.1\n" in (out / "config.toml").read_text()
+    assert_one_line(call("run", "--override"), 2, "--override: has no effect without --resume")
+
+
+def test_a_run_starts_from_the_weights_of_another_and_is_resumed_without_them(
+    tmp_path: Path,
+) -> None:
+    first, out = tmp_path / "first", tmp_path / "run"
+    assert call("run", *SHORT, "--out", first, "--max-steps", 3).exit_code == 0
+    again = ["--init", first, "--freeze", "encoder"]
+    result = call("run", *SHORT, "--out", out, *again, "--max-steps", 3)
+    assert result.exit_code == 0, result.output
+    best = first / "best.safetensors"
+    assert f"{out}: starts from {best}" in result.stdout
+    network = configure({"out": str(out)}, file=None, resume=True).network
+    assert network.init == str(best)
+    assert network.init_sha256 == hashlib.sha256(best.read_bytes()).hexdigest()
+    one, other = (load_file(folder / "last.safetensors") for folder in (first, out))
+    for key, value in other.items():
+        assert torch.equal(value, one[key]) == key.startswith(("body.0", "body.1")), key
+    line = call("run", "--resume", "--out", out, "--init", first)
+    assert_one_line(line, 2, f"--init {first}: a resumed run has its own weights")
+    shutil.rmtree(first)
+    assert call("run", "--resume", "--out", out, "--max-steps", 0).exit_code == 0
+    result = call("run", *SHORT, "--out", tmp_path / "new", "--init", first)
+    assert_one_line(result, 1, f"--init {first}: cannot be read")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

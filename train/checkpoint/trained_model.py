@@ -65,15 +65,30 @@ def find_weights(run: Path) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def load_trained(path: str | Path, *, make_model: MakeModel = create) -> Trained:
-    """Load the network of a run, a weights file, or a checkpoint.
+class Weights(NamedTuple):
+    """The weights in a file, and what is known about them."""
 
-    From the folder of a run, the best weights are loaded, or else the last.
+    path: Path
+    tensors: dict[str, Tensor]
+    """Averaged weights, if the run averaged them."""
+
+    about: dict[str, Any]
+    """As for `weights_metadata`."""
+
+    config: Config
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Targets of the training: mask, depth or both."""
+        return available_targets(frozenset(self.about.get("roles", ROLES)))
+
+
+def weights_file(path: Path) -> Path:
+    """Return the weights file of a run, which is the best if there is one, or ``path`` itself.
 
     Raises:
-        CheckpointError: Missing, damaged, or weights of another network.
+        CheckpointError: ``path`` cannot be read, or is a folder without weights.
     """
-    path = Path(path)
     try:
         file = find_weights(path) if path.is_dir() else path
     except OSError as error:
@@ -82,7 +97,15 @@ def load_trained(path: str | Path, *, make_model: MakeModel = create) -> Trained
         ) from error
     if file is None:
         raise CheckpointError(f"{path}: has no best.safetensors or last.safetensors; train first")
-    path = file
+    return file
+
+
+def read_weights(path: Path) -> Weights:
+    """Read a weights file or a checkpoint.
+
+    Raises:
+        CheckpointError: Missing, damaged, or not written by ``train run``.
+    """
     tensors, metadata = checkpoint_file.load(path)
     if "state" in metadata:
         state = checkpoint_file.read(path).state
@@ -91,13 +114,26 @@ def load_trained(path: str | Path, *, make_model: MakeModel = create) -> Trained
         about = _about(metadata["shardline"], path)
     else:
         raise CheckpointError(f"{path}: not written by `train run`; expected weights of a run")
-    config = from_text(about["config"], where=str(path))
+    return Weights(path, tensors, about, from_text(about["config"], where=str(path)))
+
+
+def load_trained(path: str | Path, *, make_model: MakeModel = create) -> Trained:
+    """Load the network of a run, a weights file, or a checkpoint.
+
+    From the folder of a run, the best weights are loaded, or else the last.
+
+    Raises:
+        CheckpointError: Missing, damaged, or weights of another network.
+    """
+    path = weights_file(Path(path))
+    weights = read_weights(path)
+    _, tensors, about, config = weights
     model = make_model(config.network.model)
     _load_weights(model, tensors, path)
     roles = frozenset(about.get("roles", ROLES))
     if "bg" not in roles:
         model.register_forward_pre_hook(_without_background)
-    targets = available_targets(roles)
+    targets = weights.targets
     return Trained(
         path=path,
         model=model.eval(),

@@ -39,6 +39,20 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
                 values[name] = torch.empty_like(parameter).copy_(value)
 
 
+def begin_momenta(optimizer: Optimizer) -> None:
+    """Give parameters of SGD that were frozen a momentum of zero, the value before a first step.
+
+    torch's fused step needs the momenta of all parameters or of none.
+    """
+    if not isinstance(optimizer, SGD):
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            state = optimizer.state[parameter]
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+
+
 def rate(schedule: str, step: int, *, total: int, warmup: int) -> float:
     """Return the learning rate of one step as a share of the highest.
 
@@ -79,6 +93,7 @@ class LearningRate:
 
     def __init__(self, optimizer: Optimizer, optim: Optim) -> None:
         self._optimizer = optimizer
+        self._optim = optim
         self._schedule = optim.schedule
         self._warmup = optim.warmup
         self._base = optim.lr
@@ -137,13 +152,23 @@ class LearningRate:
             return {**self._plateau.state_dict(), "base": self._base}
         return {"total": self._total} if self._total else {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the state; the optimiser must be restored first."""
+    def load_state_dict(self, state: dict[str, Any], before: Optim | None = None) -> None:
+        """Restore the state; the optimiser must be restored first.
+
+        ``before`` are the settings of the state, if they may differ: a new ``lr`` replaces the
+        current rate, and a new schedule starts without a state, at the same step.
+        """
+        optim = self._optim
+        before = before or optim
+        if before.schedule != optim.schedule:
+            return
         if self._plateau is not None:
             state = dict(state)
             # Checkpoints from before the warm-up setting have no "base".
-            self._base = state.pop("base", self.value)
+            base = state.pop("base", self.value)
+            self._base = base if before.lr == optim.lr else optim.lr
             self._plateau.load_state_dict(state)
+            self._plateau.factor, self._plateau.patience = optim.factor, optim.patience
         self._total = state.get("total", 0)
 
     def _set(self, value: float) -> None:

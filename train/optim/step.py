@@ -140,6 +140,10 @@ class TrainStep:
             prediction = self._criterion.activate(Prediction(*(each.detach() for each in raw)))
         return StepResult(LossParts(*(part.detach() for part in parts)), prediction)
 
+    def replace_model(self, model: nn.Module) -> None:
+        """Train ``model`` from now on, another wrapper of the same parameters."""
+        self._model = model
+
     def clear_gradients(self) -> None:
         """Free the memory of all gradients."""
         self._optimizer.zero_grad(set_to_none=True)

@@ -4,6 +4,7 @@
 network to evaluate and save: the average of the weights, or ``model`` itself.
 """
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -59,10 +60,17 @@ class WrappedModel:
             self._heads = supervised.heads
         move_model(whole, device, channels_last=config.compute.channels_last)
         if set(targets) != set(TARGETS):
-            _freeze_unused(whole, targets, device)
+            # DDP would wait for the gradients of parameters without influence on the targets.
+            unused = set(unused_parameters(whole, targets))
+            for name, parameter in whole.named_parameters():
+                parameter.requires_grad_(name not in unused)
         self.average = WeightAverage(self.model, config.optim.ema) if config.optim.ema else None
         self.parameters: list[Tensor] = [p for p in whole.parameters() if p.requires_grad]
-        """Trainable parameters, those of ``model`` first."""
+        """Trainable parameters, those of ``model`` first; some may be frozen in early stages."""
+        self._whole = whole
+        self._frozen = self._frozen_part()
+        for parameter in self._frozen.parameters():
+            parameter.requires_grad_(False)
         self.training = self._compiled(self._distributed(whole))
         """The wrapped network; it shares its weights with ``model``."""
 
@@ -70,6 +78,46 @@ class WrappedModel:
     def evaluated(self) -> nn.Module:
         """Network to evaluate and save."""
         return self.model if self.average is None else self.average.model
+
+    def train_mode(self) -> None:
+        """Set the network to training mode, except for the frozen part."""
+        self.model.train()
+        self._frozen.eval()  # Its batch norms neither use nor change batch statistics.
+
+    def enter_stage(self, number: int) -> bool:
+        """Unfreeze the frozen part, if stage ``number``, counted from 1, is one that trains it.
+
+        Returns:
+            Whether it was unfrozen now. Then ``training`` is a new object, and nobody may hold the
+            old one.
+        """
+        first = self._config.network.unfreeze_stage
+        if not len(self._frozen) or not 0 < first <= number:
+            return False
+        own = {id(parameter) for parameter in self._frozen.parameters()}
+        for parameter in self.parameters:
+            if id(parameter) in own:
+                parameter.requires_grad_(True)
+        self._frozen = nn.ModuleList()
+        # DDP exchanges the gradients that it found at its creation only. The old one must be gone
+        # before, because its hooks stay on the parameters as long as it exists.
+        del self.training
+        gc.collect()
+        self.training = self._compiled(self._distributed(self._whole))
+        return True
+
+    def _frozen_part(self) -> nn.ModuleList:
+        """Return the modules of ``--freeze``.
+
+        Raises:
+            ConfigError: The network has no such part.
+        """
+        if self._config.network.freeze == "none":
+            return nn.ModuleList()
+        names = getattr(self.model, "encoder", ())
+        if not names:
+            raise ConfigError("--freeze encoder: this network has no encoder; use --freeze none")
+        return nn.ModuleList(self.model.get_submodule(name) for name in names)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the weights of the network, its auxiliary heads and its average."""
@@ -145,16 +193,15 @@ def translate_compile_errors(mode: str) -> Iterator[None]:
         ) from error
 
 
-def _freeze_unused(model: nn.Module, targets: tuple[str, ...], device: torch.device) -> None:
-    """Freeze parameters without influence on ``targets``: DDP would wait for their gradients."""
+def unused_parameters(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
+    """Return the names of the parameters without influence on ``targets``."""
     training = model.training
-    raw = model.eval()(torch.zeros(1, 6, MULTIPLE, MULTIPLE, device=device))
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    raw = model.eval()(torch.zeros(1, 6, MULTIPLE, MULTIPLE, device=parameters[0].device))
     model.train(training)
     predictions = [raw.prediction, *raw.coarse] if isinstance(raw, Scales) else [raw]
     outputs = [
         getattr(prediction, target).sum() for prediction in predictions for target in targets
     ]
-    parameters = list(model.parameters())
     gradients = torch.autograd.grad(outputs, parameters, allow_unused=True)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.requires_grad_(gradient is not None)
+    return [name for name, grad in zip(names, gradients, strict=True) if grad is None]

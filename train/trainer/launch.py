@@ -10,11 +10,13 @@ import torch
 from model.registry import MakeModel, check_resolution, create
 from shardify.errors import ShardifyError
 from train.checkpoint.checkpoint_file import Checkpoints, Stored
+from train.checkpoint.initial_weights import InitialWeights, locate
 from train.config import Config
 from train.data import Dataset, ShardDataset
 from train.distributed import SAVED, RankMessages, World, connected
 from train.errors import ConfigError, Interrupted, PeerError, RunError, TrainError
 from train.optim.compute import pick_device, set_cudnn_algorithms
+from train.optim.criterion import available_targets
 from train.report.run_report import write_report
 from train.settings import from_text, from_toml, resolve, settings
 from train.tracking.console import Console
@@ -27,17 +29,10 @@ from train.tracking.run_folder_setup import (
     run_lock,
 )
 from train.trainer.progress import Summary
+from train.trainer.resumed_settings import check_kept, with_same_init
 from train.trainer.signals import StopSignal
 from train.trainer.stages import plan, stage_at
 from train.trainer.trainer import Trainer
-
-CHANGEABLE = {
-    *("shards", "res", "epochs", "batch", "cache"),
-    *("device", "threads", "torch_threads", "channels_last", "deterministic"),
-    *("out", "max_steps", "stop_after", "checkpoint_steps", "checkpoint_minutes", "keep"),
-    *("log_steps", "panel_rows", "profile", "compile", "tensorboard", "report"),
-}
-"""Settings that a resumed run may change, because they are not part of its state."""
 
 REQUIREMENTS = {
     "patience": ("optim", "schedule", "plateau"),
@@ -52,17 +47,26 @@ MakeSource = Callable[[Config, World, torch.device], Dataset]
 """Opens the data set for settings, rank and device."""
 
 
-def configure(flags: Mapping[str, object], *, file: Path | None, resume: bool) -> Config:
+def configure(
+    flags: Mapping[str, object], *, file: Path | None, resume: bool, override: bool = False
+) -> Config:
     """Merge the settings of a run: defaults, then the resumed run, the file, and the flags.
 
     With ``resume``, start from ``RUN/config.toml``, or, if it is missing, from the settings in the
-    newest checkpoint.
+    newest checkpoint. With ``override``, the resumed run may change `OVERRIDABLE` settings.
 
     Raises:
         ConfigError: A setting is unknown or invalid, or cannot be changed in a resumed run.
         CheckpointError: The settings are only in a checkpoint that cannot be read.
         RunError: The folder cannot be read.
     """
+    if override and not resume:
+        raise ConfigError("--override: has no effect without --resume; remove it")
+    if resume and "init" in flags:
+        raise ConfigError(
+            f"--init {flags['init']}: a resumed run has its own weights; remove --init, or start a "
+            "new run without --resume and with another --out"
+        )
     requested = resolve(from_toml(file) if file else Config(), flags)
     before, where = _resumed_settings(requested) if resume else (None, "")
     config = requested
@@ -70,7 +74,8 @@ def configure(flags: Mapping[str, object], *, file: Path | None, resume: bool) -
         config = resolve(from_toml(file, before) if file else before, flags)
         config = resolve(config, {"out": requested.run.out})  # The folder may have been moved.
         if where:
-            _check_kept(before, config, where)
+            config = with_same_init(config, before)
+            check_kept(before, config, where, override=override)
     _check_utf8(config)
     _check_resolutions(config)
     _check_flags(config, flags)
@@ -81,6 +86,7 @@ def launch(
     config: Config,
     *,
     resume: bool = False,
+    override: bool = False,
     make_source: MakeSource | None = None,
     make_model: MakeModel = create,
     console: Console | None = None,
@@ -88,7 +94,7 @@ def launch(
     """Train a network on this rank.
 
     With ``resume``, continue from the newest checkpoint of the folder, or start at step 0 if there
-    is none.
+    is none. With ``override``, `OVERRIDABLE` settings may differ from those of the run.
 
     Raises:
         TrainError: See ``train.errors``; the message is one line.
@@ -122,7 +128,13 @@ def launch(
                     "must be on a shared file system"
                 )
             if stored is not None:
-                _check_stages(config, stored)
+                config = with_same_init(config, _stored_settings(stored))
+                changes = _check_stages(config, stored, override=override)
+            elif config.network.init:
+                config = locate(config)
+                targets = available_targets(source.roles)
+                weights = InitialWeights(config, make_model, targets)
+                make_model = weights.make
             trainer = Trainer(
                 config, source, world=world, device=device, make_model=make_model, console=console,
                 stop=stop,
@@ -132,7 +144,13 @@ def launch(
                 rest = f": {trainer.ending}" if trainer.ending else ""
                 rest += "; --epochs, --stop-after or --max-steps can extend it" if rest else ""
                 console.print_line(f"{out}: resumed after step {trainer.at.step}{rest}")
-            elif resume:
+                for change in changes:
+                    console.print_line(f"{out}: --override: {change}")
+            elif config.network.init:
+                begun = ", ".join(weights.begun)
+                anew = f"; begun anew: {begun}" if begun else ""
+                console.print_line(f"{out}: starts from {config.network.init}{anew}")
+            if resume and stored is None:
                 console.print_line(f"{out}: no checkpoint found; starting at step 0")
 
             def prepare_folder() -> None:
@@ -182,17 +200,6 @@ def _resumed_settings(requested: Config) -> tuple[Config | None, str]:
 def _stored_settings(stored: Stored) -> Config:
     """Return the settings in a checkpoint."""
     return from_text(stored.state["about"]["config"], where=str(stored.path))
-
-
-def _check_kept(before: Config, config: Config, where: str) -> None:
-    """Check that a resumed run does not change settings that are part of its state."""
-    for setting in settings():
-        old, new = (getattr(getattr(c, setting.section), setting.name) for c in (before, config))
-        if old != new and setting.name not in CHANGEABLE:
-            raise ConfigError(
-                f"{where}: {setting.key} is {old!r}, but the command says {new!r}; a resumed run "
-                "cannot change it: remove it, or start a new run with another --out"
-            )
 
 
 def _check_utf8(config: Config) -> None:
@@ -267,10 +274,14 @@ def _checkpoints(config: Config) -> Checkpoints:
     return Checkpoints(Path(config.run.out) / "checkpoints", keep=config.run.keep)
 
 
-def _check_stages(config: Config, stored: Stored) -> None:
-    """Check that finished epochs keep their resolution."""
+def _check_stages(config: Config, stored: Stored, *, override: bool) -> list[str]:
+    """Check the settings, and that finished epochs keep their resolution.
+
+    Returns:
+        A text for each setting that ``override`` allows to change.
+    """
     before = _stored_settings(stored)
-    _check_kept(before, config, str(stored.path))
+    changes = check_kept(before, config, str(stored.path), override=override)
     cut = stored.state["position"].get("cut", {})
     old = plan(before.data.res, before.data.epochs, cut)
     new = plan(config.data.res, config.data.epochs, cut)
@@ -281,3 +292,4 @@ def _check_stages(config: Config, stored: Stored) -> None:
                 f"--res, --epochs: epoch {epoch + 1} was trained at {done.res} px, but the command "
                 f"says {planned.res} px; a resumed run can change later epochs only"
             )
+    return changes

@@ -240,6 +240,7 @@ class Stages:
         )
         self._stage = stage
         self._state.res = stage.res
+        self._state.enter_stage(stage.index + 1)
         whole_batch = self._config.data.batch * self._world.size
         total = at.step + steps_left(
             self._plan,

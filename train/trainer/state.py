@@ -20,10 +20,10 @@ from train.distributed import World
 from train.evaluation.metrics import Metrics
 from train.optim.compute import choose_precision
 from train.optim.criterion import available_targets, make_criterion
-from train.optim.optimizer import LearningRate, load_optimizer, make_optimizer
+from train.optim.optimizer import LearningRate, begin_momenta, load_optimizer, make_optimizer
 from train.optim.step import EvalStep, TrainStep
 from train.optim.wrapped_model import WrappedModel
-from train.settings import to_toml
+from train.settings import from_text, to_toml
 from train.tracking.image_panels import ROLES
 from train.trainer.progress import Position
 
@@ -82,6 +82,14 @@ class State:
             if name in names
         }
         self._snapshot: dict[str, Any] = {}
+
+    def enter_stage(self, number: int) -> None:
+        """Unfreeze what is trained from stage ``number`` on, counted from 1."""
+        # The step must not keep the old wrapper, which is replaced.
+        self.train_step.replace_model(self.networks.model)
+        if self.networks.enter_stage(number):
+            begin_momenta(self.optimizer)
+        self.train_step.replace_model(self.networks.training)
 
     def about(self) -> dict[str, Any]:
         """Return the metadata that is needed to use the weights."""
@@ -150,7 +158,8 @@ class State:
         self.networks.load_state_dict(state)
         load_optimizer(self.optimizer, state["optimizer"])
         self.train_step.scaler.load_state_dict(state["scaler"])
-        self.lr.load_state_dict(state["lr"])
+        before = from_text(about["config"], where=str(where)).optim
+        self.lr.load_state_dict(state["lr"], before)
         if state["loader"]["epoch"] > self.at.epoch:
             self.at.trained = (
                 True  # Saved after the last batch, before the epoch was marked as trained.

@@ -158,7 +158,7 @@ class Trainer:
     def _train_epoch(self, stage: Stage, loaders: StageLoaders) -> None:
         """Train to the end of the epoch, or until ``max_steps`` is reached."""
         run = self.config.run
-        self.state.networks.model.train()
+        self.state.networks.train_mode()
         batches = iter(loaders.train)
         total = -(-len(loaders.train) // self.config.optim.grad_accum)
         used = loaders.train.state_dict()["consumed"]

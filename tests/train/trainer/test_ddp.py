@@ -71,6 +71,20 @@ def assert_equal_runs(one: Path, other: Path, *, tolerance: float) -> None:
         )
 
 
+def test_ranks_together_start_from_weights_and_unfreeze_the_encoder(
+    alone: Path, tmp_path: Path
+) -> None:
+    for ranks in (1, 2):
+        run(
+            ranks, tmp_path / str(ranks), init=alone, freeze="encoder", unfreeze_stage=2,
+            epochs="1,1",
+        )  # fmt: skip
+    assert_equal_runs(tmp_path / "1", tmp_path / "2", tolerance=2e-4)
+    first = load_file(alone / "best.safetensors")
+    last = load_file(tmp_path / "2" / "last.safetensors")
+    assert not torch.equal(first["body.0.weight"], last["body.0.weight"])
+
+
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_together_are_one_rank_with_their_global_batch(
     alone: Path, tmp_path: Path, ranks: int

@@ -16,7 +16,7 @@ from shardline_tiny_run import TinyNet, TinySource
 
 from shardify.errors import DataError
 from shardify.loader.batch import Batch
-from train.checkpoint.checkpoint_file import Checkpoints, Stored
+from train.checkpoint.checkpoint_file import Checkpoints, Stored, read
 from train.checkpoint.trained_model import load_trained
 from train.config import Config
 from train.distributed import World
@@ -446,6 +446,63 @@ def test_a_schedule_over_a_run_that_early_stopping_shortens_resumes_bit_for_bit(
 def test_the_summary_says_that_the_steps_or_the_epochs_are_done(tmp_path: Path) -> None:
     assert make(tmp_path / "short", max_steps=3).run().ended == "--max-steps 3"
     assert make(tmp_path / "whole").run().ended == "all epochs are done"
+
+
+FROZEN: dict[str, object] = {"init": "weights", "freeze": "encoder", "ema": 0.9}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_frozen_encoder_changes_only_from_the_stage_that_unfreezes_it(
+    tmp_path: Path, optimizer: str
+) -> None:
+    options: dict[str, object] = {"optimizer": optimizer, "lr": 0.01, "epochs": (1, 1), **FROZEN}
+    for name, unfreeze_stage in (("never", 0), ("second", 2)):
+        out = tmp_path / name
+        trainer = make(out, unfreeze_stage=unfreeze_stage, **options)
+        before = {k: v.clone() for k, v in trainer.state.networks.model.state_dict().items()}
+        trainer.run()
+        first, second = sorted((out / "checkpoints").glob("*5.safetensors")), newest(out).state
+        assert second["position"]["step"] == 10
+        states = [read(first[0]).state, second]
+        for stage, state in enumerate(states):
+            for key in state["model"]:
+                frozen = key.startswith(("body.0", "body.1")) and not (unfreeze_stage and stage)
+                for kind in ("model", "average"):
+                    assert torch.equal(state[kind][key], before[key]) == frozen, (key, stage)
+        parameters = dict(trainer.state.networks.model.named_parameters())
+        assert (parameters["body.0.weight"].grad is None) == (unfreeze_stage == 0)
+
+
+# 5 steps an epoch; the second stage, from step 10 on, trains the encoder.
+@pytest.mark.parametrize("stop_at", [3, 10, 12])
+def test_a_run_with_a_frozen_encoder_resumes_bit_for_bit(tmp_path: Path, stop_at: int) -> None:
+    make(tmp_path / "whole", unfreeze_stage=2, **FROZEN).run()
+    make(tmp_path / "parts", unfreeze_stage=2, max_steps=stop_at, **FROZEN).run()
+    second = make(tmp_path / "parts", unfreeze_stage=2, **FROZEN)
+    second.load_state(newest(tmp_path / "parts").state)
+    MetricsLog(tmp_path / "parts" / "metrics.jsonl").keep_before(second.at.epoch)
+    second.run()
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    ("changed", "rates"),
+    [
+        ({"lr": 0.02}, [0.02]),
+        ({"schedule": "constant"}, [0.1]),
+        ({"schedule": "constant", "lr": 0.03}, [0.03]),
+        ({"schedule": "cosine", "lr": 0.02}, [0.01 * (1 + math.cos(math.pi * 9 / 10))]),
+    ],
+)
+def test_a_resumed_run_takes_another_rate_and_schedule(
+    tmp_path: Path, changed: dict[str, object], rates: list[float]
+) -> None:
+    out = tmp_path / "run"
+    make(out, res=(16,), epochs=(2,), max_steps=5).run()
+    second = make(out, res=(16,), epochs=(2,), **changed)
+    second.load_state(newest(out).state)
+    second.run()
+    assert [record["lr"] for record in figures(out)[1:]] == pytest.approx(rates)
 
 
 class Broken(TinySource):
