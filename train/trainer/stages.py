@@ -171,6 +171,9 @@ class Stages:
         """Why the run has ended; empty before its end."""
         at, run = self._state.at, self._config.run
         if at.epoch >= self._plan[-1].end:
+            early = [str(stage.end) for stage in self._plan if stage.index in at.cut]
+            if early:
+                return f"all stages are done (early stopping at epoch {', '.join(early)})"
             return "all epochs are done"
         if self._stale and at.epoch > self._plan[-1].first:
             return f"early stopping at epoch {at.epoch} ({self._without_improvement})"
@@ -200,10 +203,10 @@ class Stages:
         """
         at = self._state.at
         stage = stage_at(self._plan, at.epoch - 1)
-        if stage is None:
-            return
+        if stage is None or stage.index == len(self._plan) - 1:
+            return  # More epochs of the last stage may follow in a resumed run.
         if at.epoch < stage.end:
-            if not self._stale or stage.index == len(self._plan) - 1:
+            if not self._stale:
                 return
             at.cut[stage.index] = at.epoch - stage.first
             self._console.print_line(

@@ -367,6 +367,18 @@ def test_best_is_the_lowest_loss_at_the_last_resolution(tmp_path: Path) -> None:
     assert load_trained(out, make_model=TinyNet).step == best["step"]
 
 
+def test_more_epochs_of_the_last_stage_must_be_better_than_its_best(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    make(out, res=(16,), epochs=(2,)).run()
+    best = min(record["val"]["loss"] for record in figures(out))
+    longer = make(out, res=(16,), epochs=(3,))
+    longer.load_state(newest(out).state)
+    assert longer.at.best == best
+    added = make(out, res=(16, 32), epochs=(2, 1))
+    added.load_state(newest(out).state)
+    assert added.at.best is None
+
+
 def test_the_rate_falls_after_an_epoch_without_a_better_loss(tmp_path: Path) -> None:
     out = tmp_path / "run"
     make(out, res=(16,), epochs=(6,), lr=2.0).run()
@@ -410,7 +422,7 @@ def test_a_stage_without_improvement_ends_early_and_the_next_begins_anew(
     assert len(first) == first.index(min(first)) + 3 < 9
     assert [record["epoch"] for record in records] == list(range(len(first) + 2))
     assert [record["stage"] for record in records][-2:] == [1, 1]
-    assert summary.ended == "all epochs are done"
+    assert summary.ended == f"all stages are done (early stopping at epoch {len(first)})"
     said = capsys.readouterr().out
     assert f"16 px: early stopping at epoch {len(first)} (2 epochs without" in said
 
