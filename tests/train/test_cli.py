@@ -330,7 +330,7 @@ def test_shards_without_a_manifest_are_refused_in_one_line(
     if command[0] == "eval":
         assert call("run", *SHORT, "--out", tmp_path / "trained", "--max-steps", "0").exit_code
         monkeypatch.setattr(
-            "train.evaluation.evaluate.load_trained", lambda _: SimpleNamespace(res=16)
+            "train.evaluation.evaluate.load_trained", lambda _: SimpleNamespace(res=16, stats={})
         )
     (tmp_path / "empty").mkdir()
     options = [] if command[0] == "eval" else [*SHORT, "--out", tmp_path / "run"]
