@@ -20,13 +20,13 @@ DEMO_EPOCHS ?= 6
 DATA := $(DEMO)/synth-$(DEMO_SAMPLES)
 RUN := $(DEMO)/run-$(DEMO_SAMPLES)x$(DEMO_EPOCHS)
 
-.PHONY: help setup demo test lint types unit rehearsal docs gpu clean
+.PHONY: help setup demo test lint types unit test-slow docs gpu clean
 
 help:
 	@echo 'make setup  set up .venv, where the commands are: . .venv/bin/activate'
 	@echo 'make demo   set up .venv, make a small data set, build shards, train, evaluate'
 	@echo 'make test   set up .venv, lint, type-check, test'
-	@echo 'make rehearsal  a tenth of the GPU suite, on this CPU'
+	@echo 'make test-slow  the tests that take long; make test skips them by name'
 	@echo 'make gpu    on a machine with an NVIDIA GPU: test and measure everything, in 9 minutes (docs/gpu.md)'
 	@echo 'make clean  remove build/ and demo/ (not .venv)'
 
@@ -69,10 +69,10 @@ unit: setup
 	@mkdir -p '$(TMPDIR)'
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder || $(AGAIN)
 
-# A tenth of the GPU suite on this CPU: 4 minutes, too long for every test run.
-rehearsal: setup
+# Too long for every test run, a tenth of the GPU suite on this CPU among them.
+test-slow: setup
 	@mkdir -p '$(TMPDIR)'
-	OMP_NUM_THREADS=1 $(BIN)/pytest --rehearsal -m rehearsal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --slow -m slow
 
 GPU_OUT ?= build/gpu
 

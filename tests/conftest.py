@@ -36,7 +36,7 @@ def _gpu_is_there() -> bool:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--rehearsal", action="store_true", help="run the GPU suite's rehearsal, too")
+    parser.addoption("--slow", action="store_true", help="run the slow tests, too")
 
 
 def pytest_configure() -> None:
@@ -50,8 +50,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
     for item in items:
-        if item.get_closest_marker("rehearsal") and not config.getoption("--rehearsal"):
-            item.add_marker(pytest.mark.skip(reason="takes minutes; run `make rehearsal`"))
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="slow; `make test-slow` runs it"))
     if _gpu_is_there():
         return
     for item in items:

@@ -47,7 +47,7 @@ def sweeps(size) -> list[dict]:
 # The whole, as on a GPU
 
 
-@pytest.mark.rehearsal
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_tenth_of_the_suite_runs_here_without_what_a_gpu_machine_may_lack(tmp_path) -> None:
     """The command as it is typed, where nothing but the packages of docs/gpu.md can be imported."""
