@@ -63,6 +63,7 @@ def test_shards_built_there_are_the_same_to_the_byte(environment, source, tmp_pa
     assert said == json.loads((tmp_path / "here" / "manifest.json").read_text())["created_by"]
 
 
+@pytest.mark.slow
 def test_a_run_there_goes_on_without_tensorboard(environment, source, tmp_path) -> None:
     data = tmp_path / "data"
     python(environment, "-m", "shardify", "build", source, data, "--val", 0.2)

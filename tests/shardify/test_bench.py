@@ -56,6 +56,7 @@ def test_times_compare_runs_of_the_same_round() -> None:
     assert list(CONTENDERS)[-1].endswith("ShardWriter")
 
 
+@pytest.mark.slow
 def test_phases_name_every_part_and_add_up_to_something(source: Path) -> None:
     found = phases(source)
     assert {each.who for each in found} == {"parent", "beside", "workers"}

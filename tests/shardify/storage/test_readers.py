@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shardify.sources.catalog import ENTRY_DTYPE
 from shardify.storage.atomic_write import AtomicFile
 from shardify.storage.paths import Url
 from shardify.storage.readers import ObjectReader, announce_reads, close_source, open_source, pread
-from shardify.writer.shard_writer import ENTRY_DTYPE
 
 DATA = np.random.Generator(np.random.Philox(key=1)).bytes(50_000)
 URL = "memory://ranges/x.bin"

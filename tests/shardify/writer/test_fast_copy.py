@@ -290,6 +290,7 @@ def test_without_the_compiled_function_everything_takes_the_checked_path(absent:
     assert done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("copy")
 def test_a_damaged_cache_is_not_used_and_can_be_replaced(tmp_path: Path) -> None:
     from shardify.writer import fast_copy_kernel

@@ -16,17 +16,10 @@ from PIL import Image
 from shardify.errors import BuildError
 from shardify.images.codecs import Variant
 from shardify.images.pixels import STANDARD
-from shardify.sources.catalog import open_catalog
-from shardify.writer.shard_writer import (
-    ENTRY_DTYPE,
-    STATE_FOLDER,
-    BackgroundTask,
-    ShardTask,
-    TarWriter,
-    measure_backgrounds,
-    write_shard,
-)
-from shardify.writer.tasks import staging_folder
+from shardify.sources.catalog import ENTRY_DTYPE, open_catalog
+from shardify.writer.shard_writer import measure_backgrounds, write_shard
+from shardify.writer.tar_writer import TarWriter
+from shardify.writer.tasks import STATE_FOLDER, BackgroundTask, ShardTask, staging_folder
 
 ROLES = ("fg_bg", "mask", "depth")
 

@@ -262,6 +262,7 @@ def test_contenders_of_one_setting_share_a_loader_and_a_network(
     assert all(len(one["windows"]) == 2 for one in figures)
 
 
+@pytest.mark.slow
 def test_a_group_of_sweeps_measures_each_by_itself_and_names_what_failed(data, tmp_path) -> None:
     out = tmp_path / "out"
     sweeps = [

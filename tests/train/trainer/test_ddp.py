@@ -71,6 +71,7 @@ def assert_equal_runs(one: Path, other: Path, *, tolerance: float) -> None:
         )
 
 
+@pytest.mark.slow
 def test_ranks_together_start_from_weights_and_unfreeze_the_encoder(
     alone: Path, tmp_path: Path
 ) -> None:
@@ -99,6 +100,7 @@ def test_ranks_together_are_one_rank_with_their_global_batch(
     assert "tiny100010" in (out / "report.html").read_text()  # Written by one rank, of all samples.
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_ranks(alone: Path, tmp_path: Path) -> None:
     """Stopped within an epoch at 2 ranks, on with 3, ended with 1: the samples are the same."""
     out = tmp_path / "run"
@@ -134,6 +136,7 @@ def test_a_killed_rank_ends_the_others_with_a_clear_word(tmp_path: Path) -> None
     ), err
 
 
+@pytest.mark.slow
 def test_torchrun_brings_a_killed_rank_back_and_the_run_ends_as_it_would_have(
     tmp_path: Path,
 ) -> None:
@@ -154,6 +157,7 @@ def test_torchrun_brings_a_killed_rank_back_and_the_run_ends_as_it_would_have(
     assert_equal_runs(tmp_path / "whole", out, tolerance=0)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all_with_one_checkpoint(tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = subprocess.Popen(
@@ -171,6 +175,7 @@ def test_a_signal_to_one_rank_stops_all_with_one_checkpoint(tmp_path: Path) -> N
     assert newest is not None and newest.state["position"]["step"] in stopped
 
 
+@pytest.mark.slow
 def test_a_signal_within_a_long_step_saves_the_last_whole_one_of_all_ranks(
     alone: Path, tmp_path: Path
 ) -> None:

@@ -120,6 +120,7 @@ def finish_killed(process: "subprocess.Popen[str]") -> None:
     assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path: Path, whole: Path) -> None:
     out = tmp_path / "run"
     kills = 0
@@ -139,7 +140,13 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path: Path, wh
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2], ids=lambda n: n.name
+    "number",
+    [
+        signal.SIGTERM,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGHUP, signal.SIGUSR2)),
+        signal.SIGUSR1,
+    ],
+    ids=lambda n: n.name,
 )
 def test_a_signal_ends_the_process_with_130_and_a_saved_state(
     tmp_path: Path, whole: Path, number: signal.Signals
@@ -158,6 +165,7 @@ def test_a_signal_ends_the_process_with_130_and_a_saved_state(
     assert_same_end(out, whole)
 
 
+@pytest.mark.slow
 def test_a_signal_that_was_ignored_when_the_run_began_does_not_stop_it(
     tmp_path: Path, whole: Path
 ) -> None:
@@ -188,6 +196,7 @@ def test_a_closed_terminal_ends_the_run_with_a_saved_state(tmp_path: Path, whole
     assert_same_end(out, whole)
 
 
+@pytest.mark.slow
 def test_the_slurm_script_requeues_a_run_that_the_signal_stopped(
     tmp_path: Path, whole: Path
 ) -> None:
@@ -223,6 +232,7 @@ def test_the_slurm_script_requeues_a_run_that_the_signal_stopped(
 
 
 # One signal, and the few seconds that a step is given; or two.
+@pytest.mark.slow
 @pytest.mark.parametrize("numbers", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]])
 def test_a_signal_within_a_long_step_saves_the_last_whole_one(
     tmp_path: Path, whole: Path, numbers: list[signal.Signals]
@@ -262,6 +272,7 @@ def test_what_a_kill_left_half_written_is_swept_away(tmp_path: Path, whole: Path
     assert_same_end(out, whole)
 
 
+@pytest.mark.slow
 def test_a_second_run_into_the_folder_of_one_at_work_is_refused(
     tmp_path: Path, whole: Path
 ) -> None:
@@ -321,6 +332,7 @@ def test_a_disk_that_is_really_full_costs_nothing_once_it_has_room(
     assert_same_end(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_training_goes_on_and_old_checkpoints_stand(tmp_path: Path) -> None:
     out = tmp_path / "run"
     finish(start(out, "--max-steps=4"))
