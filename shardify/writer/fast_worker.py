@@ -3,6 +3,7 @@
 from contextlib import suppress
 
 from shardify.writer import fast_copy, shard_writer
+from shardify.writer.shard_writer import run_task as run_task  # The pool calls it by name.
 
 
 def prepare() -> None:
