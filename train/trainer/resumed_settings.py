@@ -1,4 +1,4 @@
-"""Which settings a resumed run may change."""
+"""Check that a command changes only settings that a resumed run may change."""
 
 from train.config import Config
 from train.errors import ConfigError
