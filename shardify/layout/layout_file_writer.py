@@ -12,6 +12,7 @@ from shardify.layout import filenames
 from shardify.layout.detect import Layout
 from shardify.layout.mask_parts import FILE_EXTENSION, end_after
 from shardify.layout.sample_table import BY_FOLDER, FOLDER_AND_NUMBERS
+from shardify.layout.starter_layout import toml_string
 
 _DIGITS = re.compile(r"\d+")
 _BACKGROUND_NUMBER = r"[^/]*?(?<![a-z])(?:bg|b|back|background)[-_ ]?(?P<bg>\d+)"
@@ -53,18 +54,18 @@ def to_toml(
     join = "map" if description["join"] == "rows of a map" else "names"
     if "map" in (join, settings["rule"]):
         lines += [
-            f"join = {_toml_string(join)}",
-            f"map = {_toml_string(str(description.get('map', '')))}",
+            f"join = {toml_string(join)}",
+            f"map = {toml_string(str(description.get('map', '')))}",
         ]
     if exif:
-        lines.append(f"exif = {_toml_string(exif)}")
+        lines.append(f"exif = {toml_string(exif)}")
     patterns, exact = _write_patterns(layout, names, settings)
     if not exact:
         lines.append("# The names are irregular: check these patterns.")
     lines += ["", "[roles]"]
     for role in filenames.ROLES:
         if role in patterns:
-            body = "".join(f"    {_toml_string(each)},\n" for each in patterns[role])
+            body = "".join(f"    {toml_string(each)},\n" for each in patterns[role])
             lines.append(f"{role} = [\n{body}]")
     lines += [
         "",
@@ -82,7 +83,7 @@ def to_toml(
         lines += ["", "[mask]"]
     if mask_rule:
         word, *level = mask_rule.split()
-        lines.append(f"object = {level[0] if level else _toml_string(word)}")
+        lines.append(f"object = {level[0] if level else toml_string(word)}")
     if layout.united:
         lines.append("several = 'union'")
     return "\n".join(lines) + "\n"
@@ -348,16 +349,5 @@ def _split_name(name: str) -> tuple[str, str, str]:
     return path + slash, stem, f"\\.{re.escape(extension)}"
 
 
-def _toml_string(text: str) -> str:
-    """Return a TOML string: literal if possible, because patterns contain backslashes."""
-    if "'" not in text and text.isprintable():
-        return f"'{text}'"
-    plain = text.replace("\\", "\\\\").replace('"', '\\"')
-    # TOML cannot hold a lone surrogate: write the pattern for any character instead.
-    safe = ("." if 0xD800 <= ord(c) <= 0xDFFF else f"\\U{ord(c):08X}" for c in plain)
-    escaped = (c if c.isprintable() else other for c, other in zip(plain, safe, strict=True))
-    return f'"{"".join(escaped)}"'
-
-
 def _toml_value(value: object) -> str:
-    return _toml_string(value) if isinstance(value, str) else json.dumps(value)
+    return toml_string(value) if isinstance(value, str) else json.dumps(value)

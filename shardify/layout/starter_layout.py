@@ -1,6 +1,5 @@
 """Write a layout file to begin with, for a source whose roles were not found."""
 
-import json
 import re
 from collections.abc import Sequence
 
@@ -42,5 +41,15 @@ def _pattern(name: str, role: str | None) -> str:
     group = "bg" if role == "bg" else "name"
     start = ".*" if folder else "(?:.*/)?"
     body = re.escape(folder).replace(r"\#", r"\d+")
-    text = f"{start}{body}(?P<{group}>[^/]+){re.escape(base)}"
-    return f"'{text}'" if "'" not in text and text.isprintable() else json.dumps(text)
+    return toml_string(f"{start}{body}(?P<{group}>[^/]+){re.escape(base)}")
+
+
+def toml_string(text: str) -> str:
+    """Return a TOML string: literal if possible, because patterns contain backslashes."""
+    if "'" not in text and text.isprintable():
+        return f"'{text}'"
+    plain = text.replace("\\", "\\\\").replace('"', '\\"')
+    # TOML cannot hold a lone surrogate: write the pattern for any character instead.
+    safe = ("." if 0xD800 <= ord(c) <= 0xDFFF else f"\\U{ord(c):08X}" for c in plain)
+    escaped = (c if c.isprintable() else other for c, other in zip(plain, safe, strict=True))
+    return f'"{"".join(escaped)}"'
