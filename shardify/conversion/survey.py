@@ -111,12 +111,6 @@ class BuildPlan:
     mask_rule: str | None = None
     """Rule of the masks given by a layout file."""
 
-    @property
-    def bad_share(self) -> float:
-        """Rejected samples as a fraction of all."""
-        total = int(self.usable.sum()) + len(self.rejected)
-        return len(self.rejected) / total if total else 1.0
-
     def listed_rejections(self, more: Sequence[Rejection] = ()) -> list[Rejection]:
         """Return what ``rejected.jsonl`` lists: rejected samples, ``more``, and unused files."""
         return [*self.rejected, *more, *self.layout.unused]
