@@ -1,8 +1,8 @@
 """Check, lock, resume and clean the output folder of a build; move its files to their final names.
 
 A folder that does not belong to this build is refused. Files are written below ``OUT/.shardify``
-and moved when all of them are complete. A run that was killed while it moved them is continued:
-the next one moves them back first.
+and moved when all of them are complete. A run that is stopped while it moves them moves them back;
+after a kill, the next run does. In an object store they are copied, and then deleted.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from shardify.dataset.manifest import BACKGROUNDS, NAME, REJECTED, Manifest
 from shardify.errors import OutputError
 from shardify.storage import locks
 from shardify.storage.atomic_write import TEMPORARY, rename, sync_folder, write_atomic
-from shardify.storage.paths import PathOrUrl, Url
-from shardify.writer.tasks import STATE_FOLDER, staging_folder
+from shardify.storage.paths import PathOrUrl, Url, copy_many, delete_many
+from shardify.writer.tasks import STAGING_FOLDER, STATE_FOLDER, staging_folder
 
 _BUILD_FILE = re.compile(
     rf"(train|val)-\d{{5}}\.(tar|idx)|{re.escape(BACKGROUNDS)}|{re.escape(REJECTED)}"
@@ -110,50 +110,62 @@ def locked_output(out: PathOrUrl, identity: dict[str, Any]) -> Iterator[None]:
     build of another identity finds ``build.json`` and is refused.
     """
     state = out / STATE_FOLDER
-    if isinstance(state, Url):
+    with ExitStack() as stack:
+        if isinstance(state, Path):
+            state.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((state / "lock").open("wb"))
+            try:
+                locks.lock(lock.fileno())
+            except BlockingIOError:
+                raise OutputError(f"{out}: another build is writing there; wait for it") from None
         _check_identity(out, state / "build.json", identity)
-        yield
-        return
-    assert isinstance(out, Path)
-    state.mkdir(parents=True, exist_ok=True)
-    with (state / "lock").open("wb") as lock:
+        _move_back(out)
+        if isinstance(out, Path) and isinstance(state, Path):
+            for leftover in (*out.glob(f"*{TEMPORARY}"), *state.rglob(f"*{TEMPORARY}")):
+                leftover.unlink()
         try:
-            locks.lock(lock.fileno())
-        except BlockingIOError:
-            raise OutputError(f"{out}: another build is writing there; wait for it") from None
-        _check_identity(out, state / "build.json", identity)
-        for folder in (out, *out.glob("res-*")):
-            _move_back(out, folder)
-        for leftover in (*out.glob(f"*{TEMPORARY}"), *state.rglob(f"*{TEMPORARY}")):
-            leftover.unlink()
-        yield
+            yield
+        except BaseException:
+            if not (out / NAME).exists():
+                _move_back(out)
+            raise
 
 
-def _move_back(out: Path, folder: Path) -> None:
-    """Undo the moves of a run that was killed before it wrote the manifest of ``out``."""
-    if folder != out:
-        for file in (folder / NAME, folder / f"{NAME}{TEMPORARY}"):
-            file.unlink(missing_ok=True)
-    staged = Path(str(staging_folder(out, "" if folder == out else folder.name)))
-    for file in folder.iterdir():
-        if _BUILD_FILE.fullmatch(file.name):
+def _move_back(out: PathOrUrl) -> None:
+    """Undo the moves of a run that was stopped before it wrote the manifest of ``out``."""
+    variants = [each for each in out.iterdir() if re.fullmatch(r"res-\d+", each.name)]
+    for folder in (out, *variants):
+        names = [each.name for each in folder.iterdir() if _BUILD_FILE.fullmatch(each.name)]
+        staged = staging_folder(out, "" if folder == out else folder.name)
+        if isinstance(folder, Url):
+            # The originals are still there.
+            delete_many(folder, [name for name in names if (staged / name).exists()])
+            continue
+        assert isinstance(staged, Path)
+        if folder != out:
+            for file in (folder / NAME, folder / f"{NAME}{TEMPORARY}"):
+                file.unlink(missing_ok=True)
+        for name in names:
             staged.mkdir(parents=True, exist_ok=True)
-            rename(file, staged / file.name)
+            rename(folder / name, staged / name)
 
 
 def move_to_final_names(out: PathOrUrl, folder: str, names: Iterable[str]) -> None:
     """Move complete files from the staging folder to ``out / folder``, durably.
 
-    In an object store they have their final names already.
+    In an object store they are copied; ``remove_state`` deletes the originals.
 
     Raises:
         OSError: A file is missing, or the folder is not writable.
+        StoreError: The object store refuses it.
     """
-    final = out / folder
+    final, staged = out / folder, staging_folder(out, folder)
     if isinstance(final, Url):
+        assert isinstance(staged, Url)
+        copy_many(staged, final, list(names))
         return
+    assert isinstance(staged, Path)
     final.mkdir(exist_ok=True)
-    staged = Path(str(staging_folder(out, folder)))
     for name in names:
         rename(staged / name, final / name)
     sync_folder(final)
@@ -165,9 +177,13 @@ def remove_state(out: PathOrUrl) -> None:
     if not isinstance(state, Url):
         shutil.rmtree(state, ignore_errors=True)
     elif state.is_dir():
-        for each in state.iterdir():
-            if _STATE_FILE.fullmatch(each.name):
-                each.unlink(missing_ok=True)
+        staging = state / STAGING_FOLDER
+        staged = list(staging.iterdir()) if staging.is_dir() else []
+        variants = [each for each in staged if re.fullmatch(r"res-\d+", each.name)]
+        for folder in (state, staging, *variants):
+            own = _STATE_FILE if folder == state else _BUILD_FILE
+            names = [each.name for each in folder.iterdir() if own.fullmatch(each.name)]
+            delete_many(folder, names)
 
 
 def _check_identity(out: PathOrUrl, file: PathOrUrl, identity: dict[str, Any]) -> None:

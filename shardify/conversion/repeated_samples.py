@@ -1,11 +1,11 @@
 """Find samples that are published twice: equal in name and content, or of the same picture.
 
-Files are compared by size and CRC. The files of a folder have no CRC; they are read only where
-another sample has files of the same sizes.
+Files are compared by size and CRC. The files of a folder have no CRC; composites are read where
+another one has the same size.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -15,12 +15,16 @@ from numpy.typing import NDArray
 from shardify.errors import EntryError
 from shardify.layout.detect import Layout
 from shardify.layout.filenames import file_stem
-from shardify.sources.catalog import Catalog
+from shardify.sources.catalog import Catalog, entry_rows
 from shardify.sources.entry_names import take
+from shardify.sources.zip_extract import read_payload
+from shardify.storage.readers import FolderReader, PrefixReader, ReadHandle, announce_reads
 from shardify.zlib_backend import crc32
 
 Ints = NDArray[np.int64]
 _CHUNK_NAMES = 1 << 14
+_LARGE_BYTES = 1 << 16
+"""A larger file is read only if the bytes in its middle equal another one's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,20 +40,23 @@ class RepeatedSamples:
 
 
 def find_repeated_samples(
-    layout: Layout, catalog: Catalog, read: Callable[[int], bytes], usable: NDArray[np.bool_]
+    layout: Layout,
+    catalog: Catalog,
+    handles: Sequence[ReadHandle],
+    usable: NDArray[np.bool_],
 ) -> RepeatedSamples:
     """Find the repeated samples of a layout.
 
     Args:
         layout: The samples.
         catalog: All entries.
-        read: Returns an entry's bytes.
+        handles: The open sources.
         usable: (N,) True for each sample that is not rejected.
     """
     count = len(layout.keys)
     again = np.zeros(count, bool)
     rows = np.flatnonzero(usable)
-    content = _content(layout, catalog, read, rows)
+    content = _content(layout, catalog, handles, rows)
     composite, names = layout.members["fg_bg"], catalog.names
     _, number, times = np.unique(content[composite[rows]], return_inverse=True, return_counts=True)
     repeated = rows[times[number] > 1]
@@ -131,7 +138,7 @@ def join_groups(groups: NDArray[np.int32] | None, picture: Ints | None) -> NDArr
     return np.array([root(group) for group in unique.tolist()], np.int32)[number]
 
 
-def _content(layout: Layout, catalog: Catalog, read: Callable[[int], bytes], rows: Ints) -> Ints:
+def _content(layout: Layout, catalog: Catalog, handles: Sequence[ReadHandle], rows: Ints) -> Ints:
     """Return a number for each entry, the same for equal content.
 
     It is size and CRC; for a folder's file a number of its own, unless it must be read.
@@ -143,22 +150,57 @@ def _content(layout: Layout, catalog: Catalog, read: Callable[[int], bytes], row
         return content
     plain = np.isin(entries.source, folders)
     content[plain] = -1 - np.flatnonzero(plain)
-    columns = list(layout.members.values())
-    sizes = [entries.size[column[rows]] for column in columns]
-    order = np.lexsort(sizes)
-    differ = np.any([np.diff(size[order]) != 0 for size in sizes], axis=0)
-    run = np.append(0, np.cumsum(differ))
-    candidates = rows[order[np.bincount(run)[run] > 1]]
+    composites = layout.members["fg_bg"][rows]
+    equal = _equal(entries.size[composites])
+    candidates = _equal_middles(catalog, handles, composites[equal], plain)
 
-    def read_all(entries_read: NDArray[np.int32]) -> None:
-        for entry in np.unique(entries_read[plain[entries_read]]).tolist():
-            with suppress(EntryError):
-                content[entry] = int(entries.size[entry]) << 32 | crc32(read(entry))
+    def read_all(numbers: NDArray[np.int32]) -> None:
+        unread = np.unique(numbers[plain[numbers]])
+        for first in range(0, len(unread), _CHUNK_NAMES):
+            chunk = unread[first : first + _CHUNK_NAMES]
+            table, files = entry_rows(catalog, chunk), list(map(catalog.names.raw, chunk))
+            announce_reads(handles, table, files)
+            for entry, name, (source, *rest) in zip(chunk, files, table.tolist(), strict=True):
+                with suppress(EntryError):
+                    payload = read_payload(handles[source], name, *rest)
+                    content[entry] = len(payload) << 32 | crc32(payload)
 
-    composites = layout.members["fg_bg"][candidates]
-    read_all(composites)
-    _, number, times = np.unique(content[composites], return_inverse=True, return_counts=True)
+    read_all(candidates)
+    repeated = rows[_equal(content[composites])]
     for role, column in layout.members.items():
         if role != "fg_bg":
-            read_all(column[candidates[times[number] > 1]])
+            read_all(column[repeated])
     return content
+
+
+def _equal(values: Ints) -> NDArray[np.bool_]:
+    """(N,) True for each value that stands more than once."""
+    _, number, times = np.unique(values, return_inverse=True, return_counts=True)
+    equal: NDArray[np.bool_] = times[number] > 1
+    return equal
+
+
+def _equal_middles(
+    catalog: Catalog,
+    handles: Sequence[ReadHandle],
+    files: NDArray[np.int32],
+    plain: NDArray[np.bool_],
+) -> NDArray[np.int32]:
+    """Drop large files whose middle differs from that of every other file of their size.
+
+    Uncompressed pictures all have one size; reading them whole would read the data set twice.
+    """
+    entries = catalog.entries
+    size = entries.size[files]
+    in_zips = np.isin(size, size[~plain[files]])  # The middle of a packed file cannot be read.
+    large = (size > _LARGE_BYTES) & ~in_zips
+    if not large.any():
+        return files
+    numbers = []
+    for entry, length in zip(files[large].tolist(), size[large].tolist(), strict=True):
+        reader = handles[entries.source[entry]]
+        assert isinstance(reader, (FolderReader, PrefixReader))
+        numbers.append(length << 32 | crc32(reader.middle(catalog.names.raw(entry), length)))
+    keep = ~large
+    keep[large] = _equal(np.array(numbers, np.int64))
+    return files[keep]

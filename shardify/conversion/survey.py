@@ -229,7 +229,7 @@ def survey(
             refused=[(each.member, each.reason) for each in catalog.refused],
         )
         rejected, usable = _reject_faulty(layout, catalog)
-        repeated = find_repeated_samples(layout, catalog, read, usable)
+        repeated = find_repeated_samples(layout, catalog, descriptors, usable)
     usable &= ~repeated.again
     options = _with_default_group(options, layout)
     try:

@@ -1,7 +1,7 @@
 """Paths and object-store URLs with one interface, over fsspec.
 
 ``Url`` has the few methods of ``pathlib.Path`` that this package uses, so the same code handles a
-folder and a bucket. Objects are put as a whole: nothing here renames, appends or locks. A failure
+folder and a bucket. Objects are put as a whole: nothing here appends or locks. A failure
 of a store raises StoreError, one line with the URL, what happened and what to do.
 """
 
@@ -254,6 +254,36 @@ def read_many(folder: PathOrUrl, names: Sequence[str]) -> list[bytes]:
     with folder.translate_errors():
         found = files.cat(paths, on_error="raise", **options)
     return [bytes(found[each]) for each in paths]
+
+
+def copy_many(source: Url, target: Url, names: Sequence[str]) -> None:
+    """Copy objects from one prefix to another of the same store, which copies them itself.
+
+    Raises:
+        FileNotFoundError: One is missing.
+        StoreError: The store is at fault.
+    """
+    if names:
+        files, path = source.connect()
+        _, destination = target.connect()
+        with source.translate_errors():
+            files.copy(
+                [f"{path}/{name}" for name in names],
+                [f"{destination}/{name}" for name in names],
+                on_error="raise",
+            )
+
+
+def delete_many(folder: Url, names: Sequence[str]) -> None:
+    """Delete objects under one prefix.
+
+    Raises:
+        StoreError: The store is at fault.
+    """
+    if names:
+        files, path = folder.connect()
+        with folder.translate_errors(writing=True):
+            files.rm([f"{path}/{name}" for name in names])
 
 
 def _error_chain(error: BaseException | None) -> Iterator[str]:

@@ -25,6 +25,7 @@ _MAX_GAP = 4096
 """Ranges at most this far apart are fetched as one. Bytes."""
 _LOCAL_HEADER_SIZE = 512
 """Allowance for a local header with its name; a longer one costs a second request. Bytes."""
+_MIDDLE_BYTES = 4096
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 _FILE_FLAGS = _FLAGS | os.O_NONBLOCK  # A pipe that took a file's place must not be waited for.
 
@@ -79,6 +80,18 @@ class FolderReader:
         if len(data) != size or status.st_mtime_ns != stamp:
             raise self._changed(name, "was changed")
         return bytes(data)
+
+    def middle(self, name: bytes, size: int) -> bytes:
+        """Read a few KiB from the middle of a file; see ``payload``."""
+        path, _, base = name.rpartition(b"/")
+        try:
+            descriptor = os.open(base, _FILE_FLAGS, dir_fd=self._open_folder(path))
+            try:
+                return os.pread(descriptor, _MIDDLE_BYTES, size // 2)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise self._changed(name, str(error.strerror)) from error
 
     def close(self) -> None:
         """Close all folders."""
@@ -147,6 +160,12 @@ class PrefixReader:
                 f"listed with {size}); leave the objects alone and run the same command again"
             )
         return data
+
+    def middle(self, name: bytes, size: int) -> bytes:
+        """Read a few KiB from the middle of an object; see ``payload``."""
+        start, stop = size // 2, min(size, size // 2 + _MIDDLE_BYTES)
+        path = f"{self._path}/{name.decode()}"
+        return _cat_ranges(self._url, self._files, [path], [start], [stop])[0]
 
     def expect(self, files: Sequence[tuple[bytes, int]]) -> None:
         """Announce the (name, size) of the next reads, in order."""

@@ -15,19 +15,17 @@ from numpy.typing import NDArray
 
 from shardify.images.codecs import Variant
 from shardify.images.pixels import LabelEncoding
-from shardify.storage.paths import PathOrUrl, Url
+from shardify.storage.paths import PathOrUrl
 
 STATE_FOLDER = ".shardify"
 """Folder inside OUT with the state for a rerun; deleted once the manifest is written."""
-_STAGING_FOLDER = "staging"
+STAGING_FOLDER = "staging"
+"""Folder inside it with the files of the build, until all are complete."""
 
 
 def staging_folder(out: PathOrUrl, folder: str) -> PathOrUrl:
-    """Return where the files of ``out / folder`` are written, until all of them are moved there.
-
-    An object store cannot rename: its objects are written under their final names.
-    """
-    return out / folder if isinstance(out, Url) else out / STATE_FOLDER / _STAGING_FOLDER / folder
+    """Return where the files of ``out / folder`` are written, until all of them are moved there."""
+    return out / STATE_FOLDER / STAGING_FOLDER / folder
 
 
 @dataclass(kw_only=True, slots=True)

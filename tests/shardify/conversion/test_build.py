@@ -301,8 +301,13 @@ def test_a_refused_build_leaves_nothing_under_a_final_name(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("options", [{}, {"codec": "png", "res": (8, 16)}])
 @pytest.mark.parametrize("moves", [0, 3, 100])
-def test_a_build_that_was_killed_while_it_moved_its_files_goes_on_to_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], moves: int
+@pytest.mark.parametrize("kill", [False, True])
+def test_a_build_that_was_stopped_while_it_moved_its_files_goes_on_to_the_same_bytes(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, object],
+    moves: int,
+    kill: bool,
 ) -> None:
     source = pack(tmp_path / "x.zip", files_of())
     run(source, tmp_path / "whole", **options)
@@ -318,8 +323,13 @@ def test_a_build_that_was_killed_while_it_moved_its_files_goes_on_to_the_same_by
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Path, "replace", killed)
+        if kill:
+            patched.setattr(output_folder, "_move_back", lambda _: None)
         run(source, tmp_path / "out", **options)
     assert not (tmp_path / "out" / "manifest.json").exists()
+    if not kill:
+        assert {"train-00000.tar", "backgrounds.tar"}.isdisjoint(content(tmp_path / "out"))
+        assert not list((tmp_path / "out").glob("res-*/*"))
     run(source, tmp_path / "out", **options)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 

@@ -68,6 +68,33 @@ def test_copies_under_other_names_are_in_one_split_and_that_is_said(
         assert any("80 samples have a picture" in w for w in report.manifest.layout["warnings"])
 
 
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("zip_one", [False, True])
+def test_renamed_copies_whose_masks_differ_in_size_are_in_one_split(
+    tmp_path: Path, large: bool, zip_one: bool
+) -> None:
+    # One size for all pictures, as uncompressed ones have.
+    size = 100_000 if large else 10_000
+    files = pairs("", range(24))
+    files = {
+        name: data + bytes(size - len(data)) if name.endswith("jpg") else data
+        for name, data in files.items()
+    }
+    copies = {name.replace("/0", "/copy0"): data for name, data in files.items()}
+    for number, name in enumerate(sorted(each for each in copies if each.endswith("png"))):
+        copies[name] = flat_mask(3 * number)
+    sources = [spread(tmp_path / "one", files), spread(tmp_path / "one", copies)][:1]
+    if zip_one:
+        sources = [spread(tmp_path / "two", files), pack(tmp_path / "copies.zip", copies)]
+    for seed in range(3):
+        out = tmp_path / f"out{seed}"
+        report = run(sources, out, seed=seed)
+        found = pictures(out)
+        assert len(found["train"]) + len(found["val"]) == 48
+        assert found["val"] and not set(found["train"]) & set(found["val"])
+        assert any("48 samples have a picture" in w for w in report.manifest.layout["warnings"])
+
+
 def test_pictures_of_the_given_validation_split_are_left_out_of_train(tmp_path: Path) -> None:
     files = pairs("train/", range(20)) | pairs("val/", range(18, 25))
     for n in (18, 19):  # Other masks, so these are other samples.

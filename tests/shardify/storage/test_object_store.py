@@ -17,6 +17,7 @@ from shardline_bucket import BUCKET, Store, content, serve, small_zip
 from shardify.cli import main
 from shardify.conversion.build import BuildReport, build
 from shardify.conversion.survey import BuildOptions, survey
+from shardify.dataset.manifest import Manifest
 from shardify.dataset.verify import verify
 from shardify.errors import OutputError, StoreError
 from shardify.storage.paths import Url, as_path
@@ -72,7 +73,7 @@ def stop_after(shards: int) -> object:
 def interrupted(store: Store, packed: Path, out: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(packed, f"s3://{BUCKET}/{out}", progress=stop_after(2))
-    assert "manifest.json" not in store.content(out)
+    assert {name.partition("/")[0] for name in store.content(out)} == {".shardify"}
 
 
 def test_from_bucket_to_bucket_gives_the_bytes_of_a_local_build(
@@ -129,10 +130,26 @@ def test_an_interrupted_build_keeps_its_shards(
     assert kept
     store.log.clear()
     run(packed, f"s3://{BUCKET}/cut")
-    put = {each.path.rpartition("/")[2] for each in store.asked("PUT", "cut")}
+    put = {each.path.rpartition("/")[2] for each in store.asked("PUT", "cut/.shardify/")}
     for record in kept:
         assert Path(record).with_suffix(".tar").name not in put
     assert store.content("cut") == local
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_build_interrupted_while_the_store_copies_is_finished_by_the_next(
+    store: Store, packed: Path, local: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Manifest, "save", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(packed, f"s3://{BUCKET}/copied")
+    assert {name.partition("/")[0] for name in store.content("copied")} == {".shardify"}
+    run(packed, f"s3://{BUCKET}/copied")
+    assert store.content("copied") == local
 
 
 @pytest.mark.usefixtures("inline")
@@ -142,13 +159,15 @@ def test_a_shard_that_is_not_as_recorded_is_put_again(
 ) -> None:
     out = f"hurt-{damage.replace(' ', '-')}"
     interrupted(store, packed, out)
-    name = min(name for name in store.content(out) if name.startswith("train-"))[:11]
+    staged = ".shardify/staging"
+    tars = [name for name in store.content(f"{out}/{staged}") if name.startswith("train-")]
+    name = Path(min(tars)).stem
     if damage == "lost":
-        store.client.delete_object(Bucket=BUCKET, Key=f"{out}/{name}.tar")
+        store.client.delete_object(Bucket=BUCKET, Key=f"{out}/{staged}/{name}.tar")
     elif damage == "shorter":
-        store.put(f"{out}/{name}.tar", b"x")
+        store.put(f"{out}/{staged}/{name}.tar", b"x")
     elif damage == "other index":
-        store.put(f"{out}/{name}.idx", b"x")
+        store.put(f"{out}/{staged}/{name}.idx", b"x")
     else:
         store.client.delete_object(Bucket=BUCKET, Key=f"{out}/.shardify/{name}.json")
     run(packed, f"s3://{BUCKET}/{out}")
@@ -158,7 +177,12 @@ def test_a_shard_that_is_not_as_recorded_is_put_again(
 @pytest.mark.usefixtures("inline")
 def test_nothing_of_others_is_deleted(store: Store, packed: Path, local: dict[str, bytes]) -> None:
     interrupted(store, packed, "shared")
-    others = {"notes.txt": b"a", ".shardify/theirs.json": b"b", "deep/train-00000.tar": b"c"}
+    others = {
+        "notes.txt": b"a",
+        ".shardify/theirs.json": b"b",
+        ".shardify/staging/theirs.tar": b"c",
+        "deep/train-00000.tar": b"d",
+    }
     for name, data in others.items():
         store.put(f"shared/{name}", data)
     run(packed, f"s3://{BUCKET}/shared")
