@@ -180,7 +180,8 @@ def _summarize_roles(
     """Summarize kinds, sizes, channels and bits of each role in variant ``number``.
 
     Raises:
-        BuildError: The codec is raw, and a role has images of several sizes.
+        BuildError: The codec is raw, and a role has images of several sizes; or depth maps of 8
+            and of 16 bits.
     """
     roles: dict[str, Role] = {}
     if backgrounds:
@@ -196,7 +197,7 @@ def _summarize_roles(
         kinds: Counter[str] = Counter()
         sizes = Counter()
         channels: Counter[int] = Counter()
-        bits = 0
+        bits: Counter[int] = Counter()
         for record in records:
             for text, count in record.parts[number].pictures.get(role, {}).items():
                 kind, *numbers = text.split(" ")
@@ -205,13 +206,19 @@ def _summarize_roles(
                 if width:
                     sizes[width, height] += count
                     channels[channel_count] += count
-                    bits = max(bits, depth)
+                    bits[depth] += count
+        if role == "depth" and len(bits) > 1:
+            counts = " and ".join(f"{count} of {each} bits" for each, count in bits.most_common())
+            raise BuildError(
+                f"depth maps with values of two kinds, {counts}; expected one, because their steps "
+                "differ; save all with the same bits, or build two data sets"
+            )
         if kinds:
             roles[role] = Role(
                 extensions=_by_count(kinds),
                 channels=channels.most_common(1)[0][0] if channels else 0,
                 sizes=_sizes_by_count(sizes),
-                bits=bits if bits in (1, 16) else 8,
+                bits=most if (most := max(bits, default=0)) in (1, 16) else 8,
                 threshold=MASK_THRESHOLD if role == "mask" else None,
                 codec=variant.codec,
             )

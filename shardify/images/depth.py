@@ -136,6 +136,15 @@ def choose_depth_encoding(
         raise ImageError(f"depth maps of two types, {both}; expected one; save all alike")
     if not maps:
         return given
+    narrow, wide = (
+        next((each.name for each in maps if (each.bits == 8) == is_narrow), None)
+        for is_narrow in (True, False)
+    )
+    if narrow and wide:
+        raise ImageError(
+            f"depth maps with 8 bits and with more, {narrow} and {wide}; expected one, because "
+            "their steps differ; save all with the same bits, or build two data sets"
+        )
     source = sources.pop()
     highest = max(maps, key=lambda each: each.peak)
     peak = highest.peak

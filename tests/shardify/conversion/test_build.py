@@ -334,6 +334,19 @@ def test_a_build_that_was_stopped_while_it_moved_its_files_goes_on_to_the_same_b
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("narrow", [1, 12])
+def test_depth_maps_of_8_and_of_16_bits_are_refused(tmp_path: Path, narrow: int) -> None:
+    files = files_of(24)
+    names = sorted(name for name in files if "depth" in name)
+    for number, name in enumerate(names):
+        plane = np.full((SIDE, SIDE), 7 * number)
+        wide = number >= narrow
+        files[name] = encoded(plane.astype(np.uint16 if wide else np.uint8), "PNG")
+    with pytest.raises(BuildError, match=r"depth maps with .*; expected one.*; save all"):
+        run(pack(tmp_path / "x.zip", files), tmp_path / "out")
+    assert not list(tmp_path.glob("out/*.tar"))
+
+
 def test_an_unfinished_build_of_something_else_is_refused(tmp_path: Path) -> None:
     source = pack(tmp_path / "x.zip", files_of() | {BAD: b"text"})
     with pytest.raises(BuildError):
