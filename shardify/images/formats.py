@@ -22,6 +22,7 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from shardify.errors import ImageError
+from shardify.images.foreign_files import recognise
 
 if TYPE_CHECKING:
     import zipfile
@@ -59,37 +60,6 @@ _MAGIC = (
 _HEIF_BRANDS = frozenset(
     {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 )
-_UNPACK = "unpack it, and give the folder"
-_CONVERT = "save it as PNG"
-_FOREIGN = (
-    (
-        0,
-        b"version https://git-lfs.github.com/",
-        "a Git LFS pointer in place of the file; run `git lfs pull`",
-    ),
-    (0, b"/annex/objects/", "a git-annex pointer in place of the file; run `git annex get`"),
-    (0, b"7z\xbc\xaf\x27\x1c", f"a 7z archive; {_UNPACK}"),
-    (0, b"Rar!\x1a\x07", f"a rar archive; {_UNPACK}"),
-    (257, b"ustar", f"a tar archive; {_UNPACK}"),
-    (0, b"\x1f\x8b", f"packed by gzip (.gz, .tar.gz); {_UNPACK}"),
-    (0, b"BZh", f"packed by bzip2; {_UNPACK}"),
-    (0, b"\xfd7zXZ\x00", f"packed by xz; {_UNPACK}"),
-    (0, b"\x28\xb5\x2f\xfd", f"packed by Zstandard; {_UNPACK}"),
-    (0, b"\xff\x0a", f"a JPEG XL picture, which is not read; {_CONVERT}"),
-    (0, b"\x00\x00\x00\x0cJXL ", f"a JPEG XL picture, which is not read; {_CONVERT}"),
-    (
-        0,
-        b"\x89HDF\r\n\x1a\n",
-        "an HDF5 file (.h5, MATLAB 7.3), which is not read; save each map as PNG or .npy",
-    ),
-    (0, b"MATLAB 5.0", "a MATLAB file (.mat), which is not read; save each map as PNG or .npy"),
-    (128, b"DICM", f"a DICOM file, which is not read; {_CONVERT}"),
-    (0, b"#?RADIANCE", f"a Radiance HDR picture, which is not read; {_CONVERT}"),
-    (0, b"8BPS", f"a Photoshop file, which is not read; {_CONVERT}"),
-    (0, b"%PDF", f"a PDF, which is not read; {_CONVERT}"),
-)
-"""Offset, first bytes, and what a file is that is not read."""
-_WEB_PAGE = re.compile(rb"\s*<(?:!doctype html|html|\?xml)", re.IGNORECASE)
 _PFM_HEADER = re.compile(rb"P([fF])\s+(\d{1,9})\s+(\d{1,9})\s+([-+.\deE]{1,30})(?:\r\n|\s)")
 _LOW_BYTES = {"16B": "16L", "16L": "16B", "16N": "16B"}
 """Pillow's name of the order of two bytes -> that under which it takes the other byte."""
@@ -117,7 +87,11 @@ def read_header(data: bytes) -> Header:
     """
     kind = _kind(data)
     if kind is None:
-        raise ImageError(_foreign(data))
+        foreign = recognise(data[:512])
+        if foreign:
+            raise ImageError("; ".join(foreign))
+        empty = not data.strip(b"\x00")
+        raise ImageError("all zero bytes" if empty else "not an image (no known signature)")
     if kind == "exr":
         header = _exr_header(data)[0]
         _import_exr("OpenEXR")
@@ -209,16 +183,6 @@ def _kind(data: bytes) -> str | None:
     return None
 
 
-def _foreign(data: bytes) -> str:
-    """Return what a file is that is not read, and the remedy."""
-    for offset, magic, what in _FOREIGN:
-        if data.startswith(magic, offset):
-            return what
-    if _WEB_PAGE.match(data[:256]):
-        return "a web page or XML in place of the file; download it again"
-    return "not an image (no known signature)" if data.strip(b"\x00") else "all zero bytes"
-
-
 def _pillow_header(data: bytes, kind: str) -> Header:
     """Read a header with Pillow. Its decoding, when it is converted, checks the rest."""
     from PIL import Image, features
@@ -303,7 +267,7 @@ def _npz_member(data: bytes, only_for: str = "") -> "tuple[zipfile.ZipInfo, byte
                 if info.filename.endswith(".npy")
             }
             if not found:
-                raise ImageError(f"a zip archive; {_UNPACK}")
+                raise ImageError("a zip archive; unpack it, and pass the folder")
             name = next(iter(found))
             if len(found) > 1:
                 chosen = [each for each in _ARRAY_NAMES if each in found and not only_for]

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardify.errors import ArchiveError, BuildError, EntryError, ShardifyError
+from shardify.images.foreign_files import recognise
 from shardify.sources.entry_names import Names
-from shardify.sources.foreign_files import describe_file
 from shardify.sources.zip_directory import FAULTS, RefusedEntry, SourceEntries, read_zip
 from shardify.sources.zip_extract import read_payload
 from shardify.storage.paths import PathOrUrl
@@ -169,9 +169,11 @@ def open_zip(path: PathOrUrl) -> tuple[Source, SourceEntries]:
             try:
                 count, digest, part = read_zip(handle, total, str(path))
             except ArchiveError:
-                kind = describe_file(pread(handle, 512, 0), path.name)
-                if kind is not None:
-                    raise ArchiveError(f"{path}: {kind}") from None
+                foreign = recognise(pread(handle, 512, 0), zip_expected=True)
+                if foreign:
+                    raise ArchiveError(
+                        f"{path}: {foreign.kind}, not a zip; {foreign.remedy}"
+                    ) from None
                 raise
         finally:
             close_source(handle)

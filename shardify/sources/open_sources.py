@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from shardify.errors import EntryError, SourceError
+from shardify.images.foreign_files import LFS_POINTER, LFS_REMEDY, POINTER_SIZES, recognise
 from shardify.sources.catalog import (
     Catalog,
     OpenSources,
@@ -25,12 +26,6 @@ from shardify.sources.catalog import (
 )
 from shardify.sources.entry_names import clean_name, decode
 from shardify.sources.folder_listing import Listing, list_folder, read_head, without_zip_extension
-from shardify.sources.foreign_files import (
-    LFS_POINTER,
-    POINTER_SIZES,
-    describe_file,
-    describe_pointers,
-)
 from shardify.sources.nested_zips import UnpackCache, open_nested_zips
 from shardify.sources.repeated_files import Part, are_one_tree, drop_repeated_files
 from shardify.sources.zip_directory import SourceEntries
@@ -175,7 +170,8 @@ def _refuse_pointers(catalog: Catalog, where: str) -> None:
                     pointers.append(row)
     if len(pointers) * 2 > len(probed):
         raise SourceError(
-            f"{where}: " + describe_pointers(len(rows), len(size), catalog.names[pointers[0]])
+            f"{where}: {len(rows)} of {len(size)} files are Git LFS pointers, not the files "
+            f"themselves (as {catalog.names[pointers[0]]}); expected pictures; {LFS_REMEDY}"
         )
 
 
@@ -215,9 +211,9 @@ def _describe_nothing(folder: PathOrUrl, listing: Listing) -> str:
         )
     largest = sorted(listing.files, key=lambda each: -each[1])[:_PROBED_FILES]
     for name, _, _ in largest:
-        kind = describe_file(read_head(folder, name, 512), decode(name))
-        if kind is not None:
-            return f"no zips or images, but {decode(name)}, {kind}"
+        foreign = recognise(read_head(folder, name, 512), zip_expected=True)
+        if foreign:
+            return f"no zips or images, but {decode(name)}, {foreign.kind}; {foreign.remedy}"
     return "a folder without zips or images; expected some, at any depth"
 
 
