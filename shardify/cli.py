@@ -4,10 +4,10 @@ Exit codes: 0 success; 1 error in the data or the environment, one line on stder
 130 interrupted.
 """
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +26,12 @@ ROLES = ("bg", "fg_bg", "mask", "depth")
 
 
 class _Fraction(click.FloatRange):
-    """A float range that refuses NaN, which click accepts."""
+    """A float range, also as a percentage; it refuses NaN, which click accepts."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and value.strip().endswith("%"):
+            with contextlib.suppress(ValueError):
+                value = float(value.strip()[:-1]) / 100
         found = super().convert(value, param, ctx)
         if found != found:
             self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
@@ -49,7 +52,7 @@ def _plan_options(command: Callable[..., None]) -> Callable[..., None]:
             type=_Fraction(0, 1, max_open=True),
             default=0.05,
             show_default=True,
-            help="Fraction of samples in the validation split.",
+            help="Fraction of samples in the validation split, as 0.05 or 5%.",
         ),
         click.option(
             "--group-by",
@@ -76,7 +79,7 @@ def _plan_options(command: Callable[..., None]) -> Callable[..., None]:
             type=_Fraction(0, 1),
             default=0.01,
             show_default=True,
-            help="Maximum fraction of rejected samples; with more, the command fails.",
+            help="Maximum fraction of rejected samples, as 0.01 or 1%; with more, it fails.",
         ),
     ]
     for option in reversed(options):
@@ -101,6 +104,7 @@ def survey_text(found: dict[str, Any]) -> str:
     layout = dict(found["layout"])
     lines += _warning_lines(layout.pop("warnings", []))
     lines += _role_lines(layout.pop("roles", {}))
+    lines += _ignored_lines(layout.pop("ignored", {}))
     lines += [f"layout       {key}: {_value_text(value)}" for key, value in layout.items()]
     # The whole output can be saved as a layout file and edited.
     return "\n".join([*(f"# {line}" for line in lines), found["layout_file"]]).rstrip()
@@ -200,7 +204,9 @@ def _count(number: int, noun: str) -> str:
 
 
 def _value_text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_value_text(each)}" for name, each in value.items())
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 class Bar:
@@ -222,7 +228,7 @@ class Bar:
         self._bar.update(self._task, rate=f"waiting for the disk: {share:.0%} read ahead")
 
 
-@contextmanager
+@contextlib.contextmanager
 def progress(unit: str) -> Iterator[Bar | None]:
     """Show a progress bar on stderr if that is a terminal; else yield None."""
     if not sys.stderr.isatty():
@@ -522,6 +528,8 @@ def synth(out: Path, **options: Any) -> None:
     """
     from shardify.synth.generate import generate
 
+    if not (options["released"] or out.suffix):
+        raise click.UsageError(f"{out}: expected the name of a zip; pass {out}.zip")
     with progress("samples") as advance:
         report = generate(out, **options, progress=advance)
     click.echo(report)

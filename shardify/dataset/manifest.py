@@ -15,6 +15,7 @@ JSON fields are ignored; missing or invalid ones are named in the error.
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -341,6 +342,13 @@ def read_document(path: PathOrUrl) -> tuple[object, str]:
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
+        # A Path joins the slashes of a URL.
+        url = re.match(r"([a-z][a-z0-9+.-]+):/(.*)", str(path)) if isinstance(path, Path) else None
+        if url:
+            raise ManifestError(
+                f"{url[1]}://{url[2]}: a URL; expected a folder; copy the data set to this machine "
+                "first"
+            ) from None
         raise ManifestError(
             f"{path}: no {NAME}; expected a folder that `shardify build` finished; build it first"
         ) from None

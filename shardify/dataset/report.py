@@ -103,14 +103,23 @@ def outlined(picture: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.uint8]:
 def _overview(data: DataSet) -> str:
     manifest = data.manifest
     rows = [
-        (name, f"{split.samples:,} samples in {len(split.shards)} shards")
+        (
+            name,
+            f"{split.samples:,} samples in {len(split.shards)} "
+            f"shard{'s' * (len(split.shards) != 1)}",
+        )
         for name, split in manifest.splits.items()
     ]
     rows += [
         ("source", f"{each.name}, {each.entries:,} entries, {each.bytes / 1e6:,.1f} MB")
         for each in manifest.source
     ]
-    rows.append(("options", ", ".join(f"{k} {v}" for k, v in manifest.options.items())))
+    options = {
+        name: " ".join(map(str, value)) if isinstance(value, list) else value
+        for name, value in manifest.options.items()
+    }
+    shown = (f"{name} {value}" for name, value in options.items() if value not in (None, ""))
+    rows.append(("options", ", ".join(shown)))
     if data.top.resolutions:
         rows.append(("resolutions", ", ".join(str(each.res) for each in data.top.resolutions)))
     rows += [("warning", str(each)) for each in manifest.layout.get("warnings", ())]

@@ -100,6 +100,7 @@ def test_a_source_that_is_no_zip_is_one_line_and_exit_1(
         ["build", "x.zip", "out", "--codec", "mp3"], ["build", "x.zip", "out", "--workers", "0"],
         ["nothing"], ["inspect", "x.zip", "--seed", "-1"], ["verify"],
         ["build", "x.zip", "out", "--val", "nan"], ["build", "x.zip", "out", "--max-bad", "nan"],
+        ["build", "x.zip", "out", "--val", "x%"], ["build", "x.zip", "out", "--val", "100%"],
     ],
 )  # fmt: skip
 def test_wrong_usage_exits_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,6 +113,33 @@ def test_a_forgotten_out_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run("build", "x.zip", capsys=capsys)
     assert code == 2
     assert err.endswith("Error: OUT is missing; expected: shardify build x.zip OUT\n")
+
+
+def test_a_share_is_a_fraction_or_a_percentage(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, share in (("one", "0.25"), ("two", "25%")):
+        assert run("build", source, tmp_path / name, "--val", share, capsys=capsys)[0] == 0
+    one, two = ((tmp_path / name / "manifest.json").read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
+def test_synth_names_the_zip_that_was_meant(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run("synth", tmp_path / "demo", capsys=capsys)
+    assert code == 2 and err.endswith(f"pass {tmp_path / 'demo'}.zip\n")
+    assert not (tmp_path / "demo").exists()
+
+
+def test_the_report_names_options_as_a_user_gives_them(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("build", source, tmp_path / "out", "--res", "8", "--res", "16", capsys=capsys)
+    run("report", tmp_path / "out", "-o", tmp_path / "x.html", capsys=capsys)
+    page = (tmp_path / "x.html").read_text()
+    assert "res 8 16, codec keep, seed 0" in page
+    assert "1 shard<" in page and "None" not in page
 
 
 def test_an_interrupt_exits_130(

@@ -14,9 +14,6 @@ from shardify.storage.atomic_write import atomic_path, write_text
 from train.bench.cases import PEERS
 from train.tracking.run_folder_setup import writable
 
-EPOCH = 400_000
-"""Samples of the epoch whose duration is projected."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
@@ -48,6 +45,8 @@ class BenchReport:
     date: str
     command: str
     job: dict[str, Any]
+    samples: int
+    """Training samples of the data set, of which ``epoch_seconds`` is the time."""
     windows: int
     seconds: float
     hardware: dict[str, Any]
@@ -80,9 +79,9 @@ class BenchReport:
 
     @property
     def epoch_seconds(self) -> float | None:
-        """Time of an epoch of ``EPOCH`` samples, at the rate measured end to end."""
+        """Time of an epoch of the data set, at the rate measured end to end."""
         whole = self.of("end to end") or self._loader
-        return EPOCH / whole.rate if whole else None
+        return self.samples / whole.rate if whole else None
 
     @property
     def lead(self) -> tuple[str, float] | None:
@@ -131,7 +130,8 @@ class BenchReport:
         """Return the conclusions, one line each."""
         found = [f"Bottleneck: {self.bottleneck}."]
         if self.epoch_seconds is not None:
-            found.append(f"An epoch of {EPOCH:,} samples: {_format_duration(self.epoch_seconds)}.")
+            duration = _format_duration(self.epoch_seconds)
+            found.append(f"An epoch of this data set ({self.samples:,} samples): {duration}.")
         if self.lead is not None:
             name, times = self.lead
             found.append(f"{times:.1f} times the samples/s of {name}, the fastest other loader.")
@@ -188,7 +188,9 @@ _ADVICE = {
 
 
 def _format_duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+    if seconds >= 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
 
 
 def _chart(report: BenchReport) -> Image.Image:
@@ -201,11 +203,11 @@ def _chart(report: BenchReport) -> Image.Image:
     pen.text(
         (20, 18),
         f"samples/s at {job['res']} px, batch {job['batch_size']}, {job['threads']} threads "
-        f"(bar: median; line: min to max of {report.windows} windows)",
+        f"(bar: median; line: min to max of {report.windows} window{'s' * (report.windows > 1)})",
         fill="black",
         font_size=16,
     )
-    # Reading alone is far faster than all other cases; its bar may be cut off.
+    # Reading alone is far faster than all other cases; its bar may be cut off, with a mark.
     shown = [result for result in report.results if result.name != "read"] or report.results
     scale = (width - left - 130) / max(max(result.rates) for result in shown)
     for place, result in enumerate(report.results):
@@ -218,5 +220,8 @@ def _chart(report: BenchReport) -> Image.Image:
         pen.text((20, y + 4), result.name, fill="black", font_size=16)
         pen.rectangle((left, y, bar, y + row - 10), fill=colour)
         pen.line((ends[0], y + 12, ends[1], y + 12), fill="black", width=2)
+        if max(result.rates) * scale > width - 110 - left:
+            for x in (bar - 40, bar - 32):
+                pen.line((x, y + row - 8, x + 8, y - 2), fill="white", width=4)
         pen.text((max(bar, ends[1]) + 8, y + 4), f"{result.rate:,.0f}", fill="black", font_size=16)
     return image

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from shardify.errors import DataError
+from shardify.loader.shards import load_manifest
 from train.bench.cases import OWN, PEERS, available, begin
 from train.bench.fixtures import BenchConfig
 from train.bench.hardware import conditions
@@ -74,6 +75,7 @@ def bench(
             out.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=out) as file:
                 file.write(bytes(4096))
+    samples = load_manifest(Path(job.shards), res=job.res)[1].splits["train"].samples
     left_out = {name: "not installed, or not importable" for name in wanted if not available(name)}
     with tempfile.TemporaryDirectory(prefix="shardline-bench-") as folder:
         job = dataclasses.replace(job, scratch=folder)
@@ -105,6 +107,7 @@ def bench(
         date=about["date"],
         command=about["command"],
         job=settings,
+        samples=samples,
         windows=windows,
         seconds=seconds,
         hardware=about["hardware"],

@@ -37,7 +37,8 @@ def report(rates: dict[str, list[float]], **extra) -> BenchReport:
     ]
     return BenchReport(
         date="", command="train bench", job={"shards": "x", "res": 64, "batch_size": 16,
-        "threads": 2}, windows=1, seconds=1.0, hardware={}, versions={}, results=results, **extra,
+        "threads": 2}, samples=400_000, windows=1, seconds=1.0, hardware={}, versions={},
+        results=results, **extra,
     )  # fmt: skip
 
 
@@ -52,6 +53,7 @@ def test_bench_measures_each_contender_and_keeps_the_figures(data, tmp_path) -> 
     )
     assert [one.name for one in found.results] == [*chosen, f"augment, {data}"]
     assert any(line.startswith(f"From {data}: ") for line in found.lines())
+    assert found.samples == 64
     for one in found.results:
         assert len(one.rates) == 2
         assert min(one.rates) > 0
@@ -72,8 +74,10 @@ def test_bench_measures_each_contender_and_keeps_the_figures(data, tmp_path) -> 
 
 
 def test_a_contender_that_fails_says_why(tmp_path) -> None:
-    with pytest.raises(DataError, match=r"bench: augment: .*no manifest\.json"):
-        bench(job(tmp_path), windows=1, seconds=0.1, contenders=("augment",))
+    data = write_data_set(tmp_path / "data", train=8)
+    (data / "train-00000.tar").unlink()
+    with pytest.raises(DataError, match=r"bench: augment: .*train-00000\.tar"):
+        bench(job(data), windows=1, seconds=0.1, contenders=("augment",))
 
 
 def test_an_unknown_contender_is_refused_before_anything_starts(data) -> None:
@@ -197,7 +201,7 @@ def test_the_lead_is_over_the_fastest_other_loader() -> None:
     found = report({"augment": [900.0, 1000.0, 1100.0], first: [100.0], second: [250.0]})
     assert found.lead == (second, 4.0)
     assert found.epoch_seconds == 400.0
-    assert "An epoch of 400,000 samples: 6.7 min." in found.lines()
+    assert "An epoch of this data set (400,000 samples): 6.7 min." in found.lines()
     assert any(line.startswith("4.0 times") for line in found.lines())
 
 
