@@ -4,6 +4,7 @@ Each field is one setting. Its name is the key in the TOML file and the flag on 
 its docstring is the help of the flag (``train.settings`` reads both).
 """
 
+import re
 from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
@@ -220,8 +221,7 @@ class Compute:
     """Use deterministic GPU algorithms only (on a CPU all are)."""
 
     def __post_init__(self) -> None:
-        kind = self.device.partition(":")[0]
-        _check(kind in ("auto", "cpu", "cuda"), "device", self.device, "cpu, cuda, cuda:N or auto")
+        check_device(self.device)
         _check(0 < self.threads <= THREADS, "threads", self.threads, f"1 to {THREADS}")
         _check(
             0 <= self.torch_threads <= THREADS,
@@ -303,6 +303,16 @@ class Config:
             smallest = min(self.data.res)
             expected = "96 or more with ssim under supervision, whose window is 11 pixels wide"
             _check(smallest >= 96, "res", smallest, expected)
+
+
+def check_device(name: str) -> None:
+    """Check that ``name`` is ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    good = re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is not None
+    _check(good, "device", name, "cpu, cuda, cuda:N or auto")
 
 
 def _check(good: bool, name: str, found: object, expected: str) -> None:

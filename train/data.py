@@ -154,6 +154,29 @@ class ShardDataset:
         )
 
 
+def find_shards(stored: str, run: Path) -> Path:
+    """Return the absolute path of the data set that ``run`` was trained on.
+
+    Args:
+        stored: The path in the settings of the run; older versions stored relative paths.
+        run: Folder of the run, for the message.
+
+    Raises:
+        DataError: The data set is gone.
+    """
+    path = Path(stored).absolute()
+    try:
+        if path.is_file() or (path / "manifest.json").is_file():
+            return path
+    except OSError:  # No permission, for example.
+        pass
+    relative = "" if Path(stored).is_absolute() else f", stored as the relative path {stored!r}"
+    raise DataError(
+        f"{path}: no data set there{relative}; {run} was trained on it; restore it, or give its "
+        "present place with --shards"
+    )
+
+
 def _difference(trained: RoleStats, own: RoleStats) -> str:
     """Return the mean and deviation of ``fg_bg``, of the training data and of this data set."""
 

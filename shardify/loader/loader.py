@@ -21,6 +21,7 @@ from shardify.loader.batch import Batch, RenderSettings, RoleStats
 from shardify.loader.batch_producer import BatchProducer, normalisation
 from shardify.loader.batch_sampler import BatchSampler
 from shardify.loader.prefetch import Prefetcher
+from shardify.loader.ranks import find_rank, group_rank
 from shardify.loader.sampler import EPOCH_LIMIT, KINDS, SEED_LIMIT, Indexes
 from shardify.loader.shards import load_manifest, open_split
 from shardify.storage.readahead import ReadAhead
@@ -30,7 +31,8 @@ class Loader:
     """Yields the batches of one split for one rank, epoch after epoch.
 
     The only state is (seed, epoch, samples used). A ``for`` runs one epoch, or the rest of it after
-    ``load_state_dict``. The next ``for`` runs the next epoch, even if the first loop ended early.
+    ``load_state_dict``. The next ``for`` runs the next epoch, even if the first loop ended early,
+    but not if it took no batch.
     A thread prepares batches ahead; there are no child processes.
 
     Run one ``for`` at a time, in the process that created the loader, until it is closed. Any other
@@ -47,8 +49,8 @@ class Loader:
         augment: bool = True,
         seed: int = 0,
         device: str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
+        rank: int | None = None,
+        world_size: int | None = None,
         threads: int = 2,
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
@@ -74,8 +76,9 @@ class Loader:
             augment: Apply rotation, colour and noise; False: resize only.
             seed: Seed of order and augmentation, in [0, 2**63).
             device: ``cpu``, ``cuda`` or ``cuda:N``.
-            rank: Rank of this process.
-            world_size: Number of processes that share the split.
+            rank: Rank of this process. None, with ``world_size`` None: that of
+                ``torch.distributed``, or of torchrun's environment, or 0.
+            world_size: Number of processes that share the split; given together with ``rank``.
             threads: Decoding threads, and as many for the steps after decoding.
             dtype: float32, bfloat16 or float16.
             channels_last: Memory order NHWC.
@@ -108,8 +111,11 @@ class Loader:
             "none",
         ):
             raise ValueError(f"kernel {kernel!r} on {device}: expected fused (CPU), dali or none")
-        if min(res, batch_size, threads, prefetch) < 1 or not 0 <= rank < world_size:
-            raise ValueError("expected res, batch_size, threads, prefetch >= 1, rank < world_size")
+        if min(res, batch_size, threads, prefetch) < 1:
+            raise ValueError("expected res, batch_size, threads, prefetch >= 1")
+        found = find_rank(rank, world_size)
+        # Only a rank that was found can be outdated when the process group is created later.
+        self._found_rank = found if rank is None else None
         if not 0 <= seed < SEED_LIMIT:
             raise ValueError(f"seed {seed}: expected 0 or more, below 2**63")
         if dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -129,8 +135,8 @@ class Loader:
             open_split(folder, self.manifest, split, cache=cache, verify=verify),
             backgrounds=len(self.manifest.backgrounds),
             batch_size=batch_size,
-            rank=rank,
-            world_size=world_size,
+            rank=found[0],
+            world_size=found[1],
             seed=operator.index(seed),
             kind=order or ("permuted" if split == "train" else "sequential"),
             drop_last=split == "train",
@@ -206,8 +212,20 @@ class Loader:
     def epoch(self, epoch: int) -> None:
         if not 0 <= epoch < EPOCH_LIMIT:
             raise ValueError(f"epoch {epoch}: expected 0 or more, below 2**32")
-        self._stop()
+        self._end_loop()
         self._epoch, self._consumed, self._started = operator.index(epoch), 0, False
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make ``epoch`` the epoch of the next ``for``, like ``DistributedSampler.set_epoch``.
+
+        It begins at its start. Only if it is the next epoch anyway, nothing changes: a position in
+        it that was restored by ``load_state_dict`` is kept.
+
+        Raises:
+            ValueError: ``epoch`` is out of range.
+        """
+        if epoch != self.epoch:
+            self.epoch = epoch
 
     def samples_of(self, epoch: int, step: int) -> Indexes:
         """Return the samples of this rank's batch ``step`` in an epoch run from its start."""
@@ -220,12 +238,7 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         self._check_usable()
         self._stop()
-        if self._started:
-            self._epoch, self._consumed = self._epoch + 1, 0
-        self._started = True
-        steps = self._sampler.steps(self._epoch, self._consumed)
-        self._prefetcher = Prefetcher(self._producer.batches(steps), depth=self._prefetch)
-        return self._iterate(self._prefetcher, self._loop_number)
+        return self._iterate(self._loop_number)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the loader's position as JSON, the same on every rank.
@@ -243,7 +256,7 @@ class Loader:
             DataError: The state belongs to other data, or is not a state.
         """
         self._sampler.check_position(state)
-        self._stop()
+        self._end_loop()
         self._sampler.seed = state["seed"]
         self._epoch, self._consumed, self._started = state["epoch"], state["consumed"], False
 
@@ -268,6 +281,18 @@ class Loader:
             raise RuntimeError("a Loader does not survive fork; make it in the process that has it")
         if self._closed:
             raise RuntimeError("the loader is closed; open another")
+        group = group_rank()
+        if group and self._found_rank and group != self._found_rank:
+            raise RuntimeError(
+                f"the loader was opened as rank {self._found_rank[0]} of {self._found_rank[1]}, "
+                f"before the process group made this process rank {group[0]} of {group[1]}; open "
+                "it after the group was created, or pass rank and world_size"
+            )
+
+    def _end_loop(self) -> None:
+        """End a running loop; an iterator from which no batch was asked for stays valid."""
+        if self._prefetcher is not None:
+            self._stop()
 
     def _stop(self) -> None:
         self._loop_number += 1
@@ -275,23 +300,27 @@ class Loader:
             self._prefetcher.close()
             self._prefetcher = None
 
-    def _iterate(
-        self, prefetcher: Prefetcher[tuple[Batch, int]], loop_number: int
-    ) -> Generator[Batch, None, None]:
+    def _iterate(self, loop_number: int) -> Generator[Batch, None, None]:
+        """Run the next epoch; until the first ``next`` its position may still change.
+
+        Other libraries call ``iter`` only to see whether they can, or before ``set_epoch``.
+        """
+        self._check_current(loop_number)
+        if self._started:
+            self._epoch, self._consumed, self._started = self._epoch + 1, 0, False
+        steps = self._sampler.steps(self._epoch, self._consumed)
+        prefetcher = Prefetcher(self._producer.batches(steps), depth=self._prefetch)
+        self._prefetcher = prefetcher
         with contextlib.closing(prefetcher):
             while True:
-                self._check_usable()
+                self._check_current(loop_number)
                 item = next(prefetcher, None)
                 # Checked after the wait: another thread may have ended this loop meanwhile.
-                if loop_number != self._loop_number:
-                    self._check_usable()
-                    raise RuntimeError(
-                        "a newer loop over this loader (or a new position) took this one's place: "
-                        "one loop at a time; open a loader for each"
-                    )
+                self._check_current(loop_number)
                 if item is None:
                     break
                 batch, self._consumed = item
+                self._started = True
                 del item
                 if batch.bg.is_cuda:
                     # Made on the producer's stream: keep the memory for the current stream, too.
@@ -300,6 +329,15 @@ class Loader:
                 yield batch
                 del batch
         self._epoch, self._consumed, self._started = self._epoch + 1, 0, False
+
+    def _check_current(self, loop_number: int) -> None:
+        """Check that the loader is usable, and that no newer loop has begun."""
+        self._check_usable()
+        if loop_number != self._loop_number:
+            raise RuntimeError(
+                "a newer loop over this loader (or a new position) took this one's place: "
+                "one loop at a time; open a loader for each"
+            )
 
 
 def _parse_device(name: str) -> torch.device:

@@ -374,3 +374,23 @@ def test_every_setting_is_a_flag_with_its_help() -> None:
 def test_help_answers_without_loading_torch() -> None:
     code = "import sys, train.cli; sys.exit('torch' in sys.modules or 'nvidia' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:x", "cuda:", "cpu:0", "mps", ""])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "run --shards data", "config", "eval run --shards data", "report run",
+        "predict run --fg-bg x.png --out maps", "bench --shards data --res 16",
+        "bench --suite --out out",
+    ],
+)  # fmt: skip
+def test_a_device_that_does_not_exist_is_refused_with_those_that_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, device: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if device == "" and command.startswith("bench"):
+        return  # As if it were not given.
+    result = call(*command.split(), "--device", device)
+    assert_one_line(result, 2, f"--device {device}: expected cpu, cuda, cuda:N or auto")
+    assert list(tmp_path.iterdir()) == []

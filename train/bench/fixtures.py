@@ -79,6 +79,8 @@ class FixtureCache:
                 order=job.order,
                 cache=job.cache,
                 hw_decoder_load=job.hw_decoder_load,
+                rank=0,
+                world_size=1,
                 **options,
             )
         return self._loaders[key]

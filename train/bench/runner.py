@@ -26,7 +26,9 @@ from train.bench.fixtures import BenchConfig
 from train.bench.hardware import conditions
 from train.bench.results import BenchReport, Result
 from train.bench.timing import summary, tree, window
+from train.distributed import World
 from train.errors import ConfigError
+from train.optim.compute import pick_device
 from train.tracking.run_folder_setup import writable
 
 _POLL_SECONDS = 1.0
@@ -59,8 +61,11 @@ def bench(
     Raises:
         ConfigError: There is no case of that name, or a window has no length.
         RunError: ``out`` cannot be written.
+        ConfigError: A setting is wrong, or the device is not there.
         DataError: A case failed: the message is its own.
     """
+    device = pick_device(job.device, World())
+    job = dataclasses.replace(job, device=device.type if job.device == "auto" else job.device)
     wanted = contenders or tuple(
         name for name in (*OWN, *PEERS) if name != "to device" or job.device != "cpu"
     )

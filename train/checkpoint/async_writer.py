@@ -19,7 +19,7 @@ class Writer:
 
     def __init__(self) -> None:
         self._jobs: queue.Queue[tuple[str, Callable[[], object]] | None] = queue.Queue(self.DEPTH)
-        self._failures: list[str] = []
+        self._failures: list[tuple[str, OSError]] = []
         self._thread: threading.Thread | None = None
 
     def submit(self, name: str, job: Callable[[], object]) -> None:
@@ -29,8 +29,8 @@ class Writer:
             self._thread.start()
         self._jobs.put((name, job))
 
-    def failures(self) -> list[str]:
-        """Return one line for each job that failed since the last call."""
+    def failures(self) -> list[tuple[str, OSError]]:
+        """Return name and error of each job that failed since the last call."""
         failures, self._failures = self._failures, []
         return failures
 
@@ -51,7 +51,7 @@ class Writer:
             try:
                 job()
             except OSError as error:
-                self._failures = [*self._failures, f"{name} could not be written ({error})"]
+                self._failures = [*self._failures, (name, error)]
             finally:
                 self._jobs.task_done()
         self._jobs.task_done()

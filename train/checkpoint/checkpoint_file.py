@@ -5,9 +5,11 @@ values and a SHA-256 of both. Nothing is pickled, so reading executes no code. A
 disk before it is renamed to its final name, so a kill at any moment leaves a valid checkpoint.
 """
 
+import errno
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +30,10 @@ os.umask(UMASK)
 TENSOR = "$tensor"
 ITEMS = "$items"
 TUPLE = "$tuple"
+
+
+_OS_ERROR = re.compile(r"os error (\d+)")
+"""Error number in the messages of safetensors."""
 
 
 class Stored(NamedTuple):
@@ -119,7 +125,8 @@ def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> No
         try:
             save_file(tensors, temporary, metadata)
         except SafetensorError as error:
-            raise OSError(f"{path}: {error}") from error
+            number = int(found[1]) if (found := _OS_ERROR.search(str(error))) else errno.EIO
+            raise OSError(number, " ".join(str(error).split()), str(path)) from error
         temporary.chmod(0o666 & ~UMASK)  # safetensors makes it readable by the owner only.
     folder = os.open(path.parent, os.O_RDONLY)
     try:

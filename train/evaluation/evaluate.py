@@ -114,14 +114,14 @@ def evaluate_shards(
         TrainError: The network, the resolution or the device cannot be used.
         ShardifyError: The data set or the split cannot be used.
     """
+    world = World()
+    chosen = pick_device(device, world)
     trained = load_trained(path)
     size = res or trained.res
     try:
         check_resolution(size)
     except ValueError as error:
         raise ConfigError(f"--res {size}: {error}") from error
-    world = World()
-    chosen = pick_device(device, world)
     source = ShardDataset(
         folder=Path(shards),
         world=world,

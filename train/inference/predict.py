@@ -187,8 +187,9 @@ def predict(
         TrainError: The network or a setting cannot be used.
         DataError: See `find_pairs` and `predict_files`.
     """
+    chosen = pick_device(device, World())
     pairs = find_pairs(bg, fg_bg)
-    predictor = Predictor(load_trained(trained), device=pick_device(device, World()), res=res)
+    predictor = Predictor(load_trained(trained), device=chosen, res=res)
     return predict_files(predictor, pairs, out, batch=batch, bits=bits)
 
 

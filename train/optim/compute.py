@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from train.config import check_device
 from train.distributed import World
 from train.errors import ConfigError
 
@@ -11,19 +12,19 @@ def pick_device(name: str, world: World) -> torch.device:
     """Return the device of this process for a ``--device`` setting.
 
     Raises:
-        ConfigError: The GPU of the setting is not available.
+        ConfigError: ``name`` is not a device, or its GPU is not available.
     """
+    check_device(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ConfigError(f"--device {name}: torch finds no GPU; use --device cpu")
-    index = name.partition(":")[2] or str(world.local_rank)
-    if not index.isdecimal() or int(index) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
+    index = int(name.partition(":")[2] or world.local_rank)
+    if index >= (count := torch.cuda.device_count()):
         raise ConfigError(f"--device {name}: no such GPU; torch finds {count}")
-    return torch.device("cuda", int(index))
+    return torch.device("cuda", index)
 
 
 def move_model(model: nn.Module, device: torch.device, *, channels_last: bool) -> nn.Module:
@@ -48,7 +49,14 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
         name: auto, fp32, bf16 or fp16. auto: bf16 on a GPU that supports it, else fp32, because
             CPUs without bf16 matrix units compute it 2.5 times slower.
         device: Device of the network.
+
+    Raises:
+        ConfigError: fp16 on a CPU.
     """
+    if name == "fp16" and device.type == "cpu":
+        raise ConfigError(
+            "--precision fp16: needs a GPU; this run is on a CPU; use --precision fp32 or bf16"
+        )
     if name == "auto":
         # GPUs before Ampere emulate bf16, which is far slower than fp32.
         native = (

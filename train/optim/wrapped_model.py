@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from model.blocks import MULTIPLE
@@ -71,6 +72,7 @@ class WrappedModel:
         self._frozen = self._frozen_part()
         for parameter in self._frozen.parameters():
             parameter.requires_grad_(False)
+        self._check_batch_norms()
         self.training = self._compiled(self._distributed(whole))
         """The wrapped network; it shares its weights with ``model``."""
 
@@ -105,6 +107,39 @@ class WrappedModel:
         gc.collect()
         self.training = self._compiled(self._distributed(self._whole))
         return True
+
+    def _check_batch_norms(self) -> None:
+        """Check that each batch norm that is trained gets more than one value per channel.
+
+        Raises:
+            ConfigError: One value has no variance.
+        """
+        config = self._config
+        res = min(config.data.res)
+        shared = config.compute.sync_bn and self._world.size > 1
+        # The networks halve images up to MULTIPLE: larger ones keep more than one pixel.
+        if config.data.batch > 1 or res > MULTIPLE or shared:
+            return
+        fixed = set(self._frozen.modules()) if not config.network.unfreeze_stage else set()
+        values: list[int] = []
+
+        def count(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if norm not in fixed:
+                values.append(inputs[0].numel() // inputs[0].shape[1])
+
+        norms = [each for each in self._whole.modules() if isinstance(each, _BatchNorm)]
+        hooks = [norm.register_forward_pre_hook(count) for norm in norms]
+        training = self._whole.training
+        with torch.no_grad():
+            self._whole.eval()(torch.zeros(1, 6, res, res, device=self._device))
+        self._whole.train(training)
+        for hook in hooks:
+            hook.remove()
+        if 1 in values:
+            raise ConfigError(
+                f"--batch 1: at --res {res} a batch norm gets one value per channel, which has no "
+                "variance; use --batch 2 or more, or a larger --res"
+            )
 
     def _frozen_part(self) -> nn.ModuleList:
         """Return the modules of ``--freeze``.

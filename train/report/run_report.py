@@ -17,7 +17,7 @@ from model.registry import MakeModel, create
 from shardify import html
 from shardify.storage.atomic_write import write_text
 from train.checkpoint.trained_model import load_trained
-from train.data import Dataset, ShardDataset
+from train.data import Dataset, ShardDataset, find_shards
 from train.distributed import World
 from train.errors import RunError
 from train.evaluation.evaluate import common_targets
@@ -64,10 +64,10 @@ def report_run(
         TrainError: There is no run or no network.
         ShardifyError: The data set cannot be read.
     """
-    trained = load_trained(run)
     chosen = pick_device(device, World())
+    trained = load_trained(run)
     source = ShardDataset(
-        folder=Path(shards or trained.config.data.shards),
+        folder=Path(shards) if shards else find_shards(trained.config.data.shards, run),
         world=World(),
         device=chosen,
         res=trained.res,

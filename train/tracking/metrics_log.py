@@ -108,8 +108,9 @@ class MetricsLog:
                 raise self._line_error(number, problem) from error
             if not isinstance(record, dict):
                 raise self._line_error(number, "not a JSON object")
-            if isinstance(record.get("epoch"), int):
-                records.append((number, record))  # Other objects are ignored.
+            if type(record.get("epoch")) is not int:
+                raise self._line_error(number, "has no epoch number")
+            records.append((number, record))
         return records
 
     def _line_error(self, number: int, problem: str) -> RunError:

@@ -4,8 +4,9 @@ Cleaning deletes only the partial files that a killed process left.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from shardify.storage import locks
@@ -31,6 +32,12 @@ def writable(out: Path) -> Iterator[None]:
 
 CONFIG = "config.toml"
 """File with the settings of a run, in its folder."""
+
+TENSORBOARD = "tensorboard"
+"""Folder with the TensorBoard log, in the folder of a run."""
+
+TRACE = "trace.json"
+"""Profiler trace, in the folder of a run."""
 
 
 @contextmanager
@@ -146,6 +153,24 @@ def prepare(out: Path, config: Config, epoch: int) -> None:
             path.unlink()
         if metrics.path.exists():
             metrics.keep_before(epoch)
+
+
+@contextmanager
+def removed_unless(started: Callable[[], bool], out: Path) -> Iterator[None]:
+    """Remove what a run wrote into ``out``, if the block fails before the run has ``started``.
+
+    Files that were there before, and those of others, stay.
+    """
+    names = (CONFIG, TENSORBOARD, TRACE)
+    ours = [path for path in (out / name for name in names) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        if not started():
+            for path in ours:
+                with suppress(OSError):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        raise
 
 
 def _partial_files(out: Path) -> list[Path]:

@@ -12,10 +12,10 @@ from shardify.errors import ShardifyError
 from train.checkpoint.checkpoint_file import Checkpoints, Stored
 from train.checkpoint.initial_weights import InitialWeights, locate
 from train.config import Config
-from train.data import Dataset, ShardDataset
+from train.data import Dataset, ShardDataset, find_shards
 from train.distributed import SAVED, RankMessages, World, connected
 from train.errors import ConfigError, Interrupted, PeerError, RunError, TrainError
-from train.optim.compute import pick_device, set_cudnn_algorithms
+from train.optim.compute import choose_precision, pick_device, set_cudnn_algorithms
 from train.optim.criterion import available_targets
 from train.report.run_report import write_report
 from train.settings import from_text, from_toml, resolve, settings
@@ -26,6 +26,7 @@ from train.tracking.run_folder_setup import (
     check_nothing_lost,
     prepare,
     readable,
+    removed_unless,
     run_lock,
 )
 from train.trainer.progress import Summary
@@ -79,6 +80,8 @@ def configure(
     _check_utf8(config)
     _check_resolutions(config)
     _check_flags(config, flags)
+    if config.compute.device == "cpu":
+        choose_precision(config.compute.precision, torch.device("cpu"))
     return config
 
 
@@ -105,12 +108,17 @@ def launch(
     _check_resolutions(config)
     world = World.from_environ()
     device = pick_device(config.compute.device, world)
+    choose_precision(config.compute.precision, device)
     _set_up_torch(config, device)
-    open_source = make_source or _open_shards
-    source = open_source(config, world, device)
     out = Path(config.run.out)
     # torchrun restarts all ranks when one of them died: then the run is resumed.
     resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if make_source is None and config.data.shards:
+        shards = config.data.shards
+        path = find_shards(shards, out) if resume else Path(shards).absolute()
+        config = resolve(config, {"shards": str(path)})  # To resume from any working directory.
+    open_source = make_source or _open_shards
+    source = open_source(config, world, device)
     stop = StopSignal()
     console = console or Console()
     with ExitStack() as locked:
@@ -158,7 +166,8 @@ def launch(
                     prepare(out, config, trainer.at.epoch)
                 world.barrier()
 
-            summary = trainer.run(prepare_folder)
+            with removed_unless(lambda: trainer.started or not world.first, out):
+                summary = trainer.run(prepare_folder)
         if world.first and config.run.report and summary.last is not None:
             try:
                 whole = source if world.size == 1 else open_source(config, World(), device)

@@ -31,14 +31,13 @@ from train.optim.wrapped_model import single_rank_messages, translate_compile_er
 from train.tracking import image_panels
 from train.tracking.console import Console, duration
 from train.tracking.run_folder import RunFolder
+from train.tracking.run_folder_setup import TRACE
 from train.trainer.checkpoint_policy import CheckpointPolicy
 from train.trainer.profiler_trace import Tracer
 from train.trainer.progress import Position, Summary, Throughput
 from train.trainer.signals import StopSignal
 from train.trainer.stages import Stage, StageLoaders, Stages
 from train.trainer.state import State
-
-TRACE = "trace.json"
 
 
 class Trainer:
@@ -98,6 +97,11 @@ class Trainer:
         return self.state.at
 
     @property
+    def started(self) -> bool:
+        """Whether a step was done, or a checkpoint written or loaded."""
+        return self.at.step > 0 or self._policy.saved
+
+    @property
     def ending(self) -> str:
         """Why the run has ended; empty before its end."""
         return self._stages.ending
@@ -121,6 +125,7 @@ class Trainer:
             Interrupted: A signal stopped the run; the state is saved.
             DivergedError: The loss or a weight is not finite.
             DataError: A sample cannot be decoded.
+            RunError: The disk is full, or the end of the run could not be saved.
         """
         try:
             with self._policy.handle_signals():
@@ -134,7 +139,7 @@ class Trainer:
                 if self.config.run.profile and self.world.first:
                     self._tracer = Tracer(self._out.out / TRACE, self.device)
                 if self.config.run.tensorboard and self.world.first:
-                    self._out.open_tensorboard(self.config, self.at.step)
+                    self._out.open_tensorboard(self.config)
                 while stage := self._stages.now:
                     loaders = self._stages.enter(stage)
                     if not self.at.trained:
@@ -146,6 +151,8 @@ class Trainer:
                 self.console.print_line(f"{self._out.out / TRACE}: written")
             self._stages.close()
             self._out.close()
+        if self.world.first:
+            self._out.check_saved(self.at.step)
         return Summary(
             out=self._out.out,
             steps=self.at.step,
@@ -191,6 +198,7 @@ class Trainer:
                 note = f"loss {loss:.4f} · {self._throughput} · {duration(left)} left"
             self.console.update_bar(done, note)
             overdue = self._policy.agree()
+            self._out.check_writes()
             if self._policy.stopping or self._stages.reached_max_steps:
                 self.at.trained = loaders.train.state_dict()["epoch"] > self.at.epoch
                 break
@@ -265,6 +273,7 @@ class Trainer:
             if rows is not None:
                 self._out.draw_panel(record, rows, self.source.mean, self.source.std)
             self._out.log_epoch(record, best=better)
+            self._out.check_writes()
         if not whole:
             return
         self.at.best, self.at.stale = (loss, 0) if better else (self.at.best, self.at.stale + 1)

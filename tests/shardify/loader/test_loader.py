@@ -683,7 +683,7 @@ def test_an_undecodable_background_is_named_at_once(tmp_path) -> None:
 
 def test_a_batch_that_the_split_cannot_fill_is_refused(data) -> None:
     with pytest.raises(DataError, match="40 samples in split 'train'; a step takes 64"):
-        Loader(data, batch_size=32, world_size=2)
+        Loader(data, batch_size=32, rank=0, world_size=2)
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,8 @@ def test_a_failure_is_remembered_once_and_later_jobs_are_done() -> None:
     writer.submit("the checkpoint", full)
     writer.submit("next", lambda: done.append(1))
     writer.wait()
-    (failure,) = writer.failures()
-    assert failure.startswith("the checkpoint could not be written") and "No space" in failure
+    ((name, error),) = writer.failures()
+    assert name == "the checkpoint" and error.errno == 28
     assert writer.failures() == [] and done == [1]
     writer.close()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from train.errors import RunError
 from train.tracking.console import Console, duration, epoch_line
 from train.tracking.metrics_log import MetricsLog
 
@@ -60,12 +61,18 @@ def test_of_a_line_that_finds_no_room_nothing_is_left(
     assert lines.read() == [{"epoch": 0}, {"epoch": 2}]
 
 
-def test_lines_that_are_no_records_of_a_run_are_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", ['{"a": 1}', '{"epoch": "x"}', '{"epoch": true}', "{}"])
+def test_an_object_that_is_no_record_is_told_with_its_line_and_kept(
+    tmp_path: Path, line: str
+) -> None:
     lines = MetricsLog(tmp_path / "m.jsonl")
-    lines.path.write_text('{"a": 1}\n{"epoch": "x"}\n{"epoch": 0}\n')
-    assert lines.read() == [{"epoch": 0}]
-    lines.keep_before(1)
-    assert lines.path.read_text() == '{"epoch": 0}\n'
+    text = f'{{"epoch": 0}}\n{line}\n'
+    lines.path.write_text(text)
+    for use in (lines.read, lines.read_checked, lambda: lines.keep_before(0)):
+        with pytest.raises(RunError, match=r"m.jsonl: line 2: has no epoch number; .* remove that"):
+            lines.path.write_text(text.replace('{"epoch": 0}\n', "\n"))
+            use()
+    assert lines.path.read_text() == f"\n{line}\n"
 
 
 def test_an_epoch_is_one_line_with_the_figures_of_validation() -> None:

@@ -2,6 +2,7 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
 import time
 from dataclasses import replace
@@ -20,7 +21,7 @@ from train.checkpoint.checkpoint_file import Checkpoints, Stored, read
 from train.checkpoint.trained_model import load_trained
 from train.config import Config
 from train.distributed import World
-from train.errors import ConfigError, DivergedError, FitError, Interrupted, PeerError
+from train.errors import ConfigError, DivergedError, FitError, Interrupted, PeerError, RunError
 from train.evaluation.evaluate import evaluate_split
 from train.optim.wrapped_model import WrappedModel, translate_compile_errors
 from train.settings import resolve
@@ -556,8 +557,9 @@ def test_a_validation_loss_that_is_no_number_ends_the_run_too(tmp_path: Path) ->
         make(tmp_path / "run", Broken(1, "val")).run()
 
 
-def test_a_full_disk_does_not_end_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("after", "whole"), [(4, "is .*step-00000002"), (0, "no checkpoint")])
+def test_a_full_disk_ends_the_run_and_names_the_last_whole_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, whole: str
 ) -> None:
     out = tmp_path / "run"
     trainer = make(out, max_steps=4, checkpoint_steps=1)
@@ -565,17 +567,51 @@ def test_a_full_disk_does_not_end_the_run(
 
     def full(file: int) -> None:
         calls[0] += 1
-        if calls[0] > 4:
+        if calls[0] > after:
             raise OSError(28, "No space left on device")
         real(file)
 
     monkeypatch.setattr(os, "fsync", full)
-    summary = trainer.run()
-    monkeypatch.undo()
-    assert summary.steps == 4
-    assert "Warning" in capsys.readouterr().out
-    found = newest(out)
-    assert 0 < found.state["position"]["step"] < 4
+    with pytest.raises(RunError, match=f"disk is full; .*{whole}.*; free some space and continue"):
+        trainer.run()
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_another_error_of_the_disk_ends_the_run_only_if_its_end_is_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], last: bool
+) -> None:
+    out = tmp_path / "run"
+    trainer = make(out, max_steps=4, checkpoint_steps=1)
+    real = Checkpoints.save
+
+    def save(self: Checkpoints, step: int, state: dict[str, Any]) -> Path:
+        if step == 2 or (last and step == 4):
+            raise OSError(5, "Input/output error")
+        return real(self, step, state)
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    if last:
+        with pytest.raises(RunError, match=r"at step 4, which is not saved; .*step-00000003"):
+            trainer.run()
+    else:
+        assert trainer.run().steps == 4
+    warning = "Warning: .*the checkpoint could not be written .*; training continues"
+    assert len(re.findall(warning, capsys.readouterr().out)) == 1 + last
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "epoch-000.png"])
+def test_metrics_and_panels_end_the_run_on_a_full_disk_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    if name == "metrics.jsonl":
+        monkeypatch.setattr(MetricsLog, "append", full)
+    else:
+        monkeypatch.setattr(run_folder.image_panels, "draw", full)
+    with pytest.raises(RunError, match=f"{name} could not be written: the disk is full; the last"):
+        make(tmp_path / "run").run()
 
 
 def test_the_summary_names_weights_that_are_there(
@@ -586,7 +622,7 @@ def test_the_summary_names_weights_that_are_there(
     def told(name: str, *unwritten: str) -> tuple[str, object]:
         def save(path: Path, *rest: Any) -> None:
             if path.name in unwritten:
-                raise OSError(28, "No space left on device")
+                raise OSError(5, "Input/output error")
             real(path, *rest)
 
         monkeypatch.setattr(run_folder, "save", save)
