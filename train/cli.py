@@ -319,10 +319,10 @@ def eval_command(trained: Path, as_json: bool, **flags: Any) -> None:
 )
 @_DEVICE
 def predict_command(trained: Path, bits: str | None, **flags: Any) -> None:
-    """Predict mask, depth, coloured depth and an overlay of images, at the size of each image.
+    """Predict mask, depth and an overlay of images, at the size of each image.
 
-    The depth PNG has the bits and the scale of the training data. With other bits, its full range
-    is that of the data.
+    The depth PNG has the bits and the scale of the training data; with other bits, its full range
+    is that of the data. NAME_depth_color.png shows the depth in colours.
 
     Images in a folder are matched with backgrounds by name: the same stem, or the number after
     `bg`.
