@@ -6,14 +6,15 @@ predictions do not change, and the heads are dropped after training.
 Source: Lee et al. 2015, Deeply-Supervised Nets.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from model.blocks import Prediction, init_conv
-from model.losses import Criterion
+from model.losses import ALL_VALID, Criterion
 
 
 class Decoding(Protocol):
@@ -70,7 +71,11 @@ class Supervised(nn.Module):
 
 
 def coarse_loss(
-    criterion: Criterion, coarse: Sequence[Prediction], mask: Tensor, depth: Tensor
+    criterion: Criterion,
+    coarse: Sequence[Prediction],
+    mask: Tensor,
+    depth: Tensor,
+    valid: Mapping[str, Tensor] = ALL_VALID,
 ) -> Tensor:
     """Return the mean loss over scales; targets are averaged down to each scale.
 
@@ -79,6 +84,8 @@ def coarse_loss(
         coarse: Raw outputs, (B, 1, H / k, W / k) each.
         mask: (B, 1, H, W) in {0, 1}; its average is the share of object in a cell.
         depth: (B, 1, H, W) in [0, 1].
+        valid: As for the criterion. The average is over the valid pixels of a cell, which is valid
+            if these are more than half of it.
 
     Returns:
         Float32 scalar.
@@ -86,8 +93,14 @@ def coarse_loss(
     total = mask.new_zeros(()).float()
     for prediction in coarse:
         cell = mask.shape[-1] // prediction.mask.shape[-1]
-        small_mask, small_depth = (
-            functional.avg_pool2d(target.float(), cell) for target in (mask, depth)
-        )
-        total = total + criterion(prediction, small_mask, small_depth).total
+        targets = {"mask": mask.float(), "depth": depth.float()}
+        small = {name: functional.avg_pool2d(target, cell) for name, target in targets.items()}
+        small_valid = {}
+        for name, known in valid.items():
+            levels = functional.avg_pool2d(torch.where(known, targets[name], 0), cell)
+            share = functional.avg_pool2d(known.float(), cell)
+            small_valid[name] = share > 0.5
+            small[name] = levels / torch.where(small_valid[name], share, 1)
+        parts = criterion(prediction, small["mask"], small["depth"], small_valid)
+        total = total + parts.total
     return total / max(1, len(coarse))

@@ -5,11 +5,16 @@ or on the number of GPUs, and neither does a scheduler that reads it. For this r
 computed for each sample, not over the whole batch as by the data set's authors: over a batch, a
 large object hides small ones, and the value depends on which samples share the batch.
 
+With ``valid`` ((B, 1, H, W) bool), a sample's value is that of its valid pixels: the others have no
+influence, and their gradient is 0. A sample without any has the value 0.
+
 All losses are computed in float32, also under autocast. An empty batch has loss 0. Nothing here
 synchronises with the GPU.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -21,6 +26,9 @@ from model.blocks import Prediction
 KINDS = ("dice+l1", "dice", "l1", "bce", "ssim")
 ACTIVATIONS = ("sigmoid", "none")
 TARGETS = ("mask", "depth")
+
+ALL_VALID: Mapping[str, Tensor] = MappingProxyType({})
+"""Validity of targets whose pixels are all valid."""
 
 WINDOW = 11
 SIGMA = 1.5
@@ -36,12 +44,13 @@ class LossParts(NamedTuple):
     """Unweighted."""
 
 
-def l1(pred: Tensor, target: Tensor) -> Tensor:
+def l1(pred: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
     """Return the mean absolute difference.
 
     Args:
         pred: (B, 1, H, W) float.
         target: Same shape.
+        valid: Valid pixels; None: all.
 
     Returns:
         Float32 scalar, at least 0.
@@ -50,10 +59,12 @@ def l1(pred: Tensor, target: Tensor) -> Tensor:
         ValueError: The shapes disagree.
     """
     pred, target = _check_shapes(pred, target)
-    return _mean((pred - target).abs())
+    return _mean((pred - target).abs(), valid)
 
 
-def dice_loss(pred: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
+def dice_loss(
+    pred: Tensor, target: Tensor, valid: Tensor | None = None, *, smooth: float = 1.0
+) -> Tensor:
     """Return one minus the Dice overlap, with squared denominators; mean over samples.
 
     With squares it also suits depth: only a prediction equal to the target has loss 0.
@@ -61,7 +72,9 @@ def dice_loss(pred: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
     Args:
         pred: (B, 1, H, W) float, in [0, 1].
         target: Same shape; in [0, 1].
-        smooth: Avoids a division by zero for an empty mask. Pixels, for each sample.
+        valid: Valid pixels; None: all.
+        smooth: Avoids a division by zero for an empty mask, or a sample without valid pixels.
+            Pixels, for each sample.
 
     Returns:
         Float32 scalar in [0, 1]; 0 when they agree everywhere.
@@ -71,18 +84,23 @@ def dice_loss(pred: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
 
     Source: Milletari et al. 2016, V-Net, section 3.
     """
-    pred, target = (t.flatten(1) for t in _check_shapes(pred, target))
+    pred, target = (_known(t, valid).flatten(1) for t in _check_shapes(pred, target))
     overlap = (pred * target).sum(1)
     size = (pred * pred).sum(1) + (target * target).sum(1)
+    if valid is not None:
+        # Without smooth, a sample without valid pixels would be 0 / 0.
+        some = valid.flatten(1).any(1)
+        overlap, size = overlap + 0.5 * ~some, size + ~some
     return _mean(1 - (2 * overlap + smooth) / (size + smooth))
 
 
-def bce(logits: Tensor, target: Tensor) -> Tensor:
+def bce(logits: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
     """Return the binary cross-entropy of raw outputs.
 
     Args:
         logits: (B, 1, H, W) float, before any sigmoid.
         target: Same shape; in [0, 1].
+        valid: Valid pixels; None: all.
 
     Returns:
         Float32 scalar, at least 0; nats a pixel.
@@ -91,15 +109,20 @@ def bce(logits: Tensor, target: Tensor) -> Tensor:
         ValueError: The shapes disagree.
     """
     logits, target = _check_shapes(logits, target)
-    return _mean(functional.binary_cross_entropy_with_logits(logits, target, reduction="none"))
+    values = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return _mean(values, valid)
 
 
-def ssim(pred: Tensor, target: Tensor) -> Tensor:
+def ssim(pred: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
     """Return the structural similarity: mean over the positions of an 11x11 Gaussian window.
+
+    With ``valid``, a window's means and variances are those of its valid pixels, and only windows
+    whose valid pixels have more than half of the weight count.
 
     Args:
         pred: (B, C, H, W) float, in [0, 1]; H and W at least 11.
         target: Same shape; in [0, 1].
+        valid: Valid pixels; None: all.
 
     Returns:
         Float32 scalar in [-1, 1]; 1 when they agree everywhere (also for an empty batch). The
@@ -110,24 +133,31 @@ def ssim(pred: Tensor, target: Tensor) -> Tensor:
 
     Source: Wang et al. 2004, Image Quality Assessment; sigma 1.5, K1 0.01, K2 0.03, range 1.
     """
-    pred, target = _check_shapes(pred, target)
+    pred, target = (_known(each, valid) for each in _check_shapes(pred, target))
     height, width = pred.shape[-2:]
     if min(height, width) < WINDOW:
         raise ValueError(f"ssim: {height}x{width} is smaller than the {WINDOW}x{WINDOW} window")
     # Window means of x, y, x², y², xy at once, first vertically, then horizontally.
-    maps = torch.stack((pred, target, pred * pred, target * target, pred * target))
+    maps = [pred, target, pred * pred, target * target, pred * target]
+    maps += [] if valid is None else [valid.expand_as(pred).float()]
     weights = _gaussian(pred.device)
     with torch.autocast(pred.device.type, enabled=False):
-        flat = maps.reshape(-1, 1, height, width)
+        flat = torch.stack(maps).reshape(-1, 1, height, width)
         flat = functional.conv2d(flat, weights.view(1, 1, WINDOW, 1))
         flat = functional.conv2d(flat, weights.view(1, 1, 1, WINDOW))
-    mean_x, mean_y, xx, yy, xy = flat.reshape(5, *pred.shape[:2], *flat.shape[-2:])
+    means = flat.reshape(len(maps), *pred.shape[:2], *flat.shape[-2:])
+    counted = None
+    if valid is not None:
+        share = means[5]
+        counted = share > 0.5
+        means = means[:5] / torch.where(counted, share, 1)
+    mean_x, mean_y, xx, yy, xy = means
     var_x, var_y, cov = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
     score = ((2 * mean_x * mean_y + c1) * (2 * cov + c2)) / (
         (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
     )
-    return 1 - _mean(1 - score)
+    return 1 - _mean(1 - score, counted)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,13 +198,20 @@ class Criterion:
         if not self.targets or set(self.targets) - set(TARGETS):
             raise ValueError(f"targets {self.targets}: expected one or both of {TARGETS}")
 
-    def __call__(self, prediction: Prediction, mask: Tensor, depth: Tensor) -> LossParts:
+    def __call__(
+        self,
+        prediction: Prediction,
+        mask: Tensor,
+        depth: Tensor,
+        valid: Mapping[str, Tensor] = ALL_VALID,
+    ) -> LossParts:
         """Return the loss of raw outputs.
 
         Args:
             prediction: Raw outputs, (B, 1, H, W) each, any float type.
             mask: (B, 1, H, W) in {0, 1}.
             depth: (B, 1, H, W) in [0, 1].
+            valid: Target -> (B, 1, H, W) bool, of targets with pixels that have no value.
 
         Returns:
             Float32 scalars, means over the samples; 0 for an empty batch.
@@ -183,8 +220,13 @@ class Criterion:
             ValueError: The shapes disagree.
         """
         zero = mask.new_zeros((), dtype=torch.float32)
-        mask_loss = self._loss(prediction.mask, mask) if "mask" in self.targets else zero
-        depth_loss = self._loss(prediction.depth, depth) if "depth" in self.targets else zero
+        losses = {
+            name: self._loss(raw, target, valid.get(name)) if name in self.targets else zero
+            for name, raw, target in (
+                ("mask", prediction.mask, mask), ("depth", prediction.depth, depth)
+            )
+        }  # fmt: skip
+        mask_loss, depth_loss = losses["mask"], losses["depth"]
         total = self.mask_weight * mask_loss + self.depth_weight * depth_loss
         return LossParts(total=total, mask=mask_loss, depth=depth_loss)
 
@@ -199,19 +241,20 @@ class Criterion:
             depth=bound(prediction.depth.float()), mask=bound(prediction.mask.float())
         )
 
-    def _loss(self, raw: Tensor, target: Tensor) -> Tensor:
+    def _loss(self, raw: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
         """Return the loss of one head."""
         if self.kind == "bce":
-            return bce(raw, target)
+            return bce(raw, target, valid)
         pred = torch.sigmoid(raw.float()) if self.activation == "sigmoid" else raw
         if self.kind == "l1":
-            return l1(pred, target)
+            return l1(pred, target, valid)
         if self.kind == "dice":
-            return dice_loss(pred, target, smooth=self.smooth)
+            return dice_loss(pred, target, valid, smooth=self.smooth)
         if self.kind == "ssim":
-            return 1 - ssim(pred, target)
-        dice = self.dice_weight * dice_loss(pred, target, smooth=self.smooth)
-        return (dice + self.l1_weight * l1(pred, target)) / (self.dice_weight + self.l1_weight)
+            return 1 - ssim(pred, target, valid)
+        dice = self.dice_weight * dice_loss(pred, target, valid, smooth=self.smooth)
+        linear = self.l1_weight * l1(pred, target, valid)
+        return (dice + linear) / (self.dice_weight + self.l1_weight)
 
 
 def _check_shapes(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -222,9 +265,21 @@ def _check_shapes(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return pred.float(), target.float()
 
 
-def _mean(values: Tensor) -> Tensor:
-    """Return the mean; 0 if there are no values, where ``Tensor.mean`` returns NaN."""
-    return values.sum() / max(values.numel(), 1)
+def _mean(values: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Return the mean; 0 if there are no values, where ``Tensor.mean`` returns NaN.
+
+    With ``valid``, the mean over samples of the mean over their valid values, 0 without any.
+    """
+    if valid is None:
+        return values.sum() / max(values.numel(), 1)
+    sums = torch.where(valid, values, 0).flatten(1).sum(1)
+    counts = valid.expand_as(values).flatten(1).sum(1)
+    return (sums / counts.clamp(min=1)).sum() / max(len(values), 1)
+
+
+def _known(values: Tensor, valid: Tensor | None) -> Tensor:
+    """Replace invalid values by 0."""
+    return values if valid is None else torch.where(valid, values, 0)
 
 
 def _clamp(x: Tensor) -> Tensor:

@@ -313,11 +313,16 @@ def eval_command(trained: Path, as_json: bool, **flags: Any) -> None:
 @_RES
 @click.option("--batch", type=COUNT, default=8, show_default=True, help="Batch size. Images.")
 @click.option(
-    "--bits", type=click.Choice(["8", "16"]), default="8", help="Bits of the depth PNG. [8]"
+    "--bits",
+    type=click.Choice(["8", "16"]),
+    help="Bits of the depth PNG.  [default: as the training data; 8 if that is not known]",
 )
 @_DEVICE
-def predict_command(trained: Path, bits: str, **flags: Any) -> None:
+def predict_command(trained: Path, bits: str | None, **flags: Any) -> None:
     """Predict mask, depth and an overlay of images, at the size of each image.
+
+    The depth PNG has the bits and the scale of the training data; with other bits, its full range
+    is that of the data. NAME_depth_color.png shows the depth in colours.
 
     Images in a folder are matched with backgrounds by name: the same stem, or the number after
     `bg`.
@@ -329,8 +334,8 @@ def predict_command(trained: Path, bits: str, **flags: Any) -> None:
     with one_line_errors():
         from train.inference.predict import predict
 
-        files = predict(trained, bits=int(bits), **flags)
-        images = {file.stem.rpartition("_")[0] for file in files}
+        files = predict(trained, bits=int(bits) if bits else None, **flags)
+        images = {file.stem.removesuffix("_color").rpartition("_")[0] for file in files}
         s = "s" * (len(images) != 1)
         click.echo(f"{flags['out']}: {len(files)} files for {len(images)} image{s}")
 

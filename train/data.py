@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,28 @@ from shardify.errors import DataError
 from shardify.loader.batch import Batch, RoleStats
 from shardify.loader.shards import load_manifest
 from train.distributed import World
+
+
+class TargetFormat(NamedTuple):
+    """How a data set stores the values of a target; the fields are those of the manifest's role."""
+
+    bits: int = 8
+    """8 or 16. The full range of these bits is 0 to 1 in a batch."""
+
+    unit: str | None = None
+    scale: float | None = None
+    """Stored steps to a unit; None if not known."""
+
+    max: float | None = None
+    """Largest value, in the unit; None if not known."""
+
+    invalid: int | None = None
+    """Stored value that means "no value"; None if there is none."""
+
+    @property
+    def step_text(self) -> str:
+        """Stored steps to a unit as a text; empty if not known."""
+        return f"{self.scale:g} steps to 1 {self.unit or 'unit'}" if self.scale else ""
 
 
 class Batches(Protocol):
@@ -57,6 +79,9 @@ class Dataset(Protocol):
 
     std: dict[str, list[float]]
     """Standard deviation, like ``mean``."""
+
+    formats: dict[str, TargetFormat]
+    """How ``depth`` is stored, if the data set has it; empty if not known."""
 
     fingerprint: str
     """Identifies the data; equal for all resolutions of the same samples."""
@@ -119,6 +144,11 @@ class ShardDataset:
         self.std = {role: [*std] for role, (_, std) in self._stats.items()}
         self.other_stats = "" if self._stats == own else _difference(self._stats, own)
         """How the statistics of the data set differ from those that normalise it; else empty."""
+        self.formats = {
+            role: TargetFormat(each.bits, each.unit, each.scale, each.max, each.invalid)
+            for role, each in self.manifest.roles.items()
+            if role == "depth"
+        }
         self.fingerprint = _fingerprint(self.manifest)
 
     def samples(self, split: str) -> int:

@@ -16,7 +16,7 @@ from shardify.conversion.backgrounds import BackgroundTar
 from shardify.conversion.label_encoding import mask_warnings
 from shardify.conversion.output_folder import move_to_final_names
 from shardify.conversion.rejects import count_rejected, write_rejected
-from shardify.conversion.source_encoding import describe_encoding
+from shardify.conversion.source_encoding import depth_warnings, describe_encoding
 from shardify.conversion.splits import ShardPlan
 from shardify.conversion.survey import MEMBERS, BuildPlan, manifest_sources
 from shardify.dataset.manifest import (
@@ -95,7 +95,7 @@ def publish(
     layout["digest"] = plan.digest()
     layout.update(describe_encoding(inputs.label_encoding))
     misfits = sum(each.role == "mask" and each.reason.startswith(MISFIT) for each in rejected)
-    warnings = mask_warnings(inputs.mask_values)
+    warnings = mask_warnings(inputs.mask_values) + depth_warnings(inputs.label_encoding)
     if misfits and not inputs.label_encoding.check_masks and plan.options.verify != "decode":
         warning = (
             f"{misfits} of the few masks that were decoded do not fit the rule of the others and "

@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from shardify.conversion.label_encoding import detect_label_encoding, mask_warnings
 from shardify.conversion.survey import MEMBERS, BuildOptions, BuildPlan, survey
 from shardify.errors import BuildError, EntryError, ImageError
-from shardify.images.depth import INTEGER, DepthValues, choose_depth_encoding, depth_values
+from shardify.images.depth import (
+    INTEGER,
+    DepthValues,
+    choose_depth_encoding,
+    depth_values,
+    unexplained_zeros,
+)
 from shardify.images.orientation import STORED, TURNED, edge_agreement, fitting_frame, turn
 from shardify.images.parser import ImageInfo
 from shardify.images.pixels import LabelEncoding, pixels, values_of
@@ -66,9 +72,12 @@ def detect_encoding(plan: BuildPlan) -> tuple[LabelEncoding, dict[str, Any]]:
             if (found := _true_bits(opened.get(role, ()))) is not None
         }
         try:
-            depth = choose_depth_encoding(_depth_values(opened.get("depth", ()), plan), plan.depth)
+            maps = _depth_values(opened.get("depth", ()), plan)
+            depth = choose_depth_encoding(maps, plan.depth)
         except ImageError as error:
             raise BuildError(f"{plan.where}: {error}") from error
+        if zeros := unexplained_zeros(maps, depth, plan.depth):
+            depth = depth._replace(has_holes=True)
         if any(picture.kind == "pfm" for _, _, picture in opened.get("depth", ())):
             _refuse_upside_down(plan, open_file)
         frames = dict.fromkeys((role for role in layout.members if role != "fg_bg"), plan.exif)
@@ -76,6 +85,7 @@ def detect_encoding(plan: BuildPlan) -> tuple[LabelEncoding, dict[str, Any]]:
             frames = _label_frames(plan, open_file)
     encoding = encoding._replace(
         depth=depth,
+        zeros=zeros,
         bits=tuple(sorted(bits.items())),
         exif=tuple(sorted((role, frame) for role, frame in frames.items() if frame)),
     )
@@ -96,7 +106,7 @@ def inspect_source(
         found = plan.to_json()
     if mask_values:
         found["layout"] |= {"masks": encoding.mask, "mask_values": mask_values}
-    if warnings := mask_warnings(mask_values):
+    if warnings := mask_warnings(mask_values) + depth_warnings(encoding):
         found["layout"]["warnings"] = [*found["layout"].get("warnings", []), *warnings]
     found["layout"] |= describe_encoding(encoding)
     return {**found, "layout_file": plan.layout_file()}
@@ -109,13 +119,18 @@ def describe_encoding(encoding: LabelEncoding) -> dict[str, object]:
     """
     depth = encoding.depth
     found: dict[str, object] = {}
-    if depth.scale is not None or depth.invalid or depth.unit or depth.maximum is not None:
+    if (depth.scale, depth.invalid, depth.unit, depth.maximum, encoding.zeros) != (
+        None, (), "", None, 0,
+    ):  # fmt: skip
         values = [
             f"{depth.scale:g} steps to 1{f' {depth.unit}' if depth.unit else ''}"
             if depth.scale is not None
             else depth.unit,
             f"at most {depth.maximum:g}" if depth.maximum is not None else "",
-            *(f"{value:g} is no depth" for value in depth.invalid),
+            *(
+                f"{value:g} is no depth"
+                for value in (*depth.invalid, *([0] * bool(encoding.zeros)))
+            ),
         ]
         found["depths"] = "; ".join(filter(None, values))
     if encoding.bits:
@@ -123,6 +138,16 @@ def describe_encoding(encoding: LabelEncoding) -> dict[str, object]:
     if encoding.exif:
         found["exif"] = {role: f"on the {frame} pixels" for role, frame in encoding.exif}
     return found
+
+
+def depth_warnings(encoding: LabelEncoding) -> list[str]:
+    """Return a line if 0 is taken for "no depth" because of the number of zeros."""
+    if not encoding.zeros:
+        return []
+    return [
+        f'0 means "no depth": {100 * encoding.zeros:.1f} % of the pixels of the depth maps looked '
+        "at are 0; if 0 is a depth, pass a layout file with [depth] invalid = false"
+    ]
 
 
 def significant_bits(data: bytes) -> int | None:

@@ -25,6 +25,8 @@ from shardify.storage.atomic_write import write_atomic
 from shardify.storage.paths import PathOrUrl
 
 _MAX_SAMPLES = 24
+_HOLE = (255, 0, 255)
+"""Colour of pixels without a depth. RGB."""
 _TILE_PIXELS = 160
 _MAX_REJECTED_LINES = 50
 _COLOURS = {"train": "#4477aa", "val": "#cc6677"}
@@ -60,6 +62,7 @@ def page(out: PathOrUrl, *, most: int = 200) -> str:
     manifest = data.manifest
     sample_stats = measure_samples(data, most=most)
     background_uses = data.background_uses()
+    invalid = manifest.roles["depth"].invalid if "depth" in manifest.roles else None
     shown = list(data.samples(_MAX_SAMPLES))
     indexes = sorted({sample.background for sample in shown} - {-1})
     backgrounds = dict(zip(indexes, data.backgrounds(indexes), strict=True)) if indexes else {}
@@ -67,9 +70,10 @@ def page(out: PathOrUrl, *, most: int = 200) -> str:
     parts = [
         _overview(data),
         "<h2>Samples</h2>",
-        "<p><small>Background, composite with the mask outline, depth.</small></p>",
+        "<p><small>Background, composite with the mask outline, depth"
+        f"{'' if invalid is None else ' (magenta: no depth)'}.</small></p>",
         '<div class="sheet">',
-        *(_figure(sample, backgrounds.get(sample.background)) for sample in shown),
+        *(_figure(sample, backgrounds.get(sample.background), invalid) for sample in shown),
         "</div>",
         "<h2>Backgrounds</h2>",
         _backgrounds(data, background_uses),
@@ -128,7 +132,7 @@ def _overview(data: DataSet) -> str:
     return html.table(rows)
 
 
-def _figure(sample: Sample, background: NDArray[Any] | None) -> str:
+def _figure(sample: Sample, background: NDArray[Any] | None, invalid: int | None) -> str:
     planes = sample.planes
     composite = planes["fg_bg"]
     height, width = composite.shape[:2]
@@ -143,9 +147,14 @@ def _figure(sample: Sample, background: NDArray[Any] | None) -> str:
     shown.append(small)
     if "depth" in planes:
         depth = planes["depth"].astype(np.float32)
-        low, high = float(depth.min()), float(depth.max())
-        stretched = ((depth - low) * (255 / (high - low) if high > low else 0)).astype(np.uint8)
-        shown.append(_resize(stretched, size))
+        known = np.ones(depth.shape, np.bool_) if invalid is None else depth != invalid
+        low = float(depth.min(where=known, initial=65535))
+        high = float(depth.max(where=known, initial=0))
+        stretched = ((depth - low) * (255 / (high - low) if high > low else 0)).clip(0)
+        gray = stretched.astype(np.uint8)
+        if not known.all():
+            gray = np.where(known[..., None], gray[..., None], np.array(_HOLE, np.uint8))
+        shown.append(_resize(gray, size))
     images = "".join(html.picture(Image.fromarray(each)) for each in shown)
     name = f"{sample.key} ({sample.split})"
     return f"<figure>{images}<figcaption>{escape(name)}</figcaption></figure>"

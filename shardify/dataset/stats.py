@@ -228,6 +228,10 @@ def measure_samples(data: DataSet, *, most: int = 200) -> SampleStats:
         count += 1
         for role, plane in sample.planes.items():
             full = float(np.iinfo(plane.dtype).max)
+            invalid = data.manifest.roles[role].invalid
+            plane = plane if invalid is None else plane[plane != invalid]
+            if not plane.size:
+                continue
             low, high = float(plane.min()) / full, float(plane.max()) / full
             old = ranges.get(role, [low, high])
             ranges[role] = [min(old[0], low), max(old[1], high)]

@@ -16,18 +16,19 @@ from shardify.images.pixels import LabelEncoding, pixels
 _FORMATS = {"jpg": ["JPEG"], "png": ["PNG"]}
 
 
-def measure(plane: NDArray[Any]) -> tuple[list[float], list[float]]:
+def measure(plane: NDArray[Any], invalid: int | None = None) -> tuple[list[float], list[float]]:
     """Return the mean and standard deviation of each channel, in [0, 1] of the full range.
 
     Args:
         plane: (H, W) or (H, W, 3), uint8 or uint16, as ``pixels`` returns them.
+        invalid: Value of pixels to leave out; the result is empty if there are no others.
     """
     # Moments from a histogram are exact and several times faster than those of float arrays.
     if plane.dtype == np.uint8:
         from PIL import Image
 
-        return _moments(Image.fromarray(plane).histogram(), 255)
-    return _moments(np.bincount(plane.ravel(), minlength=1 << 16).tolist(), 65535)
+        return _moments(Image.fromarray(plane).histogram(), 255, invalid)
+    return _moments(np.bincount(plane.ravel(), minlength=1 << 16).tolist(), 65535, invalid)
 
 
 def fast_stats(
@@ -39,7 +40,7 @@ def fast_stats(
         ImageError: It cannot be decoded completely, or is a mask that the rule does not fit.
     """
     if role == "mask" or picture.bits != 8:
-        return measure(pixels(data, picture, role, meaning))
+        return measure(pixels(data, picture, role, meaning), meaning.invalid(role))
     from PIL import Image
 
     mode = "RGB" if role in ("bg", "fg_bg") else "L"
@@ -52,7 +53,7 @@ def fast_stats(
     except Exception as error:
         # Pillow raises nearly anything on damaged input.
         raise ImageError(f"cannot be decoded ({type(error).__name__})") from error
-    return _moments(counts, 255)
+    return _moments(counts, 255, meaning.invalid(role))
 
 
 def reduced_stats(
@@ -86,8 +87,14 @@ def reduced_stats(
     return _moments(counts, 255)
 
 
-def _moments(counts: list[int], full: int) -> tuple[list[float], list[float]]:
+def _moments(
+    counts: list[int], full: int, invalid: int | None = None
+) -> tuple[list[float], list[float]]:
     """Return mean and standard deviation from the joined histograms of all channels."""
+    if invalid is not None:
+        counts[invalid] = 0
+        if not any(counts):
+            return [], []
     # Integers, so that the result does not depend on the order of addition.
     table = np.array(counts, np.int64).reshape(-1, full + 1)
     mean, deviation = [], []

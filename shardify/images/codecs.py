@@ -4,8 +4,8 @@ Codecs:
 
 - ``keep``: payload bytes unchanged. With a new size, JPEG ``bg`` and ``fg_bg`` stay JPEG; all other
   pictures become PNG (JPEG would blur masks and depth maps).
-- ``jpeg``: quality 95, no chroma subsampling. A mask is read back by its threshold. 16-bit depth
-  becomes PNG.
+- ``jpeg``: quality 95, no chroma subsampling. A mask is read back by its threshold. Depth of 16
+  bits, or with a value that means "no depth", becomes PNG.
 - ``png``: lossless.
 - ``raw``: pixels without a header; ``raw_pixels`` states the byte layout.
 """
@@ -39,7 +39,9 @@ class Variant(NamedTuple):
         return self.codec == "keep" and not self.res
 
 
-def store(plane: NDArray[Any], role: str, kind: str, variant: Variant) -> tuple[bytes, ImageInfo]:
+def store(
+    plane: NDArray[Any], role: str, kind: str, variant: Variant, invalid: int | None = None
+) -> tuple[bytes, ImageInfo]:
     """Encode pixels that already have the variant's size.
 
     Args:
@@ -47,6 +49,7 @@ def store(plane: NDArray[Any], role: str, kind: str, variant: Variant) -> tuple[
         role: ``bg``, ``fg_bg``, ``mask`` or ``depth``.
         kind: Format of the original picture, ``jpg`` or ``png``; used for ``keep``.
         variant: States the codec.
+        invalid: Value that means "no value", if there is one; JPEG would change it.
 
     Returns:
         The encoded bytes, and their header.
@@ -60,7 +63,7 @@ def store(plane: NDArray[Any], role: str, kind: str, variant: Variant) -> tuple[
         return raw, ImageInfo("raw", width, height, channels, 1 if role == "mask" else bits)
     if codec == "keep":
         codec = "jpeg" if kind == "jpg" and role in ("bg", "fg_bg") else "png"
-    if codec == "jpeg" and bits == 8:
+    if codec == "jpeg" and bits == 8 and invalid is None:
         from PIL import Image
 
         buffer = io.BytesIO()
@@ -69,14 +72,29 @@ def store(plane: NDArray[Any], role: str, kind: str, variant: Variant) -> tuple[
     return encode_png(plane), ImageInfo("png", width, height, channels, bits)
 
 
-def resized(plane: NDArray[Any], role: str, res: int) -> NDArray[Any]:
-    """Resize pixels to (res, res) with antialiasing; a mask stays 0 or 255; 0 keeps the size."""
+def resized(plane: NDArray[Any], role: str, res: int, invalid: int | None = None) -> NDArray[Any]:
+    """Resize pixels to (res, res) with antialiasing; a mask stays 0 or 255; 0 keeps the size.
+
+    Pixels of the value ``invalid`` have no weight: a pixel is the average of the others, or
+    ``invalid`` if these have at most half of the weight.
+    """
     if not res or plane.shape[:2] == (res, res):
         return plane
     from PIL import Image
     from PIL.Image import Resampling
 
     size = (res, res)
+    if invalid is not None:
+        known = plane != invalid
+        planes = (np.where(known, plane, 0), known)
+        total, weight = (
+            np.asarray(Image.fromarray(each.astype(np.float32)).resize(size, Resampling.BILINEAR))
+            for each in planes
+        )
+        levels = np.rint(total / np.maximum(weight, 1e-6)).clip(0, np.iinfo(plane.dtype).max)
+        # An average of other values may be this one.
+        levels[levels == invalid] += 1 if invalid == 0 else -1
+        return np.where(weight > 0.5, levels, invalid).astype(plane.dtype)
     if role == "mask":
         soft = np.asarray(Image.fromarray(plane).resize(size, Resampling.BILINEAR))
         return np.where(soft >= 128, np.uint8(255), np.uint8(0))

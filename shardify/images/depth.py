@@ -27,6 +27,8 @@ _MAX_MARKS = 4
 """Largest number of values of one map that may mean "no depth"."""
 _GRAY_SLACK = 8
 """Largest difference of the channels of a gray map saved in 8-bit colour."""
+_MAX_ZEROS = 0.01
+"""If more of the pixels of maps of more than 8 bits are 0, then 0 means "no depth"."""
 _WHOLE_STEPS = 1 / 512
 """Room for rounding at the largest value that can be stored. Steps."""
 
@@ -44,8 +46,9 @@ class DepthEncoding(NamedTuple):
     """Largest value of a map, in the source's unit, if known."""
     invalid: tuple[float, ...] = ()
     """Values of the source, as they are in its files, that mean "no depth"; stored as 0."""
-    has_holes: bool = False
-    """Whether 0 is known to mean "no depth" in the shards."""
+    has_holes: bool | None = False
+    """Whether 0 is known to mean "no depth" in the shards. None: a layout file says that every
+    value is a depth."""
 
     def needs_values(self, bits: int) -> bool:
         """Whether integers of these bits must be read to see if they fit."""
@@ -80,6 +83,8 @@ class DepthValues:
     """Whether all valid values are whole numbers."""
     has_holes: bool
     """Whether it has values that are no depth: not finite, negative, or named by the user."""
+    zeros: float = 0.0
+    """Share of its pixels that are 0."""
 
 
 def depth_values(
@@ -111,6 +116,7 @@ def depth_values(
         marks=tuple(marks),
         whole=not floating or bool((valid == np.floor(valid)).all()),
         has_holes=has_holes,
+        zeros=float((plane == 0).mean()) if plane.size else 0.0,
     )
 
 
@@ -149,7 +155,7 @@ def choose_depth_encoding(
     highest = max(maps, key=lambda each: each.peak)
     peak = highest.peak
     marks = sorted({mark for each in maps for mark in each.marks})
-    if marks and marks[0] < _APART * peak:
+    if marks and (given.has_holes is None or marks[0] < _APART * peak):
         # Not apart from the rest, as in maps that use all 16 bits: ordinary values.
         highest = max(maps, key=lambda each: max((each.peak, *each.marks)))
         peak, marks = max((highest.peak, *highest.marks)), []
@@ -172,6 +178,26 @@ def choose_depth_encoding(
     if peak * (found.scale or 1) > STEPS + 0.5:
         raise ImageError(_too_large(peak, found, highest.name))
     return found
+
+
+def unexplained_zeros(
+    maps: Sequence[DepthValues], encoding: DepthEncoding, given: DepthEncoding | None = None
+) -> float:
+    """Return the mean share of zeros if it tells that 0 means "no depth", else 0.
+
+    It does in maps of more than 8 bits with more zeros than a scene can have. Floating-point maps
+    of relative depth, from 0 to 1, are left out.
+
+    Args:
+        maps: As for ``choose_depth_encoding``.
+        encoding: Its result.
+        given: What a layout file says.
+    """
+    said = encoding.has_holes or (given is not None and given.has_holes is None)
+    if said or encoding.scale == STEPS or all(each.bits == 8 for each in maps):
+        return 0.0
+    share = sum(each.zeros for each in maps) / len(maps)
+    return share if share > _MAX_ZEROS else 0.0
 
 
 def convert_depth(plane: NDArray[Any], encoding: DepthEncoding) -> NDArray[Any]:

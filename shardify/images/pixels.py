@@ -41,6 +41,8 @@ class LabelEncoding(NamedTuple):
     check_masks: bool = False
     """Whether to decode every mask, because some of those looked at are not standard pictures, or
     do not fit the rule."""
+    zeros: float = 0.0
+    """Share of zeros in the depth maps looked at, if it tells that 0 means "no depth"; else 0."""
 
     @property
     def needs_values(self) -> bool:
@@ -51,6 +53,10 @@ class LabelEncoding(NamedTuple):
             or bool(self.bits or self.exif)
             or self.depth.needs_values(16)
         )
+
+    def invalid(self, role: str) -> int | None:
+        """Return the stored value that means "no value" in a role; None if there is none."""
+        return 0 if role == "depth" and self.depth.has_holes else None
 
 
 STANDARD = LabelEncoding()

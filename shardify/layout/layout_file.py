@@ -25,7 +25,7 @@ A layout file is TOML::
     scale = 256          # 16-bit steps to a unit; floating-point values are multiplied by it
     unit = 'm'
     max = 80.0           # largest depth, in that unit
-    invalid = [1e10]     # values, as in the files, that mean "no depth"
+    invalid = [1e10]     # values, as in the files, that mean "no depth"; false: there are none
 
 ``exif = 'stored'`` before the tables says that the masks and depth maps of pictures that EXIF turns
 lie on the pixels as stored; ``exif = 'turned'``, that they lie on the turned pixels.
@@ -351,7 +351,8 @@ def _parse_depth(depth: object, where: str) -> DepthEncoding:
         fits = (
             isinstance(value, str) and value.isprintable()
             if name == "unit"
-            else all(
+            else (name == "invalid" and value is False)
+            or all(
                 isinstance(each, int | float) and not isinstance(each, bool) and isfinite(each)
                 for each in numbers
             )
@@ -359,13 +360,15 @@ def _parse_depth(depth: object, where: str) -> DepthEncoding:
         if name not in _DEPTH_SETTINGS or not fits or (name in ("scale", "max") and value <= 0):
             raise LayoutError(
                 f"{where}: depth.{name} = {value!r} is not understood; expected scale and max "
-                "(above 0), unit (a text), invalid (a number or several)"
+                "(above 0), unit (a text), invalid (a number, several, or false)"
             )
     marks = depth.get("invalid", [])
+    complete = marks is False
+    marks = [] if complete else marks
     return DepthEncoding(
         scale=None if "scale" not in depth else float(depth["scale"]),
         unit=depth.get("unit", ""),
         maximum=None if "max" not in depth else float(depth["max"]),
         invalid=tuple(float(each) for each in (marks if isinstance(marks, list) else [marks])),
-        has_holes=bool(marks) or "invalid" in depth,
+        has_holes=None if complete else "invalid" in depth,
     )

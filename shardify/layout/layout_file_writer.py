@@ -75,10 +75,12 @@ def to_toml(
     if depth:
         given = {
             "scale": depth.scale, "unit": depth.unit, "max": depth.maximum,
-            "invalid": list(depth.invalid),
+            "invalid": False if depth.has_holes is None else list(depth.invalid),
         }  # fmt: skip
         lines += ["", "[depth]"]
-        lines += [f"{name} = {_toml_value(each)}" for name, each in given.items() if each]
+        lines += [
+            f"{name} = {_toml_value(each)}" for name, each in given.items() if each or each is False
+        ]
     if mask_rule or layout.united:
         lines += ["", "[mask]"]
     if mask_rule:

@@ -1,11 +1,13 @@
 """The batch type: the loader's output and the training step's input.
 
-A batch is four tensors. A role that the data set lacks is a tensor of zeros.
+A batch is four tensors. A role that the data set lacks is a tensor of zeros. If a role has pixels
+without a value, as depth where nothing was measured, the batch also says which are valid.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +15,8 @@ import torch
 from torch import Tensor
 
 
-class Batch(NamedTuple):
-    """Aligned images of B samples at R x R pixels, all on one device and of one dtype."""
+class _Images(NamedTuple):
+    """The four images of a batch."""
 
     bg: Tensor
     """(B, 3, R, R): the background alone, normalised by mean and standard deviation."""
@@ -26,7 +28,42 @@ class Batch(NamedTuple):
     """(B, 1, R, R): 1 where the object is, else 0."""
 
     depth: Tensor
-    """(B, 1, R, R): in [0, 1] of the depth map's full range."""
+    """(B, 1, R, R): in [0, 1] of the depth map's full range; 0 where ``valid`` is False."""
+
+
+class Batch(_Images):
+    """Aligned images of B samples at R x R pixels, all on one device and of one dtype."""
+
+    valid: Mapping[str, Tensor] = MappingProxyType({})
+    """role -> (B, 1, R, R) bool: True where the role has a value. Only of roles with pixels that
+    have none; all pixels of the other roles are valid. Not part of the unpacking."""
+
+    def __new__(
+        cls,
+        bg: Tensor,
+        fg_bg: Tensor,
+        mask: Tensor,
+        depth: Tensor,
+        *,
+        valid: Mapping[str, Tensor] | None = None,
+    ) -> Self:
+        """Create a batch; all its pixels are valid without ``valid``."""
+        batch = super().__new__(cls, bg, fg_bg, mask, depth)
+        if valid:
+            batch.valid = valid
+        return batch
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """Apply a function to every tensor, those of ``valid`` included."""
+        valid = {role: function(one) for role, one in self.valid.items()}
+        return Batch(*map(function, self), valid=valid)
+
+    def to(self, *args: Any, **options: Any) -> "Batch":
+        """Move every tensor, as ``Tensor.to`` with a device; ``valid`` stays bool."""
+        return self.map(lambda tensor: tensor.to(*args, **options))
+
+    def _replace(self, **changes: Any) -> "Batch":
+        return Batch(**{**self._asdict(), "valid": self.valid, **changes})
 
 
 ROLES = Batch._fields
@@ -70,11 +107,20 @@ class RenderSettings:
     depth_bits: int
     """8 or 16."""
 
+    invalid: Mapping[str, int] = field(default_factory=dict)
+    """role -> stored value that means "no value", for the roles that have one."""
 
-def fill(tensors: Mapping[str, Tensor], batch_size: int, settings: RenderSettings) -> Batch:
+
+def fill(
+    tensors: Mapping[str, Tensor],
+    batch_size: int,
+    settings: RenderSettings,
+    valid: Mapping[str, Tensor] | None = None,
+) -> Batch:
     """Return a batch of the given tensors, with zeros for the other roles.
 
-    ``tensors`` has one for each role that the data set has, as ``settings`` says.
+    ``tensors`` has one for each role that the data set has, as ``settings`` says; ``valid`` one for
+    each role with an invalid value, and may be None for a batch of no samples.
     """
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
 
@@ -85,7 +131,11 @@ def fill(tensors: Mapping[str, Tensor], batch_size: int, settings: RenderSetting
         )
         return empty.zero_()
 
-    return Batch(*(tensors[role] if role in tensors else zeros(role) for role in ROLES))
+    if valid is None:
+        valid = {role: zeros(role).bool() for role in settings.invalid}
+    return Batch(
+        *(tensors[role] if role in tensors else zeros(role) for role in ROLES), valid=valid
+    )
 
 
 def synthetic(

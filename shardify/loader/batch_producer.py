@@ -262,11 +262,15 @@ class BatchProducer:
         with context:
             tensors = {}
             roles = [role for role in ROLES if role in self._sampler.shards.members]
-            for role, output in zip(roles, outputs, strict=True):
+            for role, output in zip(roles, outputs[: len(roles)], strict=True):
                 tensor = copy_output(output, self._settings.dtype)
                 channels_last = self._settings.channels_last
                 tensors[role] = tensor.permute(0, 3, 1, 2) if channels_last else tensor
-            batch = fill(tensors, len(tensors["fg_bg"]), self._settings)
+            valid = {
+                role: copy_output(output, torch.bool).permute(0, 3, 1, 2)
+                for role, output in zip(self._settings.invalid, outputs[len(roles) :], strict=True)
+            }
+            batch = fill(tensors, len(tensors["fg_bg"]), self._settings, valid)
             if self._stream:
                 self._stream.synchronize()
         return batch

@@ -169,6 +169,7 @@ def render(
     normal: Any,
     thresholds: Any,
     depth_bits: int,
+    invalid: int,
     augment: bool,
     interleave: bool,
     stream: bool,
@@ -191,16 +192,18 @@ def render(
             levels of 255 times scale plus shift.
         thresholds: (B,) float32: a mask pixel is 1 if its value after the warp is at least this.
         depth_bits: 8 or 16.
+        invalid: Value of depth that means "no depth"; -1: there is none.
         augment: Whether colour and noise are applied.
         interleave: Write bg and fg_bg as R x R x 3, else as 3 x R x R.
         stream: Bypass the caches when writing, for a batch larger than they are. Needs outputs
             that begin at multiples of 64 bytes, and R a multiple of 16.
-        outputs: bg, fg_bg (B, 3 * R * R), mask, depth (B, R * R) float32; written. For a
-            missing image, any array of two dimensions.
+        outputs: bg, fg_bg (B, 3 * R * R), mask, depth, valid (B, R * R) float32; written. For a
+            missing image, any array of two dimensions; so for ``valid`` (1 where there is a depth,
+            else 0) without ``invalid``.
         begin: First sample.
         end: One past the last.
     """
-    bg, fg_bg, mask, depth = outputs
+    bg, fg_bg, mask, depth, valid = outputs
     res = _i(np.sqrt(fg_bg.shape[1] // 3))
     offset = np.empty(res, np.int32)
     u, v = np.empty(res, np.float32), np.empty(res, np.float32)
@@ -240,10 +243,18 @@ def render(
                     _source_offsets(matrices[n, 3], wide, high, y, offset, u, v)
                 if depth_bits == 8:
                     _fetch_gray(images[n, 3, 0], wide, offset, top2, low2)
-                    _blend_gray(top2, low2, u, v, _8, _BYTE, rgb[0])
+                    if invalid < 0:
+                        _blend_gray(top2, low2, u, v, _8, _BYTE, rgb[0])
+                    else:
+                        _blend_valid(top2, low2, u, v, _8, _BYTE, invalid, rgb[0], rgb[1])
                 else:
                     _fetch_gray16(images[n, 3, 0], wide, offset, top2, low2)
-                    _blend_gray(top2, low2, u, v, _16, _WORD, rgb[0])
+                    if invalid < 0:
+                        _blend_gray(top2, low2, u, v, _16, _WORD, rgb[0])
+                    else:
+                        _blend_valid(top2, low2, u, v, _16, _WORD, invalid, rgb[0], rgb[1])
+                if invalid >= 0:
+                    _store_row(rgb[1], valid[n], res * y, stream)
                 _scale(rgb[0], gray_scale)
                 _store_row(rgb[0], depth[n], res * y, stream)
 
@@ -314,6 +325,31 @@ def _blend_gray(top: Any, low: Any, u: Any, v: Any, bits: Any, full: Any, out: A
     for x in range(len(u)):
         a, c = top[x], low[x]
         out[x] = _bilinear(a & full, a >> bits, c & full, c >> bits, u[x], v[x])
+
+
+@jit
+def _blend_valid(
+    top: Any, low: Any, u: Any, v: Any, bits: Any, full: Any, invalid: int, out: Any, valid: Any
+) -> None:
+    """Interpolate between pixels other than ``invalid``; 0 if they have at most half the weight."""
+    none = _u(invalid)
+    for x in range(len(u)):
+        a, b = top[x] & full, top[x] >> bits
+        c, d = low[x] & full, low[x] >> bits
+        p, q = u[x], v[x]
+        left, right = (_f(1) - p) * (_f(1) - q), p * (_f(1) - q)
+        under_left, under_right = (_f(1) - p) * q, p * q
+        left = left if a != none else _f(0)
+        right = right if b != none else _f(0)
+        under_left = under_left if c != none else _f(0)
+        under_right = under_right if d != none else _f(0)
+        upper = left * _f(_i(a)) + right * _f(_i(b))
+        lower = under_left * _f(_i(c)) + under_right * _f(_i(d))
+        weight = (left + right) + (under_left + under_right)
+        # Rounding must not lead beyond the full range.
+        level = _min((upper + lower) / weight, _f(_i(full)))
+        out[x] = level if weight > _f(0.5) else _f(0)
+        valid[x] = _f(1) if weight > _f(0.5) else _f(0)
 
 
 @jit

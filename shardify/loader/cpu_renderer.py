@@ -64,6 +64,8 @@ class Renderer:
     def __init__(self, settings: RenderSettings) -> None:
         self._settings = settings
         self._channels = [CHANNELS[role] if role in settings.roles else 0 for role in ROLES]
+        self._channels.append(1 if "depth" in settings.invalid else 0)
+        self._invalid = settings.invalid.get("depth", -1)
         self._noise = noise_table(settings.res)
         self._buffers = Buffers()
         self._rgb = np.empty((0, 1, 1, 3), np.uint8)
@@ -120,12 +122,13 @@ class Renderer:
                     targets,
                     settings.threshold,
                     settings.depth_bits == 16,
+                    self._invalid,
                     first,
                     last,
                 )
             render(
                 warped, matrices, draws.colour, draws.noise, draws.place, self._noise,
-                settings.normal, thresholds, settings.depth_bits, settings.augment,
+                settings.normal, thresholds, settings.depth_bits, self._invalid, settings.augment,
                 settings.channels_last, stream, outputs, first, last,
             )  # fmt: skip
 
@@ -137,10 +140,11 @@ class Renderer:
             list(self._pool.map(render_range, bounds[:-1], bounds[1:]))
         found = {
             role: self._as_images(part, channels)
-            for role, part, channels in zip(ROLES, parts, self._channels, strict=True)
+            for role, part, channels in zip(ROLES, parts[:-1], self._channels[:-1], strict=True)
             if channels
         }
-        return fill(found, count, settings)
+        known = parts[-1].view(-1, 1, settings.res, settings.res) > 0
+        return fill(found, count, settings, dict.fromkeys(settings.invalid, known))
 
     def _place_unpacked(self, images: npt.NDArray[np.int64]) -> None:
         """Allocate memory for a batch of unpacked images, and set their addresses in ``images``."""

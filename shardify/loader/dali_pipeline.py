@@ -65,7 +65,7 @@ def build_graph(
     in the layout of ``shardify.images.raw_pixels``, not a file.
 
     Outputs: the decoded images if ``decode_only``; else bg, fg_bg, mask and depth as in a batch,
-    without missing roles.
+    without missing roles, then the validity (H, W, 1) of each role in ``settings.invalid``.
     """
     device, res, depth_bits = settings.device, settings.res, settings.depth_bits
     gpu = device.type == "cuda"
@@ -128,7 +128,7 @@ def build_graph(
             if role == "mask":
                 image = fn.cast(image >= settings.threshold, dtype=types.FLOAT) * 255.0
                 image = image + (settings.threshold - HALF)
-            return resized(image, [new[1], new[0]]), scaled(new)
+            return resized(role, image, [new[1], new[0]]), scaled(new)
         large = fn.cast(size > LIMIT * res, dtype=types.FLOAT)
         new = size + large * (res - size)
         if role == "mask":
@@ -137,13 +137,25 @@ def build_graph(
                 settings.threshold - HALF
             )
             image = image + any_large * (binary - image)
-        return resized(image, fn.stack(new[1], new[0])), unit_matrix * fn.reshape(new, shape=[2, 1])
+        image = resized(role, image, fn.stack(new[1], new[0]))
+        return image, unit_matrix * fn.reshape(new, shape=[2, 1])
 
-    def resized(image: Any, size: Any) -> Any:
-        return fn.resize(
+    def resized(role: str, image: Any, size: Any) -> Any:
+        smaller = fn.resize(
             fn.reinterpret(image, layout="HWC"), size=size, dtype=types.FLOAT,
             interp_type=types.INTERP_TRIANGULAR, antialias=True,
         )  # fmt: skip
+        return fn.cat(*valid_levels(smaller), axis=2) if role in settings.invalid else smaller
+
+    def valid_levels(image: Any) -> tuple[Any, Any]:
+        """Return levels and validity of an image of two planes.
+
+        The planes are interpolated: levels, 0 where invalid, and validity, which thus is the weight
+        of the valid pixels. A pixel is valid if it is more than half.
+        """
+        weight = image[:, :, 1:2]
+        valid = fn.cast(weight > 0.5, dtype=types.FLOAT)
+        return image[:, :, 0:1] / dali_math.max(weight, 0.5) * valid, valid
 
     def warp(image: Any, matrix: Any) -> Any:
         """Resize and rotate in one interpolation; pixels outside repeat the edge."""
@@ -194,9 +206,17 @@ def build_graph(
             # The warp does not take uint16.
             image, size = found["depth"]
             found["depth"] = fn.cast(image, dtype=types.FLOAT), size
+        for role, value in settings.invalid.items():
+            image, size = found[role]
+            valid = fn.cast(image != value, dtype=types.FLOAT)
+            found[role] = fn.cat(image * valid, valid, axis=2), size
         if backgrounds is not None:
             found["bg"] = table_rows[0], (backgrounds.shape[2], backgrounds.shape[1])
         outputs = {role: warp(*reduced(role, *one)) for role, one in found.items()}
+        valid_planes = []
+        for role in settings.invalid:
+            outputs[role], valid = valid_levels(outputs[role])
+            valid_planes.append(fn.cast(valid, dtype=types.UINT8))
         if noise is not None:
             colour, strength = colour_inputs
             grain = table_rows[-1] * to_device(strength)
@@ -215,7 +235,8 @@ def build_graph(
             "depth": ([0.0], [float(2**depth_bits - 1)]),
         }
         pipe.set_outputs(
-            *(normalise(outputs[role], *scales[role]) for role in ROLES if role in outputs)
+            *(normalise(outputs[role], *scales[role]) for role in ROLES if role in outputs),
+            *valid_planes,
         )
     pipe.build()
     return pipe

@@ -171,6 +171,9 @@ class Loader:
                 normal=normalisation(self.manifest, folder, stats),
                 threshold=float(("mask" in roles and roles["mask"].threshold) or 128),
                 depth_bits=roles["depth"].bits if "depth" in roles else 8,
+                invalid={
+                    role: each.invalid for role, each in roles.items() if each.invalid is not None
+                },
             )
             self._producer = BatchProducer(
                 self._sampler,
@@ -324,7 +327,7 @@ class Loader:
                 del item
                 if batch.bg.is_cuda:
                     # Made on the producer's stream: keep the memory for the current stream, too.
-                    for tensor in batch:
+                    for tensor in (*batch, *batch.valid.values()):
                         tensor.record_stream(torch.cuda.current_stream(tensor.device))
                 yield batch
                 del batch

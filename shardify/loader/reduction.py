@@ -4,7 +4,7 @@ A warp reads four source pixels for each of its own, however large the source is
 picture would be lost, and what is left would be noise. So a side longer than ``LIMIT`` times the
 batch's is first reduced to it by a triangle filter that covers every source pixel, as Pillow's
 ``BILINEAR`` resize does. A mask's pixels are 0 or 255 before they are averaged; the average is
-cut at half.
+cut at half. Pixels without a value have no weight.
 """
 
 from typing import Any
@@ -60,7 +60,14 @@ _pointer = _pointer_intrinsic()
 
 @jit
 def reduce_images(
-    images: Any, sizes: Any, targets: Any, threshold: float, wide_depth: bool, begin: int, end: int
+    images: Any,
+    sizes: Any,
+    targets: Any,
+    threshold: float,
+    wide_depth: bool,
+    invalid: int,
+    begin: int,
+    end: int,
 ) -> None:
     """Reduce images ``begin`` to ``end`` of a batch of B samples to other memory.
 
@@ -71,6 +78,7 @@ def reduce_images(
             has the pixels of the source: uint8, or uint16 for depth if ``wide_depth``.
         threshold: Mask pixels are object from this level of 255 on.
         wide_depth: Whether depth is uint16.
+        invalid: Value of depth that means "no depth"; -1: there is none.
         begin: First sample.
         end: One past the last.
     """
@@ -81,7 +89,18 @@ def reduce_images(
                 width, height = images[n, column, 1], images[n, column, 2]
                 wide, high = sizes[n, column, 0], sizes[n, column, 1]
                 source, target = _pointer(images[n, column, 0]), _pointer(targets[n, column])
-                if column == 3 and wide_depth:
+                if column == 3 and invalid >= 0:
+                    if wide_depth:
+                        _reduce_valid(
+                            carray(source, (height, width), np.uint16),
+                            carray(target, (high, wide), np.uint16), invalid,
+                        )  # fmt: skip
+                    else:
+                        _reduce_valid(
+                            carray(source, (height, width), np.uint8),
+                            carray(target, (high, wide), np.uint8), invalid,
+                        )  # fmt: skip
+                elif column == 3 and wide_depth:
                     _reduce(
                         carray(source, (height, width), np.uint16),
                         carray(target, (high, wide), np.uint16), 1, 0.0,
@@ -156,6 +175,68 @@ def _average_columns(block: Any, first: Any, weights: Any, channels: int, target
                     total[place] += weight * column[place]
             for place in range(target.shape[0]):
                 target[place, x * channels + channel] = np.int32(total[place])
+
+
+@jit
+def _reduce_valid(source: Any, target: Any, invalid: int) -> None:
+    """Reduce one gray image; pixels of the value ``invalid`` have no weight.
+
+    A pixel is the average of the others, or ``invalid`` if these have at most half of the weight.
+    The loops are those of ``_reduce``, over two planes: levels of valid pixels, and validity.
+    """
+    high, width = target.shape[0], source.shape[1]
+    first_row, row_weights = _weights(source.shape[0], high)
+    first_column, column_weights = _weights(width, target.shape[1])
+    levels, shares = np.empty(width, np.float32), np.empty(width, np.float32)
+    block = np.empty((width, _ROWS), np.float32)
+    share_block = np.empty((width, _ROWS), np.float32)
+    for begin in range(0, high, _ROWS):
+        rows = min(_ROWS, high - begin)
+        for place in range(rows):
+            y = begin + place
+            levels[:] = np.float32(0)
+            shares[:] = np.float32(0)
+            for k in range(row_weights.shape[1]):
+                weight = row_weights[y, k]
+                if weight > 0:
+                    _add_valid(source[first_row[y] + k], invalid, weight, levels, shares)
+            for x in range(width):
+                block[x, place], share_block[x, place] = levels[x], shares[x]
+        _average_valid(
+            block, share_block, first_column, column_weights, invalid, target[begin : begin + rows]
+        )
+
+
+@jit
+def _add_valid(row: Any, invalid: int, weight: Any, levels: Any, shares: Any) -> None:
+    for x in range(len(levels)):
+        share = weight if np.int32(row[x]) != np.int32(invalid) else np.float32(0)
+        levels[x] += share * np.float32(row[x])
+        shares[x] += share
+
+
+@jit
+def _average_valid(
+    block: Any, share_block: Any, first: Any, weights: Any, invalid: int, target: Any
+) -> None:
+    """Average the columns of levels and of validity, and divide."""
+    total, shares = np.empty(_ROWS, np.float32), np.empty(_ROWS, np.float32)
+    for x in range(weights.shape[0]):
+        total[:] = np.float32(0)
+        shares[:] = np.float32(0)
+        for k in range(weights.shape[1]):
+            weight = weights[x, k]
+            column, share_column = block[first[x] + k], share_block[first[x] + k]
+            for place in range(_ROWS):
+                total[place] += weight * column[place]
+                shares[place] += weight * share_column[place]
+        for place in range(target.shape[0]):
+            level: Any = invalid
+            if shares[place] > np.float32(0.5):
+                level = np.int32(total[place] / shares[place] + np.float32(0.5))
+                if level == invalid:  # An average of other values may be this one.
+                    level += 1 if invalid == 0 else -1
+            target[place, x] = level
 
 
 @jit

@@ -91,7 +91,7 @@ def check_sample(
                 stats.append(
                     fast_stats(data, info, role, task.label_encoding)
                     if plane is None
-                    else measure(plane)
+                    else measure(plane, task.label_encoding.invalid(role))
                 )
     except EntryError as error:
         member = names[task.roles.index(role)].decode(errors="replace")

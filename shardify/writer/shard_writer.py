@@ -79,8 +79,9 @@ class VariantWriter:
         infos = []
         for role, data, info in members:
             if not variant.unchanged:
-                plane = resized(planes[role], role, variant.res)
-                data, info = store(plane, role, info.kind, variant)
+                invalid = self._task.label_encoding.invalid(role)
+                plane = resized(planes[role], role, variant.res, invalid)
+                data, info = store(plane, role, info.kind, variant, invalid)
                 if measured:
                     total = self._costs.setdefault(role, [0.0, 0])
                     total[0] += cost(plane, data, info, role)
@@ -233,7 +234,8 @@ def _write_samples(
             samples += number - first
             for each in stats:
                 for role, channel_stats in zip(task.roles, each, strict=False):
-                    moments[role].add(*channel_stats)
+                    if channel_stats[0]:  # Empty for a depth map without any depth.
+                        moments[role].add(*channel_stats)
     indexes = [writer.index() for writer in writers]
     record = ShardRecord(
         task=digest,

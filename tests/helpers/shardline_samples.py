@@ -63,6 +63,7 @@ def write_data_set(
     background: Callable[[int], np.ndarray] | None = None,
     picture: str = "PNG",
     lacks: Collection[str] = (),
+    invalid: int | None = None,
 ) -> Path:
     """Write a data set whose samples are numbered through: train first, then val.
 
@@ -77,6 +78,7 @@ def write_data_set(
         picture: How fg_bg, mask and backgrounds are encoded: PNG (exact) or JPEG; RAW: all, also
             depth, are stored without a codec.
         lacks: Roles that the data set does not have.
+        invalid: Value of depth that means "no depth", if there is one.
     """
     out.mkdir(parents=True)
     extension = {"PNG": "png", "JPEG": "jpg", "RAW": "raw"}[picture]
@@ -124,7 +126,7 @@ def write_data_set(
             )  # fmt: skip
     count = train + val
 
-    def role(name: str, extension: str, channels: int, **extra: int) -> Role:
+    def role(name: str, extension: str, channels: int, **extra: int | None) -> Role:
         found = [[*size, many] for size, many in sizes[name].most_common()]
         return Role(
             extensions=[extension], channels=channels, sizes=found,
@@ -139,7 +141,7 @@ def write_data_set(
         ),
         "fg_bg": role("fg_bg", extension, 3),
         "mask": role("mask", extension, 1, threshold=150),
-        "depth": role("depth", "png", 1, bits=bits),
+        "depth": role("depth", "png", 1, bits=bits, invalid=invalid),
     }  # fmt: skip
     stats = {
         "bg": Stats(mean=[0.45, 0.44, 0.43], std=[0.21, 0.20, 0.22], samples=backgrounds),

@@ -153,6 +153,7 @@ class TinySource:
     """``samples`` for training and ``val`` for validation."""
 
     mean, std = STATS, ONES
+    formats: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(
         self, samples: int = 64, val: int = 10, *, world: World | None = None, delay: float = 0.0,

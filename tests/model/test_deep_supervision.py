@@ -55,3 +55,30 @@ def test_a_perfect_answer_at_each_scale_costs_nothing() -> None:
 def test_a_network_that_shows_no_scales_is_refused() -> None:
     with pytest.raises(ValueError, match="Conv2d: shows no coarser scales"):
         Supervised(nn.Conv2d(6, 2, 1))
+
+
+def test_coarse_targets_are_averages_of_valid_pixels() -> None:
+    generator = torch.Generator().manual_seed(1)
+    depth = torch.rand(2, 1, 8, 8, generator=generator)
+    valid = torch.rand(2, 1, 8, 8, generator=generator) > 0.4
+    raw = torch.rand(2, 1, 4, 4, generator=generator).requires_grad_()
+    found = coarse_loss(
+        Criterion(kind="l1", targets=("depth",), activation="none"),
+        [Prediction(depth=raw, mask=raw)], depth, depth, {"depth": valid},
+    )  # fmt: skip
+    samples = []
+    for n in range(2):
+        errors = []
+        for y in range(4):
+            for x in range(4):
+                place = n, 0, slice(2 * y, 2 * y + 2), slice(2 * x, 2 * x + 2)
+                if valid[place].sum() > 2:
+                    errors.append((raw[n, 0, y, x] - depth[place][valid[place]].mean()).abs())
+        samples.append(torch.stack(errors).mean())
+    assert found.item() == pytest.approx(torch.stack(samples).mean().item(), rel=1e-5)
+    hidden = torch.where(valid, depth, 7.0)
+    again = coarse_loss(
+        Criterion(kind="l1", targets=("depth",), activation="none"),
+        [Prediction(depth=raw, mask=raw)], depth, hidden, {"depth": valid},
+    )  # fmt: skip
+    assert again.item() == found.item()

@@ -229,3 +229,102 @@ def test_descending_the_loss_reaches_the_target(kind: str) -> None:
 def test_a_criterion_that_cannot_be_meant_is_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Criterion(**options)
+
+
+def holes(seed: int, batch: int = 3, height: int = 17, width: int = 23) -> Tensor:
+    """A large hole and single ones; the last sample has no valid pixel."""
+    valid = torch.from_numpy(np.random.default_rng(seed).random((batch, 1, height, width)) > 0.1)
+    valid[0, :, 4:9, 3:12] = False
+    valid[-1] = False
+    return valid
+
+
+def naive_valid_ssim(pred: Tensor, target: Tensor, valid: Tensor) -> float:
+    """As ``naive_ssim``, with the weights of the valid pixels of each window."""
+    place = np.arange(11) - 5
+    line = np.exp(-(place**2) / (2 * 1.5**2))
+    whole = np.outer(line, line) / line.sum() ** 2
+    samples = []
+    for x, y, known in zip(*(t[:, 0].double().numpy() for t in (pred, target, valid)), strict=True):
+        values = []
+        for top, left in itertools.product(range(x.shape[0] - 10), range(x.shape[1] - 10)):
+            place = slice(top, top + 11), slice(left, left + 11)
+            a, b, window = x[place], y[place], whole * known[place]
+            if window.sum() <= 0.5:
+                continue
+            window = window / window.sum()
+            ma, mb = (window * a).sum(), (window * b).sum()
+            va, vb = (window * (a - ma) ** 2).sum(), (window * (b - mb) ** 2).sum()
+            cov = (window * (a - ma) * (b - mb)).sum()
+            values.append(
+                (2 * ma * mb + 0.01**2)
+                * (2 * cov + 0.03**2)
+                / ((ma**2 + mb**2 + 0.01**2) * (va + vb + 0.03**2))
+            )
+        samples.append(1 - np.mean(values) if values else 0.0)
+    return float(1 - np.mean(samples))
+
+
+def test_losses_over_valid_pixels_are_means_over_samples_of_their_valid_pixels() -> None:
+    pred, target = pictures(5)
+    valid = holes(5)
+    kept = [
+        (pred[n][valid[n]].double().numpy(), target[n][valid[n]].double().numpy()) for n in (0, 1)
+    ]
+    expected = sum(np.abs(p - t).mean() for p, t in kept) / 3
+    assert l1(pred, target, valid).item() == pytest.approx(expected, rel=1e-5)
+    expected = sum((-t * np.log(p) - (1 - t) * np.log(1 - p)).mean() for p, t in kept) / 3
+    assert bce(torch.logit(pred), target, valid).item() == pytest.approx(expected, rel=1e-4)
+    for smooth in (0.0, 1.0):
+        values = [
+            1 - (2 * (p * t).sum() + smooth) / ((p**2).sum() + (t**2).sum() + smooth)
+            for p, t in kept
+        ]
+        found = dice_loss(pred, target, valid, smooth=smooth)
+        assert found.item() == pytest.approx(sum(values) / 3, rel=1e-5)
+    expected = naive_valid_ssim(pred, target, valid)
+    assert ssim(pred, target, valid).item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_all_is_valid_the_loss_is_that_without_validity(kind: str) -> None:
+    raw, depth = pictures(6)
+    prediction, criterion = Prediction(depth=raw, mask=raw), Criterion(kind=kind)
+    mask = depth.round()
+    plain = criterion(prediction, mask, depth)
+    valid = criterion(prediction, mask, depth, {"depth": torch.ones_like(depth, dtype=torch.bool)})
+    for one, other in zip(plain, valid, strict=True):
+        assert one.item() == pytest.approx(other.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_invalid_pixels_have_no_influence_and_no_gradient(kind: str) -> None:
+    raw, depth = pictures(7)
+    valid = holes(7)
+    found = []
+    for value in (0.0, 1.0):
+        outputs = torch.where(valid, raw, 40 * value - 20).requires_grad_()
+        truth = torch.where(valid, depth, value)
+        parts = Criterion(kind=kind, mask_weight=1.0)(
+            Prediction(depth=outputs, mask=raw), depth.round(), truth, {"depth": valid}
+        )
+        parts.total.backward()
+        assert outputs.grad is not None and torch.isfinite(outputs.grad).all()
+        assert (outputs.grad[~valid] == 0).all()
+        assert outputs.grad[:2][valid[:2]].abs().max() > 0
+        found.append((parts.depth.item(), outputs.grad))
+    assert found[0][0] == found[1][0] > 0
+    assert torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_without_a_valid_pixel_has_a_depth_loss_of_0(kind: str) -> None:
+    raw, depth = pictures(8)
+    raw.requires_grad_()
+    valid = {"depth": torch.zeros_like(depth, dtype=torch.bool)}
+    parts = Criterion(kind=kind, targets=("depth",), smooth=0.0)(
+        Prediction(depth=raw, mask=raw), depth, depth, valid
+    )
+    parts.total.backward()
+    assert parts.depth.item() == 0
+    assert raw.grad is not None and not raw.grad.any()

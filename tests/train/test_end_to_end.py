@@ -93,7 +93,7 @@ def test_a_real_network_trains_on_photographs_and_is_judged_alike(
     assert "mask_iou" in text
 
 
-def test_predict_writes_three_files_a_photograph(
+def test_predict_writes_four_files_a_photograph(
     zipped: Path, trained: Path, tmp_path: Path
 ) -> None:
     unpacked = unpack(zipped, tmp_path)
@@ -101,9 +101,9 @@ def test_predict_writes_three_files_a_photograph(
     assert {job.bg.stem for job in jobs} == {"park021"} and len(jobs) > 5
     folders = ["--bg", unpacked / "bg", "--fg-bg", unpacked / "fg_bg" / "bg_021"]
     call("predict", trained, *folders, "--out", tmp_path / "maps", "--bits", "16")
-    assert len(list((tmp_path / "maps").iterdir())) == 3 * len(jobs)
+    assert len(list((tmp_path / "maps").iterdir())) == 4 * len(jobs)
     one = jobs[0].fg_bg
-    for kind in ("mask", "depth", "overlay"):
+    for kind in ("mask", "depth", "depth_color", "overlay"):
         with (
             Image.open(one) as original,
             Image.open(tmp_path / "maps" / f"{one.stem}_{kind}.png") as picture,

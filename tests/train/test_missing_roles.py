@@ -141,8 +141,8 @@ def test_eval_report_and_export_know_what_is_missing(
     ("lacking", "names"),
     [
         ("depth", ["x_mask.png", "x_overlay.png"]),
-        ("mask", ["x_depth.png"]),
-        ("bg", ["x_mask.png", "x_depth.png", "x_overlay.png"]),
+        ("mask", ["x_depth.png", "x_depth_color.png"]),
+        ("bg", ["x_mask.png", "x_depth.png", "x_depth_color.png", "x_overlay.png"]),
     ],
 )
 def test_predict_writes_what_the_network_was_trained_for(

@@ -4,7 +4,7 @@ The augmentation is the loader's own: same random values, same matrices, same no
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,7 @@ class PillowRenderer:
         ]
         self.threshold: float = self.manifest.roles["mask"].threshold or 128
         self.depth_levels = 2 ** self.manifest.roles["depth"].bits - 1
+        self.invalid = self.manifest.roles["depth"].invalid
         self.noise = noise_table(res)
         self.normal = {role: self._normal(role) for role in ("bg", "fg_bg")}
 
@@ -119,7 +120,7 @@ class PillowRenderer:
         if (smaller := reduced(binary, self.res)).size != mask.size:
             mask, threshold = smaller, HALF
         seen = np.asarray(self.moved(mask, draws))
-        far = np.asarray(self.moved(depth, draws), np.float32) / self.depth_levels
+        far = self.moved_depth(depth, draws) / self.depth_levels
         return (
             bg,
             self.picture(fg_bg, draws, "fg_bg"),
@@ -156,6 +157,25 @@ class PillowRenderer:
             matrix.ravel().tolist(),
             Image.Resampling.BILINEAR,
         )
+
+    def moved_depth(self, image: Image.Image, draws: AugmentationDraws) -> Floats:
+        """Resize and rotation of a depth map, in levels; invalid pixels are 0 and do not bleed."""
+        if self.invalid is None:
+            return np.asarray(self.moved(image, draws), np.float32)
+        levels = np.asarray(image, np.float32)
+        valid = levels != self.invalid
+        moves: tuple[Callable[[Image.Image], Image.Image], ...] = (
+            lambda part: reduced(part, self.res),
+            lambda part: self.moved(part, draws),
+        )
+        for move in moves:
+            total, weight = (
+                np.asarray(move(Image.fromarray(part.astype(np.float32))))
+                for part in (np.where(valid, levels, 0), valid)
+            )
+            valid = weight > 0.5
+            levels = np.where(valid, total / np.maximum(weight, 0.5), 0)
+        return levels
 
     def picture(self, image: Image.Image, draws: AugmentationDraws, role: str) -> Floats:
         """Warp, colour, noise, normalise: (3, R, R) float32."""

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from model.registry import MakeModel, create
 from shardify.loader.batch import ROLES, RoleStats
 from train.checkpoint import checkpoint_file
 from train.config import Config
+from train.data import TargetFormat
 from train.errors import CheckpointError
 from train.optim.criterion import available_targets, make_criterion
 from train.settings import from_text
@@ -45,6 +47,9 @@ class Trained(NamedTuple):
     background: bool = True
     """Whether the background is used; if not, it is replaced by zeros (the normalised mean)."""
 
+    formats: Mapping[str, TargetFormat] = MappingProxyType({})
+    """How the training data stored ``depth``; empty if not known, as of older weights."""
+
     @property
     def stats(self) -> RoleStats:
         """Mean and standard deviation of ``bg`` and ``fg_bg``, as `Loader` takes them."""
@@ -54,7 +59,8 @@ class Trained(NamedTuple):
 def weights_metadata(about: Mapping[str, Any]) -> dict[str, str]:
     """Return the metadata of a weights file, so that the file can be used alone.
 
-    ``about`` has ``config`` (TOML), ``res``, ``step``, ``mean``, ``std`` and ``roles``.
+    ``about`` has ``config`` (TOML), ``res``, ``step``, ``mean``, ``std``, ``roles`` and ``formats``
+    (of `TargetFormat`, as dictionaries).
     """
     return {"shardline": json.dumps(dict(about))}
 
@@ -145,6 +151,7 @@ def load_trained(path: str | Path, *, make_model: MakeModel = create) -> Trained
         std=about["std"],
         config=config,
         step=about["step"],
+        formats={role: TargetFormat(**each) for role, each in about.get("formats", {}).items()},
     )
 
 
@@ -171,6 +178,9 @@ def _about(text: str, path: Path) -> dict[str, Any]:
         roles = about.get("roles", list(ROLES))
         if not isinstance(roles, list) or not set(TARGETS) & {str(role) for role in roles}:
             wrong.append("roles")
+        formats = about.get("formats", {})
+        if not isinstance(formats, dict) or not all(map(_is_format, formats.values())):
+            wrong.append("formats")
     if wrong:
         raise CheckpointError(
             f"{path}: the metadata has no valid {wrong[0]}; expected weights of `train run`; "
@@ -182,6 +192,18 @@ def _about(text: str, path: Path) -> dict[str, Any]:
 def _is_rgb(value: object) -> bool:
     return (
         isinstance(value, list) and len(value) == 3 and all(type(v) in (int, float) for v in value)
+    )
+
+
+def _is_format(value: object) -> bool:
+    """Return whether a JSON value has the fields of `TargetFormat`."""
+    if not isinstance(value, dict) or set(value) != set(TargetFormat._fields):
+        return False
+    numbers = (value["scale"], value["max"], value["invalid"])
+    return (
+        value["bits"] in (8, 16)
+        and (value["unit"] is None or isinstance(value["unit"], str))
+        and all(each is None or type(each) in (int, float) for each in numbers)
     )
 
 

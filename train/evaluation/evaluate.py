@@ -94,6 +94,19 @@ def evaluate_split(
     return {**scores.compute(World()), "samples": source.samples(split)}
 
 
+def _depth_difference(trained: Trained, source: Dataset) -> str:
+    """Return how the depth of a data set differs from that of the training data; else empty."""
+    own, other = trained.formats.get("depth"), source.formats.get("depth")
+    if not (own and other and own.scale and other.scale):
+        return ""
+    if (own.unit, 2**own.bits / own.scale) == (other.unit, 2**other.bits / other.scale):
+        return ""
+    return (
+        f"depth has {other.bits} bits, {other.step_text}; the network's training data had "
+        f"{own.bits} bits, {own.step_text}: depth errors say little"
+    )
+
+
 def evaluate_shards(
     path: Path,
     *,
@@ -132,4 +145,6 @@ def evaluate_shards(
     )
     if source.other_stats:
         warn(f"{shards}: {source.other_stats}")
+    if difference := _depth_difference(trained, source):
+        warn(f"{shards}: {difference}")
     return evaluate_split(trained, source, split=split, res=size, batch=batch, device=chosen)

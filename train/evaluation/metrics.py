@@ -3,7 +3,7 @@
 Mask: a pixel is object if its probability is above 0.5. IoU, Dice, precision and recall are
 computed over all pixels of the split, so large objects weigh more than small ones. Depth: MAE and
 RMSE over all pixels, in units of the full range; AbsRel and δ<1.25 leave out pixels whose true
-depth is 0, because they divide by it.
+depth is 0, because they divide by it. All four leave out pixels without a valid depth.
 
 All states are sums, so ranks are combined by addition and a pass can be resumed.
 """
@@ -168,8 +168,17 @@ class Metrics:
         if "depth" in self._targets:
             add["loss_depth"](result.parts.depth, samples)
             depth, truth = result.prediction.depth.float(), batch.depth.float()
+            valid = batch.valid.get("depth")
+            if valid is not None:
+                # Where the depth is invalid, no error, and 0, which two of the figures leave out;
+                # choosing pixels would wait for the device.
+                truth = torch.where(valid, truth, 0)
+                depth = torch.where(valid, depth, truth)
             for name in ("depth_mae", "depth_rmse", "depth_absrel", "depth_delta1"):
                 add[name](depth, truth)
+            if valid is not None:
+                for name in ("depth_mae", "depth_rmse"):
+                    cast(Tensor, self._metrics[name].total).sub_((~valid).sum())
 
     def compute(self, world: World) -> dict[str, float]:
         """Compute the metrics over all ranks (waits for the device). NaN if there are none."""

@@ -4,10 +4,10 @@ import heapq
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan, nan
 
 import torch
 
-from shardify.loader.batch import Batch
 from train.checkpoint.trained_model import Trained
 from train.data import Batches
 from train.optim.compute import choose_precision, move_model
@@ -33,7 +33,8 @@ class SampleMetrics:
     """False negatives. Pixels."""
 
     rmse: float
-    """RMSE of the depth, as a share of the full range, in [0, 1]."""
+    """RMSE of the depth over its valid pixels, as a share of the full range, in [0, 1]; NaN if
+    there are none."""
 
     @property
     def iou(self) -> float:
@@ -59,7 +60,7 @@ class SizeGroup:
     precision: float
     recall: float
     rmse: float
-    """Mean of the depth RMSE of the samples."""
+    """Mean of the depth RMSE of the samples that have a valid depth; NaN without any."""
 
 
 def evaluate_samples(
@@ -103,7 +104,9 @@ def evaluate_samples(
             plane.flatten(1).double().mean(1)
             for plane in (true, predicted & true, predicted & ~true, ~predicted & true)
         ]
-        sums.append((depth - batch.depth).square().flatten(1).double().mean(1).sqrt())
+        valid = batch.valid.get("depth", torch.ones_like(batch.depth, dtype=torch.bool))
+        squares = torch.where(valid, depth - batch.depth, 0).square().flatten(1).double().sum(1)
+        sums.append((squares / valid.flatten(1).sum(1)).sqrt())
         pixels = mask[0].numel()
         keys = loader.keys(loader.samples_of(epoch, number))
         for row, (key, values) in enumerate(
@@ -119,10 +122,10 @@ def evaluate_samples(
                 rmse=rmse,
             )
             results.append(metrics)
-            badness = (-metrics.iou, metrics.rmse)
+            # NaN has no order.
+            badness = (-metrics.iou, 0.0 if isnan(metrics.rmse) else metrics.rmse)
             if len(heap) < worst or (heap and badness > heap[0][0]):
-                one = Batch(*(part[row:] for part in batch))
-                rows = first_rows(one, mask[row:], depth[row:], 1)
+                rows = first_rows(batch, mask, depth, 1, first=row)
                 push = heapq.heappush if len(heap) < worst else heapq.heapreplace
                 push(heap, (badness, next(count), metrics, rows))
     kept = sorted(heap, reverse=True)
@@ -147,6 +150,7 @@ def group_by_size(metrics: Sequence[SampleMetrics]) -> list[SizeGroup]:
 
 
 def _size_group(group: Sequence[SampleMetrics]) -> SizeGroup:
+    rmses = [one.rmse for one in group if not isnan(one.rmse)]
     hit, false, missed = (
         sum(getattr(one, name) for one in group) for name in ("hit", "false", "missed")
     )
@@ -157,5 +161,5 @@ def _size_group(group: Sequence[SampleMetrics]) -> SizeGroup:
         iou=hit / (hit + false + missed),
         precision=hit / (hit + false) if hit + false else 0.0,
         recall=hit / (hit + missed),
-        rmse=sum(one.rmse for one in group) / len(group),
+        rmse=sum(rmses) / len(rmses) if rmses else nan,
     )

@@ -7,7 +7,9 @@ are dynamic:
     mask, depth (B, 1, H, W) float32 in [0, 1]
 
 A network trained without backgrounds has the input fg_bg only; one trained without masks or without
-depth has the other output only.
+depth has the other output only. The JSON text ``shardline`` (ONNX: metadata; TorchScript: the extra
+file ``shardline.json``) has ``res``, ``step`` and ``formats``: how the training data stored depth.
+Depth times ``2 ** bits - 1`` is in stored steps, of which ``scale`` are one ``unit``.
 """
 
 import io
@@ -15,6 +17,7 @@ import json
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +103,7 @@ def export(
             elif kind == "torchscript":
                 _torchscript(_deployed(trained), temporary, trained)
             else:
-                _onnx(_deployed(trained), temporary)
+                _onnx(_deployed(trained), temporary, trained)
     except OSError as error:
         raise RunError(f"{target}: cannot be written ({error})") from error
     return target
@@ -119,8 +122,18 @@ def _weights(trained: Trained, target: Path) -> None:
         "mean": trained.mean,
         "std": trained.std,
         "roles": ["fg_bg", *trained.targets, *(["bg"] if trained.background else [])],
+        "formats": _formats(trained),
     }
     save(target, dict(trained.model.state_dict()), weights_metadata(about))
+
+
+def _formats(trained: Trained) -> dict[str, dict[str, Any]]:
+    return {role: each._asdict() for role, each in trained.formats.items()}
+
+
+def _description(trained: Trained) -> str:
+    """Return the JSON text of an exported network."""
+    return json.dumps({"res": trained.res, "step": trained.step, "formats": _formats(trained)})
 
 
 def _torchscript(network: Deployed, target: Path, trained: Trained) -> None:
@@ -130,14 +143,14 @@ def _torchscript(network: Deployed, target: Path, trained: Trained) -> None:
         warnings.simplefilter("ignore")
         with torch.no_grad():
             traced = torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]
-        extra = {"shardline.json": json.dumps({"res": trained.res, "step": trained.step})}
+        extra = {"shardline.json": _description(trained)}
         # When torch itself writes the file and the disk is full, the process aborts.
         buffer = io.BytesIO()
         torch.jit.save(traced, buffer, _extra_files=extra)
     target.write_bytes(buffer.getbuffer())
 
 
-def _onnx(network: Deployed, target: Path) -> None:
+def _onnx(network: Deployed, target: Path, trained: Trained) -> None:
     batch = Dim("batch", min=1, max=4096)
     # Multiples of 16: the exported graph refuses all other sizes.
     height, width = 16 * Dim("rows", min=2, max=512), 16 * Dim("columns", min=2, max=512)
@@ -150,17 +163,18 @@ def _onnx(network: Deployed, target: Path) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.onnx.export(
+            program = torch.onnx.export(
                 network,
                 example,
-                str(target),
                 input_names=list(network.inputs),
                 output_names=list(network.targets),
                 dynamic_shapes=(shape,) * len(example),
                 dynamo=True,
-                external_data=False,
                 verbose=False,
             )
+            assert program is not None  # Only the older exporter returns nothing.
+            program.model.metadata_props["shardline"] = _description(trained)
+            program.save(str(target), external_data=False)
     except ImportError as error:
         raise ConfigError(
             f"--format onnx: {error}; pip install onnx onnxscript, or use --format torchscript"

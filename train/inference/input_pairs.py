@@ -14,7 +14,7 @@ from shardify.errors import DataError
 MARK = "shardline train predict"
 """Value of the PNG text ``Software`` in predicted images."""
 
-_PREDICTED = re.compile(r"_(?:mask|depth|overlay)\.png$")
+_PREDICTED = re.compile(r"_(?:mask|depth|depth_color|overlay)\.png$")
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 

@@ -1,4 +1,4 @@
-"""Predict mask, depth and an overlay of images, at the size of each image.
+"""Predict mask, depth and pictures to look at of images, at the size of each image.
 
 Images are resized to the network's resolution like validation samples: to a square, by bilinear
 interpolation with ``align_corners=False``, after sides much longer than it are reduced with
@@ -21,10 +21,14 @@ from shardify.errors import DataError
 from shardify.loader.reduction import reduced_sizes
 from shardify.storage.atomic_write import atomic_path
 from train.checkpoint.trained_model import Trained, load_trained
+from train.data import TargetFormat
 from train.distributed import World
 from train.errors import ConfigError
 from train.inference.input_pairs import MARK, InputPair, find_pairs, is_prediction
 from train.optim.compute import move_model, pick_device
+
+COLORS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
+"""Colours of the coloured depth, evenly spaced from its smallest to its largest value. RGB."""
 
 OVERLAY = (255, 40, 40)
 """Colour of the object in the overlay. RGB."""
@@ -69,6 +73,8 @@ class Predictor:
         """Targets of the training: mask, depth or both."""
         self.background = trained.background
         """Whether the network uses backgrounds."""
+        self.depth_format = trained.formats.get("depth")
+        """How the training data stored depth; None if not known."""
         self._mean = {role: _channels(trained.mean[role], device) for role in ("bg", "fg_bg")}
         self._std = {role: _channels(trained.std[role], device) for role in ("bg", "fg_bg")}
 
@@ -120,18 +126,28 @@ class Predictor:
 
 
 def predict_files(
-    predictor: Predictor, pairs: Sequence[InputPair], out: Path, *, batch: int = 8, bits: int = 8
+    predictor: Predictor,
+    pairs: Sequence[InputPair],
+    out: Path,
+    *,
+    batch: int = 8,
+    bits: int | None = None,
 ) -> list[Path]:
-    """Write ``NAME_mask.png``, ``NAME_depth.png`` and ``NAME_overlay.png`` for every image.
+    """Write mask, depth, coloured depth and overlay of every image.
 
-    Only the targets of the network are written; the overlay shows the mask. The mask is 255 where
-    the probability is above 0.5, else 0. The full range of the depth is the full range of the PNG.
+    The files are ``NAME_mask.png``, ``NAME_depth.png``, ``NAME_depth_color.png`` and
+    ``NAME_overlay.png``. Only the targets of the network are written; the overlay shows the mask.
+    The mask is 255 where the probability is above 0.5, else 0.
 
-    ``out`` is created if missing; existing predictions are replaced. The depth PNG has 8 or 16
-    ``bits``.
+    The depth has the bits and the steps of the training data; a PNG text ``Depth`` says what a step
+    is, if that is known. No pixel has the value that means "no depth" there. With other ``bits`` (8
+    or 16), or if the training data are not known (then 8), the full range of the depth is the full
+    range of the PNG. The coloured depth goes from the smallest to the largest value of the image.
+
+    ``out`` is created if missing; existing predictions are replaced.
 
     Returns:
-        The files: three per image, fewer if the network has one target.
+        The files: four per image, fewer if the network has one target.
 
     Raises:
         ConfigError: The network uses backgrounds, and a pair has none.
@@ -146,8 +162,13 @@ def predict_files(
                 raise DataError(
                     f"{out / name}: was not written by `train predict`; choose another --out"
                 )
-    origin = PngImagePlugin.PngInfo()
-    origin.add_text("Software", MARK)
+    own = predictor.depth_format or TargetFormat()
+    stored = own if bits in (None, own.bits) else TargetFormat(bits)
+    origin, depth_about = PngImagePlugin.PngInfo(), PngImagePlugin.PngInfo()
+    for about in (origin, depth_about):
+        about.add_text("Software", MARK)
+    if stored.step_text:
+        depth_about.add_text("Depth", stored.step_text)
     written: list[Path] = []
     for first in range(0, len(pairs), batch):
         group = pairs[first : first + batch]
@@ -160,10 +181,11 @@ def predict_files(
             raise DataError(f"{out}: cannot be created ({error.strerror})") from error
         for pair, (_, image), maps in zip(group, images, predicted, strict=True):
             for kind, name in _file_names(pair, predictor.targets).items():
-                image_file = _render(kind, image, maps, bits)
+                image_file = _render(kind, image, maps, stored)
                 try:
                     with atomic_path(out / name) as temporary:
-                        image_file.save(temporary, "PNG", pnginfo=origin)
+                        about = depth_about if kind == "depth" else origin
+                        image_file.save(temporary, "PNG", pnginfo=about)
                 except OSError as error:
                     raise DataError(f"{out / name}: cannot be written ({error})") from error
                 written.append(out / name)
@@ -178,7 +200,7 @@ def predict(
     out: Path,
     res: int | None = None,
     batch: int = 8,
-    bits: int = 8,
+    bits: int | None = None,
     device: str = "auto",
 ) -> list[Path]:
     """Load a network, find the images and call `predict_files`.
@@ -244,22 +266,37 @@ def _resize(plane: Tensor, size: tuple[int, ...]) -> NDArray[np.float32]:
 
 def _file_names(pair: InputPair, targets: Collection[str]) -> dict[str, str]:
     """Map each kind of output image to its file name."""
-    kinds = [kind for kind in ("mask", "depth") if kind in targets]
+    kinds = ["mask"] if "mask" in targets else []
+    kinds += ["depth", "depth_color"] if "depth" in targets else []
     kinds += ["overlay"] if "mask" in targets else []
     return {kind: f"{pair.fg_bg.stem}_{kind}.png" for kind in kinds}
 
 
-def _render(kind: str, image: NDArray[np.uint8], maps: PredictedMaps, bits: int) -> Image.Image:
+def _render(
+    kind: str, image: NDArray[np.uint8], maps: PredictedMaps, stored: TargetFormat
+) -> Image.Image:
     if kind == "mask":
-        return _gray(maps.mask > 0.5, 8)
-    return _gray(maps.depth, bits) if kind == "depth" else _overlay(image, maps.mask)
+        return Image.fromarray(np.where(maps.mask > 0.5, np.uint8(255), np.uint8(0)))
+    if kind == "depth":
+        return _steps(maps.depth, stored)
+    return _colored(maps.depth) if kind == "depth_color" else _overlay(image, maps.mask)
 
 
-def _gray(plane: NDArray[np.float32] | NDArray[np.bool_], bits: int) -> Image.Image:
-    """Convert [0, 1] to a gray image of 8 or 16 bits."""
-    top = 2**bits - 1
-    kind = np.uint8 if bits == 8 else np.uint16
-    return Image.fromarray((plane.astype(np.float64) * top).round().astype(kind))
+def _steps(depth: NDArray[np.float32], stored: TargetFormat) -> Image.Image:
+    """Convert depth in [0, 1] to the steps of a data set."""
+    steps = (depth.astype(np.float64) * (2**stored.bits - 1)).round()
+    # Every pixel has a prediction.
+    steps[steps == stored.invalid] += 1 if stored.invalid == 0 else -1
+    return Image.fromarray(steps.astype(np.uint8 if stored.bits == 8 else np.uint16))
+
+
+def _colored(depth: NDArray[np.float32]) -> Image.Image:
+    """Colour depth by `COLORS`, from its smallest to its largest value."""
+    low, high = float(depth.min()), float(depth.max())
+    place = (depth - low) / (high - low) if high > low else np.zeros_like(depth)
+    levels = np.linspace(0, 1, len(COLORS))
+    channels = [np.interp(place, levels, channel) for channel in zip(*COLORS, strict=True)]
+    return Image.fromarray(np.stack(channels, axis=2).round().astype(np.uint8))
 
 
 def _overlay(image: NDArray[np.uint8], mask: NDArray[np.float32]) -> Image.Image:

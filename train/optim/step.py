@@ -46,7 +46,7 @@ class EvalStep:
         with _without_search() if count < largest else nullcontext():
             raw = _forward(self._model, batch, self._precision)
         assert not isinstance(raw, Scales)  # Auxiliary heads exist in training only.
-        parts = self._criterion(raw, batch.mask, batch.depth)
+        parts = self._criterion(raw, batch.mask, batch.depth, batch.valid)
         return StepResult(parts, self._criterion.activate(raw))
 
 
@@ -129,10 +129,11 @@ class TrainStep:
         coarse: list[Prediction] = []
         if isinstance(raw, Scales):
             raw, coarse = raw
-        parts = self._criterion(raw, batch.mask, batch.depth)
+        parts = self._criterion(raw, batch.mask, batch.depth, batch.valid)
         loss = parts.total
         if coarse:
-            auxiliary = coarse_loss(self._criterion, coarse, batch.mask, batch.depth)
+            targets = batch.mask, batch.depth, batch.valid
+            auxiliary = coarse_loss(self._criterion, coarse, *targets)
             loss = loss + self._supervision * auxiliary
         loss = loss if share == 1 else loss * share
         torch.autograd.backward(self.scaler.scale(loss))

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import pairwise
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ def _worst(worst: Sequence[SampleMetrics], targets: tuple[str, ...]) -> str:
     if "depth" in targets:
         heads.append("depth RMSE")
         for row, sample in zip(rows, worst, strict=True):
-            row.append(f"{sample.rmse:.4f}")
+            row.append(_depth_error(sample.rmse))
     return html.table(rows, heads)
 
 
@@ -211,7 +212,7 @@ def _sizes(groups: Sequence[SizeGroup], targets: tuple[str, ...]) -> str:
             *(f"{value:.3f}" for value in (group.iou, group.precision, group.recall)),
             f"{100 * (1 - group.recall):.1f} %",
             f"{100 * (1 - group.precision):.1f} %",
-            *([f"{group.rmse:.4f}"] if with_depth else []),
+            *([_depth_error(group.rmse)] if with_depth else []),
         )
         for group in groups
     ]
@@ -241,6 +242,10 @@ def _label(name: str, description: str) -> str:
     """Return the description of a metric with its target."""
     target = name.partition("_")[0]
     return f"{target}: {description}" if target in WORST_BY else description
+
+
+def _depth_error(rmse: float) -> str:
+    return "no valid depth" if isnan(rmse) else f"{rmse:.4f}"
 
 
 def _number(value: float | None) -> str:

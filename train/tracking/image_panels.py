@@ -25,6 +25,9 @@ GAP = 4
 TITLE = 18
 """Height of a line of text. Pixels."""
 
+HOLE = (255, 0, 160)
+"""Colour of pixels without a depth: no gray. RGB."""
+
 SMALLEST = 96
 """Minimum width of a cell, so that its title fits. Pixels."""
 
@@ -44,18 +47,24 @@ class Rows(NamedTuple):
     roles: frozenset[str] = ROLES
 
 
-def first_rows(batch: Batch, mask: Tensor, depth: Tensor, count: int) -> Rows:
-    """Copy the first ``count`` samples and their predictions to the CPU."""
-    inputs = Batch(*(part[:count].float().cpu() for part in batch))
-    return Rows(inputs, mask[:count].cpu(), depth[:count].cpu())
+def first_rows(batch: Batch, mask: Tensor, depth: Tensor, count: int, *, first: int = 0) -> Rows:
+    """Copy ``count`` samples from ``first`` on, and their predictions, to the CPU."""
+    chosen = slice(first, first + count)
+    inputs = batch.map(lambda part: part[chosen].cpu())
+    inputs = Batch(*(part.float() for part in inputs), valid=inputs.valid)
+    return Rows(inputs, mask[chosen].cpu(), depth[chosen].cpu())
 
 
 def join_rows(parts: Sequence[Rows], roles: frozenset[str]) -> Rows | None:
     """Put the samples of several into one, to show ``roles``; None if there are none."""
     if not parts:
         return None
+    valid = {
+        role: torch.cat([rows.batch.valid[role] for rows in parts]) for role in parts[0].batch.valid
+    }
+    images = map(torch.cat, zip(*(rows.batch for rows in parts), strict=True))
     return Rows(
-        Batch(*map(torch.cat, zip(*(rows.batch for rows in parts), strict=True))),
+        Batch(*images, valid=valid),
         torch.cat([rows.mask for rows in parts]),
         torch.cat([rows.depth for rows in parts]),
         roles,
@@ -73,7 +82,8 @@ def draw(
     """Write a panel.
 
     In each row, true and predicted depth are scaled by the range of the true depth, so that they
-    can be compared and dark scenes are visible. Masks are not scaled.
+    can be compared and dark scenes are visible. Masks are not scaled. Pixels without a true depth
+    have the colour ``HOLE``, as the column's title says.
 
     ``mean`` and ``std`` per channel of ``bg`` and ``fg_bg``, in [0, 1], undo the normalisation.
     ``title`` is a line of text above the column titles.
@@ -95,10 +105,16 @@ def draw(
     font = ImageFont.load_default(12)
     pen.text((GAP, 2), title, fill="black", font=font)
     for column, name in enumerate(columns):
-        pen.text((GAP + column * (cell_w + GAP), top - TITLE + 2), name, fill="black", font=font)
+        left = GAP + column * (cell_w + GAP)
+        pen.text((left, top - TITLE + 2), name, fill="black", font=font)
+        if name in rows.batch.valid:
+            left += round(pen.textlength(f"{name}  ", font=font))
+            pen.text((left, top - TITLE + 2), "none", fill=HOLE, font=font)
     for row in range(count):
         depth = rows.batch.depth[row]
-        low, high = float(depth.min()), float(depth.max())
+        valid = {role: known[row] for role, known in rows.batch.valid.items()}
+        known = depth[valid["depth"]] if "depth" in valid else depth
+        low, high = (float(known.min()), float(known.max())) if known.numel() else (0.0, 1.0)
         scale_depth = 1 / (high - low) if high > low else 1.0
         cells = {
             "bg": _photo(rows.batch.bg[row], mean["bg"], std["bg"]),
@@ -109,7 +125,13 @@ def draw(
             "predicted depth": (rows.depth[row] - low) * scale_depth,
         }
         for column, name in enumerate(columns):
-            image = Image.fromarray(_bytes(cells[name]))
+            pixels = _bytes(cells[name])
+            if name in valid:
+                gray = pixels[..., None]
+                pixels = np.where(
+                    valid[name].permute(1, 2, 0).numpy(), gray, np.array(HOLE, np.uint8)
+                )
+            image = Image.fromarray(pixels)
             image = image.resize((cell_w, cell_h), Image.Resampling.NEAREST)
             left = GAP + column * (cell_w + GAP)
             canvas.paste(image, (left, top + GAP + row * (cell_h + GAP)))

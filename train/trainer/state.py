@@ -101,6 +101,7 @@ class State:
             "std": self._source.std,
             "data": self._source.fingerprint,
             "roles": sorted(self._source.roles),
+            "formats": {role: each._asdict() for role, each in self._source.formats.items()},
         }
 
     def gather(self, loader: dict[str, Any]) -> dict[str, Any]:

@@ -297,3 +297,69 @@ def test_a_pfm_written_upside_down_is_refused(
     manifest, out = built(tmp_path, files(JPEG, MASK, pfm(-1)))
     assert manifest.roles["depth"].scale == 256
     assert (decoded(out)["003.depth.png"][scene(3)[1] > 0] == 512).all()
+
+
+def test_zeros_of_16_bit_maps_are_recorded_said_and_kept_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Recorded, warned of, out of the statistics and of the average of `--res`; or not, as told."""
+
+    def holes(picture: np.ndarray, mask: np.ndarray) -> bytes:
+        return encoded(np.where(mask > 0, np.uint16(0), 9000 + picture[..., 0].astype(np.uint16)))
+
+    source = files(JPEG, MASK, ("png", holes))
+    manifest, out = built(tmp_path, source)
+    assert manifest.roles["depth"].invalid == 0
+    assert manifest.layout["depths"] == "0 is no depth"
+    share = 100 * 11 * 19 / SIDE**2
+    (line,) = [each for each in manifest.layout["warnings"] if "no depth" in each]
+    assert line.startswith(f'0 means "no depth": {share:.1f} % of the pixels')
+    assert f"warning      {line}" in capsys.readouterr().out
+    assert manifest.stats["depth"].mean[0] > 9000 / 65535
+    main(["stats", str(out), "--json"])
+    low, _ = json.loads(capsys.readouterr().out)["roles"]["depth"]["range"]
+    assert low >= 9000 / 65535
+    main(["report", str(out), "-o", str(tmp_path / "report.html")])
+    assert "(magenta: no depth)" in (tmp_path / "report.html").read_text()
+    capsys.readouterr()
+
+    main(["inspect", str(tmp_path / "x.zip")])
+    rules = capsys.readouterr().out
+    assert "no depth" in rules
+    layout = tmp_path / "layout.toml"
+    layout.write_text(rules + "\n[depth]\ninvalid = false\n")
+    arguments = ["build", str(tmp_path / "x.zip"), str(tmp_path / "all"), "--layout", str(layout)]
+    main([*arguments, "--workers", "1"])
+    complete = Manifest.load(tmp_path / "all")
+    assert complete.roles["depth"].invalid is None
+    assert complete.stats["depth"].mean[0] < 0.95 * manifest.stats["depth"].mean[0]
+    assert (tmp_path / "all/train-00000.tar").read_bytes() == (out / "train-00000.tar").read_bytes()
+    capsys.readouterr()
+    main(["inspect", str(tmp_path / "x.zip"), "--layout", str(layout)])
+    assert "[depth]\ninvalid = false\n" in capsys.readouterr().out
+
+    arguments[2:] = [str(tmp_path / "small"), "--res", "12", "--workers", "1"]
+    main(arguments)
+    for name, plane in decoded(tmp_path / "small").items():
+        if ".depth." in name:
+            assert plane[plane > 0].min() >= 9000
+            assert (plane == 0).any()
+
+
+def test_invalid_of_a_layout_file_is_a_number_numbers_or_false(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = files(JPEG, MASK, ("png", lambda picture, _: encoded(picture[..., 0])))
+    main(["inspect", str(pack(tmp_path / "x.zip", source))])
+    rules = capsys.readouterr().out
+    layout = tmp_path / "layout.toml"
+    for text, invalid in (("0", 0), ("[0, 255]", 0), ("false", None)):
+        layout.write_text(f"{rules}\n[depth]\ninvalid = {text}\n")
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        manifest, _ = built(tmp_path, source, "--layout", str(layout))
+        assert manifest.roles["depth"].invalid == invalid, text
+        capsys.readouterr()
+    layout.write_text(f"{rules}\n[depth]\ninvalid = true\n")
+    assert "invalid (a number, several, or false)" in refused(
+        capsys, tmp_path, source, "--layout", str(layout)
+    )

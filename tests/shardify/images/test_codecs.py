@@ -115,3 +115,46 @@ def test_the_png_writer_refuses_what_it_cannot_say() -> None:
     for bad in (np.zeros((3, 3)), np.zeros((3, 3, 4), np.uint8), np.zeros((3, 3, 3), np.uint16)):
         with pytest.raises(ValueError, match="expected"):
             encode_png(bad)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("factor", [1, 2, 3, 8])
+def test_pixels_without_a_value_do_not_bleed_when_depth_is_resized(
+    dtype: type, factor: int
+) -> None:
+    """A hole where holes have half of the weight; elsewhere the average of the valid pixels."""
+    side = 96
+    y, x = np.mgrid[:side, :side]
+    top = np.iinfo(dtype).max
+    plane = (top * (0.5 + 0.4 * np.sin(x / 30) * np.cos(y / 40))).astype(dtype)
+    holes = plane.copy()
+    holes[20:52, 30:70] = 0
+    holes[RNG.random(plane.shape) < 0.1] = 0
+    res = side // factor
+    found, whole = resized(holes, "depth", res, 0), resized(plane, "depth", res)
+
+    centres = (np.arange(res) + 0.5) * factor
+    rows = (1 - np.abs(np.arange(side) + 0.5 - centres[:, None]) / factor).clip(0)
+    rows /= rows.sum(1, keepdims=True)
+    weight = rows @ (holes > 0) @ rows.T
+    expected = rows @ holes.astype(float) @ rows.T / np.maximum(weight, 1e-9)
+    clear = np.abs(weight - 0.5) > 1e-4  # There, rounding may decide.
+    assert ((found > 0) == (weight > 0.5))[clear].all()
+    both = (found > 0) & clear
+    assert np.abs(found[both] - expected[both]).max() <= 0.51 + top / 2**22
+    # A bled hole would be hundreds of levels too near.
+    assert np.abs(found[both].astype(float) - whole[both]).max() < 0.03 * top
+    assert (found == 0).any()
+
+
+def test_a_mean_never_becomes_the_value_of_a_hole() -> None:
+    plane = np.where(np.indices((8, 8)).sum(0) % 2, 126, 128).astype(np.uint8)
+    assert (resized(plane, "depth", 2) == 127).all()
+    assert (resized(plane, "depth", 2, 127) == 126).all()
+
+
+def test_jpeg_keeps_depth_with_holes_exact() -> None:
+    holes = np.where(GRAY > 100, GRAY, 0).astype(np.uint8)
+    data, picture = store(holes, "depth", "jpg", Variant(codec="jpeg"), 0)
+    assert picture.kind == "png"
+    assert (pixels(data, picture, "depth", STANDARD) == holes).all()

@@ -9,6 +9,7 @@ from shardify.images.depth import (
     choose_depth_encoding,
     convert_depth,
     depth_values,
+    unexplained_zeros,
 )
 
 RAMP = np.linspace(0.5, 1, 24, dtype=np.float32).reshape(4, 6)
@@ -117,3 +118,40 @@ def test_a_stated_maximum_and_invalid_value_are_held_against_integers_too() -> N
     assert convert_depth(plane, encoding).tolist() == [[0, 9999], [1, 10000]]
     with pytest.raises(ImageError, match="depth of up to 10001 "):
         convert_depth(plane + 1, encoding)
+
+
+def told(*planes: np.ndarray, given: DepthEncoding | None = None) -> float:
+    maps = [depth_values(each, invalid=given.invalid if given else ()) for each in planes]
+    return unexplained_zeros(maps, choose_depth_encoding(maps, given), given)
+
+
+@pytest.mark.parametrize("factor", [8000, 80])
+def test_more_than_a_hundredth_of_zeros_means_no_depth_in_16_bits(factor: int) -> None:
+    dtype = np.uint16 if factor == 8000 else np.float32
+    plane = np.full((20, 20), 0.7) * factor
+    holes = plane.copy()
+    holes.flat[:9] = 0
+    plane, holes = plane.astype(dtype), holes.astype(dtype)
+    assert told(holes, plane) == pytest.approx(9 / 800)
+    assert told(holes, plane, plane) == 0  # 0.75 %.
+    assert told(holes, given=DepthEncoding(has_holes=None)) == 0
+
+
+def test_zeros_are_depths_in_8_bits_and_in_relative_maps() -> None:
+    plane = np.zeros((4, 6), np.uint8)
+    plane[0] = 200
+    assert told(plane) == 0
+    relative = np.where(plane > 0, RAMP, 0)
+    assert told(relative) == 0
+    assert told(relative * 80) == pytest.approx(18 / 24)
+
+
+def test_a_user_can_say_that_every_value_is_a_depth() -> None:
+    complete = DepthEncoding(has_holes=None)
+    plane = np.array([[0, 300], [400, 65535]], np.uint16)
+    assert chosen(plane).invalid == (65535,)
+    encoding = chosen(plane, given=complete)
+    assert (encoding.invalid, encoding.has_holes) == ((), False)
+    assert convert_depth(plane, encoding) is plane
+    # What is no number cannot be a depth.
+    assert chosen(np.float32([[np.nan, 300.5], [0, 1]]) / 10, given=complete).has_holes

@@ -138,3 +138,52 @@ def test_reset_forgets() -> None:
 def test_a_description_names_every_figure() -> None:
     text = describe({**scored([example(2)]), "samples": 2})
     assert [line.split()[0] for line in text.splitlines()] == [*FIGURES, "samples"]
+
+
+def holed(samples: int, seed: int) -> tuple[StepResult, Batch]:
+    """An example whose first rows have a depth of 0, and with holes everywhere."""
+    result, batch = example(samples, seed)
+    valid = torch.rand(batch.depth.shape, generator=torch.Generator().manual_seed(seed)) > 0.3
+    valid[0] = False
+    depth = torch.where(valid, batch.depth, 0.77)
+    return result, Batch(*batch[:3], depth, valid={"depth": valid})
+
+
+def test_depth_figures_are_over_valid_pixels_of_all_batches() -> None:
+    examples = [holed(3, 1), example(1, 5), holed(2, 2)]
+    figures = scored(examples)
+    valid = np.concatenate(
+        [
+            b.valid.get("depth", torch.ones_like(b.depth, dtype=torch.bool)).numpy().ravel()
+            for _, b in examples
+        ]
+    )
+    pred = np.concatenate([r.prediction.depth.double().numpy().ravel() for r, _ in examples])[valid]
+    true = np.concatenate([b.depth.double().numpy().ravel() for _, b in examples])[valid]
+    assert figures["depth_mae"] == pytest.approx(np.abs(pred - true).mean(), rel=1e-6)
+    assert figures["depth_rmse"] == pytest.approx(np.sqrt(((pred - true) ** 2).mean()), rel=1e-6)
+    p, t = pred[true > 0], true[true > 0]
+    assert figures["depth_absrel"] == pytest.approx((np.abs(p - t) / t).mean(), rel=1e-5)
+    near = np.maximum(p / t, t / p) < 1.25
+    assert figures["depth_delta1"] == pytest.approx(near.mean(), rel=1e-9)
+
+
+def test_sums_over_valid_pixels_of_two_halves_are_those_of_the_whole() -> None:
+    """As ranks are combined, and as an interrupted pass goes on."""
+    examples = [holed(3, 1), holed(2, 2), holed(4, 3)]
+    whole = scored(examples)
+    first, second = Metrics(CPU), Metrics(CPU)
+    first.update(*examples[0])
+    for each in examples[1:]:
+        second.update(*each)
+    states = second.unpacked(first.packed() + second.packed())
+    second.load_state_dict(states)
+    assert second.compute(ALONE) == pytest.approx(whole, rel=1e-12)
+
+
+def test_without_any_valid_depth_its_figures_are_not_a_number_and_others_are() -> None:
+    result, batch = example(2)
+    batch = Batch(*batch, valid={"depth": torch.zeros_like(batch.depth, dtype=torch.bool)})
+    figures = scored([(result, batch)])
+    missing = {name for name, value in figures.items() if math.isnan(value)}
+    assert missing == {"depth_mae", "depth_rmse", "depth_absrel", "depth_delta1"}

@@ -1,3 +1,4 @@
+import json
 import os
 import resource
 import signal
@@ -14,6 +15,7 @@ from train.checkpoint import checkpoint_file
 from train.checkpoint.trained_model import Trained, load_trained
 from train.cli import main
 from train.config import Config
+from train.data import TargetFormat
 from train.errors import CheckpointError, ConfigError, RunError
 from train.evaluation.evaluate import evaluate_split
 from train.inference.export import Deployed, export
@@ -174,3 +176,25 @@ def test_torchscript_leaves_nothing_where_there_is_no_room(run: Path, tmp_path: 
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("kind", ["onnx", "torchscript"])
+def test_an_exported_network_says_what_its_depth_is(run: Path, tmp_path: Path, kind: str) -> None:
+    depth = TargetFormat(bits=16, unit="m", scale=256.0)
+    trained = load_trained(run, make_model=TinyNet)._replace(formats={"depth": depth})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.inference.export.load_trained", lambda *_, **__: trained)
+        path = export(run, kind=kind, out=tmp_path / "net")
+    if kind == "torchscript":
+        files = {"shardline.json": ""}
+        torch.jit.load(str(path), _extra_files=files)
+        about = json.loads(files["shardline.json"])
+    else:
+        runtime = pytest.importorskip("onnxruntime")
+        about = json.loads(
+            runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            .get_modelmeta()
+            .custom_metadata_map["shardline"]
+        )
+    assert about == {"res": 16, "step": trained.step, "formats": {"depth": depth._asdict()}}

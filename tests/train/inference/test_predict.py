@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,15 @@ from shardify.images.parser import parse
 from shardify.images.pixels import STANDARD, pixels
 from train.checkpoint.trained_model import Trained, load_trained
 from train.config import Config
+from train.data import TargetFormat
 from train.distributed import World
 from train.errors import CheckpointError, ConfigError
 from train.evaluation.evaluate import evaluate_split
 from train.evaluation.metrics import FIGURES
 from train.inference import predict as module
+from train.inference.export import export
 from train.inference.input_pairs import InputPair, find_pairs
-from train.inference.predict import Predictor, predict, predict_files, read_image
+from train.inference.predict import COLORS, Predictor, predict, predict_files, read_image
 from train.optim.compute import pick_device
 from train.optim.criterion import make_criterion
 from train.settings import resolve
@@ -119,10 +122,10 @@ def test_files_are_written_at_the_pictures_size(tmp_path: Path, bits: int, top: 
         Image.fromarray(plain(12, 18, rgb)).save(tmp_path / folder / name)
     jobs = find_pairs(tmp_path / "bg", tmp_path / "fg")
     files = predict_files(Predictor(echo(), device=CPU), jobs, tmp_path / "out" / "deep", bits=bits)
-    names = ["x_mask.png", "x_depth.png", "x_overlay.png"]
+    names = ["x_mask.png", "x_depth.png", "x_depth_color.png", "x_overlay.png"]
     assert [file.name for file in files] == names
-    mask, depth, overlay = (np.asarray(Image.open(file)) for file in files)
-    assert mask.shape == depth.shape == (12, 18) and overlay.shape == (12, 18, 3)
+    mask, depth, color, overlay = (np.asarray(Image.open(file)) for file in files)
+    assert mask.shape == depth.shape == (12, 18) and overlay.shape == color.shape == (12, 18, 3)
     assert set(np.unique(mask)) == {0}  # 0.45 is below a half.
     assert abs(int(depth[0, 0]) - round(0.4 * top)) <= 1
     assert depth.dtype == (np.uint8 if bits == 8 else np.uint16)
@@ -277,3 +280,97 @@ def test_five_lines_of_python_predict(run: Path, tmp_path: Path) -> None:
     background, picture = (read_image(str(tmp_path / name)) for name in ("bg.png", "fg_bg.png"))
     (maps,) = predictor([(background, picture)])
     assert maps.mask.shape == maps.depth.shape == (30, 20)
+
+
+MILLIMETRES = TargetFormat(bits=16, unit="m", scale=1000.0, max=None, invalid=0)
+
+
+class Ramp(torch.nn.Module):
+    """Predicts depths from 0 to 1, whatever it is shown."""
+
+    def forward(self, x: torch.Tensor) -> object:
+        from model.blocks import Prediction
+
+        ramp = torch.linspace(0, 1, x.shape[-1]).expand(len(x), 1, *x.shape[-2:])
+        return Prediction(depth=ramp, mask=ramp)
+
+
+def predicted(tmp_path: Path, trained: Trained, **options: int) -> dict[str, Image.Image]:
+    Image.fromarray(plain(16, 16, (1, 2, 3))).save(tmp_path / "x.png")
+    jobs = [InputPair(tmp_path / "x.png", tmp_path / "x.png")]
+    files = predict_files(Predictor(trained, device=CPU), jobs, tmp_path / "out", **options)
+    found = {}
+    for file in files:
+        with Image.open(file) as image:
+            image.load()
+            found[file.stem.removeprefix("x_")] = image
+    return found
+
+
+def test_depth_has_the_bits_and_the_scale_of_the_training_data(tmp_path: Path) -> None:
+    trained = echo()._replace(model=Ramp(), formats={"depth": MILLIMETRES})
+    found = predicted(tmp_path, trained)
+    steps = np.asarray(found["depth"])
+    assert steps.dtype == np.uint16
+    # 0 means "no depth" in these data: a prediction is at least one step.
+    expected = np.maximum(np.rint(np.linspace(0, 1, 16) * 65535), 1)
+    assert np.abs(steps[0].astype(int) - expected).max() <= 1 and steps.min() == 1
+    assert found["depth"].info["Depth"] == "1000 steps to 1 m"
+    narrow = predicted(tmp_path, trained, bits=8)
+    assert np.asarray(narrow["depth"]).dtype == np.uint8 and "Depth" not in narrow["depth"].info
+    assert np.asarray(narrow["depth"]).min() == 0
+
+
+def test_depth_of_weights_that_do_not_know_their_data_has_8_bits(tmp_path: Path) -> None:
+    found = predicted(tmp_path, echo()._replace(model=Ramp()))
+    steps = np.asarray(found["depth"])
+    assert steps.dtype == np.uint8 and (steps.min(), steps.max()) == (0, 255)
+    assert "Depth" not in found["depth"].info
+
+
+def test_coloured_depth_goes_from_the_smallest_to_the_largest_value(tmp_path: Path) -> None:
+    color = np.asarray(predicted(tmp_path, echo()._replace(model=Ramp()))["depth_color"])
+    assert color[0, 0].tolist() == list(COLORS[0]) and color[0, -1].tolist() == list(COLORS[-1])
+    brightness = color[0].astype(int).sum(1)
+    assert (np.diff(brightness) > 0).all()
+    flat = np.asarray(predicted(tmp_path, echo())["depth_color"])
+    assert len(np.unique(flat.reshape(-1, 3), axis=0)) == 1
+
+
+class SixteenBits(TinySource):
+    formats = {"depth": MILLIMETRES}  # noqa: RUF012
+
+
+@pytest.mark.parametrize("which", ["", "checkpoints", "exported"])
+def test_a_run_knows_how_its_data_store_depth(tmp_path: Path, which: str) -> None:
+    values = {"out": str(tmp_path / "run"), "res": 16, "epochs": 1, "batch": 8, "device": "cpu"}
+    config = resolve(Config(), {**values, "panel_rows": 0, "tensorboard": False})
+    Trainer(config, SixteenBits(16, 4), make_model=TinyNet).run()
+    path = tmp_path / "run" / which
+    if which == "checkpoints":
+        path = sorted(path.iterdir())[-1]
+    if which == "exported":
+        path = export(
+            tmp_path / "run", kind="safetensors", out=tmp_path / "w.safetensors",
+            make_model=TinyNet,
+        )  # fmt: skip
+    assert load_trained(path, make_model=TinyNet).formats == {"depth": MILLIMETRES}
+
+
+def test_weights_of_before_are_read_and_a_wrong_format_is_refused(
+    run: Path, tmp_path: Path
+) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(run / "best.safetensors")
+    with safe_open(run / "best.safetensors", "pt") as file:
+        about = json.loads(file.metadata()["shardline"])
+    assert about.pop("formats") == {}
+    path = tmp_path / "w.safetensors"
+    save_file(weights, path, {"shardline": json.dumps(about)})
+    assert load_trained(path, make_model=TinyNet).formats == {}
+    for wrong in (7, {"depth": {"bits": 16}}, {"depth": {**MILLIMETRES._asdict(), "bits": 12}}):
+        save_file(weights, path, {"shardline": json.dumps({**about, "formats": wrong})})
+        with pytest.raises(CheckpointError, match="no valid formats"):
+            load_trained(path, make_model=TinyNet)

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from shardify.loader.batch import Batch
-from train.tracking.image_panels import COLUMNS, GAP, TITLE, Rows, draw
+from train.tracking.image_panels import COLUMNS, GAP, HOLE, TITLE, Rows, draw, first_rows, join_rows
 
 MEAN = {"bg": [0.4, 0.5, 0.6], "fg_bg": [0.5, 0.5, 0.5]}
 STD = {"bg": [0.2, 0.2, 0.2], "fg_bg": [0.25, 0.25, 0.25]}
@@ -64,3 +64,46 @@ def test_a_depth_of_one_value_is_drawn_without_a_division(tmp_path: Path) -> Non
     flat.batch.depth.fill_(0.4)
     draw(tmp_path / "a.png", flat, mean=MEAN, std=STD)
     assert (cell(np.asarray(Image.open(tmp_path / "a.png")), 0, 4, 96, titles=1) == 0).all()
+
+
+def test_pixels_without_a_depth_are_shown_in_one_colour_and_leave_the_scale_alone(
+    tmp_path: Path,
+) -> None:
+    whole = rows(2, 32)
+    valid = torch.ones(2, 1, 32, 32, dtype=torch.bool)
+    valid[0, :, :10, :10] = False
+    valid[1] = False
+    depth = torch.where(valid, whole.batch.depth, 0.0)
+    draw(
+        tmp_path / "a.png",
+        whole._replace(batch=whole.batch._replace(depth=depth, valid={"depth": valid})),
+        mean=MEAN, std=STD,
+    )  # fmt: skip
+    picture = np.asarray(Image.open(tmp_path / "a.png"))
+    first = cell(picture, 0, 4, 96, titles=1)
+    assert (first[:30, :30] == HOLE).all()
+    # 0.1 is still black, 0.3 white.
+    assert first[-1, 0].tolist() == [0] * 3 and first[0, -1].tolist() == [255] * 3
+    assert (cell(picture, 1, 4, 96, titles=1) == HOLE).all()
+    assert (np.ptp(cell(picture, 0, 5, 96, titles=1), axis=2) == 0).all()
+    # The title says what the colour means.
+    left = GAP + 4 * (96 + GAP)
+    title = picture[:TITLE, left : left + 96].astype(int)
+    assert (title[..., 0] - title[..., 1] > 100).any()
+    draw(tmp_path / "b.png", whole, mean=MEAN, std=STD)
+    plain = np.asarray(Image.open(tmp_path / "b.png"))[:TITLE].astype(int)
+    assert not (plain[..., 0] - plain[..., 1] > 100).any()
+
+
+def test_samples_are_joined_with_their_validity() -> None:
+    whole = rows(3, 32)
+    valid = torch.rand(3, 1, 32, 32) > 0.5
+    batch = whole.batch._replace(valid={"depth": valid})
+    parts = [
+        first_rows(batch, whole.mask, whole.depth, 2),
+        first_rows(batch, whole.mask, whole.depth, 1, first=2),
+    ]
+    joined = join_rows(parts, frozenset(COLUMNS))
+    assert joined is not None
+    assert torch.equal(joined.batch.valid["depth"], valid)
+    assert torch.equal(joined.batch.mask, whole.batch.mask)
