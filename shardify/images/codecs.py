@@ -20,6 +20,7 @@ from shardify.images.parser import MASK_THRESHOLD, ImageInfo, parse
 from shardify.images.pixels import STORED, pixels
 from shardify.images.png import encode_png
 from shardify.images.raw_pixels import pack_raw, unpack_raw
+from shardify.resolution import Resolution, ResolutionLike, resolution
 
 _QUALITY = 95
 
@@ -29,8 +30,8 @@ class Variant(NamedTuple):
 
     folder: str = ""
     """Empty for OUT itself."""
-    res: int = 0
-    """Side of every picture in pixels, or 0 to keep its size."""
+    res: Resolution | None = None
+    """Height and width of every picture in pixels; None keeps its size."""
     codec: str = "keep"
 
     @property
@@ -69,14 +70,14 @@ def store(plane: NDArray[Any], role: str, kind: str, variant: Variant) -> tuple[
     return encode_png(plane), ImageInfo("png", width, height, channels, bits)
 
 
-def resized(plane: NDArray[Any], role: str, res: int) -> NDArray[Any]:
-    """Resize pixels to (res, res) with antialiasing; a mask stays 0 or 255; 0 keeps the size."""
-    if not res or plane.shape[:2] == (res, res):
+def resized(plane: NDArray[Any], role: str, res: ResolutionLike | None) -> NDArray[Any]:
+    """Resize pixels with antialiasing; a mask stays 0 or 255; None keeps the size."""
+    if res is None or plane.shape[:2] == (shape := resolution(res)):
         return plane
     from PIL import Image
     from PIL.Image import Resampling
 
-    size = (res, res)
+    size = shape[::-1]
     if role == "mask":
         soft = np.asarray(Image.fromarray(plane).resize(size, Resampling.BILINEAR))
         return np.where(soft >= 128, np.uint8(255), np.uint8(0))

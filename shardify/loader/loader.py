@@ -1,7 +1,7 @@
 """The loader: read a split's shards and yield augmented batches on the training device.
 
     (seed, epoch, step) ─► BatchSampler: samples, byte ranges, augmentation ─► DALI: decode
-        ─► one warp to R x R ─► colour ─► noise ─► normalise ─► Batch
+        ─► one warp to H x W ─► colour ─► noise ─► normalise ─► Batch
 
 This module keeps the position in the epoch. ``batch_producer`` makes the batches.
 """
@@ -23,6 +23,7 @@ from shardify.loader.batch_sampler import BatchSampler
 from shardify.loader.prefetch import Prefetcher
 from shardify.loader.sampler import EPOCH_LIMIT, KINDS, SEED_LIMIT, Indexes
 from shardify.loader.shards import load_manifest, open_split
+from shardify.resolution import ResolutionLike, resolution
 from shardify.storage.readahead import ReadAhead
 
 
@@ -42,7 +43,7 @@ class Loader:
         data: str | Path,
         *,
         split: str = "train",
-        res: int = 256,
+        res: ResolutionLike = 256,
         batch_size: int = 16,
         augment: bool = True,
         seed: int = 0,
@@ -69,7 +70,7 @@ class Loader:
             split: ``train``: the last global batch is dropped if it is not full. ``val``: samples
                 in the order of the shards, each exactly once; the last batches may be short or
                 empty.
-            res: Width and height of the batches. Pixels.
+            res: Side of the batches, or their (height, width). Pixels.
             batch_size: Samples a batch, on each rank.
             augment: Apply rotation, colour and noise; False: resize only.
             seed: Seed of order and augmentation, in [0, 2**63).
@@ -108,8 +109,9 @@ class Loader:
             "none",
         ):
             raise ValueError(f"kernel {kernel!r} on {device}: expected fused (CPU), dali or none")
-        if min(res, batch_size, threads, prefetch) < 1 or not 0 <= rank < world_size:
-            raise ValueError("expected res, batch_size, threads, prefetch >= 1, rank < world_size")
+        size = resolution(res)
+        if min(batch_size, threads, prefetch) < 1 or not 0 <= rank < world_size:
+            raise ValueError("expected batch_size, threads, prefetch >= 1, rank < world_size")
         if not 0 <= seed < SEED_LIMIT:
             raise ValueError(f"seed {seed}: expected 0 or more, below 2**63")
         if dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -122,8 +124,8 @@ class Loader:
             raise ValueError(f"exclude: only in training, not for split {split!r}")
         if cache not in ("disk", "ram"):
             raise ValueError(f"cache {cache!r}: expected disk or ram")
-        folder, self.manifest = load_manifest(Path(data), res=res)
-        self.res = res
+        folder, self.manifest = load_manifest(Path(data), res=size)
+        self.res = size
         self.batch_size = batch_size
         self._sampler = BatchSampler(
             open_split(folder, self.manifest, split, cache=cache, verify=verify),
@@ -154,7 +156,7 @@ class Loader:
         with contextlib.ExitStack() as undo:
             undo.callback(self._readahead.close)
             settings = RenderSettings(
-                res=res,
+                res=size,
                 batch_size=batch_size,
                 device=torch_device,
                 dtype=dtype,

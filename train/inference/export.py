@@ -114,7 +114,7 @@ def _deployed(trained: Trained) -> Deployed:
 def _weights(trained: Trained, target: Path) -> None:
     about = {
         "config": to_toml(trained.config),
-        "res": trained.res,
+        "res": trained.res.to_json(),
         "step": trained.step,
         "mean": trained.mean,
         "std": trained.std,
@@ -130,7 +130,7 @@ def _torchscript(network: Deployed, target: Path, trained: Trained) -> None:
         warnings.simplefilter("ignore")
         with torch.no_grad():
             traced = torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]
-        extra = {"shardline.json": json.dumps({"res": trained.res, "step": trained.step})}
+        extra = {"shardline.json": json.dumps({"res": trained.res.to_json(), "step": trained.step})}
         # When torch itself writes the file and the disk is full, the process aborts.
         buffer = io.BytesIO()
         torch.jit.save(traced, buffer, _extra_files=extra)
