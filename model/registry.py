@@ -32,10 +32,10 @@ def create(name: str, *, in_channels: int = 6) -> nn.Module:
     return MODELS[name](in_channels)
 
 
-def check_resolution(res: int) -> None:
+def check_resolution(height: int, width: int) -> None:
     """Refuse a resolution that the networks do not take.
 
     Raises:
-        ValueError: Not a positive multiple of 16; the message names the nearest multiples.
+        ValueError: A side is not a positive multiple of 16; the message names the nearest ones.
     """
-    check_size(res, res)
+    check_size(height, width)

@@ -8,12 +8,14 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from shardify.errors import ShardifyError
+from shardify.resolution import Resolution, parse_resolutions
 from shardify.storage.paths import PathOrUrl, as_path
 from shardify.version import version
 from shardify.workers.factory import start_build_workers
@@ -36,6 +38,20 @@ class _Fraction(click.FloatRange):
         if found != found:
             self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
         return found
+
+
+class _Resolutions(click.ParamType[tuple[Resolution, ...]]):
+    """Resolutions, comma-separated."""
+
+    name = "N|HxW,…"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Resolution, ...]:
+        try:
+            return parse_resolutions(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 def _plan_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -352,10 +368,11 @@ def inspect(src: tuple[PathOrUrl, ...], as_json: bool, no_check: bool, **options
 )
 @click.option(
     "--res",
-    type=click.IntRange(1, 8192),
+    type=_Resolutions(),
     multiple=True,
-    help="Resize images to squares with this side in pixels. Repeat the option to write several "
-    "data sets, in OUT/res-NNN.",
+    callback=lambda _ctx, _param, lists: tuple(chain.from_iterable(lists)),
+    help="Resize images to squares with this side, or to HEIGHTxWIDTH. Pixels. Several, "
+    "comma-separated or by repeating the option, are data sets in OUT/res-NNN.",
 )
 @click.option(
     "--verify",

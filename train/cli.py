@@ -8,12 +8,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from shardify.errors import ShardifyError
+from shardify.resolution import Resolution, parse_resolutions, resolution
 from shardify.version import version
 from train import config
 from train.errors import ConfigError, Interrupted, TrainError
@@ -87,6 +89,21 @@ class Numbers(click.ParamType[tuple[int, ...]]):
             return tuple(int(part) for part in str(value).split(","))
         except ValueError:
             self.fail(f"{value!r} is not a list of whole numbers like 64,256", param, ctx)
+
+
+class Resolutions(click.ParamType[Any]):
+    """One resolution, or several, comma-separated."""
+
+    def __init__(self, *, several: bool) -> None:
+        self.name = "N|HxW,…" if several else "N|HxW"
+        self._parse: Callable[[str], Any] = parse_resolutions if several else resolution
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Convert ``"128x224"`` to a `Resolution`, and ``"64,128x224"`` to a tuple of them."""
+        try:
+            return value if isinstance(value, tuple) else self._parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 @contextmanager
@@ -163,15 +180,29 @@ def _option(setting: Setting) -> Callable[[F], F]:
     text = f"{setting.help} [{_shown(setting)}]" if _shown(setting) else setting.help
     if setting.kind is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=text)
+    if setting.kind in _LISTS:
+        return click.option(
+            flag, type=_LISTS[setting.kind], multiple=True, callback=_joined, help=text
+        )
     kind: Any = click.Choice(setting.choices) if setting.choices else setting.kind
-    return click.option(flag, type=Numbers() if setting.kind is tuple else kind, help=text)
+    return click.option(flag, type=kind, help=text)
+
+
+_LISTS: dict[type, Any] = {tuple: Numbers(), Resolution: Resolutions(several=True)}
+
+
+def _joined(
+    _ctx: click.Context, _param: click.Parameter, lists: tuple[tuple[Any, ...], ...]
+) -> tuple[Any, ...] | None:
+    """Join the lists of a repeated flag; None if it was not given."""
+    return tuple(chain.from_iterable(lists)) if lists else None
 
 
 def _shown(setting: Setting) -> str:
     """Format the default as on the command line."""
     if setting.kind is bool:
         return "yes" if setting.default else "no"
-    if setting.kind is tuple:
+    if setting.kind in _LISTS:
         return ",".join(map(str, setting.default))
     return f"{setting.default:g}" if setting.kind is float else str(setting.default)
 
@@ -192,7 +223,10 @@ def given_flags(flags: dict[str, Any]) -> dict[str, Any]:
 
 _TRAINED = click.argument("trained", metavar="CHECKPOINT_OR_RUN", type=FILE)
 _RES = click.option(
-    "--res", type=COUNT, help="Resolution; by default the last of the training. Pixels."
+    "--res",
+    type=Resolutions(several=False),
+    help="Resolution: the side of squares, or HEIGHTxWIDTH; by default the last of the training. "
+    "Pixels.",
 )
 _DEVICE = click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto."
@@ -342,7 +376,9 @@ def predict_command(trained: Path, bits: str | None, **flags: Any) -> None:
 
 @main.command(name="bench")
 @click.option("--shards", help="Folder written by `shardify build`; required without --suite.")
-@click.option("--res", type=COUNT, help="Resolution; required without --suite. Pixels.")
+@click.option("--res", type=Resolutions(several=False),
+              help="Resolution: the side of squares, or HEIGHTxWIDTH; required without --suite. "
+              "Pixels.")  # fmt: skip
 @click.option("--batch", "batch_size", type=COUNT, default=16, show_default=True,
               help="Batch size. Samples.")  # fmt: skip
 @click.option(
@@ -411,6 +447,7 @@ def bench_command(
                 raise ConfigError(f"--{name}: missing; required without --suite")
         errors = Console(stderr=True)
         say = errors.print if errors.is_terminal else (lambda _: None)
+        flags["res"] = flags["res"].to_json()
         job = BenchConfig(device=device or "cpu", **flags)
         report = bench(
             job, windows=windows, seconds=seconds, contenders=only or None, built=built, out=out,

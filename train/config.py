@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
 
+from shardify.resolution import Resolution, ResolutionLike, resolution
 from train.errors import ConfigError
 
 MOST = 1 << 20
@@ -25,8 +26,9 @@ class Data:
     shards: str = ""
     """Data set: a folder that `shardify build` wrote."""
 
-    res: tuple[int, ...] = (64,)
-    """Height and width of the images in each stage, comma-separated, divisible by 16. Pixels."""
+    res: tuple[Resolution, ...] = (Resolution(64, 64),)
+    """Resolution of the images in each stage, comma-separated: the side of squares, or
+    HEIGHTxWIDTH like 128x224; sides divisible by 16. Pixels."""
 
     epochs: tuple[int, ...] = (10,)
     """Number of epochs of each stage, comma-separated; one number applies to all stages."""
@@ -50,8 +52,8 @@ class Data:
 
     def __post_init__(self) -> None:
         _check(bool(self.res), "res", self.res, "one resolution at least")
-        for res in self.res:
-            _check(res > 0, "res", res, "a positive number of pixels")
+        # Frozen: callers may give sides, pairs or texts.
+        object.__setattr__(self, "res", tuple(map(_resolution, self.res)))
         for epochs in self.epochs:
             _check(epochs > 0, "epochs", epochs, "a positive number a stage")
         _check(
@@ -300,7 +302,7 @@ class Config:
         expected = f"a stage of the run, which has {stages}; --res sets the stages"
         _check(stage <= stages, "unfreeze_stage", stage, expected)
         if self.loss.loss == "ssim" and self.loss.deep_supervision:
-            smallest = min(self.data.res)
+            smallest = min(map(min, self.data.res))
             expected = "96 or more with ssim under supervision, whose window is 11 pixels wide"
             _check(smallest >= 96, "res", smallest, expected)
 
@@ -313,6 +315,13 @@ def check_device(name: str) -> None:
     """
     good = re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is not None
     _check(good, "device", name, "cpu, cuda, cuda:N or auto")
+
+
+def _resolution(value: ResolutionLike) -> Resolution:
+    try:
+        return resolution(value)
+    except ValueError as error:
+        raise ConfigError(f"--res: {error}") from None
 
 
 def _check(good: bool, name: str, found: object, expected: str) -> None:

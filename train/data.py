@@ -17,6 +17,7 @@ from shardify.dataset.manifest import Manifest
 from shardify.errors import DataError
 from shardify.loader.batch import Batch, RoleStats
 from shardify.loader.shards import load_manifest
+from shardify.resolution import ResolutionLike
 from train.distributed import World
 
 
@@ -89,7 +90,9 @@ class Dataset(Protocol):
     def samples(self, split: str) -> int:
         """Return the number of samples of a split; 0 if it does not exist."""
 
-    def open(self, split: str, *, res: int, batch: int, augment: bool, seed: int) -> Batches:
+    def open(
+        self, split: str, *, res: ResolutionLike, batch: int, augment: bool, seed: int
+    ) -> Batches:
         """Open a loader; ``train`` is permuted and drops an incomplete last batch, ``val`` not."""
 
 
@@ -108,7 +111,7 @@ class ShardDataset:
     folder: Path
     world: World
     device: torch.device
-    res: int
+    res: ResolutionLike
     """Resolution whose statistics are used, if shards of several exist. Pixels."""
 
     threads: int = 2
@@ -156,7 +159,9 @@ class ShardDataset:
         info = self.manifest.splits.get(split)
         return info.samples if info else 0
 
-    def open(self, split: str, *, res: int, batch: int, augment: bool, seed: int) -> Batches:
+    def open(
+        self, split: str, *, res: ResolutionLike, batch: int, augment: bool, seed: int
+    ) -> Batches:
         """Open a loader of this rank's share of a split.
 
         Raises:

@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from shardify.resolution import Resolution, resolution
 from train import config as config_module
 from train.config import Config
 from train.errors import ConfigError
@@ -44,7 +45,8 @@ class Setting:
     """Key in that table; unique over all sections."""
 
     kind: type
-    """bool, int, float, str, or tuple for comma-separated whole numbers."""
+    """bool, int, float or str; tuple for comma-separated whole numbers, Resolution for
+    comma-separated resolutions."""
 
     choices: tuple[str, ...]
     """Allowed values; empty if there is no list of them."""
@@ -181,6 +183,8 @@ def _kind(hint: Any) -> tuple[type, tuple[str, ...]]:
     """Return the type of a field's annotation, and its choices if it is a Literal."""
     if get_origin(hint) is Literal:
         return str, get_args(hint)
+    if Resolution in get_args(hint):
+        return Resolution, ()
     origin = get_origin(hint) or hint
     assert origin in (bool, int, float, str, tuple), f"{hint}: use 0 or '' for none"
     return origin, ()
@@ -198,6 +202,12 @@ def _typed(setting: Setting, value: object, where: str) -> object:
         if all(isinstance(item, int) and not isinstance(item, bool) for item in items):
             return tuple(items)
         expected = "whole numbers"
+    elif setting.kind is Resolution:
+        items = value if isinstance(value, list | tuple) else [value]
+        try:
+            return tuple(map(resolution, items))
+        except ValueError as error:
+            raise ConfigError(f"{prefix}{setting.key}: {error}") from None
     elif setting.choices:
         if value in setting.choices:
             return value
@@ -243,6 +253,8 @@ def _unknown(name: str, known: Iterable[str], where: str) -> str:
 def _toml(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, Resolution):
+        return _toml(value.to_json())
     if isinstance(value, tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
     if isinstance(value, str):

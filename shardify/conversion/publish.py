@@ -24,11 +24,11 @@ from shardify.dataset.manifest import (
     REJECTED,
     Background,
     Manifest,
-    Resolution,
     Role,
     Shard,
     Split,
     Stats,
+    StoredResolution,
 )
 from shardify.errors import BuildError
 from shardify.images.codecs import Variant
@@ -119,9 +119,9 @@ def publish(
         rejected=count_rejected(rejected, plan.catalog),
         stats=stats,
         resolutions=[
-            Resolution(res=variant.res, path=variant.folder)
+            StoredResolution(res=variant.res.to_json(), path=variant.folder)
             for variant in variants
-            if variant.folder
+            if variant.folder and variant.res
         ],
     )
     manifests: list[Manifest] = []

@@ -25,6 +25,7 @@ from shardify.images.parser import parse
 from shardify.layout import layout_file as rules
 from shardify.layout.detect import Layout, Rejection, detect
 from shardify.layout.layout_file_writer import to_toml
+from shardify.resolution import Resolution, ResolutionLike, resolution
 from shardify.sources.catalog import Catalog, OpenSources, entry_reader
 from shardify.sources.duplicates import drop_duplicates
 from shardify.sources.file_types import IMAGE_EXTENSIONS
@@ -52,8 +53,9 @@ class BuildOptions:
     group_by: str | None = None
     """``bg``, ``fg`` or ``none``: the group that must not appear in both splits. None means
     ``bg`` if backgrounds are known, else ``none``."""
-    res: tuple[int, ...] = ()
-    """Side lengths of the square images to write, in pixels; empty keeps the original sizes."""
+    res: tuple[ResolutionLike, ...] = ()
+    """Resolutions of the images to write, in pixels: a side, (height, width) or ``"128x224"``;
+    empty keeps the original sizes."""
     codec: str = "keep"
     """``keep``, ``jpeg``, ``png`` or ``raw``; see ``images.codecs``."""
     shard_samples: int | None = None
@@ -77,13 +79,17 @@ class BuildOptions:
         values = dataclasses.asdict(self)
         for name in ("workers", "scheduler", "max_bad", "layout"):
             del values[name]
-        return values | {"res": list(self.res)}
+        return values | {"res": [each.to_json() for each in self._resolutions()]}
 
     def variants(self) -> tuple[Variant, ...]:
         """Return the data sets to write: OUT itself, or one folder per resolution if several."""
-        if len(self.res) < 2:
-            return (Variant("", self.res[0] if self.res else 0, self.codec),)
-        return tuple(Variant(f"res-{res:03d}", res, self.codec) for res in sorted(set(self.res)))
+        sizes = self._resolutions()
+        if len(sizes) < 2:
+            return (Variant("", sizes[0] if sizes else None, self.codec),)
+        return tuple(Variant(each.folder, each, self.codec) for each in sorted(set(sizes)))
+
+    def _resolutions(self) -> tuple[Resolution, ...]:
+        return tuple(map(resolution, self.res))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,6 +23,7 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
 from shardify.errors import ManifestError
+from shardify.resolution import Resolution, resolution
 from shardify.storage.atomic_write import write_atomic
 from shardify.storage.paths import PathOrUrl, as_path
 
@@ -94,12 +95,25 @@ def _text(value: object, where: str) -> str:
     return value
 
 
+def _resolution(value: Any, where: str) -> int | str:
+    try:
+        return resolution(value).to_json()
+    except ValueError:
+        raise unfit(where, value, "a resolution, like 64 or '128x224'") from None
+
+
 def _anything(value: object, where: str) -> object:
     del where
     return value
 
 
-_PLAIN: dict[Any, _Read] = {int: _integer, float: _number, str: _text, Any: _anything}
+_PLAIN: dict[Any, _Read] = {
+    int: _integer,
+    float: _number,
+    str: _text,
+    int | str: _resolution,
+    Any: _anything,
+}
 
 
 def _list(read: _Read) -> _Read:
@@ -230,11 +244,17 @@ class Stats:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Resolution:
+class StoredResolution:
     """One of several data sets with the same samples at different sizes."""
 
-    res: int
+    res: int | str
+    """Side of its square images in pixels, or ``"HEIGHTxWIDTH"``."""
     path: str
+
+    @property
+    def size(self) -> Resolution:
+        """Height and width of its images. Pixels."""
+        return resolution(self.res)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -251,7 +271,7 @@ class Manifest:
     splits: dict[str, Split]
     rejected: Rejected = field(default_factory=Rejected)
     stats: dict[str, Stats] = field(default_factory=dict)
-    resolutions: list[Resolution] = field(default_factory=list)
+    resolutions: list[StoredResolution] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the other files: ``backgrounds.tar``, ``rejected.jsonl``."""
     costs: dict[str, dict[str, float]] = field(default_factory=dict)

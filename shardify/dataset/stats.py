@@ -69,7 +69,7 @@ class DataSet:
         self._readers: dict[str, ObjectReader] = {}
         self.manifest = self.top
         if self.top.resolutions:
-            largest = max(self.top.resolutions, key=lambda each: each.res)
+            largest = max(self.top.resolutions, key=lambda each: each.size.pixels)
             self.folder = self.folder / largest.path
             self.manifest = Manifest.load(self.folder)
         self._shards: list[tuple[str, str, ShardIndex]] = []

@@ -20,6 +20,7 @@ from shardify.images.parser import MASK_THRESHOLD, ImageInfo, parse
 from shardify.images.pixels import STORED, pixels
 from shardify.images.png import encode_png
 from shardify.images.raw_pixels import pack_raw, unpack_raw
+from shardify.resolution import Resolution, ResolutionLike, resolution
 
 _QUALITY = 95
 
@@ -29,8 +30,8 @@ class Variant(NamedTuple):
 
     folder: str = ""
     """Empty for OUT itself."""
-    res: int = 0
-    """Side of every picture in pixels, or 0 to keep its size."""
+    res: Resolution | None = None
+    """Height and width of every picture in pixels; None keeps its size."""
     codec: str = "keep"
 
     @property
@@ -72,18 +73,20 @@ def store(
     return encode_png(plane), ImageInfo("png", width, height, channels, bits)
 
 
-def resized(plane: NDArray[Any], role: str, res: int, invalid: int | None = None) -> NDArray[Any]:
-    """Resize pixels to (res, res) with antialiasing; a mask stays 0 or 255; 0 keeps the size.
+def resized(
+    plane: NDArray[Any], role: str, res: ResolutionLike | None, invalid: int | None = None
+) -> NDArray[Any]:
+    """Resize pixels with antialiasing; a mask stays 0 or 255; None keeps the size.
 
     Pixels of the value ``invalid`` have no weight: a pixel is the average of the others, or
     ``invalid`` if these have at most half of the weight.
     """
-    if not res or plane.shape[:2] == (res, res):
+    if res is None or plane.shape[:2] == (shape := resolution(res)):
         return plane
     from PIL import Image
     from PIL.Image import Resampling
 
-    size = (res, res)
+    size = shape[::-1]
     if invalid is not None:
         known = plane != invalid
         planes = (np.where(known, plane, 0), known)

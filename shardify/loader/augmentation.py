@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shardify.loader.sampler import Indexes
+from shardify.resolution import ResolutionLike, resolution
 
 NOISE_MARGIN = 256
 """Pixels by which the noise table is wider and higher than the image; crops start within them."""
@@ -34,7 +35,7 @@ class Augmentation:
     """Bounds of the random augmentation. All values are uniform between the bounds."""
 
     angle: float = 10.0
-    """Largest rotation about the centre, in both directions. Degrees."""
+    """Largest rotation about the centre, in both directions, in the image's own pixels. Degrees."""
 
     shift: float = 20.0
     """Largest RGB shift of each channel, up and down. Levels of 255."""
@@ -60,7 +61,8 @@ class AugmentationDraws:
     """(n,) degrees, counter-clockwise positive."""
 
     rotation: npt.NDArray[np.float64]
-    """(n, 2, 3) the rotation by ``angle`` on the unit square, see ``affine_matrices``."""
+    """(n, 2, 3) the rotation by ``angle`` of a square picture on the unit square; see
+    ``affine_matrices``."""
 
     colour: Floats
     """(n, 3, 4): red, green, blue in levels of 255 become ``colour[:, :3] @ rgb + colour[:, 3]``,
@@ -146,44 +148,69 @@ def rotations(angle: Floats) -> npt.NDArray[np.float64]:
     return np.stack(rows, axis=-1).reshape(-1, 2, 3)
 
 
-def affine_matrices(rotation: npt.NDArray[np.float64], sizes: npt.ArrayLike, *, res: int) -> Floats:
+def affine_matrices(
+    rotation: npt.NDArray[np.float64],
+    sizes: npt.ArrayLike,
+    *,
+    res: ResolutionLike,
+    aspect: npt.ArrayLike = 1.0,
+) -> Floats:
     """Return output-to-source matrices that combine resize and rotation.
 
-    Both images are mapped to the unit square; the output is that square rotated about its centre.
-    With pixel centres at half numbers, an output pixel (x, y) samples the source at
-    ``M @ (x + 0.5, y + 0.5, 1) - 0.5``, in pixels.
+    Both images are mapped to the unit square. The output is the source rotated about its centre in
+    its own pixels, then stretched. With pixel centres at half numbers, an output pixel (x, y)
+    samples the source at ``M @ (x + 0.5, y + 0.5, 1) - 0.5``, in pixels.
 
     Args:
         rotation: (n, 2, 3), ``AugmentationDraws.rotation``.
         sizes: (n, k, 2) width and height of k source images a sample. Pixels.
-        res: Output width and height. Pixels.
+        res: Output resolution. Pixels.
+        aspect: Width by height of the picture that is rotated: of each sample (n,), or of all.
 
     Returns:
         (n, k, 2, 3) float32.
     """
-    matrix = rotation / np.array([res, res, 1.0])
+    height, width = resolution(res)
+    matrix = _in_pixels(rotation, np.asarray(aspect)) / np.array([width, height, 1.0])
     scaled: Floats = (matrix[:, None] * np.asarray(sizes)[..., None]).astype(np.float32)
     return scaled
 
 
-def noise_table(res: int) -> npt.NDArray[np.int8]:
+def _in_pixels(
+    rotation: npt.NDArray[np.float64], aspect: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Return the map of the unit square that does ``rotation`` in pixels of a picture's aspect.
+
+    The map acts about the centre; a shift stays the same share of the picture.
+    """
+    if (aspect == 1).all():
+        return rotation
+    turned = rotation.copy()
+    turned[:, 0, 1] /= aspect
+    turned[:, 1, 0] *= aspect
+    turned[:, 0, 2] += (rotation[:, 0, 1] - turned[:, 0, 1]) / 2
+    turned[:, 1, 2] += (rotation[:, 1, 0] - turned[:, 1, 0]) / 2
+    return turned
+
+
+def noise_table(res: ResolutionLike) -> npt.NDArray[np.int8]:
     """Return the fixed Gaussian noise from which each sample's noise is cropped.
 
     Args:
-        res: Width and height of the image. Pixels.
+        res: Resolution of the image. Pixels.
 
     Returns:
-        (3, res + NOISE_MARGIN, res + NOISE_MARGIN) int8, in steps of 1/NOISE_UNIT standard
+        (3, height + NOISE_MARGIN, width + NOISE_MARGIN) int8, in steps of 1/NOISE_UNIT standard
         deviation; clipped at almost 4 standard deviations.
     """
-    side = res + NOISE_MARGIN
-    raw = np.random.Philox(key=[0x5EED, 0]).random_raw(3 * side * side)
+    height, width = (side + NOISE_MARGIN for side in resolution(res))
+    raw = np.random.Philox(key=[0x5EED, 0]).random_raw(3 * height * width)
     low, high = _split_words(raw)
     # Box-Muller: one normal number from two uniform ones; the first is never 0.
     radius = np.sqrt(-2 * np.log((low + np.float64(1)) / 2**32))
     normal = radius * np.cos(2 * np.pi / 2**32 * high)
     levels: npt.NDArray[np.int8] = np.rint(normal * NOISE_UNIT).clip(-127, 127).astype(np.int8)
-    return levels.reshape(3, side, side)
+    return levels.reshape(3, height, width)
 
 
 def philox(counter: tuple[Words, Words, Words, Words], key: tuple[int, int]) -> list[Words]:

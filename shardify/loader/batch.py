@@ -14,28 +14,30 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from shardify.resolution import Resolution, ResolutionLike, resolution
+
 
 class _Images(NamedTuple):
     """The four images of a batch."""
 
     bg: Tensor
-    """(B, 3, R, R): the background alone, normalised by mean and standard deviation."""
+    """(B, 3, H, W): the background alone, normalised by mean and standard deviation."""
 
     fg_bg: Tensor
-    """(B, 3, R, R): the object on that background, normalised likewise."""
+    """(B, 3, H, W): the object on that background, normalised likewise."""
 
     mask: Tensor
-    """(B, 1, R, R): 1 where the object is, else 0."""
+    """(B, 1, H, W): 1 where the object is, else 0."""
 
     depth: Tensor
-    """(B, 1, R, R): in [0, 1] of the depth map's full range; 0 where ``valid`` is False."""
+    """(B, 1, H, W): in [0, 1] of the depth map's full range; 0 where ``valid`` is False."""
 
 
 class Batch(_Images):
-    """Aligned images of B samples at R x R pixels, all on one device and of one dtype."""
+    """Aligned images of B samples of H x W pixels, all on one device and of one dtype."""
 
     valid: Mapping[str, Tensor] = MappingProxyType({})
-    """role -> (B, 1, R, R) bool: True where the role has a value. Only of roles with pixels that
+    """role -> (B, 1, H, W) bool: True where the role has a value. Only of roles with pixels that
     have none; all pixels of the other roles are valid. Not part of the unpacking."""
 
     def __new__(
@@ -77,8 +79,8 @@ RoleStats = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 class RenderSettings:
     """How the images of one data set become batches, on either device."""
 
-    res: int
-    """R, width and height of the batches. Pixels."""
+    res: Resolution
+    """H and W of the batches. Pixels."""
 
     batch_size: int
     """Samples in a full batch."""
@@ -125,7 +127,7 @@ def fill(
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
 
     def zeros(role: str) -> Tensor:
-        shape = batch_size, CHANNELS[role], settings.res, settings.res
+        shape = batch_size, CHANNELS[role], *settings.res
         empty = torch.empty(
             shape, dtype=settings.dtype, device=settings.device, memory_format=layout
         )
@@ -139,7 +141,11 @@ def fill(
 
 
 def synthetic(
-    batch_size: int, res: int, *, device: torch.device | str = "cpu", channels_last: bool = False
+    batch_size: int,
+    res: ResolutionLike,
+    *,
+    device: torch.device | str = "cpu",
+    channels_last: bool = False,
 ) -> Batch:
     """Return random numbers in the shape and ranges of a batch, to measure without a loader.
 
@@ -151,8 +157,9 @@ def synthetic(
     def place(tensor: Tensor) -> Tensor:
         return tensor.to(device=device).contiguous(memory_format=layout)
 
-    bg = torch.randn(batch_size, 3, res, res, generator=generator)
-    fg_bg = torch.randn(batch_size, 3, res, res, generator=generator)
-    mask = (torch.rand(batch_size, 1, res, res, generator=generator) < 0.25).float()
-    depth = torch.rand(batch_size, 1, res, res, generator=generator)
+    size = resolution(res)
+    bg = torch.randn(batch_size, 3, *size, generator=generator)
+    fg_bg = torch.randn(batch_size, 3, *size, generator=generator)
+    mask = (torch.rand(batch_size, 1, *size, generator=generator) < 0.25).float()
+    depth = torch.rand(batch_size, 1, *size, generator=generator)
     return Batch(place(bg), place(fg_bg), place(mask), place(depth))

@@ -95,6 +95,12 @@ class BatchProducer:
             collections.deque()
         )
         self._images = sampler.shards.images
+        sizes = {
+            role: image_size(manifest, role) if len(manifest.roles[role].sizes) == 1 else None
+            for role in self._images
+        }
+        width, height = sizes["fg_bg"] or (1, 1)  # Of several sizes, the graph knows each.
+        self._aspect = width / height
         folder = sampler.shards.folder
         table = reduce_table(
             background_table(folder, manifest, threads=settings.threads), settings.res
@@ -118,10 +124,7 @@ class BatchProducer:
             noise=noise_table(settings.res) if with_noise else None,
             roles=self._images,
             extensions={role: frozenset(manifest.roles[role].extensions) for role in self._images},
-            sizes={
-                role: image_size(manifest, role) if len(manifest.roles[role].sizes) == 1 else None
-                for role in self._images
-            },
+            sizes=sizes,
             raw=raw,
             decode_only=self._decode_only,
             hw_decoder_load=hw_decoder_load,
@@ -189,8 +192,8 @@ class BatchProducer:
             return arrays
         draws = step.draws
         # The matrix on the unit square; the graph scales it to each image's size.
-        unit = np.ones((1, 1, 2))
-        arrays.append(affine_matrices(draws.rotation, unit, res=self._settings.res)[:, 0])
+        unit, res = np.ones((1, 1, 2)), self._settings.res
+        arrays.append(affine_matrices(draws.rotation, unit, res=res, aspect=self._aspect)[:, 0])
         if self._settings.augment:
             arrays += [draws.colour, draws.noise / np.float32(NOISE_UNIT)]
         if len(self._backgrounds):

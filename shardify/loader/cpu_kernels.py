@@ -173,6 +173,7 @@ def render(
     augment: bool,
     interleave: bool,
     stream: bool,
+    width: int,
     outputs: Any,
     begin: int,
     end: int,
@@ -187,32 +188,32 @@ def render(
         colour: (B, 3, 4) float32.
         noise: (B,) float32, standard deviation in levels of 255.
         place: (B, 2) int32, row and column where the noise crop begins.
-        table: (3, S, S) int8, from ``augmentation.noise_table``.
+        table: (3, S, T) int8, from ``augmentation.noise_table``.
         normal: (2, 2, 3) float32: scale and shift of bg's and fg_bg's channels; the output is
             levels of 255 times scale plus shift.
         thresholds: (B,) float32: a mask pixel is 1 if its value after the warp is at least this.
         depth_bits: 8 or 16.
         invalid: Value of depth that means "no depth"; -1: there is none.
         augment: Whether colour and noise are applied.
-        interleave: Write bg and fg_bg as R x R x 3, else as 3 x R x R.
+        interleave: Write bg and fg_bg as H x W x 3, else as 3 x H x W.
         stream: Bypass the caches when writing, for a batch larger than they are. Needs outputs
-            that begin at multiples of 64 bytes, and R a multiple of 16.
-        outputs: bg, fg_bg (B, 3 * R * R), mask, depth, valid (B, R * R) float32; written. For a
+            that begin at multiples of 64 bytes, and W a multiple of 16.
+        width: W of the outputs. Pixels.
+        outputs: bg, fg_bg (B, 3 * H * W), mask, depth, valid (B, H * W) float32; written. For a
             missing image, any array of two dimensions; so for ``valid`` (1 where there is a depth,
             else 0) without ``invalid``.
         begin: First sample.
         end: One past the last.
     """
     bg, fg_bg, mask, depth, valid = outputs
-    res = _i(np.sqrt(fg_bg.shape[1] // 3))
-    offset = np.empty(res, np.int32)
-    u, v = np.empty(res, np.float32), np.empty(res, np.float32)
-    top, low = np.empty(res, np.uint64), np.empty(res, np.uint64)
-    top2, low2 = np.empty(res, np.uint32), np.empty(res, np.uint32)
-    rgb, line = np.empty((3, res), np.float32), np.empty(3 * res, np.float32)
+    offset = np.empty(width, np.int32)
+    u, v = np.empty(width, np.float32), np.empty(width, np.float32)
+    top, low = np.empty(width, np.uint64), np.empty(width, np.uint64)
+    top2, low2 = np.empty(width, np.uint32), np.empty(width, np.uint32)
+    rgb, line = np.empty((3, width), np.float32), np.empty(3 * width, np.float32)
     gray_scale = _f(1 / 255) if depth_bits == 8 else _f(1 / 65535)
     for n in range(begin, end):
-        for y in range(res):
+        for y in range(fg_bg.shape[1] // (3 * width)):
             wide, high = images[n, 1, 1], images[n, 1, 2]
             _source_offsets(matrices[n, 1], wide, high, y, offset, u, v)
             _fetch_rgb(images[n, 1, 0], wide, high, offset, top, low)
@@ -236,7 +237,7 @@ def render(
                 _fetch_gray(images[n, 2, 0], wide, offset, top2, low2)
                 _blend_gray(top2, low2, u, v, _8, _BYTE, rgb[0])
                 _apply_threshold(rgb[0], thresholds[n])
-                _store_row(rgb[0], mask[n], res * y, stream)
+                _store_row(rgb[0], mask[n], width * y, stream)
             if images[n, 3, 1]:
                 if images[n, 3, 1] != wide or images[n, 3, 2] != high:
                     wide, high = images[n, 3, 1], images[n, 3, 2]
@@ -254,9 +255,9 @@ def render(
                     else:
                         _blend_valid(top2, low2, u, v, _16, _WORD, invalid, rgb[0], rgb[1])
                 if invalid >= 0:
-                    _store_row(rgb[1], valid[n], res * y, stream)
+                    _store_row(rgb[1], valid[n], width * y, stream)
                 _scale(rgb[0], gray_scale)
-                _store_row(rgb[0], depth[n], res * y, stream)
+                _store_row(rgb[0], depth[n], width * y, stream)
 
 
 @jit
@@ -368,25 +369,25 @@ def _augment_row(
 ) -> None:
     """Process one row in place: if ``augment``, colour, noise and clip; then normalise."""
     red, green, blue = rgb[0], rgb[1], rgb[2]
-    res = len(red)
+    width = len(red)
     s0, s1, s2 = normal[0, 0], normal[0, 1], normal[0, 2]
     t0, t1, t2 = normal[1, 0], normal[1, 1], normal[1, 2]
     if not augment:
-        for x in range(res):
+        for x in range(width):
             red[x] = red[x] * s0 + t0
-        for x in range(res):
+        for x in range(width):
             green[x] = green[x] * s1 + t1
-        for x in range(res):
+        for x in range(width):
             blue[x] = blue[x] * s2 + t2
         return
     row, column, strength = place[0] + y, place[1], noise * _UNIT
-    grain0 = table[0, row, column : column + res]
-    grain1 = table[1, row, column : column + res]
-    grain2 = table[2, row, column : column + res]
+    grain0 = table[0, row, column : column + width]
+    grain1 = table[1, row, column : column + width]
+    grain2 = table[2, row, column : column + width]
     m00, m01, m02, m03 = colour[0, 0], colour[0, 1], colour[0, 2], colour[0, 3]
     m10, m11, m12, m13 = colour[1, 0], colour[1, 1], colour[1, 2], colour[1, 3]
     m20, m21, m22, m23 = colour[2, 0], colour[2, 1], colour[2, 2], colour[2, 3]
-    for x in range(res):
+    for x in range(width):
         r, g, b = red[x], green[x], blue[x]
         p = m00 * r + m01 * g + m02 * b + m03 + strength * _f(grain0[x])
         q = m10 * r + m11 * g + m12 * b + m13 + strength * _f(grain1[x])
@@ -400,15 +401,15 @@ def _augment_row(
 def _store_rgb_row(rgb: Any, line: Any, interleave: bool, stream: bool, y: int, out: Any) -> None:
     """Write one finished RGB row to the output."""
     red, green, blue = rgb[0], rgb[1], rgb[2]
-    res = len(red)
+    width, area = len(red), len(out) // 3
     if interleave:
-        for x in range(res):
+        for x in range(width):
             line[3 * x], line[3 * x + 1], line[3 * x + 2] = red[x], green[x], blue[x]
-        _store_row(line, out, 3 * res * y, stream)
+        _store_row(line, out, 3 * width * y, stream)
         return
-    _store_row(red, out, res * y, stream)
-    _store_row(green, out, res * (res + y), stream)
-    _store_row(blue, out, res * (2 * res + y), stream)
+    _store_row(red, out, width * y, stream)
+    _store_row(green, out, area + width * y, stream)
+    _store_row(blue, out, 2 * area + width * y, stream)
 
 
 @jit

@@ -98,18 +98,19 @@ class Renderer:
         if packed is not None:
             self._place_unpacked(images)
         settings, count = self._settings, len(images)
-        area = settings.res * settings.res
+        area, width = settings.res.pixels, settings.res.width
         flat = self._buffers.take(count * sum(self._channels) * area)
         parts = torch.split(flat, [count * channels * area for channels in self._channels])
         outputs = tuple(
             part.view(count, channels * area).numpy()
             for part, channels in zip(parts, self._channels, strict=True)
         )
-        stream = settings.res % 16 == 0 and flat.nbytes > _STREAM_THRESHOLD
+        stream = width % 16 == 0 and flat.nbytes > _STREAM_THRESHOLD
         sizes = reduced_sizes(images[:, :, 1:], settings.res)
         targets = self._reduced_addresses(images, sizes)
         warped = np.concatenate([np.where(targets, targets, images[:, :, 0])[..., None], sizes], 2)
-        matrices = affine_matrices(draws.rotation, sizes, res=settings.res)
+        aspect = images[:, 1, 1] / images[:, 1, 2]
+        matrices = affine_matrices(draws.rotation, sizes, res=settings.res, aspect=aspect)
         thresholds = np.where(targets[:, 2], HALF, settings.threshold).astype(np.float32)
 
         def render_range(first: int, last: int) -> None:
@@ -129,7 +130,7 @@ class Renderer:
             render(
                 warped, matrices, draws.colour, draws.noise, draws.place, self._noise,
                 settings.normal, thresholds, settings.depth_bits, self._invalid, settings.augment,
-                settings.channels_last, stream, outputs, first, last,
+                settings.channels_last, stream, width, outputs, first, last,
             )  # fmt: skip
 
         parallel = min(settings.threads, max(count, 1))
@@ -143,7 +144,7 @@ class Renderer:
             for role, part, channels in zip(ROLES, parts[:-1], self._channels[:-1], strict=True)
             if channels
         }
-        known = parts[-1].view(-1, 1, settings.res, settings.res) > 0
+        known = parts[-1].view(-1, 1, *settings.res) > 0
         return fill(found, count, settings, dict.fromkeys(settings.invalid, known))
 
     def _place_unpacked(self, images: npt.NDArray[np.int64]) -> None:
@@ -178,8 +179,8 @@ class Renderer:
             self._pool.shutdown()
 
     def _as_images(self, part: torch.Tensor, channels: int) -> torch.Tensor:
-        """Return a part as (B, C, R, R) in the renderer's dtype and memory order."""
-        res, dtype = self._settings.res, self._settings.dtype
+        """Return a part as (B, C, H, W) in the renderer's dtype and memory order."""
+        size, dtype = self._settings.res, self._settings.dtype
         if self._settings.channels_last:
-            return part.view(-1, res, res, channels).permute(0, 3, 1, 2).to(dtype)
-        return part.view(-1, channels, res, res).to(dtype)
+            return part.view(-1, *size, channels).permute(0, 3, 1, 2).to(dtype)
+        return part.view(-1, channels, *size).to(dtype)

@@ -55,8 +55,9 @@ def build_graph(
     - the shard number (n,);
     - for each of ``roles`` (fg_bg, mask, depth or fewer) the first byte (n, 1) int64;
     - for each of ``roles`` the length (n, 1);
-    - unless ``decode_only``, the matrix on the unit square (n, 2, 3);
-    - with ``noise`` (3, S, S), the colour matrix (n, 3, 4) and the noise strength (n,);
+    - unless ``decode_only``, the matrix on the unit square (n, 2, 3): of the rotation in pixels of
+      fg_bg, or, if its images have several sizes, of the rotation of a square picture;
+    - with ``noise`` (3, S, T), the colour matrix (n, 3, 4) and the noise strength (n,);
     - with ``backgrounds`` (N, H, W, 3), the background number (n,);
     - with ``noise``, the row and column of its crop (n, 2).
 
@@ -115,6 +116,20 @@ def build_graph(
     def scaled(size: tuple[int, int]) -> Any:
         return unit_matrix * types.Constant(np.array(size, np.float32)[:, None], device="cpu")
 
+    def in_pixels(matrix: Any, size: Any) -> Any:
+        """Return the map to the unit square that turns an image in its own pixels.
+
+        ``size`` is its width and height. The output is stretched to its aspect before, the image
+        to a square afterwards.
+        """
+        one, aspect = types.Constant(1.0, device="cpu"), size[0] / size[1]
+        middle = [side / 2 for side in res[::-1]]
+        return fn.transforms.combine(
+            fn.transforms.scale(scale=fn.stack(aspect, one), center=middle),
+            matrix,
+            fn.transforms.scale(scale=fn.stack(1.0 / aspect, one), center=[0.5, 0.5]),
+        )
+
     def reduced(role: str, image: Any, size: Any) -> tuple[Any, Any]:
         """Reduce an image that is much larger than the batch; return it and its matrix.
 
@@ -129,8 +144,9 @@ def build_graph(
                 image = fn.cast(image >= settings.threshold, dtype=types.FLOAT) * 255.0
                 image = image + (settings.threshold - HALF)
             return resized(role, image, [new[1], new[0]]), scaled(new)
-        large = fn.cast(size > LIMIT * res, dtype=types.FLOAT)
-        new = size + large * (res - size)
+        target = types.Constant(np.array(res[::-1], np.float32), device="cpu")
+        large = fn.cast(size > LIMIT * target, dtype=types.FLOAT)
+        new = size + large * (target - size)
         if role == "mask":
             any_large = to_device(fn.reductions.max(large))
             binary = fn.cast(image >= settings.threshold, dtype=types.FLOAT) * 255.0 + (
@@ -162,7 +178,7 @@ def build_graph(
         return fn.warp_affine(
             image,
             matrix=matrix,
-            size=[res, res],
+            size=list(res),
             interp_type=types.INTERP_LINEAR,
             dtype=types.FLOAT,
         )
@@ -202,6 +218,8 @@ def build_graph(
             pipe.set_outputs(*(image for image, _ in found.values()))
             pipe.build()
             return pipe
+        if not isinstance(size := found["fg_bg"][1], tuple):
+            unit_matrix = in_pixels(unit_matrix, size)
         if depth_bits == 16:
             # The warp does not take uint16.
             image, size = found["depth"]

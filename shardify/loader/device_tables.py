@@ -12,6 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from shardify.resolution import ResolutionLike, resolution
+
 Array = npt.NDArray[Any]
 
 
@@ -24,14 +26,19 @@ class DeviceTables:
     """
 
     def __init__(
-        self, backgrounds: Array | None, noise: Array | None, *, res: int, device: torch.device
+        self,
+        backgrounds: Array | None,
+        noise: Array | None,
+        *,
+        res: ResolutionLike,
+        device: torch.device,
     ) -> None:
         """Copy the tables to the device.
 
         Args:
             backgrounds: (N, H, W, 3) uint8, N > 0; None: no backgrounds.
-            noise: (3, S, S) int8 with S > res; None: no noise.
-            res: Width and height of a noise crop. Pixels.
+            noise: (3, S, T) int8, larger than ``res``; None: no noise.
+            res: Resolution of a noise crop. Pixels.
             device: Target device.
         """
         self._device = device
@@ -51,10 +58,10 @@ class DeviceTables:
 
         Args:
             rows: With backgrounds, their numbers (n,); then, with noise, the row and column
-                where each crop begins (n, 2), in [0, S - res).
+                where each crop begins (n, 2), so that it ends before the table does.
 
         Returns:
-            (n, H, W, 3) uint8 with backgrounds, then (n, res, res, 3) int8 with noise; contiguous.
+            (n, H, W, 3) uint8 with backgrounds, then (n, *res, 3) int8 with noise; contiguous.
         """
         gathered = []
         with torch.cuda.stream(self.stream) if self.stream else contextlib.nullcontext():
@@ -69,11 +76,10 @@ class DeviceTables:
         return gathered
 
 
-def _noise_crops(noise: Array, res: int, device: torch.device) -> Tensor:
-    """Return every crop as a view of one table: (row, column, res, res, 3)."""
+def _noise_crops(noise: Array, res: ResolutionLike, device: torch.device) -> Tensor:
+    """Return every crop as a view of one table: (row, column, *res, 3)."""
     table = torch.from_numpy(np.ascontiguousarray(noise.transpose(1, 2, 0))).to(device)
-    positions = table.shape[0] - res
+    height, width = resolution(res)
+    rows, columns = table.shape[0] - height, table.shape[1] - width
     down, right, channel = table.stride()
-    return table.as_strided(
-        (positions, positions, res, res, 3), (down, right, down, right, channel)
-    )
+    return table.as_strided((rows, columns, height, width, 3), (down, right, down, right, channel))

@@ -1,7 +1,7 @@
 """The loader: read a split's shards and yield augmented batches on the training device.
 
     (seed, epoch, step) ─► BatchSampler: samples, byte ranges, augmentation ─► DALI: decode
-        ─► one warp to R x R ─► colour ─► noise ─► normalise ─► Batch
+        ─► one warp to H x W ─► colour ─► noise ─► normalise ─► Batch
 
 This module keeps the position in the epoch. ``batch_producer`` makes the batches.
 """
@@ -24,6 +24,7 @@ from shardify.loader.prefetch import Prefetcher
 from shardify.loader.ranks import find_rank, group_rank
 from shardify.loader.sampler import EPOCH_LIMIT, KINDS, SEED_LIMIT, Indexes
 from shardify.loader.shards import load_manifest, open_split
+from shardify.resolution import ResolutionLike, resolution
 from shardify.storage.readahead import ReadAhead
 
 
@@ -44,7 +45,7 @@ class Loader:
         data: str | Path,
         *,
         split: str = "train",
-        res: int = 256,
+        res: ResolutionLike = 256,
         batch_size: int = 16,
         augment: bool = True,
         seed: int = 0,
@@ -71,7 +72,7 @@ class Loader:
             split: ``train``: the last global batch is dropped if it is not full. ``val``: samples
                 in the order of the shards, each exactly once; the last batches may be short or
                 empty.
-            res: Width and height of the batches. Pixels.
+            res: Side of the batches, or their (height, width). Pixels.
             batch_size: Samples a batch, on each rank.
             augment: Apply rotation, colour and noise; False: resize only.
             seed: Seed of order and augmentation, in [0, 2**63).
@@ -111,8 +112,9 @@ class Loader:
             "none",
         ):
             raise ValueError(f"kernel {kernel!r} on {device}: expected fused (CPU), dali or none")
-        if min(res, batch_size, threads, prefetch) < 1:
-            raise ValueError("expected res, batch_size, threads, prefetch >= 1")
+        size = resolution(res)
+        if min(batch_size, threads, prefetch) < 1:
+            raise ValueError("expected batch_size, threads, prefetch >= 1")
         found = find_rank(rank, world_size)
         # Only a rank that was found can be outdated when the process group is created later.
         self._found_rank = found if rank is None else None
@@ -128,8 +130,8 @@ class Loader:
             raise ValueError(f"exclude: only in training, not for split {split!r}")
         if cache not in ("disk", "ram"):
             raise ValueError(f"cache {cache!r}: expected disk or ram")
-        folder, self.manifest = load_manifest(Path(data), res=res)
-        self.res = res
+        folder, self.manifest = load_manifest(Path(data), res=size)
+        self.res = size
         self.batch_size = batch_size
         self._sampler = BatchSampler(
             open_split(folder, self.manifest, split, cache=cache, verify=verify),
@@ -160,7 +162,7 @@ class Loader:
         with contextlib.ExitStack() as undo:
             undo.callback(self._readahead.close)
             settings = RenderSettings(
-                res=res,
+                res=size,
                 batch_size=batch_size,
                 device=torch_device,
                 dtype=dtype,

@@ -15,6 +15,7 @@ from numba import carray, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 
 from shardify.loader.cpu_kernels import jit
+from shardify.resolution import ResolutionLike, resolution
 
 LIMIT = 1.5
 """Sides up to this many times the batch's are left to the warp."""
@@ -24,13 +25,14 @@ HALF = 127.5
 """An averaged mask is object from this value on."""
 
 
-def reduced_sizes(sizes: npt.ArrayLike, res: int) -> npt.NDArray[np.int64]:
-    """Return the sides of images after the reduction, in pixels: (..., 2), as ``sizes``."""
+def reduced_sizes(sizes: npt.ArrayLike, res: ResolutionLike) -> npt.NDArray[np.int64]:
+    """Return images' widths and heights after the reduction, in pixels: (..., 2), as ``sizes``."""
     sides = np.asarray(sizes, np.int64)
-    return np.where(sides > LIMIT * res, res, sides)
+    target = np.array(resolution(res)[::-1])
+    return np.where(sides > LIMIT * target, target, sides)
 
 
-def reduce_table(table: npt.NDArray[np.uint8], res: int) -> npt.NDArray[np.uint8]:
+def reduce_table(table: npt.NDArray[np.uint8], res: ResolutionLike) -> npt.NDArray[np.uint8]:
     """Return (N, H, W, 3) images reduced for batches of ``res`` pixels; unchanged if small."""
     count, height, width, _ = table.shape
     wide, high = reduced_sizes((width, height), res).tolist()

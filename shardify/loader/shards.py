@@ -8,6 +8,7 @@ and the error names it.
 import contextlib
 import hashlib
 import mmap
+import operator
 import resource
 import tarfile
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from shardify.dataset.manifest import BACKGROUNDS, Manifest, Shard
 from shardify.errors import DataError, ShardifyError
 from shardify.loader.cpu_kernels import parse_numbers
 from shardify.loader.sampler import Indexes
+from shardify.resolution import ResolutionLike, resolution
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -74,13 +76,13 @@ any but ``fg_bg``."""
 MEMBERS = (*IMAGES, "bg")
 
 
-def load_manifest(path: Path, *, res: int) -> tuple[Path, Manifest]:
+def load_manifest(path: Path, *, res: ResolutionLike) -> tuple[Path, Manifest]:
     """Read a data set's manifest, or that of its best resolution if it has several.
 
     Args:
         path: The data set's folder, or its ``manifest.json``.
-        res: Size of the batches: the smallest resolution of at least this is chosen, else the
-            largest. Pixels.
+        res: Resolution of the batches: the smallest that is at least as high and as wide is
+            chosen, else the largest. Pixels.
 
     Returns:
         The folder that holds the shards, and their manifest.
@@ -92,8 +94,10 @@ def load_manifest(path: Path, *, res: int) -> tuple[Path, Manifest]:
         manifest = Manifest.load(path)
         folder = path if path.is_dir() else path.parent
         if manifest.resolutions:
-            built = sorted(manifest.resolutions, key=lambda one: one.res)
-            chosen = next((one for one in built if one.res >= res), built[-1])
+            least = resolution(res)
+            built = sorted(manifest.resolutions, key=lambda one: one.size.pixels)
+            enough = (one for one in built if all(map(operator.ge, one.size, least)))
+            chosen = next(enough, built[-1])
             folder = folder / chosen.path
             manifest = Manifest.load(folder)
     except ShardifyError as error:

@@ -32,7 +32,7 @@ def start_build_workers(
     out: PathOrUrl,
     *,
     codec: str,
-    res: Sequence[int],
+    res: Sequence[object],
     verify: str,
     workers: int | None,
     scheduler: str | None,

@@ -15,6 +15,7 @@ from PIL import Image
 
 from shardify.dataset.manifest import Background, Manifest, Role, Shard, Source, Split, Stats
 from shardify.loader.augmentation import affine_matrices, rotations
+from shardify.resolution import ResolutionLike
 
 IMAGES = ("fg_bg", "mask", "depth")
 
@@ -33,9 +34,15 @@ def encode(image: np.ndarray, kind: str, **options: object) -> bytes:
     return stream.getvalue()
 
 
-def matrices(angle: np.ndarray, *, width: int, height: int, res: int) -> np.ndarray:
-    """(n, 2, 3) output to source, of images of one size turned by (n,) degrees."""
-    return affine_matrices(rotations(angle), [[[width, height]]], res=res)[:, 0]
+def matrices(
+    angle: np.ndarray, *, width: int, height: int, res: ResolutionLike, aspect: float | None = None
+) -> np.ndarray:
+    """(n, 2, 3) output to source, of images of one size turned by (n,) degrees.
+
+    ``aspect`` is that of the picture that is turned, None: of the images.
+    """
+    aspect = width / height if aspect is None else aspect
+    return affine_matrices(rotations(angle), [[[width, height]]], res=res, aspect=aspect)[:, 0]
 
 
 def scene(index: int, size: int = 40, depth_size: int = 36) -> Images:

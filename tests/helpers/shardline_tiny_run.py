@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from model.blocks import Prediction
 from shardify.errors import DataError
 from shardify.loader.batch import Batch
+from shardify.resolution import ResolutionLike, resolution
 from train.config import Config
 from train.distributed import World
 from train.tracking.image_panels import ROLES
@@ -60,16 +61,17 @@ class TinyNet(nn.Module):
         return Prediction(depth=out[:, :1], mask=out[:, 1:])
 
 
-def sample(index: int, epoch: int, res: int, augment: bool) -> list[np.ndarray]:
-    """bg, fg_bg (3, R, R), mask and depth (1, R, R): a bright disc on noise; depth falls off it."""
+def sample(index: int, epoch: int, res: ResolutionLike, augment: bool) -> list[np.ndarray]:
+    """bg, fg_bg (3, H, W), mask and depth (1, H, W): a bright disc on noise; depth falls off it."""
     still = np.random.default_rng([7, index])
-    y, x = np.mgrid[0:res, 0:res] / res
-    bg = still.normal(0, 0.3, (3, 1, 1)) + still.normal(0, 0.1, (3, res, res))
+    height, width = size = resolution(res)
+    y, x = np.mgrid[0:height, 0:width] / np.array(size).reshape(2, 1, 1)
+    bg = still.normal(0, 0.3, (3, 1, 1)) + still.normal(0, 0.1, (3, *size))
     away = np.hypot(x - still.uniform(0.3, 0.7), y - still.uniform(0.3, 0.7))
     mask = (away < still.uniform(0.15, 0.3))[None].astype(float)
     fg_bg = bg * (1 - mask) + (1.0 + 0.3 * still.normal(0, 1, (3, 1, 1))) * mask
     if augment:
-        noise = np.random.default_rng([8, index, epoch]).normal(0, 0.02, (3, res, res))
+        noise = np.random.default_rng([8, index, epoch]).normal(0, 0.02, (3, *size))
         bg, fg_bg = bg + noise, fg_bg + noise
     return [bg, fg_bg, mask, np.clip(1 - away, 0, 1)[None]]
 
@@ -78,8 +80,8 @@ class TinyLoader:
     """What ``shardify.loader.loader.Loader`` promises, on made-up samples."""
 
     def __init__(
-        self, samples: range, *, res: int, batch: int, augment: bool, seed: int, world: World,
-        training: bool, delay: float = 0.0, fingerprint: str = "tiny",
+        self, samples: range, *, res: ResolutionLike, batch: int, augment: bool, seed: int,
+        world: World, training: bool, delay: float = 0.0, fingerprint: str = "tiny",
         roles: frozenset[str] = ROLES,
     ) -> None:  # fmt: skip
         self._roles = roles
@@ -118,7 +120,8 @@ class TinyLoader:
     def _make(self, indexes: np.ndarray, epoch: int) -> Batch:
         rows = [sample(self._samples[int(i)], epoch, self._res, self._augment) for i in indexes]
         if not rows:
-            side = (0, 3, self._res, self._res), (0, 1, self._res, self._res)
+            size = resolution(self._res)
+            side = (0, 3, *size), (0, 1, *size)
             return Batch(*(torch.zeros(side[i // 2]) for i in range(4)))
         parts = [torch.tensor(np.stack(part)).float() for part in zip(*rows, strict=True)]
         return Batch(
@@ -167,7 +170,9 @@ class TinySource:
     def samples(self, split: str) -> int:
         return self._counts.get(split, 0)
 
-    def open(self, split: str, *, res: int, batch: int, augment: bool, seed: int) -> TinyLoader:
+    def open(
+        self, split: str, *, res: ResolutionLike, batch: int, augment: bool, seed: int
+    ) -> TinyLoader:
         training = split == "train"
         first = 0 if training else 100_000
         loader = TinyLoader(

@@ -39,9 +39,9 @@ def test_no_input_channels_are_refused() -> None:
 
 
 def test_resolutions_are_checked_without_a_network() -> None:
-    check_resolution(64)
+    check_resolution(64, 128)
     with pytest.raises(ValueError, match="100 is not a positive multiple of 16; use 96 or 112"):
-        check_resolution(100)
+        check_resolution(64, 100)
 
 
 @pytest.mark.parametrize("name", MODELS)

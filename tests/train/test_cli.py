@@ -134,7 +134,8 @@ def test_a_flag_that_other_programs_have_is_answered_with_its_name_here() -> Non
 def test_a_count_of_nothing_is_wrong_usage(command: str, flag: str) -> None:
     if (command, flag) != ("predict", "--threads"):
         result = call(command, "run", flag, 0) if command != "bench" else call(command, flag, 0)
-        assert result.exit_code == 2 and f"'{flag}': 0 is not in the range" in result.stderr
+        says = "resolution 0: expected" if flag == "--res" else "0 is not in the range"
+        assert result.exit_code == 2 and f"'{flag}': {says}" in result.stderr
 
 
 def test_an_unknown_key_of_a_file_is_answered_with_the_nearest(tmp_path: Path) -> None:
@@ -169,7 +170,7 @@ def test_a_resumed_run_keeps_its_settings_and_refuses_others(tmp_path: Path) -> 
     result = call("run", "--resume", "--out", out, "--lr", "0.1")
     assert_one_line(result, 2, "optim.lr is 0.2, but the command says 0.1")
     config = configure({"out": str(out), "max_steps": 5}, file=None, resume=True)
-    assert (config.optim.lr, config.run.max_steps, config.data.res) == (0.2, 5, (16,))
+    assert (config.optim.lr, config.run.max_steps, config.data.res) == (0.2, 5, ((16, 16),))
 
 
 def test_override_changes_the_rate_of_a_resumed_run_and_says_so(tmp_path: Path) -> None:
@@ -232,7 +233,7 @@ def test_a_checkpoint_says_the_settings_when_the_file_of_them_is_gone(
     result = call("run", "--resume", "--out", moved, f"--{name}", value)
     assert_one_line(result, 2, f"{newest}: {says}", "a resumed run cannot change it")
     config = configure({"out": str(moved)}, file=None, resume=True)
-    assert (config.optim.lr, config.data.res, config.run.out) == (0.2, (16,), str(moved))
+    assert (config.optim.lr, config.data.res, config.run.out) == (0.2, ((16, 16),), str(moved))
     other = resolve(config, {name: value})
     with pytest.raises(ConfigError, match="a resumed run cannot change it"):
         launch(other, resume=True, make_source=make_source, make_model=TinyNet)

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shardify.resolution import ResolutionLike, resolution
 from train.config import Config, Data, Optim
 from train.errors import ConfigError
 from train.settings import from_text, from_toml, resolve, settings, to_toml
@@ -18,16 +19,22 @@ def refusal(text: str) -> str:
     return message
 
 
+SIDES = st.integers(1, 4096)
+
+
 @given(
-    res=st.lists(st.integers(1, 4096), min_size=1, max_size=4),
+    res=st.lists(st.tuples(SIDES, SIDES) | SIDES, min_size=1, max_size=4),
     lr=st.floats(1e-9, 10),
     out=st.text(st.characters(codec="utf-8", exclude_characters="\x7f"), max_size=20),
     augment=st.booleans(),
 )
-def test_settings_survive_toml(res: list[int], lr: float, out: str, augment: bool) -> None:
+def test_settings_survive_toml(
+    res: list[ResolutionLike], lr: float, out: str, augment: bool
+) -> None:
     config = resolve(Config(), {"res": res, "lr": lr, "out": out, "augment": augment})
     assert from_text(to_toml(config)) == config
-    assert (config.data.res, config.optim.lr, config.run.out) == (tuple(res), lr, out)
+    assert config.data.res == tuple(map(resolution, res))
+    assert (config.optim.lr, config.run.out) == (lr, out)
 
 
 def test_every_setting_has_help_and_a_name_of_its_own() -> None:
@@ -76,7 +83,9 @@ def test_an_unknown_key_is_refused_with_the_nearest_valid_one(text: str, nearest
         ("[optim]\ngrad_accum = 99999999999999999999", "expected 1 to 1048576"),
         ("[compute]\nthreads = 100000", "--threads 100000: expected 1 to 1024"),
         ("[compute]\ntorch_threads = 3000000000", "expected 0 to 1024"),
-        ("[data]\nres = [64, 1.5]", "expected whole numbers"),
+        ("[data]\nres = [64, 1.5]", "data.res: resolution 1.5: expected a side in pixels"),
+        ("[data]\nres = ['128x']", "data.res: resolution 128x: expected a side in pixels"),
+        ("[data]\nepochs = [64, 1.5]", "expected whole numbers"),
         ("[data]\nres = []", "--res ()"),
         ("[data]\nbatch = " + "9" * 5000, "not TOML"),
         ("[data]\nres = " + "[" * 3000, "not TOML"),

@@ -31,7 +31,9 @@ class BenchConfig:
 
     shards: str
     split: str = "train"
-    res: int
+    res: int | str
+    """Side of the images, or ``"HEIGHTxWIDTH"``. Pixels."""
+
     batch_size: int
     threads: int
     """DALI's, the renderer's and torch's; for other loaders, worker processes."""

@@ -24,24 +24,26 @@ from shardify.loader.augmentation import (
 )
 from shardify.loader.reduction import HALF, reduced_sizes
 from shardify.loader.shards import background_payloads
+from shardify.resolution import ResolutionLike, resolution
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 
 
-def warp(image: Array, matrix: Array, res: int) -> npt.NDArray[np.float64]:
+def warp(image: Array, matrix: Array, res: ResolutionLike) -> npt.NDArray[np.float64]:
     """Bilinear interpolation in plain NumPy, the nearest edge pixel outside: the definition.
 
     Args:
         image: (H, W) or (H, W, C).
         matrix: (2, 3), from ``augmentation.affine_matrices``.
-        res: Output width and height. Pixels.
+        res: Output resolution. Pixels.
 
     Returns:
-        (res, res) or (res, res, C), in the image's levels.
+        (*res,) or (*res, C), in the image's levels.
     """
     height, width = image.shape[:2]
-    y, x = np.mgrid[:res, :res] + 0.5
+    rows, columns = resolution(res)
+    y, x = np.mgrid[:rows, :columns] + 0.5
     a = np.asarray(matrix, np.float64)
     across = (a[0, 0] * x + a[0, 1] * y + a[0, 2] - 0.5).clip(0, width - 1)
     down = (a[1, 0] * x + a[1, 1] * y + a[1, 2] - 0.5).clip(0, height - 1)
@@ -62,7 +64,7 @@ def open_image(data: bytes, mode: str) -> Image.Image:
     return image if mode == "I;16" else image.convert(mode)
 
 
-def reduced(image: Image.Image, res: int) -> Image.Image:
+def reduced(image: Image.Image, res: ResolutionLike) -> Image.Image:
     """Resize with antialiasing what is much larger than the output, as the loader does."""
     width, height = reduced_sizes(image.size, res).tolist()
     if (width, height) == image.size:
@@ -77,10 +79,10 @@ def reduced(image: Image.Image, res: int) -> Image.Image:
 class PillowRenderer:
     """One sample at a time: decoded images in, a batch's planes out."""
 
-    def __init__(self, folder: Path, *, res: int, augment: bool = True) -> None:
+    def __init__(self, folder: Path, *, res: ResolutionLike, augment: bool = True) -> None:
         """Read the manifest and decode the backgrounds once."""
         self.manifest = Manifest.load(folder)
-        self.res = res
+        self.res = resolution(res)
         self.augment = augment
         width, height, _ = self.manifest.roles["fg_bg"].sizes[0]
         self.backgrounds = [
@@ -112,18 +114,19 @@ class PillowRenderer:
         ``fg_bg`` is RGB, ``mask`` L, ``depth`` L or I;16; ``draws`` are of this one sample.
 
         Returns:
-            bg, fg_bg (3, R, R), mask, depth (1, R, R) float32.
+            bg, fg_bg (3, H, W), mask, depth (1, H, W) float32.
         """
-        bg = self.picture(self.backgrounds[background], draws, "bg")
+        aspect = fg_bg.width / fg_bg.height
+        bg = self.picture(self.backgrounds[background], draws, "bg", aspect)
         threshold = self.threshold
         binary = mask.point(lambda level: 255 * (level >= self.threshold))
         if (smaller := reduced(binary, self.res)).size != mask.size:
             mask, threshold = smaller, HALF
-        seen = np.asarray(self.moved(mask, draws))
-        far = self.moved_depth(depth, draws) / self.depth_levels
+        seen = np.asarray(self.moved(mask, draws, aspect))
+        far = self.moved_depth(depth, draws, aspect) / self.depth_levels
         return (
             bg,
-            self.picture(fg_bg, draws, "fg_bg"),
+            self.picture(fg_bg, draws, "fg_bg", aspect),
             (seen >= threshold).astype(np.float32)[None],
             far[None],
         )
@@ -147,26 +150,27 @@ class PillowRenderer:
         mean, std = np.array(stats.mean).reshape(3, 1, 1), np.array(stats.std).reshape(3, 1, 1)
         return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
 
-    def moved(self, image: Image.Image, draws: AugmentationDraws) -> Image.Image:
+    def moved(self, image: Image.Image, draws: AugmentationDraws, aspect: float) -> Image.Image:
         """Resize and rotation in one; black outside, as Pillow has it."""
         image = reduced(image, self.res)
-        matrix = affine_matrices(draws.rotation, [[image.size]], res=self.res)[0, 0]
+        sizes = [[image.size]]
+        matrix = affine_matrices(draws.rotation, sizes, res=self.res, aspect=aspect)[0, 0]
         return image.transform(
-            (self.res, self.res),
+            self.res[::-1],
             Image.Transform.AFFINE,
             matrix.ravel().tolist(),
             Image.Resampling.BILINEAR,
         )
 
-    def moved_depth(self, image: Image.Image, draws: AugmentationDraws) -> Floats:
+    def moved_depth(self, image: Image.Image, draws: AugmentationDraws, aspect: float) -> Floats:
         """Resize and rotation of a depth map, in levels; invalid pixels are 0 and do not bleed."""
         if self.invalid is None:
-            return np.asarray(self.moved(image, draws), np.float32)
+            return np.asarray(self.moved(image, draws, aspect), np.float32)
         levels = np.asarray(image, np.float32)
         valid = levels != self.invalid
         moves: tuple[Callable[[Image.Image], Image.Image], ...] = (
             lambda part: reduced(part, self.res),
-            lambda part: self.moved(part, draws),
+            lambda part: self.moved(part, draws, aspect),
         )
         for move in moves:
             total, weight = (
@@ -177,16 +181,18 @@ class PillowRenderer:
             levels = np.where(valid, total / np.maximum(weight, 0.5), 0)
         return levels
 
-    def picture(self, image: Image.Image, draws: AugmentationDraws, role: str) -> Floats:
-        """Warp, colour, noise, normalise: (3, R, R) float32."""
-        moved = self.moved(image, draws)
+    def picture(
+        self, image: Image.Image, draws: AugmentationDraws, role: str, aspect: float
+    ) -> Floats:
+        """Warp, colour, noise, normalise: (3, H, W) float32."""
+        moved = self.moved(image, draws, aspect)
         if self.augment:
             # Pillow's own colour matrix: rounds to whole levels and clips.
             moved = moved.convert("RGB", tuple(draws.colour[0].ravel().tolist()))
         planes = np.asarray(moved).transpose(2, 0, 1).astype(np.float32, order="C")
         if self.augment:
-            row, column = draws.place[0]
-            grain = self.noise[:, row : row + self.res, column : column + self.res]
+            (row, column), (height, width) = draws.place[0], self.res
+            grain = self.noise[:, row : row + height, column : column + width]
             strength = np.float32(float(draws.noise[0]) / NOISE_UNIT)
             planes += grain * strength
             np.clip(planes, 0, 255, out=planes)

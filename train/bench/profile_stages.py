@@ -51,7 +51,7 @@ class ProfileConfig:
     shards: str
     out: str
     label: str
-    res: int
+    res: int | str
     batch: int
     """Batch size of the loader's stages."""
 

@@ -50,7 +50,7 @@ class Sweep:
     label: str
     """Begins the name of each figure: which data, in a word or two."""
 
-    res: int
+    res: int | str
     batches: list[int]
     contenders: list[str]
     """Names of ``train.bench.cases``."""

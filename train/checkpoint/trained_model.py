@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from model.losses import TARGETS, Criterion
 from model.registry import MakeModel, create
 from shardify.loader.batch import ROLES, RoleStats
+from shardify.resolution import Resolution, is_resolution, resolution
 from train.checkpoint import checkpoint_file
 from train.config import Config
 from train.data import TargetFormat
@@ -30,7 +31,7 @@ class Trained(NamedTuple):
     criterion: Criterion
     """Activates raw outputs and computes the loss."""
 
-    res: int
+    res: Resolution
     """Last resolution of the training. Pixels."""
 
     mean: dict[str, list[float]]
@@ -146,7 +147,7 @@ def load_trained(path: str | Path, *, make_model: MakeModel = create) -> Trained
         criterion=make_criterion(config.loss, targets),
         targets=targets,
         background="bg" in roles,
-        res=about["res"],
+        res=resolution(about["res"]),
         mean=about["mean"],
         std=about["std"],
         config=config,
@@ -165,7 +166,7 @@ def _about(text: str, path: Path) -> dict[str, Any]:
         about = json.loads(text)
     except (ValueError, RecursionError):
         about = None
-    kinds = {"config": str, "res": int, "step": int, "mean": dict, "std": dict}
+    kinds = {"config": str, "step": int, "mean": dict, "std": dict}
     wrong = ["JSON object"] if not isinstance(about, dict) else []
     if not wrong:
         wrong += [name for name, kind in kinds.items() if type(about.get(name)) is not kind]
@@ -175,6 +176,7 @@ def _about(text: str, path: Path) -> dict[str, Any]:
             if name not in wrong
             and not all(_is_rgb(about[name].get(role)) for role in ("bg", "fg_bg"))
         ]
+        wrong += [] if is_resolution(about.get("res")) else ["res"]
         roles = about.get("roles", list(ROLES))
         if not isinstance(roles, list) or not set(TARGETS) & {str(role) for role in roles}:
             wrong.append("roles")

@@ -9,6 +9,7 @@ import torch
 from model.registry import check_resolution
 from shardify.errors import DataError
 from shardify.loader.batch import Batch
+from shardify.resolution import ResolutionLike, resolution
 from train.checkpoint.trained_model import Trained, load_trained
 from train.data import Dataset, ShardDataset
 from train.distributed import World
@@ -68,7 +69,13 @@ def common_targets(trained: Trained, source: Dataset) -> tuple[str, ...]:
 
 
 def evaluate_split(
-    trained: Trained, source: Dataset, *, split: str, res: int, batch: int, device: torch.device
+    trained: Trained,
+    source: Dataset,
+    *,
+    split: str,
+    res: ResolutionLike,
+    batch: int,
+    device: torch.device,
 ) -> dict[str, float]:
     """Compute all metrics of a trained network on a split.
 
@@ -111,7 +118,7 @@ def evaluate_shards(
     path: Path,
     *,
     shards: str,
-    res: int | None,
+    res: ResolutionLike | None,
     split: str,
     batch: int,
     device: str,
@@ -130,9 +137,9 @@ def evaluate_shards(
     world = World()
     chosen = pick_device(device, world)
     trained = load_trained(path)
-    size = res or trained.res
+    size = resolution(res or trained.res)
     try:
-        check_resolution(size)
+        check_resolution(*size)
     except ValueError as error:
         raise ConfigError(f"--res {size}: {error}") from error
     source = ShardDataset(

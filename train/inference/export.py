@@ -117,7 +117,7 @@ def _deployed(trained: Trained) -> Deployed:
 def _weights(trained: Trained, target: Path) -> None:
     about = {
         "config": to_toml(trained.config),
-        "res": trained.res,
+        "res": trained.res.to_json(),
         "step": trained.step,
         "mean": trained.mean,
         "std": trained.std,
@@ -133,7 +133,9 @@ def _formats(trained: Trained) -> dict[str, dict[str, Any]]:
 
 def _description(trained: Trained) -> str:
     """Return the JSON text of an exported network."""
-    return json.dumps({"res": trained.res, "step": trained.step, "formats": _formats(trained)})
+    return json.dumps(
+        {"res": trained.res.to_json(), "step": trained.step, "formats": _formats(trained)}
+    )
 
 
 def _torchscript(network: Deployed, target: Path, trained: Trained) -> None:

@@ -1,8 +1,8 @@
 """Predict mask, depth and pictures to look at of images, at the size of each image.
 
-Images are resized to the network's resolution like validation samples: to a square, by bilinear
-interpolation with ``align_corners=False``, after sides much longer than it are reduced with
-antialiasing.
+Images are resized to the network's resolution like validation samples: whatever their shape, by
+bilinear interpolation with ``align_corners=False``, after sides much longer than it are reduced
+with antialiasing.
 """
 
 from collections.abc import Collection, Sequence
@@ -19,6 +19,7 @@ from torch.nn.functional import interpolate
 from model.registry import check_resolution
 from shardify.errors import DataError
 from shardify.loader.reduction import reduced_sizes
+from shardify.resolution import ResolutionLike, resolution
 from shardify.storage.atomic_write import atomic_path
 from train.checkpoint.trained_model import Trained, load_trained
 from train.data import TargetFormat
@@ -51,7 +52,11 @@ class Predictor:
     """Applies a trained network to images of any size."""
 
     def __init__(
-        self, trained: Trained, *, device: torch.device | None = None, res: int | None = None
+        self,
+        trained: Trained,
+        *,
+        device: torch.device | None = None,
+        res: ResolutionLike | None = None,
     ) -> None:
         """Move the network to a device.
 
@@ -60,9 +65,9 @@ class Predictor:
         Raises:
             ConfigError: The network does not support this resolution.
         """
-        self.res = trained.res if res is None else res
+        self.res = resolution(trained.res if res is None else res)
         try:
-            check_resolution(self.res)
+            check_resolution(*self.res)
         except ValueError as error:
             raise ConfigError(f"--res {self.res}: {error}") from error
         device = device or pick_device("auto", World())
@@ -113,16 +118,16 @@ class Predictor:
         ]
 
     def _input(self, image: NDArray[np.uint8], role: str, size: tuple[int, ...]) -> Tensor:
-        """Resize and normalise an image: (1, 3, R, R)."""
+        """Resize an image of (H, W) ``size`` and normalise it: (1, 3, *res)."""
         pixels = torch.from_numpy(image).to(self._device).permute(2, 0, 1)[None].float() / 255
         # The loader's steps: a background takes the size of its image, and a side much longer than
         # the network's is reduced with antialiasing; then comes the warp, here without rotation.
-        smaller = tuple(reduced_sizes(size, self.res).tolist())
+        smaller = tuple(reduced_sizes(size[::-1], self.res)[::-1].tolist())
         for antialiased in (size, smaller):
             if pixels.shape[2:] != antialiased:
                 pixels = interpolate(pixels, antialiased, mode="bilinear", antialias=True)
-        square = interpolate(pixels, (self.res, self.res), mode="bilinear", align_corners=False)
-        return (square - self._mean[role]) / self._std[role]
+        full = interpolate(pixels, tuple(self.res), mode="bilinear", align_corners=False)
+        return (full - self._mean[role]) / self._std[role]
 
 
 def predict_files(
@@ -198,7 +203,7 @@ def predict(
     bg: Path | None,
     fg_bg: Path,
     out: Path,
-    res: int | None = None,
+    res: ResolutionLike | None = None,
     batch: int = 8,
     bits: int | None = None,
     device: str = "auto",
@@ -259,7 +264,7 @@ def _channels(values: list[float], device: torch.device) -> Tensor:
 
 
 def _resize(plane: Tensor, size: tuple[int, ...]) -> NDArray[np.float32]:
-    """Resize (1, 1, R, R) to (H, W)."""
+    """Resize (1, 1, *res) to (H, W)."""
     full = interpolate(plane, size, mode="bilinear", align_corners=False)
     return full[0, 0].cpu().numpy()
 

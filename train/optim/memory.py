@@ -8,6 +8,7 @@ from itertools import islice
 import torch
 
 from shardify.loader.batch import Batch, synthetic
+from shardify.resolution import Resolution
 from train.errors import FitError
 from train.optim.step import StepResult, TrainStep
 
@@ -86,13 +87,14 @@ def gradients_in_memory(
         if not is_out_of_memory(error):
             raise
     # Outside the handler, because the traceback keeps the tensors of the failed step alive.
-    (samples, _, _, res), device = batches[0].mask.shape, batches[0].mask.device
+    (samples, _, *size), device = batches[0].mask.shape, batches[0].mask.device
+    res = Resolution(*size)
     batches.clear()
     raise FitError(oom_message(step, samples, res, device, channels_last=channels_last))
 
 
 def oom_message(
-    step: TrainStep, batch: int, res: int, device: torch.device, *, channels_last: bool
+    step: TrainStep, batch: int, res: Resolution, device: torch.device, *, channels_last: bool
 ) -> str:
     """Return the error line for a batch that did not fit; it names the largest that fits."""
 

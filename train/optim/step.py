@@ -24,7 +24,7 @@ class StepResult(NamedTuple):
     """Loss of the batch: float32 scalars."""
 
     prediction: Prediction
-    """Mask and depth (B, 1, R, R) in [0, 1], float32."""
+    """Mask and depth (B, 1, H, W) in [0, 1], float32."""
 
 
 class EvalStep:
@@ -34,13 +34,13 @@ class EvalStep:
         self._model = model
         self._criterion = criterion
         self._precision = precision
-        self._largest: dict[int, int] = {}
+        self._largest: dict[tuple[int, ...], int] = {}
         """Resolution → largest batch size so far."""
 
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> StepResult:
         """Evaluate a batch of at least one sample; the network must be in evaluation mode."""
-        count, res = batch.mask.shape[0], batch.mask.shape[-1]
+        count, res = batch.mask.shape[0], batch.mask.shape[2:]
         largest = self._largest[res] = max(count, self._largest.get(res, 0))
         # For the one short batch of a split, the algorithm search takes longer than computing it.
         with _without_search() if count < largest else nullcontext():
@@ -66,7 +66,7 @@ class TrainStep:
     ) -> None:
         """Create the step.
 
-        ``model`` takes (B, 6, R, R) and returns raw outputs, at one or several scales. ``clip`` is
+        ``model`` takes (B, 6, H, W) and returns raw outputs, at one or several scales. ``clip`` is
         the largest norm or value (``clip_by``) of the gradient; 0: no clipping. ``supervision`` is
         the weight of the losses at coarser scales. fp16 uses loss scaling.
         """
@@ -162,7 +162,7 @@ def _without_search() -> Iterator[None]:
 
 
 def _forward(model: nn.Module, batch: Batch, precision: torch.dtype) -> Prediction | Scales:
-    """Return raw outputs for both images of each sample, concatenated to (B, 6, R, R)."""
+    """Return raw outputs for both images of each sample, concatenated to (B, 6, H, W)."""
     images: Tensor = torch.cat((batch.bg, batch.fg_bg), dim=1)
     with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
         return cast(Prediction | Scales, model(images))

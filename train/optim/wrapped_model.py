@@ -115,10 +115,10 @@ class WrappedModel:
             ConfigError: One value has no variance.
         """
         config = self._config
-        res = min(config.data.res)
+        res = min(config.data.res, key=lambda each: each.pixels)
         shared = config.compute.sync_bn and self._world.size > 1
         # The networks halve images up to MULTIPLE: larger ones keep more than one pixel.
-        if config.data.batch > 1 or res > MULTIPLE or shared:
+        if config.data.batch > 1 or max(res) > MULTIPLE or shared:
             return
         fixed = set(self._frozen.modules()) if not config.network.unfreeze_stage else set()
         values: list[int] = []
@@ -131,7 +131,7 @@ class WrappedModel:
         hooks = [norm.register_forward_pre_hook(count) for norm in norms]
         training = self._whole.training
         with torch.no_grad():
-            self._whole.eval()(torch.zeros(1, 6, res, res, device=self._device))
+            self._whole.eval()(torch.zeros(1, 6, *res, device=self._device))
         self._whole.train(training)
         for hook in hooks:
             hook.remove()

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from shardify.resolution import is_resolution
 from shardify.storage.atomic_write import write_text
 from train.errors import RunError
 
-_NUMBERS = ("step", "res", "lr", "samples_per_s", "data_wait", "peak_memory_mb")
+_NUMBERS = ("step", "lr", "samples_per_s", "data_wait", "peak_memory_mb")
 """Numbers that each record has besides the metrics of its splits."""
 
 
@@ -58,6 +59,7 @@ class MetricsLog:
         records = []
         for number, record in self._numbered():
             wrong = [name for name in _NUMBERS if not _is_number(record.get(name))]
+            wrong += [] if is_resolution(record.get("res")) else ["res"]
             for split in ("train", "val"):
                 metrics = record.get(split, "")
                 if split == "val" and metrics is None:

@@ -228,7 +228,7 @@ def _check_utf8(config: Config) -> None:
 def _check_resolutions(config: Config) -> None:
     for res in config.data.res:
         try:
-            check_resolution(res)
+            check_resolution(*res)
         except ValueError as error:
             raise ConfigError(f"--res {res}: {error}") from error
 
@@ -263,7 +263,7 @@ def _open_shards(config: Config, world: World, device: torch.device) -> Dataset:
         order=config.data.order,
         cache=config.data.cache,
         exclude=tuple(filter(None, config.data.exclude.split(","))),
-        res=max(config.data.res),
+        res=max(config.data.res, key=lambda res: res.pixels),
     )
 
 

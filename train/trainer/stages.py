@@ -6,6 +6,7 @@ from math import ceil, inf
 from typing import Any
 
 from shardify.loader.batch import Batch
+from shardify.resolution import Resolution, ResolutionLike, resolution
 from train.config import Config
 from train.data import Batches, Dataset
 from train.distributed import World
@@ -20,7 +21,7 @@ class Stage:
     """Consecutive epochs at one resolution."""
 
     index: int
-    res: int
+    res: Resolution
     """Height and width of every image. Pixels."""
 
     first: int
@@ -35,7 +36,9 @@ class Stage:
 
 
 def plan(
-    res: tuple[int, ...], epochs: tuple[int, ...], cut: Mapping[int, int] | None = None
+    res: tuple[ResolutionLike, ...],
+    epochs: tuple[int, ...],
+    cut: Mapping[int, int] | None = None,
 ) -> tuple[Stage, ...]:
     """Return the stages of a run.
 
@@ -50,7 +53,7 @@ def plan(
     first = 0
     for index, (size, count) in enumerate(zip(res, epochs, strict=True)):
         count = min(count, (cut or {}).get(index, count))
-        stages.append(Stage(index=index, res=size, first=first, epochs=count))
+        stages.append(Stage(index=index, res=resolution(size), first=first, epochs=count))
         first += count
     return tuple(stages)
 
@@ -98,7 +101,7 @@ def work_left(
         whole = (stage.end - max(stage.first, at.epoch)) * steps
         count = min(whole - (done if stage is now else 0), budget)
         budget -= count
-        pixels = (stage.res / now.res) ** 2
+        pixels = stage.res.pixels / now.res.pixels
         work += pixels * count
         validations += pixels * ceil(count / steps)
     return work, validations
@@ -112,7 +115,7 @@ class StageLoaders:
         source: Dataset,
         config: Config,
         *,
-        res: int,
+        res: Resolution,
         epoch: int,
         state: dict[str, Any] | None,
     ) -> None:

@@ -95,7 +95,7 @@ class State:
         """Return the metadata that is needed to use the weights."""
         return {
             "config": to_toml(self._config),
-            "res": self.res,
+            "res": self.res.to_json(),
             "step": self.at.step,
             "mean": self._source.mean,
             "std": self._source.std,

@@ -17,6 +17,7 @@ import torch
 from model.registry import MakeModel, create
 from shardify.errors import DataError
 from shardify.loader.batch import Batch
+from shardify.resolution import resolution
 from train.checkpoint.trained_model import find_weights, weights_metadata
 from train.config import Config
 from train.data import Dataset
@@ -216,7 +217,8 @@ class Trainer:
         """Estimate the time left of the run from this epoch's steps and the last validation."""
         validation = 0.0
         if self._record is not None:
-            validation = self._record["val_seconds"] * (stage.res / self._record["res"]) ** 2
+            pixels = resolution(self._record["res"]).pixels
+            validation = self._record["val_seconds"] * stage.res.pixels / pixels
         step = self._throughput.seconds_per_step()
         return self._stages.seconds_left(step=step, validation=validation, steps=steps, done=done)
 
@@ -255,7 +257,7 @@ class Trainer:
         record = {
             "epoch": self.at.epoch,
             "stage": stage.index,
-            "res": stage.res,
+            "res": stage.res.to_json(),
             "step": self.at.step,
             "whole": whole,
             "lr": self.state.lr.value,

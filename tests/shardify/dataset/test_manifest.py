@@ -12,12 +12,12 @@ from shardify.dataset.manifest import (
     Background,
     Manifest,
     Rejected,
-    Resolution,
     Role,
     Shard,
     Source,
     Split,
     Stats,
+    StoredResolution,
 )
 from shardify.errors import ManifestError, ShardifyError
 
@@ -42,7 +42,7 @@ def example() -> Manifest:
         splits={"train": Split(samples=3, shards=[shard]), "val": Split(samples=0, shards=[])},
         rejected=Rejected(count=1, by_reason={"bad CRC": 1}),
         stats={"fg_bg": Stats(mean=[0.1, 0.2, 0.3], std=[1, 0, 0.5], samples=3)},
-        resolutions=[Resolution(res=64, path="res-064")],
+        resolutions=[StoredResolution(res=64, path="res-064")],
         files={"backgrounds.tar": "12"},
         costs={"depth": {"rmse": 0.01}},
     )

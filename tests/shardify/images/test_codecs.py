@@ -13,6 +13,7 @@ from shardify.images.parser import parse
 from shardify.images.pixels import STANDARD, pixels
 from shardify.images.png import encode_png
 from shardify.images.raw_pixels import raw_length, unpack_raw
+from shardify.resolution import Resolution
 
 RNG = np.random.Generator(np.random.Philox(key=3))
 COLOUR = RNG.integers(0, 256, (13, 17, 3)).astype(np.uint8)
@@ -82,7 +83,7 @@ def test_a_new_size_keeps_the_family_but_never_blurs_targets(
     role: str, kind: str, expected: str
 ) -> None:
     plane = COLOUR if role in ("bg", "fg_bg") else MASK
-    _, picture = store(resized(plane, role, 8), role, kind, Variant(res=8))
+    _, picture = store(resized(plane, role, 8), role, kind, Variant(res=Resolution(8, 8)))
     assert (picture.kind, picture.width, picture.height) == (expected, 8, 8)
 
 
@@ -92,7 +93,7 @@ def test_a_new_size_keeps_kind_and_mean(role: str, plane: np.ndarray) -> None:
     assert small.dtype == plane.dtype
     assert small.shape == (6, 6, *plane.shape[2:])
     assert resized(small, role, 6) is small
-    assert resized(plane, role, 0) is plane
+    assert resized(plane, role, None) is plane
     if role == "mask":
         assert set(np.unique(small)) <= {0, 255}
     else:

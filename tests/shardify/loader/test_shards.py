@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from shardline_samples import write_data_set
 
-from shardify.dataset.manifest import Manifest, Resolution
+from shardify.dataset.manifest import Manifest, StoredResolution
 from shardify.errors import DataError
 from shardify.loader.cpu_kernels import parse_numbers
 from shardify.loader.shards import background_payloads, find_samples, load_manifest, open_split
@@ -142,7 +142,7 @@ def test_split_and_manifest_that_are_not_there_are_named(own, tmp_path) -> None:
 
 def test_the_smallest_resolution_that_suffices_is_chosen(own, tmp_path) -> None:
     top = Manifest.load(own)
-    listed = [Resolution(res=res, path=f"res-{res:03d}") for res in (128, 64)]
+    listed = [StoredResolution(res=res, path=f"res-{res:03d}") for res in (128, 64)]
     for one in listed:
         (tmp_path / one.path).mkdir()
         top.save(tmp_path / one.path)

@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 from shardline_tiny_run import TinyNet, TinySource
 
+from shardify.resolution import Resolution
 from train.checkpoint import checkpoint_file
 from train.checkpoint.trained_model import Trained, load_trained
 from train.cli import main
@@ -87,7 +88,7 @@ def test_onnx_of_the_real_network_answers_as_it_does(
     three = [0.45, 0.44, 0.43], [0.2, 0.21, 0.22]
     trained = Trained(
         path=tmp_path / "best.safetensors", model=create("resunet").eval(),
-        criterion=make_criterion(config.loss), res=64, step=0, config=config,
+        criterion=make_criterion(config.loss), res=Resolution(64, 64), step=0, config=config,
         mean={"bg": three[0], "fg_bg": three[0]}, std={"bg": three[1], "fg_bg": three[1]},
     )  # fmt: skip
     monkeypatch.setattr("train.inference.export.load_trained", lambda *_, **__: trained)

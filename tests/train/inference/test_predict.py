@@ -11,6 +11,7 @@ from shardline_tiny_run import TinyNet, TinySource
 from shardify.errors import DataError
 from shardify.images.parser import parse
 from shardify.images.pixels import STANDARD, pixels
+from shardify.resolution import Resolution
 from train.checkpoint.trained_model import Trained, load_trained
 from train.config import Config
 from train.data import TargetFormat
@@ -89,7 +90,8 @@ class Echo(torch.nn.Module):
 def echo() -> Trained:
     config = resolve(Config(), {"activation": "none"})
     return Trained(
-        path=Path("echo"), model=Echo(), criterion=make_criterion(config.loss), res=16,
+        path=Path("echo"), model=Echo(), criterion=make_criterion(config.loss),
+        res=Resolution(16, 16),
         mean={"bg": [0.1, 0, 0], "fg_bg": [0, 0, 0.2]},
         std={"bg": [2.0, 1, 1], "fg_bg": [1, 1, 0.5]},
         config=config, step=0,
@@ -233,7 +235,7 @@ def test_a_run_its_weights_and_its_checkpoints_all_serve(run: Path, which: str) 
     if which == "checkpoints":
         path = sorted(path.iterdir())[-1]
     trained = load_trained(path, make_model=TinyNet)
-    assert trained.res == 32 and not trained.model.training
+    assert trained.res == (32, 32) and not trained.model.training
     figures = evaluate_split(trained, TinySource(64, 10), split="val", res=32, batch=4, device=CPU)
     assert list(figures) == [*FIGURES, "samples"]
     assert figures["samples"] == 10

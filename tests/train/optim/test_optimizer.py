@@ -16,7 +16,7 @@ def test_every_epoch_belongs_to_exactly_one_stage(pairs: list[tuple[int, int]]) 
     res, epochs = zip(*pairs, strict=True)
     stages = plan(res, epochs)
     seen = [stage_at(stages, epoch) for epoch in range(sum(epochs))]
-    assert [stage.res for stage in seen if stage] == [
+    assert [stage.res.width for stage in seen if stage] == [
         size for size, count in pairs for _ in range(count)
     ]
     assert stage_at(stages, sum(epochs)) is None

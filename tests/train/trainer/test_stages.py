@@ -1,5 +1,6 @@
 import pytest
 
+from shardify.resolution import Resolution
 from train.trainer.progress import Position
 from train.trainer.stages import Stage, plan, stage_at, work_left
 
@@ -7,7 +8,7 @@ from train.trainer.stages import Stage, plan, stage_at, work_left
 def test_a_stage_that_ended_early_moves_the_later_ones_forward() -> None:
     stages = plan((64, 128, 256), (5, 4, 3), {0: 2})
     assert [(stage.first, stage.end) for stage in stages] == [(0, 2), (2, 6), (6, 9)]
-    assert stage_at(stages, 2) == Stage(index=1, res=128, first=2, epochs=4)
+    assert stage_at(stages, 2) == Stage(index=1, res=Resolution(128, 128), first=2, epochs=4)
 
 
 @pytest.mark.parametrize(
