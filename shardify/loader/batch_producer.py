@@ -33,6 +33,7 @@ from shardify.loader.dali_pipeline import (
 )
 from shardify.loader.raw_codec import check_sizes, image_size, is_raw
 from shardify.loader.reduction import reduce_table
+from shardify.loader.scaled_decode import ScaledDecoder, is_much_larger
 
 Array = npt.NDArray[Any]
 
@@ -107,6 +108,10 @@ class BatchProducer:
         )
         self._backgrounds: Any = table
         self._renderer = Renderer(settings) if kernel == "fused" else None
+        scaled = kernel == "fused" and not raw and len(self._images) > 1
+        scaled = scaled and is_much_larger(manifest.roles["fg_bg"], settings.res)
+        self._scaled = ScaledDecoder(settings.res, settings.threads) if scaled else None
+        self._in_graph = [role for role in self._images if role != "fg_bg" or not scaled]
         stream: Any = torch.cuda.Stream
         device = settings.device
         # High priority: copies of a few batches must not wait for a training step.
@@ -122,7 +127,7 @@ class BatchProducer:
             shards=sampler.shards.buffers,
             backgrounds=None if self._decode_only or not len(table) else table,
             noise=noise_table(settings.res) if with_noise else None,
-            roles=self._images,
+            roles=self._in_graph,
             extensions={role: frozenset(manifest.roles[role].extensions) for role in self._images},
             sizes=sizes,
             raw=raw,
@@ -183,11 +188,16 @@ class BatchProducer:
         """Free the pipeline and the threads."""
         if self._renderer is not None:
             self._renderer.close()
+        if self._scaled is not None:
+            self._scaled.close()
         self._closed, self._pipe = True, None
 
     def _input_arrays(self, step: BatchSpec) -> list[Array]:
         """Return a step's arrays in the order of the graph's inputs."""
-        arrays: list[Array] = [step.shards, *step.offsets[..., None], *step.sizes[..., None]]
+        rows = [self._images.index(role) for role in self._in_graph]
+        arrays: list[Array] = [
+            step.shards, *step.offsets[rows, :, None], *step.sizes[rows, :, None]
+        ]  # fmt: skip
         if self._decode_only:
             return arrays
         draws = step.draws
@@ -223,7 +233,16 @@ class BatchProducer:
 
     def _render(self, renderer: Renderer, step: BatchSpec, outputs: Any) -> Batch:
         images = self._image_table(step)
-        for role, decoded in zip(self._images, outputs, strict=True):
+        composites: list[Array] = []
+        if self._scaled is not None:
+            payloads = self._sampler.shards.payloads(step.indexes, "fg_bg")
+            for place, composite in enumerate(self._scaled(payloads)):
+                if isinstance(composite, str):
+                    raise self._decode_error(int(step.indexes[place]), "fg_bg", composite)
+                composites.append(composite)  # Kept until the renderer has read it.
+                height, width, _ = composite.shape
+                images[place, 1] = composite.__array_interface__["data"][0], width, height
+        for role, decoded in zip(self._in_graph, outputs, strict=True):
             column = ROLES.index(role)
             for place, shape in enumerate(decoded.shape()):
                 if min(shape[:2]) < 2:

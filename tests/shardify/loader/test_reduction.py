@@ -9,9 +9,11 @@ from PIL import Image
 from shardline_samples import Images, write_data_set
 from shardline_tiny_run import TinyNet
 
+from shardify.errors import DataError
 from shardify.images.codecs import resized
 from shardify.loader.loader import Loader
 from shardify.loader.reduction import reduce_table, reduced_sizes
+from shardify.loader.scaled_decode import ScaledDecoder
 from train.checkpoint.trained_model import Trained
 from train.config import Config
 from train.inference.predict import Predictor
@@ -99,6 +101,52 @@ def test_every_way_gives_pillows_antialiased_picture(
     assert rmse(resized(fg_bg, "fg_bg", res), wanted["fg_bg"]) < LEVELS
     assert rmse(ways["fused"]["fg_bg"], ways["dali"]["fg_bg"]) < 0.5
     assert (ways["fused"]["mask"] == resized(mask, "mask", res)).mean() > 0.98
+
+
+@pytest.mark.parametrize("size", [(256, 256), (301, 443), (1003, 757), (2000, 1500)])
+def test_a_large_jpeg_is_decoded_at_a_smaller_size_and_looks_the_same(
+    tmp_path: Path, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    width, height = size
+
+    def images(number: int) -> Images:
+        image = photograph(number, width, height)
+        return image, image[..., 0], image[..., 1]
+
+    folder = write_data_set(tmp_path / "data", train=3, val=0, images=images, picture="JPEG")
+    decoded: list[tuple[int, ...]] = []
+
+    def record(decoder: ScaledDecoder, payload: np.ndarray) -> np.ndarray | str:
+        image = decode(decoder, payload)
+        assert not isinstance(image, str)
+        decoded.append(image.shape[:2])
+        return image
+
+    decode = ScaledDecoder._decode
+    monkeypatch.setattr(ScaledDecoder, "_decode", record)
+    options = {"res": 64, "batch_size": 3, "seed": 3}
+    with Loader(folder, **options) as one, Loader(folder, kernel="dali", **options) as other:
+        fused, dali = next(iter(one)), next(iter(other))
+    level = 1 / 255 / min(one.manifest.stats["fg_bg"].std)
+    assert rmse(fused.fg_bg.numpy(), dali.fg_bg.numpy()) < level
+    assert torch.equal(fused.mask, dali.mask)
+    assert len(decoded) == 3 and all(64 <= min(shape) < min(size) for shape in decoded)
+
+
+def test_a_damaged_large_jpeg_is_named(tmp_path: Path) -> None:
+    folder = write_data_set(
+        tmp_path / "data", train=2, val=0, picture="JPEG",
+        images=lambda number: (photograph(number, 300, 300), *2 * [np.zeros((300, 300), np.uint8)]),
+    )  # fmt: skip
+    tar = folder / "train-00000.tar"
+    data = tar.read_bytes()
+    start = data.index(b"\xff\xd8\xff")
+    tar.write_bytes(data[:start] + bytes(2) + data[start + 2 :])
+    with (
+        Loader(folder, res=64, batch_size=2) as loader,
+        pytest.raises(DataError, match="fg_bg does not decode"),
+    ):
+        next(iter(loader))
 
 
 def test_a_turned_picture_is_the_reduced_one_turned(tmp_path: Path) -> None:
