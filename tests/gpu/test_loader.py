@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from shardline_gpu import (
@@ -73,6 +74,27 @@ def test_the_operators_give_what_the_fused_kernel_gives(exact, split, device) ->
             assert found_levels.mean() < 0.5
         assert (one.depth - other.depth).abs().max() < 3e-3
         assert (one.mask != other.mask).float().mean() < 2e-3
+
+
+@pytest.mark.parametrize("device", ON_BOTH)
+@pytest.mark.parametrize("res", [64, 100])
+def test_holes_of_depth_are_those_of_the_fused_kernel(tmp_path, res, device) -> None:
+    def images(number: int):
+        fg_bg, mask, depth = noisy(number)
+        holes = np.random.default_rng(number).random((15, 15)) < 0.3
+        depth = depth.astype(np.uint16) * 257
+        depth[holes.repeat(8, 0).repeat(8, 1)] = 0
+        return fg_bg, mask, depth
+
+    data = write_data_set(tmp_path / "data", train=16, images=images, invalid=0)
+    expected = batches(data, "cpu", res=res)
+    found = batches(data, device, kernel="dali", res=res)
+    for one, other in zip(found, expected, strict=True):
+        valid, wanted = (batch.valid["depth"] > 0 for batch in (one, other))
+        assert (valid != wanted).float().mean() < 2e-3
+        assert 0.5 < valid.float().mean() < 0.9
+        assert (one.depth - other.depth)[valid & wanted].abs().max() < 6e-3
+        assert not one.depth[~valid].any()
 
 
 @pytest.mark.parametrize("device", ON_BOTH)

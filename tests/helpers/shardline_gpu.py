@@ -34,7 +34,7 @@ def batches(data: Path, device: str, epochs: int = 1, **options: Any) -> list[Ba
     """All batches of some epochs, on the CPU, in float32, in NCHW."""
     with Loader(data, device=device, **{**SIZES, **options}) as loader:
         return [
-            Batch(*(tensor.float().cpu().contiguous() for tensor in batch))
+            batch.map(lambda tensor: tensor.float().cpu().contiguous())
             for _ in range(epochs)
             for batch in loader
         ]
