@@ -12,6 +12,7 @@ from shardline_tiny_run import TinyNet
 from shardify.images.codecs import resized
 from shardify.loader.loader import Loader
 from shardify.loader.reduction import reduce_table, reduced_sizes
+from shardify.resolution import ResolutionLike, resolution
 from train.checkpoint.trained_model import Trained
 from train.config import Config
 from train.inference.predict import Predictor
@@ -36,12 +37,12 @@ def rmse(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.sqrt(((one.astype(float) - other) ** 2).mean()))
 
 
-def shrunk(plane: np.ndarray, res: int) -> np.ndarray:
+def shrunk(plane: np.ndarray, res: ResolutionLike) -> np.ndarray:
     image = Image.fromarray(plane.astype(np.float32) if plane.dtype == np.uint16 else plane)
-    return np.asarray(image.resize((res, res), Image.Resampling.BILINEAR))
+    return np.asarray(image.resize(resolution(res)[::-1], Image.Resampling.BILINEAR))
 
 
-def predicted_input(image: np.ndarray, res: int) -> np.ndarray:
+def predicted_input(image: np.ndarray, res: ResolutionLike) -> np.ndarray:
     """What `train predict` gives the network, in levels of 255."""
     stats = (
         {role: [0.0] * 3 for role in ("bg", "fg_bg")},
@@ -49,7 +50,7 @@ def predicted_input(image: np.ndarray, res: int) -> np.ndarray:
     )
     trained = Trained(
         path=Path("x"), model=TinyNet("unet"), criterion=make_criterion(Config().loss, ("mask",)),
-        res=res, mean=stats[0], std=stats[1], config=Config(), step=0,
+        res=resolution(res), mean=stats[0], std=stats[1], config=Config(), step=0,
     )  # fmt: skip
     predictor = Predictor(trained, device=torch.device("cpu"), res=res)
     return 255 * predictor._input(image, "fg_bg", image.shape[:2])[0].permute(1, 2, 0).numpy()
@@ -57,10 +58,18 @@ def predicted_input(image: np.ndarray, res: int) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("size", "res"),
-    [((100, 100), 64), ((250, 250), 64), ((500, 333), 64), ((500, 500), 256), ((2000, 1500), 128)],
+    [
+        ((100, 100), 64),
+        ((250, 250), 64),
+        ((500, 333), 64),
+        ((500, 500), 256),
+        ((2000, 1500), 128),
+        ((500, 333), (64, 112)),
+        ((333, 500), (96, 208)),
+    ],
 )
 def test_every_way_gives_pillows_antialiased_picture(
-    tmp_path: Path, size: tuple[int, int], res: int
+    tmp_path: Path, size: tuple[int, int], res: ResolutionLike
 ) -> None:
     width, height = size
 
