@@ -43,7 +43,7 @@ class _Fraction(click.FloatRange):
 class _Resolutions(click.ParamType[tuple[Resolution, ...]]):
     """Resolutions, comma-separated."""
 
-    name = "N|HxW,…"
+    name = "resolutions"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -369,6 +369,7 @@ def inspect(src: tuple[PathOrUrl, ...], as_json: bool, no_check: bool, **options
 @click.option(
     "--res",
     type=_Resolutions(),
+    metavar="N|HxW,…",
     multiple=True,
     callback=lambda _ctx, _param, lists: tuple(chain.from_iterable(lists)),
     help="Resize images to squares with this side, or to HEIGHTxWIDTH. Pixels. Several, "

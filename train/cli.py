@@ -74,36 +74,37 @@ def _with_synonym(error: click.NoSuchOption) -> click.NoSuchOption:
     return click.NoSuchOption(error.option_name, text, ctx=error.ctx)
 
 
-class Numbers(click.ParamType[tuple[int, ...]]):
-    """Whole numbers, comma-separated."""
+class Parsed(click.ParamType[Any]):
+    """A value that a function parses from text; its ValueError is wrong usage."""
 
-    name = "N,N,…"
+    name = "text"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        """Convert ``"64,256"`` to ``(64, 256)``."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a list of whole numbers like 64,256", param, ctx)
-
-
-class Resolutions(click.ParamType[Any]):
-    """One resolution, or several, comma-separated."""
-
-    def __init__(self, *, several: bool) -> None:
-        self.name = "N|HxW,…" if several else "N|HxW"
-        self._parse: Callable[[str], Any] = parse_resolutions if several else resolution
+    def __init__(self, parse: Callable[[str], Any]) -> None:
+        self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Convert ``"128x224"`` to a `Resolution`, and ``"64,128x224"`` to a tuple of them."""
+        """Parse text; another value is one that was parsed before."""
         try:
-            return value if isinstance(value, tuple) else self._parse(value)
+            return self._parse(value) if isinstance(value, str) else value
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Parse whole numbers, comma-separated."""
+    try:
+        return tuple(map(int, text.split(",")))
+    except ValueError:
+        raise ValueError(f"{text!r} is not a list of whole numbers like 64,256") from None
+
+
+RESOLUTION = Parsed(resolution)
+
+_LISTS: dict[type, tuple[str, click.ParamType[Any]]] = {
+    tuple: ("N,N,…", Parsed(_numbers)),
+    Resolution: ("N|HxW,…", Parsed(parse_resolutions)),
+}
+"""Type of a setting that is a list → its form in the help, and the type of its flag."""
 
 
 @contextmanager
@@ -181,14 +182,12 @@ def _option(setting: Setting) -> Callable[[F], F]:
     if setting.kind is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=text)
     if setting.kind in _LISTS:
+        form, several = _LISTS[setting.kind]
         return click.option(
-            flag, type=_LISTS[setting.kind], multiple=True, callback=_joined, help=text
+            flag, type=several, metavar=form, multiple=True, callback=_joined, help=text
         )
     kind: Any = click.Choice(setting.choices) if setting.choices else setting.kind
     return click.option(flag, type=kind, help=text)
-
-
-_LISTS: dict[type, Any] = {tuple: Numbers(), Resolution: Resolutions(several=True)}
 
 
 def _joined(
@@ -224,7 +223,8 @@ def given_flags(flags: dict[str, Any]) -> dict[str, Any]:
 _TRAINED = click.argument("trained", metavar="CHECKPOINT_OR_RUN", type=FILE)
 _RES = click.option(
     "--res",
-    type=Resolutions(several=False),
+    type=RESOLUTION,
+    metavar="N|HxW",
     help="Resolution: the side of squares, or HEIGHTxWIDTH; by default the last of the training. "
     "Pixels.",
 )
@@ -376,7 +376,7 @@ def predict_command(trained: Path, bits: str | None, **flags: Any) -> None:
 
 @main.command(name="bench")
 @click.option("--shards", help="Folder written by `shardify build`; required without --suite.")
-@click.option("--res", type=Resolutions(several=False),
+@click.option("--res", type=RESOLUTION, metavar="N|HxW",
               help="Resolution: the side of squares, or HEIGHTxWIDTH; required without --suite. "
               "Pixels.")  # fmt: skip
 @click.option("--batch", "batch_size", type=COUNT, default=16, show_default=True,

@@ -233,15 +233,17 @@ class BatchProducer:
 
     def _render(self, renderer: Renderer, step: BatchSpec, outputs: Any) -> Batch:
         images = self._image_table(step)
-        composites: list[Array] = []
+        aspect = None
         if self._scaled is not None:
             payloads = self._sampler.shards.payloads(step.indexes, "fg_bg")
-            for place, composite in enumerate(self._scaled(payloads)):
+            composites = self._scaled(payloads)  # Kept until the renderer has read them.
+            aspect = np.ones(len(composites))
+            for place, composite in enumerate(composites):
                 if isinstance(composite, str):
                     raise self._decode_error(int(step.indexes[place]), "fg_bg", composite)
-                composites.append(composite)  # Kept until the renderer has read it.
-                height, width, _ = composite.shape
-                images[place, 1] = composite.__array_interface__["data"][0], width, height
+                pixels, width, height = composite
+                aspect[place] = width / height
+                images[place, 1] = pixels.__array_interface__["data"][0], *pixels.shape[1::-1]
         for role, decoded in zip(self._in_graph, outputs, strict=True):
             column = ROLES.index(role)
             for place, shape in enumerate(decoded.shape()):
@@ -251,7 +253,7 @@ class BatchProducer:
                         f"{shape[1]}x{shape[0]} pixels; expected 2x2 or more; leave it out"
                     )
                 images[place, column] = decoded[place].data_ptr(), shape[1], shape[0]
-        return renderer(images, step.draws)
+        return renderer(images, step.draws, aspect=aspect)
 
     def _render_raw(self, step: BatchSpec) -> Batch:
         """Render a batch straight from the shards' bytes."""

@@ -82,6 +82,7 @@ class Renderer:
         images: npt.NDArray[np.int64],
         draws: AugmentationDraws,
         packed: npt.NDArray[np.int64] | None = None,
+        aspect: npt.NDArray[np.float64] | None = None,
     ) -> Batch:
         """Render one batch of B samples, B >= 0.
 
@@ -90,6 +91,7 @@ class Renderer:
                 that the data set lacks. With ``packed``, fg_bg's and mask's addresses are set
                 here.
             draws: Augmentation of the same samples.
+            aspect: (B,) width by height of the pictures, if fg_bg was reduced already.
             packed: (B, 2) addresses of raw fg_bg and raw masks, all of one size.
 
         Returns:
@@ -109,7 +111,8 @@ class Renderer:
         sizes = reduced_sizes(images[:, :, 1:], settings.res)
         targets = self._reduced_addresses(images, sizes)
         warped = np.concatenate([np.where(targets, targets, images[:, :, 0])[..., None], sizes], 2)
-        aspect = images[:, 1, 1] / images[:, 1, 2]
+        if aspect is None:
+            aspect = images[:, 1, 1] / images[:, 1, 2]
         matrices = affine_matrices(draws.rotation, sizes, res=settings.res, aspect=aspect)
         thresholds = np.where(targets[:, 2], HALF, settings.threshold).astype(np.float32)
 

@@ -236,3 +236,18 @@ def test_synth_takes_every_number_that_its_help_names_and_refuses_the_next(
         for number in (allowed.min - 1, allowed.max + 1):
             code, _, err = run("synth", source, option, number, capsys=capsys)
             assert (code, "is not in the range" in err) == (2, True), (option, number, err)
+
+
+def test_resolutions_are_a_list_or_repeated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "x.zip", tmp_path / "out"
+    small = ["--samples", 12, "--backgrounds", 2, "--size", 32]
+    assert run("synth", source, *small, capsys=capsys)[0] == 0
+    sizes = ["--res", "8x16,8", "--res", "16"]
+    code, said, _ = run("build", source, out, *sizes, "--workers", 1, capsys=capsys)
+    assert code == 0 and "at 8 px and 8x16 px and 16 px" in said
+    assert sorted(path.name for path in out.glob("res-*")) == ["res-008", "res-016", "res-8x16"]
+    for wrong in ("0", "8x", "9000"):
+        code, _, said = run("build", source, out, "--res", wrong, capsys=capsys)
+        assert code == 2 and f"resolution {wrong}: expected a side in pixels, 1 to 8192" in said

@@ -129,6 +129,21 @@ def test_a_flag_that_other_programs_have_is_answered_with_its_name_here() -> Non
     assert "--lr" not in call("eval", "--learning-rate", 3).stderr
 
 
+def test_resolutions_are_squares_or_height_by_width_in_lists_or_repeated() -> None:
+    for flags in (
+        ["--res", "64,128x224,256"],
+        ["--res", "64", "--res", "128x224,256x256"],
+    ):
+        result = call("config", *flags, "--epochs", "3", "--epochs", "2,1")
+        assert result.exit_code == 0, result.output
+        assert 'res = [64, "128x224", 256]\nepochs = [3, 2, 1]\n' in result.stdout
+    for wrong in ("128x", "64;128", "64,", "1e3", "9999"):
+        result = call("config", "--res", wrong)
+        assert result.exit_code == 2 and "or HEIGHTxWIDTH like 128x224" in result.stderr
+    result = call("config", "--res", "64,128x100")
+    assert_one_line(result, 2, "--res 128x100: size 128x100: 100 is not a positive multiple of 16")
+
+
 @pytest.mark.parametrize("command", ["eval", "predict", "bench"])
 @pytest.mark.parametrize("flag", ["--batch", "--res", "--threads"])
 def test_a_count_of_nothing_is_wrong_usage(command: str, flag: str) -> None:

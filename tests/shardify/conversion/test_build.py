@@ -499,6 +499,25 @@ def test_one_resolution_is_written_to_out_itself(tmp_path: Path) -> None:
     assert manifest.costs["depth"]["rmse"] == 0
 
 
+def test_resolutions_need_not_be_square(tmp_path: Path) -> None:
+    source = pack(tmp_path / "x.zip", files_of())
+    top = run(source, tmp_path / "out", res=("16x8", 8, (12, 20))).manifest
+    stored = [("8", "res-008"), ("12x20", "res-12x20"), ("16x8", "res-16x8")]
+    assert [(str(each.res), each.path) for each in top.resolutions] == stored
+    for each in top.resolutions:
+        part = Manifest.load(tmp_path / "out" / each.path)
+        for role in ("bg", "fg_bg", "mask", "depth"):
+            assert part.roles[role].sizes[0][:2] == [each.size.width, each.size.height]
+    assert run(source, tmp_path / "out", res=((16, 8), "8x8", "12x20")).already
+
+
+def test_the_manifest_of_squares_has_their_sides_as_numbers(tmp_path: Path) -> None:
+    run(pack(tmp_path / "x.zip", files_of()), tmp_path / "out", res=(8, 16))
+    written = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert written["options"]["res"] == [8, 16]
+    assert [each["res"] for each in written["resolutions"]] == [8, 16]
+
+
 def test_raw_pictures_of_several_sizes_are_refused(tmp_path: Path) -> None:
     name = "data_all/bg/park1.jpg"
     source = pack(tmp_path / "x.zip", files_of() | {name: background(1, (44, 33))})

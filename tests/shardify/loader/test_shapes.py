@@ -21,6 +21,7 @@ from shardify.loader.batch import Batch, synthetic
 from shardify.loader.loader import Loader
 from shardify.loader.reduction import reduce_table, reduced_sizes
 from shardify.resolution import ResolutionLike, resolution
+from train.bench.pillow_renderer import PillowRenderer
 
 TURN = Augmentation(angle=10, shift=0, hue=0, saturation=0, value=0, noise=0)
 LIGHT, DARK = 200, 40
@@ -158,6 +159,28 @@ def test_kernel_and_dali_operators_give_the_same_batches_at_any_shape(
                 assert (fused.fg_bg - dali.fg_bg).abs().max() < 1e-3
                 assert (fused.depth - dali.depth).abs().max() < 1e-4
                 assert (fused.mask != dali.mask).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("res", [48, (32, 64)])
+def test_the_reference_of_the_benchmark_turns_as_the_loader_does(
+    tmp_path: Path, res: ResolutionLike
+) -> None:
+    def images(number: int) -> Images:
+        fg_bg, mask, _ = squares([(120, 60)])(number)
+        return fg_bg, mask, drawn_square(80, 50)  # Depth has an aspect of its own.
+
+    folder = write_data_set(tmp_path / "data", train=8, val=1, images=images)
+    render = PillowRenderer(folder, res=res)
+    with Loader(folder, res=res, batch_size=8) as loader:
+        depth, mask = next(iter(loader))[3:1:-1]
+        indexes = loader.samples_of(0, 0).tolist()
+    for n, index in enumerate(indexes):
+        drawn = render.draws(index, seed=0, epoch=0)
+        planes = [Image.fromarray(plane) for plane in images(index)]
+        _, _, binary, far = render(*planes, index % 3, drawn)
+        inner = (slice(8, -8), slice(8, -8))  # Outside a picture Pillow is black.
+        assert np.abs(depth[n, 0].numpy()[inner] - far[0][inner]).max() < 0.01
+        assert (mask[n, 0].numpy()[inner] != binary[0][inner]).mean() < 0.02
 
 
 def test_the_draws_do_not_depend_on_the_shape(tmp_path: Path) -> None:

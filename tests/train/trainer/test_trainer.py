@@ -10,8 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from shardline_tiny_run import TinyNet, TinySource
 
@@ -23,8 +25,9 @@ from train.config import Config
 from train.distributed import World
 from train.errors import ConfigError, DivergedError, FitError, Interrupted, PeerError, RunError
 from train.evaluation.evaluate import evaluate_split
+from train.inference.predict import Predictor
 from train.optim.wrapped_model import WrappedModel, translate_compile_errors
-from train.settings import resolve
+from train.settings import resolve, to_toml
 from train.tracking import run_folder
 from train.tracking.console import Console
 from train.tracking.metrics_log import MetricsLog
@@ -366,6 +369,28 @@ def test_best_is_the_lowest_loss_at_the_last_resolution(tmp_path: Path) -> None:
     best = min(records[1:], key=lambda record: record["val"]["loss"])
 
     assert load_trained(out, make_model=TinyNet).step == best["step"]
+
+
+def test_a_run_grows_through_pictures_that_are_not_square(tmp_path: Path) -> None:
+    stages = {"res": ((16, 32), "32x64"), "epochs": (1, 1)}
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    make(whole, **stages).run()
+    make(out, **stages, max_steps=7).run()
+    source = TinySource(40, 10)
+    resumed = make(out, source, **stages)
+    resumed.load_state(newest(out).state)
+    resumed.run()
+    assert figures(out)[-1] == figures(whole)[-1]
+    assert [record["res"] for record in figures(whole)] == ["16x32", "32x64"]
+    assert source.opened[-1]._res == (32, 64)
+    assert 'res = ["16x32", "32x64"]\n' in to_toml(resumed.config)
+
+    trained = load_trained(out, make_model=TinyNet)
+    assert trained.res == (32, 64)
+    with Image.open(out / "panels" / "epoch-001.png") as panel:
+        assert panel.width > panel.height  # 6 columns and 6 rows of wide cells.
+    (maps,) = Predictor(trained)([(np.zeros((50, 70, 3), np.uint8),) * 2])
+    assert maps.mask.shape == (50, 70)
 
 
 def test_more_epochs_of_the_last_stage_must_be_better_than_its_best(tmp_path: Path) -> None:
