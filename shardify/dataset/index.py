@@ -61,7 +61,7 @@ class ShardIndex(NamedTuple):
 
 def index_line(members: Iterable[tuple[str, int, int, str]]) -> str:
     """Format the line of one sample, without a newline; see ``Member`` for the fields."""
-    return " ".join([f"{each[0]} {each[1]} {each[2]} {each[3]}" for each in members])
+    return " ".join([f"{member[0]} {member[1]} {member[2]} {member[3]}" for member in members])
 
 
 def index_header(samples: int) -> str:

@@ -126,8 +126,7 @@ def _is_zip(folder: PathOrUrl, name: bytes, size: int) -> bool:
 def read_head(folder: PathOrUrl, name: bytes, length: int) -> bytes:
     """Return the first bytes of a listed file. Raises OSError."""
     if isinstance(folder, Url):
-        files, path = (folder / name.decode()).connect()
-        with folder.translate_errors():
+        with (folder / name.decode()).client() as (files, path):
             return bytes(files.cat_file(path, start=0, end=length))
     descriptor = os.open(os.fsencode(folder) + b"/" + name, os.O_RDONLY | os.O_NOFOLLOW)
     try:
@@ -177,8 +176,7 @@ def _is_built_data_set(names: list[str]) -> bool:
 
 def _objects(url: Url) -> Iterator[tuple[bytes, int, int]]:
     """Yield every object under a prefix but junk."""
-    files, path = url.connect()
-    with url.translate_errors():
+    with url.client() as (files, path):
         objects = files.find(path, detail=True)
     prefix = path.strip("/") + "/"
     names = {str(name).lstrip("/").removeprefix(prefix): info for name, info in objects.items()}

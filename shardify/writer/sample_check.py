@@ -60,14 +60,11 @@ def check_sample(
     role = task.roles[0]
     picture: ImageInfo | None = None
     try:
+        verify = "headers" if must_parse else task.verify
         for role, name, row in zip(task.roles, names, task.rows[number].tolist(), strict=True):
+            data = read_payload(handles[row[0]], name, *row[1:])
             data, info, rule, plane, original = check_image(
-                read_payload(handles[row[0]], name, *row[1:]),
-                name,
-                role,
-                "headers" if must_parse else task.verify,
-                task.label_encoding,
-                picture,
+                data, name, role, verify, task.label_encoding, picture
             )
             picture = picture or original
             if role == "mask" and number in task.united:
