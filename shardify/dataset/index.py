@@ -135,8 +135,8 @@ def read_index(
     keys = np.strings.partition(index.names, np.bytes_(b"."))[0]
     wrong = (index.roles != np.array([role.encode() for role in members])).any(axis=1)
     wrong |= (keys != keys[:, :1]).any(axis=1)
-    places = np.stack([offsets, offsets + sizes], axis=2).reshape(-1)
-    backward = np.flatnonzero(np.diff(places, prepend=BLOCK) < 0)
+    edges = np.stack([offsets, offsets + sizes], axis=2).reshape(-1)
+    backward = np.flatnonzero(np.diff(edges, prepend=BLOCK) < 0)
     wrong[backward // (2 * len(members))] = True
     wrong |= (offsets % BLOCK != 0).any(axis=1) | (sizes < 1).any(axis=1)
     wrong |= (offsets + sizes > length).any(axis=1)

@@ -122,7 +122,7 @@ class Names(Sequence[str]):
             for (block, bounds, _), own in itertools.zip_longest(self._parts, stored)
         ]
         counts = [len(bounds) - 1 for _, bounds, _ in self._parts]
-        self._first = [sum(counts[:place]) for place in range(len(counts) + 1)]
+        self._first = [sum(counts[:number]) for number in range(len(counts) + 1)]
         # Access to decoded names is ten times faster; but the decoded names of a large source would
         # be most of the memory in use.
         self._all: list[str] | None = None
@@ -152,17 +152,17 @@ class Names(Sequence[str]):
         """Return the ``raw`` names of N entries, joined, and their (N + 1,) bounds, from 0."""
         part = np.searchsorted(self._first, indexes, "right") - 1
         starts, lengths = np.empty(len(indexes), np.int64), np.empty(len(indexes), np.int64)
-        chosen = [np.flatnonzero(part == number) for number in range(len(self._parts))]
-        for number, rows in enumerate(chosen):
+        rows_by_part = [np.flatnonzero(part == number) for number in range(len(self._parts))]
+        for number, rows in enumerate(rows_by_part):
             bounds = self._stored[number][1]
-            places = indexes[rows] - self._first[number]
-            starts[rows] = bounds[places]
-            lengths[rows] = bounds[places + 1] - bounds[places]
+            own_rows = indexes[rows] - self._first[number]
+            starts[rows] = bounds[own_rows]
+            lengths[rows] = bounds[own_rows + 1] - bounds[own_rows]
         ends = np.concatenate([[0], np.cumsum(lengths)])
         # Position of each byte of the result in its part.
         source = np.repeat(starts - ends[:-1], lengths) + np.arange(ends[-1])
         joined = np.empty(ends[-1], np.uint8)
-        for number, rows in enumerate(chosen):
+        for number, rows in enumerate(rows_by_part):
             chars = slice(None) if len(rows) == len(indexes) else np.repeat(part == number, lengths)
             joined[chars] = np.frombuffer(self._stored[number][0], np.uint8)[source[chars]]
         return joined.tobytes(), ends

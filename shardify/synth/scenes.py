@@ -179,8 +179,8 @@ class _Park:
             Image.fromarray(line.astype(np.uint8)[None]).resize((64, 1), Image.Resampling.BICUBIC)
         )[0].astype(int)
         points = [
-            (place * self.width // 63, self.horizon - tall // 3 - tall * int(value) * 2 // 765)
-            for place, value in enumerate(smooth)
+            (column * self.width // 63, self.horizon - tall // 3 - tall * int(value) * 2 // 765)
+            for column, value in enumerate(smooth)
         ]
         return [*points, (self.width, self.horizon + 4), (0, self.horizon + 4)]
 
