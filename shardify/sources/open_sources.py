@@ -101,12 +101,14 @@ def open_sources(paths: Sequence[PathOrUrl], cache: UnpackCache) -> Catalog:
     for item, prefix in zip(items, _prefixes(items), strict=True):
         for part in item.parts:
             part.prefix = f"{prefix}{part.path}/" if part.path else prefix
-    catalog = join_parts([part for item in items for part in item.parts], where=where, notes=notes)
-    if len(catalog.sources) > MAX_SOURCES:
+    parts = [part for item in items for part in item.parts]
+    sources = len({id(part.source) for part in parts})
+    if sources > MAX_SOURCES:
         raise SourceError(
-            f"{where}: {len(catalog.sources)} zips; at most {MAX_SOURCES} are read at once; unpack "
-            "them into a folder, and pass that"
+            f"{where}: {sources} zips; at most {MAX_SOURCES} are read at once; unpack them into a "
+            "folder, and pass that"
         )
+    catalog = join_parts(parts, where=where, notes=notes)
     _refuse_pointers(catalog, where)
     return catalog
 

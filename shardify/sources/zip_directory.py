@@ -426,9 +426,9 @@ def _select_regular_files(
     return entries if keep.all() else entries.select(np.flatnonzero(keep), refused)
 
 
-def _replace_names(own: JoinedNames, changed: list[tuple[slice, list[bytes]]]) -> JoinedNames:
+def _replace_names(stored: JoinedNames, changed: list[tuple[slice, list[bytes]]]) -> JoinedNames:
     """Return the names with some slices of them replaced."""
-    block, bounds = own
+    block, bounds = stored
     lengths = np.diff(bounds)
     clean, done = bytearray(), 0
     for chunk, names in changed:

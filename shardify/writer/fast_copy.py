@@ -237,9 +237,7 @@ def _make_plan(
     from shardify.writer.fast_copy_kernel import CHECKED, EXCLUDED, TRUSTED, CopyPlan
 
     columns = ENTRY_DTYPE.names or ()
-    rows = np.empty((*task.rows.shape, len(columns)), np.int64)
-    for number, name in enumerate(columns):
-        rows[..., number] = task.rows[name]
+    rows = np.stack([task.rows[name].astype(np.int64) for name in columns], axis=-1)
     # The limit (start of the next entry) becomes the number of bytes to read.
     offset, limit, packed = (
         rows[..., columns.index(name)] for name in ("offset", "limit", "packed")

@@ -79,12 +79,12 @@ def check_sample(
                 sample.rules.append(rule)
         for role, _, info in sample.members:
             _check_aspect(role, info, sample.members[0])
-        new = measured and not stats
-        for role, data, info in sample.members if new or not unchanged else ():
+        measure_now = measured and not stats
+        for role, data, info in sample.members if measure_now or not unchanged else ():
             plane = sample.pixels.get(role)
             if plane is None and not unchanged:
                 plane = sample.pixels[role] = pixels(data, info, role, task.label_encoding)
-            if new:
+            if measure_now:
                 stats.append(
                     fast_stats(data, info, role, task.label_encoding)
                     if plane is None

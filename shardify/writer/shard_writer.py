@@ -25,7 +25,7 @@ from shardify.storage.atomic_write import AtomicFile, write_atomic
 from shardify.storage.paths import Url, as_path, file_sha256
 from shardify.storage.readers import announce_reads
 from shardify.writer.fast_copy import CopyResult, FastCopier
-from shardify.writer.sample_check import ChannelStats, check_sample, measure_samples
+from shardify.writer.sample_check import check_sample, measure_samples
 from shardify.writer.tar_writer import TarWriter
 from shardify.writer.tasks import (
     STATE_FOLDER,
@@ -53,7 +53,6 @@ class VariantWriter:
         self._tar = tar
         self._counts: Counter[tuple[ImageInfo, ...]] = Counter()
         self._costs: dict[str, list[float]] = {}
-        self._samples = 0
         self._index = bytearray()
         """Lines of the index."""
 
@@ -94,27 +93,25 @@ class VariantWriter:
             index_entries.append(("bg.cls", add(name.encode(), data), len(data), name))
         self._counts[tuple(infos)] += 1
         self._index += f"{index_line(index_entries)}\n".encode()
-        self._samples += 1
 
-    def copy(self, copied: CopyResult, samples: int) -> None:
+    def copy(self, copied: CopyResult) -> None:
         """Record samples that a ``FastCopier`` has appended to the tar, as ``add`` would."""
         self._counts.update(copied.counts)
         self._index += copied.text
-        self._samples += samples
 
     def index(self) -> bytes:
         """Return the index of all samples added."""
-        return index_header(self._samples).encode() + self._index
+        return index_header(self._counts.total()).encode() + self._index
 
     def finish(self, index: bytes) -> VariantRecord:
         """Finish the tar and return its record."""
         digest = self._tar.finish()
         images: dict[str, dict[str, int]] = {}
         for column, role in enumerate(self._task.roles if self._counts else ()):
-            kinds: Counter[ImageInfo] = Counter()
+            counts: Counter[ImageInfo] = Counter()
             for infos, samples in self._counts.items():
-                kinds[infos[column]] += samples
-            ordered = sorted(kinds.items())
+                counts[infos[column]] += samples
+            ordered = sorted(counts.items())
             images[role] = {" ".join(map(str, info[:5])): number for info, number in ordered}
         return VariantRecord(
             bytes=self._tar.offset,
@@ -195,7 +192,7 @@ def _write_samples(
     writers = [
         VariantWriter(task, variant, tar) for variant, tar in zip(task.variants, tars, strict=True)
     ]
-    samples, number = 0, 0
+    number = 0
     with OpenSources(task.sources) as handles:
         announce_reads(handles, task.rows, map(task.entry_names, range(len(task.keys))))
         copier = FastCopier(task, handles)
@@ -206,11 +203,10 @@ def _write_samples(
         while number < len(task.keys):
             first = number
             copied = copier.copy(first, tars[0])
-            stats: list[list[ChannelStats]] = []
             if copied is not None:
                 number = copied.stop
-                writers[0].copy(copied, number - first)
-                stats += [known_stats[n] for n in range(first, number) if n in known_stats]
+                writers[0].copy(copied)
+                stats = [known_stats[n] for n in range(first, number) if n in known_stats]
             else:
                 number += 1
                 sample = check_sample(task, handles, first, known_stats.get(first, []))
@@ -218,7 +214,7 @@ def _write_samples(
                     rejected.append(sample)
                     continue
                 rules.update(sample.rules)
-                stats.append(sample.stats)
+                stats = [sample.stats]
                 for writer in writers:
                     writer.add(
                         task.keys[first],
@@ -229,7 +225,6 @@ def _write_samples(
                     )
                 if not sample.rules:
                     copier.learn_header(sample.members)
-            samples += number - first
             for sample_stats in stats:
                 for role, channel_stats in zip(task.roles, sample_stats, strict=False):
                     moments[role].add(*channel_stats)
@@ -237,7 +232,7 @@ def _write_samples(
     record = ShardRecord(
         task=digest,
         name=task.name,
-        samples=samples,
+        samples=len(task.keys) - len(rejected),
         parts=[writer.finish(index) for writer, index in zip(writers, indexes, strict=True)],
         rejected=rejected,
         rules=dict(sorted(rules.items())),
