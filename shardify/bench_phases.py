@@ -183,5 +183,5 @@ def _write(tasks: list[ShardTask], out: Path) -> None:
 
 def _remove(task: ShardTask, out: Path) -> None:
     for suffix in (".tar", ".idx"):
-        (staging_folder(out, "") / f"{task.name}{suffix}").unlink()
+        Path(f"{staging_folder(out, '')}/{task.name}{suffix}").unlink()
     (out / STATE_FOLDER / f"{task.name}.json").unlink()

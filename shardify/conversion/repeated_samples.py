@@ -16,13 +16,12 @@ from shardify.errors import EntryError
 from shardify.layout.detect import Layout
 from shardify.layout.filenames import file_stem
 from shardify.sources.catalog import Catalog, entry_rows
-from shardify.sources.entry_names import take
+from shardify.sources.entry_names import chunks, take
 from shardify.sources.zip_extract import read_payload
 from shardify.storage.readers import FolderReader, PrefixReader, ReadHandle, announce_reads
 from shardify.zlib_backend import crc32
 
 Ints = NDArray[np.int64]
-_CHUNK_NAMES = 1 << 14
 _LARGE_BYTES = 1 << 16
 """A larger file is read only if the bytes in its middle equal another one's."""
 
@@ -104,8 +103,8 @@ def find_repeated_samples(
 
 def _some_names(catalog: Catalog, indexes: NDArray[np.int32]) -> Iterator[str]:
     """Yield the names of some entries; of a large source, a few thousand are in memory at once."""
-    for first in range(0, len(indexes), _CHUNK_NAMES):
-        yield from take(catalog.names, indexes[first : first + _CHUNK_NAMES])
+    for chunk in chunks(len(indexes)):
+        yield from take(catalog.names, indexes[chunk])
 
 
 def join_groups(groups: NDArray[np.int32] | None, picture: Ints | None) -> NDArray[np.int32] | None:
@@ -145,7 +144,7 @@ def _content(layout: Layout, catalog: Catalog, handles: Sequence[ReadHandle], ro
     """
     entries = catalog.entries
     content: Ints = entries.size << 32 | entries.crc
-    folders = [place for place, each in enumerate(catalog.sources) if each.path.endswith("/")]
+    folders = [number for number, source in enumerate(catalog.sources) if source.is_folder]
     if not folders:
         return content
     plain = np.isin(entries.source, folders)
@@ -156,11 +155,11 @@ def _content(layout: Layout, catalog: Catalog, handles: Sequence[ReadHandle], ro
 
     def read_all(numbers: NDArray[np.int32]) -> None:
         unread = np.unique(numbers[plain[numbers]])
-        for first in range(0, len(unread), _CHUNK_NAMES):
-            chunk = unread[first : first + _CHUNK_NAMES]
-            table, files = entry_rows(catalog, chunk), list(map(catalog.names.raw, chunk))
+        for chunk in chunks(len(unread)):
+            batch, files = unread[chunk], list(map(catalog.names.raw, unread[chunk]))
+            table = entry_rows(catalog, batch)
             announce_reads(handles, table, files)
-            for entry, name, (source, *rest) in zip(chunk, files, table.tolist(), strict=True):
+            for entry, name, (source, *rest) in zip(batch, files, table.tolist(), strict=True):
                 with suppress(EntryError):
                     payload = read_payload(handles[source], name, *rest)
                     content[entry] = len(payload) << 32 | crc32(payload)

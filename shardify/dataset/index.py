@@ -61,7 +61,7 @@ class ShardIndex(NamedTuple):
 
 def index_line(members: Iterable[tuple[str, int, int, str]]) -> str:
     """Format the line of one sample, without a newline; see ``Member`` for the fields."""
-    return " ".join([f"{each[0]} {each[1]} {each[2]} {each[3]}" for each in members])
+    return " ".join([f"{member[0]} {member[1]} {member[2]} {member[3]}" for member in members])
 
 
 def index_header(samples: int) -> str:
@@ -135,8 +135,8 @@ def read_index(
     keys = np.strings.partition(index.names, np.bytes_(b"."))[0]
     wrong = (index.roles != np.array([role.encode() for role in members])).any(axis=1)
     wrong |= (keys != keys[:, :1]).any(axis=1)
-    places = np.stack([offsets, offsets + sizes], axis=2).reshape(-1)
-    backward = np.flatnonzero(np.diff(places, prepend=BLOCK) < 0)
+    edges = np.stack([offsets, offsets + sizes], axis=2).reshape(-1)
+    backward = np.flatnonzero(np.diff(edges, prepend=BLOCK) < 0)
     wrong[backward // (2 * len(members))] = True
     wrong |= (offsets % BLOCK != 0).any(axis=1) | (sizes < 1).any(axis=1)
     wrong |= (offsets + sizes > length).any(axis=1)

@@ -16,10 +16,9 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType, UnionType
+from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
 from shardify.errors import ManifestError
@@ -29,7 +28,13 @@ from shardify.storage.paths import PathOrUrl, as_path
 
 T = TypeVar("T")
 
-_Read = Callable[[object, str], Any]
+_EXPECTED = {
+    int: "a whole number, 0 or more",
+    float: "a number",
+    str: "a text",
+    list: "a list",
+    dict: "an object",
+}
 
 
 def record(kind: type[T], document: object, where: str) -> T:
@@ -48,7 +53,7 @@ def record(kind: type[T], document: object, where: str) -> T:
     values: dict[str, Any] = {}
     for spec in dataclasses.fields(kind):  # type: ignore[arg-type]  # every caller passes one
         if spec.name in document:
-            values[spec.name] = _reader(spec.type)(document[spec.name], f"{where}: {spec.name}")
+            values[spec.name] = _read(spec.type, document[spec.name], f"{where}: {spec.name}")
         elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
             raise ManifestError(f"{where}: no field {spec.name!r}; build the data set again")
     return kind(**values)
@@ -61,77 +66,28 @@ def unfit(where: str, value: object, expected: str) -> ManifestError:
     )
 
 
-def _reader(annotation: Any) -> _Read:
-    """Return the function that reads a value of this annotation."""
-    if annotation in _PLAIN:
-        return _PLAIN[annotation]
-    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
-        return lambda value, where: record(annotation, value, where)
-    origin, inner = get_origin(annotation), get_args(annotation)
-    if origin is list:
-        return _list(_reader(inner[0]))
-    if origin is dict:
-        return _dict(_reader(inner[1]))
-    assert origin is UnionType and inner[1] is NoneType, annotation
-    given = _reader(inner[0])
-    return lambda value, where: None if value is None else given(value, where)
-
-
-def _integer(value: object, where: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise unfit(where, value, "a whole number, 0 or more")
-    return value
-
-
-def _number(value: object, where: str) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise unfit(where, value, "a number")
-    return float(value)
-
-
-def _text(value: object, where: str) -> str:
-    if not isinstance(value, str):
-        raise unfit(where, value, "a text")
-    return value
-
-
-def _resolution(value: Any, where: str) -> int | str:
-    try:
-        return resolution(value).to_json()
-    except ValueError:
-        raise unfit(where, value, "a resolution, like 64 or '128x224'") from None
-
-
-def _anything(value: object, where: str) -> object:
-    del where
-    return value
-
-
-_PLAIN: dict[Any, _Read] = {
-    int: _integer,
-    float: _number,
-    str: _text,
-    int | str: _resolution,
-    Any: _anything,
-}
-
-
-def _list(read: _Read) -> _Read:
-    def reader(value: object, where: str) -> list[Any]:
-        if not isinstance(value, list):
-            raise unfit(where, value, "a list")
-        return [read(item, f"{where}[{place}]") for place, item in enumerate(value)]
-
-    return reader
-
-
-def _dict(read: _Read) -> _Read:
-    def reader(value: object, where: str) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise unfit(where, value, "an object")
-        return {name: read(item, f"{where}.{name}") for name, item in value.items()}
-
-    return reader
+def _read(annotation: Any, value: Any, where: str) -> Any:
+    """Check a value against its annotation, and return it."""
+    if annotation is Any:
+        return value
+    if annotation == int | str:
+        try:
+            return resolution(value).to_json()
+        except ValueError:
+            raise unfit(where, value, "a resolution, like 64 or '128x224'") from None
+    if dataclasses.is_dataclass(annotation):
+        return record(annotation, value, where)  # type: ignore[arg-type]  # a class
+    kind, inner = get_origin(annotation) or annotation, get_args(annotation)
+    if kind is UnionType:
+        return None if value is None else _read(inner[0], value, where)
+    accepted: Any = (int, float) if kind is float else kind
+    if not isinstance(value, accepted) or isinstance(value, bool) or (kind is int and value < 0):
+        raise unfit(where, value, _EXPECTED[kind])
+    if kind is list:
+        return [_read(inner[0], item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if kind is dict:
+        return {name: _read(inner[1], item, f"{where}.{name}") for name, item in value.items()}
+    return float(value) if kind is float else value
 
 
 VERSION = 1

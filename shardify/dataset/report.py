@@ -63,17 +63,17 @@ def page(out: PathOrUrl, *, most: int = 200) -> str:
     sample_stats = measure_samples(data, most=most)
     background_uses = data.background_uses()
     invalid = manifest.roles["depth"].invalid if "depth" in manifest.roles else None
-    shown = list(data.samples(_MAX_SAMPLES))
-    indexes = sorted({sample.background for sample in shown} - {-1})
+    samples = list(data.samples(_MAX_SAMPLES))
+    indexes = sorted({sample.background for sample in samples} - {-1})
     backgrounds = dict(zip(indexes, data.backgrounds(indexes), strict=True)) if indexes else {}
-    title = f"{', '.join(each.name for each in manifest.source)}: {len(data):,} samples"
+    title = f"{', '.join(source.name for source in manifest.source)}: {len(data):,} samples"
     parts = [
         _overview(data),
         "<h2>Samples</h2>",
         "<p><small>Background, composite with the mask outline, depth"
         f"{'' if invalid is None else ' (magenta: no depth)'}.</small></p>",
         '<div class="sheet">',
-        *(_figure(sample, backgrounds.get(sample.background), invalid) for sample in shown),
+        *(_figure(sample, backgrounds.get(sample.background), invalid) for sample in samples),
         "</div>",
         "<h2>Backgrounds</h2>",
         _backgrounds(data, background_uses),
@@ -115,8 +115,8 @@ def _overview(data: DataSet) -> str:
         for name, split in manifest.splits.items()
     ]
     rows += [
-        ("source", f"{each.name}, {each.entries:,} entries, {each.bytes / 1e6:,.1f} MB")
-        for each in manifest.source
+        ("source", f"{source.name}, {source.entries:,} entries, {source.bytes / 1e6:,.1f} MB")
+        for source in manifest.source
     ]
     options = {
         name: " ".join(map(str, value)) if isinstance(value, list) else value
@@ -125,8 +125,9 @@ def _overview(data: DataSet) -> str:
     shown = (f"{name} {value}" for name, value in options.items() if value not in (None, ""))
     rows.append(("options", ", ".join(shown)))
     if data.top.resolutions:
-        rows.append(("resolutions", ", ".join(str(each.res) for each in data.top.resolutions)))
-    rows += [("warning", str(each)) for each in manifest.layout.get("warnings", ())]
+        sizes = ", ".join(str(resolution.res) for resolution in data.top.resolutions)
+        rows.append(("resolutions", sizes))
+    rows += [("warning", str(warning)) for warning in manifest.layout.get("warnings", ())]
     for role, cost in manifest.costs.items():
         rows.append((f"cost, {role}", ", ".join(f"{k} {v:g}" for k, v in cost.items())))
     return html.table(rows)
@@ -138,13 +139,13 @@ def _figure(sample: Sample, background: NDArray[Any] | None, invalid: int | None
     height, width = composite.shape[:2]
     scale = _TILE_PIXELS / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    shown = []
+    pictures = []
     if background is not None:
-        shown.append(_resize(background, size))
+        pictures.append(_resize(background, size))
     small = _resize(composite, size)
     if "mask" in planes:
         small = outlined(small, _resize(planes["mask"], size))
-    shown.append(small)
+    pictures.append(small)
     if "depth" in planes:
         depth = planes["depth"].astype(np.float32)
         known = np.ones(depth.shape, np.bool_) if invalid is None else depth != invalid
@@ -154,8 +155,8 @@ def _figure(sample: Sample, background: NDArray[Any] | None, invalid: int | None
         gray = stretched.astype(np.uint8)
         if not known.all():
             gray = np.where(known[..., None], gray[..., None], np.array(_HOLE, np.uint8))
-        shown.append(_resize(gray, size))
-    images = "".join(html.picture(Image.fromarray(each)) for each in shown)
+        pictures.append(_resize(gray, size))
+    images = "".join(html.picture(Image.fromarray(picture)) for picture in pictures)
     name = f"{sample.key} ({sample.split})"
     return f"<figure>{images}<figcaption>{escape(name)}</figcaption></figure>"
 
@@ -168,15 +169,12 @@ def _backgrounds(data: DataSet, background_uses: dict[str, Counter[int]]) -> str
     rows: list[tuple[str, str]] = []
     if isinstance(rule, dict):
         rows = [(k, v if isinstance(v, str) else json.dumps(v)) for k, v in rule.items()]
-    both = (
-        set.intersection(*(set(each) for each in background_uses.values()))
-        if len(background_uses) > 1
-        else set()
-    )
+    uses = list(background_uses.values())
+    both = set(uses[0]).intersection(*uses[1:]) if len(uses) > 1 else set()
     rows.append(("in both splits", str(len(both)) if both else "none"))
     stored = [data.stored(index) for index in range(len(manifest.backgrounds))]
     once = sum(stored) / 1e6
-    copies = once / len(stored) * sum(sum(each.values()) for each in background_uses.values())
+    copies = once / len(stored) * sum(count.total() for count in uses)
     rows.append(("stored once each", f"{once:,.1f} MB instead of {copies:,.1f} MB of copies"))
     bars = [
         (background.id, {split: counts[index] for split, counts in background_uses.items()})
@@ -208,14 +206,14 @@ def _distributions(sample_stats: SampleStats) -> str:
 
 def _roles(manifest: Manifest) -> str:
     rows = []
-    for role, each in manifest.roles.items():
-        stats = manifest.stats.get(role)
-        files = f"{', '.join(each.extensions)}, {each.bits} bit"
-        sizes = ", ".join(f"{w}x{h} ({count:,})" for w, h, count in each.sizes[:4])
-        more = " ..." if len(each.sizes) > 4 else ""
+    for name, role in manifest.roles.items():
+        stats = manifest.stats.get(name)
+        files = f"{', '.join(role.extensions)}, {role.bits} bit"
+        sizes = ", ".join(f"{w}x{h} ({count:,})" for w, h, count in role.sizes[:4])
+        more = " ..." if len(role.sizes) > 4 else ""
         mean = ", ".join(f"{value:.4f}" for value in stats.mean) if stats else ""
         std = ", ".join(f"{value:.4f}" for value in stats.std) if stats else ""
-        rows.append((role, files, sizes + more, mean, std))
+        rows.append((name, files, sizes + more, mean, std))
     converted = manifest.layout.get("converted") or {}
     items = "".join(f"<li>{escape(k)}: {v:,}" for k, v in converted.items())
     return html.table(rows, ("role", "files", "sizes", "mean", "deviation")) + (
@@ -230,8 +228,8 @@ def _rejected(manifest: Manifest, path: PathOrUrl) -> str:
     lines = []
     try:
         with path.open("rb") as file:
-            for each in map(json.loads, islice(file, _MAX_REJECTED_LINES)):
-                lines.append((each["key"] or each["member"], f"{each['role']} {each['reason']}"))
+            for line in map(json.loads, islice(file, _MAX_REJECTED_LINES)):
+                lines.append((line["key"] or line["member"], f"{line['role']} {line['reason']}"))
     except (OSError, ValueError, KeyError):
         return reasons + f"<p>{REJECTED} cannot be read.</p>"
     return reasons + f"<h3>The first {len(lines)}</h3>" + html.table(lines)

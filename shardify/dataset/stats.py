@@ -6,16 +6,17 @@ mask areas and depth histograms come from evenly spaced samples, which are decod
 
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardify.dataset.index import Member, ShardIndex, parse_index
-from shardify.dataset.manifest import BACKGROUNDS, Manifest, Role, dataset_folder
+from shardify.dataset.manifest import BACKGROUNDS, Manifest, Shard, dataset_folder
 from shardify.errors import ImageError, VerifyError
 from shardify.images.parser import MASK_THRESHOLD, ImageInfo, parse
 from shardify.images.pixels import STANDARD, pixels
@@ -65,22 +66,17 @@ class DataSet:
     def __init__(self, out: PathOrUrl) -> None:
         self.folder = dataset_folder(out)
         self.top = Manifest.load(self.folder)
-        self._background_places: dict[str, tuple[int, int]] = {}
+        self._background_spans: dict[str, tuple[int, int]] = {}
         self._readers: dict[str, ObjectReader] = {}
         self.manifest = self.top
         if self.top.resolutions:
-            largest = max(self.top.resolutions, key=lambda each: each.size.pixels)
+            largest = max(self.top.resolutions, key=lambda stored: stored.size.pixels)
             self.folder = self.folder / largest.path
             self.manifest = Manifest.load(self.folder)
-        self._shards: list[tuple[str, str, ShardIndex]] = []
-        """Split, shard name and index of each shard."""
-        self._sizes = {
-            shard.name: shard.bytes
-            for split in self.manifest.splits.values()
-            for shard in split.shards
-        }
+        self._shards: list[tuple[str, Shard, ShardIndex]] = []
+        """Split, shard and its index."""
         shards = [
-            (split, shard) for split, each in self.manifest.splits.items() for shard in each.shards
+            (name, shard) for name, split in self.manifest.splits.items() for shard in split.shards
         ]
         try:
             texts = read_many(self.folder, [shard.index for _, shard in shards])
@@ -90,10 +86,9 @@ class DataSet:
             ) from error
         for (split, shard), text in zip(shards, texts, strict=True):
             try:
-                index = parse_index(text)
+                self._shards.append((split, shard, parse_index(text)))
             except VerifyError as error:
                 raise VerifyError(f"{self.folder / shard.index}: {error}") from error
-            self._shards.append((split, shard.name, index))
 
     def __len__(self) -> int:
         return sum(len(index.names) for _, _, index in self._shards)
@@ -102,15 +97,15 @@ class DataSet:
         """Yield up to ``most`` samples, evenly spaced over all. Raises VerifyError."""
         step = max(1, -(-len(self) // most))
         first = 0
-        for split, name, index in self._shards:
+        for split, shard, index in self._shards:
             rows = range(-first % step, len(index.names), step)
             first += len(index.names)
-            wanted = [index.members(row) for row in rows]
-            if not wanted:
+            samples = [index.members(row) for row in rows]
+            if not samples:
                 continue
-            with self._open_file(name, [each for members in wanted for each in members]) as file:
-                for members in wanted:
-                    yield self._sample(split, name, members, file)
+            with self._open_file(shard.name, chain.from_iterable(samples), shard.bytes) as file:
+                for members in samples:
+                    yield self._sample(split, shard.name, members, file)
 
     def _sample(self, split: str, shard: str, members: list[Member], file: ReadHandle) -> Sample:
         planes, background = {}, -1
@@ -129,57 +124,59 @@ class DataSet:
         key = members[0].name.partition(".")[0]
         return Sample(key=key, split=split, background=background, planes=planes)
 
-    def background_uses(self) -> dict[str, "Counter[int]"]:
+    def background_uses(self) -> dict[str, Counter[int]]:
         """Count the samples on each background, by split. Raises VerifyError.
 
         If an older program wrote the manifest, every ``bg.cls`` is read.
         """
-        found: dict[str, Counter[int]] = {split: Counter() for split in self.manifest.splits}
-        if any(split.backgrounds for split in self.manifest.splits.values()):
-            for split, each in self.manifest.splits.items():
-                found[split].update({i: n for i, n in enumerate(each.backgrounds) if n})
-            return found
-        for split, name, index in self._shards:
+        uses = {
+            name: Counter({index: count for index, count in enumerate(split.backgrounds) if count})
+            for name, split in self.manifest.splits.items()
+        }
+        if any(uses.values()):
+            return uses
+        for split, shard, index in self._shards:
             rows = np.flatnonzero(index.extensions[:, -1] == b"bg.cls").tolist()
             labels = [index.members(row)[-1] for row in rows]
-            with self._open_file(name, labels) as file:
+            with self._open_file(shard.name, labels, shard.bytes) as file:
                 try:
-                    found[split].update(int(pread(file, each.size, each.offset)) for each in labels)
+                    uses[split].update(
+                        int(pread(file, label.size, label.offset)) for label in labels
+                    )
                 except (OSError, ValueError) as error:
                     raise VerifyError(
-                        f"{self.folder / name}: {error}; run `shardify verify`"
+                        f"{self.folder / shard.name}: {error}; run `shardify verify`"
                     ) from error
-        return found
+        return uses
 
     def backgrounds(self, indexes: Sequence[int]) -> Iterator[NDArray[Any]]:
         """Yield the pixels of some backgrounds. Raises VerifyError."""
-        members = [self.manifest.backgrounds[index].member for index in indexes]
-        places = [self._place(member) for member in members]
-        wanted = [Member("", offset, size, "") for offset, size in places]
-        with self._open_file(BACKGROUNDS, wanted) as file:
-            for member, (offset, size) in zip(members, places, strict=True):
+        names = [self.manifest.backgrounds[index].member for index in indexes]
+        members = [Member("", *self._background_span(name), name) for name in names]
+        with self._open_file(BACKGROUNDS, members) as file:
+            for member in members:
                 try:
-                    data = pread(file, size, offset)
-                    yield self._decode("bg", data, member)
+                    data = pread(file, member.size, member.offset)
+                    yield self._decode("bg", data, member.name)
                 except (OSError, ValueError, ImageError) as error:
-                    raise self._background_error(member, error) from error
+                    raise self._background_error(member.name, error) from error
 
     def stored(self, index: int) -> int:
         """Return the stored size of one background in bytes. Raises VerifyError."""
-        return self._place(self.manifest.backgrounds[index].member)[1]
+        return self._background_span(self.manifest.backgrounds[index].member)[1]
 
-    def _place(self, member: str) -> tuple[int, int]:
+    def _background_span(self, member: str) -> tuple[int, int]:
         """Return offset and size of a member of ``backgrounds.tar``."""
         try:
-            if not self._background_places:
+            if not self._background_spans:
                 with (
                     (self.folder / BACKGROUNDS).open("rb") as raw,
                     tarfile.open(fileobj=raw) as tar,
                 ):
-                    self._background_places = {
-                        each.name: (each.offset_data, each.size) for each in tar
+                    self._background_spans = {
+                        info.name: (info.offset_data, info.size) for info in tar
                     }
-            return self._background_places[member]
+            return self._background_spans[member]
         except (OSError, KeyError, tarfile.TarError) as error:
             raise self._background_error(member, error) from error
 
@@ -187,34 +184,35 @@ class DataSet:
         return VerifyError(f"{self.folder / BACKGROUNDS}: {member}: {error}")
 
     @contextmanager
-    def _open_file(self, name: str, members: Sequence[Member]) -> Iterator[ReadHandle]:
+    def _open_file(
+        self, name: str, members: Iterable[Member], size: int | None = None
+    ) -> Iterator[ReadHandle]:
         """Open one file and announce the members that will be read. Raises VerifyError."""
-        where = self.folder / name
+        path = self.folder / name
         file: ReadHandle
         try:
-            if isinstance(where, Url):
+            if isinstance(path, Url):
                 # Opened once, because each opening may cost a request.
                 if name not in self._readers:
-                    self._readers[name] = ObjectReader(where, self._sizes.get(name))
+                    self._readers[name] = ObjectReader(path, size)
                 file = self._readers[name]
             else:
-                file = open_source(str(where))
+                file = open_source(str(path))
         except OSError as error:
-            raise VerifyError(f"{where}: {error.strerror}; run `shardify verify`") from error
+            raise VerifyError(f"{path}: {error.strerror}; run `shardify verify`") from error
         try:
             if isinstance(file, ObjectReader):
-                file.expect([(each.offset, each.offset + each.size) for each in members])
+                file.expect([(member.offset, member.offset + member.size) for member in members])
             yield file
         finally:
             close_source(file)
 
     def _decode(self, role: str, data: bytes, name: str) -> NDArray[Any]:
         if name.endswith(".raw"):
-            role_info: Role = self.manifest.roles[role]
-            width, height, _ = role_info.sizes[0]
-            return unpack_raw(
-                data, ImageInfo("raw", width, height, role_info.channels, role_info.bits), role
-            )
+            spec = self.manifest.roles[role]
+            width, height, _ = spec.sizes[0]
+            info = ImageInfo("raw", width, height, spec.channels, spec.bits)
+            return unpack_raw(data, info, role)
         return pixels(data, parse(data), role, STANDARD)
 
 
@@ -233,8 +231,8 @@ def measure_samples(data: DataSet, *, most: int = 200) -> SampleStats:
             if not plane.size:
                 continue
             low, high = float(plane.min()) / full, float(plane.max()) / full
-            old = ranges.get(role, [low, high])
-            ranges[role] = [min(old[0], low), max(old[1], high)]
+            smallest, largest = ranges.get(role, (low, high))
+            ranges[role] = [min(smallest, low), max(largest, high)]
             if role == "mask":
                 share = float((plane >= MASK_THRESHOLD).mean())
                 area[min(BINS - 1, int(share * BINS))] += 1
@@ -256,33 +254,31 @@ def dataset_stats(out: PathOrUrl, *, most: int = 200) -> dict[str, Any]:
     """
     data = DataSet(out)
     manifest = data.manifest
-    found = measure_samples(data, most=most)
-    stored: Counter[str] = Counter()
+    measured = measure_samples(data, most=most)
+    bytes_by_role: Counter[str] = Counter()
     for _, _, index in data._shards:
         for name in np.unique(index.roles):
-            stored[name.decode()] += int(index.sizes[index.roles == name].sum())
+            bytes_by_role[name.decode()] += int(index.sizes[index.roles == name].sum())
+    path = data.folder / BACKGROUNDS
+    bytes_by_role["bg"] = path.stat().st_size if path.exists() else 0
     roles = {}
-    for role, each in manifest.roles.items():
+    for role, spec in manifest.roles.items():
         stats = manifest.stats.get(role)
         roles[role] = {
             "mean": stats.mean if stats else None,
             "std": stats.std if stats else None,
             "measured": stats.samples if stats else 0,
-            "range": found.ranges.get(role),
-            "sizes": each.sizes,
-            "extensions": each.extensions,
-            "bits": each.bits,
-            "bytes": stored.get(role) if role != "bg" else _file_size(data.folder / BACKGROUNDS),
+            "range": measured.ranges.get(role),
+            "sizes": spec.sizes,
+            "extensions": spec.extensions,
+            "bits": spec.bits,
+            "bytes": bytes_by_role.get(role),
         }
     return {
         "out": str(out),
         "samples": {name: split.samples for name, split in manifest.splits.items()},
         "backgrounds": len(manifest.backgrounds),
-        "looked_at": found.samples,
+        "looked_at": measured.samples,
         "roles": roles,
         "costs": manifest.costs,
     }
-
-
-def _file_size(path: PathOrUrl) -> int:
-    return path.stat().st_size if path.exists() else 0

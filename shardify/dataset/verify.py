@@ -3,7 +3,6 @@
 Reads shards, indexes, backgrounds and ``rejected.jsonl``. On request every image is decoded too.
 """
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,6 @@ from typing import Any
 
 from shardify.dataset.index import BLOCK, parse_index
 from shardify.dataset.manifest import (
-    BACKGROUNDS,
     NAME,
     REJECTED,
     Manifest,
@@ -25,7 +23,7 @@ from shardify.errors import EntryError, ManifestError, VerifyError
 from shardify.images.parser import parse
 from shardify.images.pixels import STANDARD, pixels
 from shardify.storage.atomic_write import TEMPORARY
-from shardify.storage.paths import PathOrUrl, as_path
+from shardify.storage.paths import PathOrUrl, as_path, file_sha256
 from shardify.workers.factory import create_pool
 
 
@@ -89,8 +87,7 @@ def verify(
     for shard in shards:
         expected[shard.name] = (shard.sha256, shard.bytes)
         expected[shard.index] = (shard.index_sha256, None)
-    for name, digest in manifest.files.items():
-        expected[name] = (digest, None)
+    expected |= {name: (digest, None) for name, digest in manifest.files.items()}
     count = workers or os.cpu_count() or 1
     owners = {digest: name for name, (digest, _) in expected.items()}
     total = 0
@@ -150,18 +147,20 @@ def _verify_resolutions(
     for name, digest in manifest.files.items():
         size, problem = _check_file(out / name, digest, None, owners={})
         total += size
-        problems += [f"{name}: {problem}"] if problem else []
+        if problem:
+            problems.append(f"{name}: {problem}")
     problems += _check_unlisted_files(out, set(manifest.files) | {NAME})
     files, samples, decoded = len(manifest.files), 0, 0
-    for each in manifest.resolutions:
+    for resolution in manifest.resolutions:
+        folder = resolution.path
         try:
-            part = verify(out / each.path, deep=deep, workers=workers, progress=progress)
+            part = verify(out / folder, deep=deep, workers=workers, progress=progress)
         except ManifestError as error:
-            problems.append(f"{each.path}/{NAME}: {error}")
+            problems.append(f"{folder}/{NAME}: {error}")
             continue
         files, total = files + part.files, total + part.bytes
         samples, decoded = part.samples, decoded + part.decoded
-        problems += [f"{each.path}/{problem}" for problem in part.problems]
+        problems += [f"{folder}/{problem}" for problem in part.problems]
     return VerifyReport(
         out=str(out), files=files, bytes=total, samples=samples, decoded=decoded, problems=problems
     )
@@ -171,20 +170,16 @@ def decode_shard(task: DecodeTask) -> tuple[int, list[str]]:
     """Decode all images of one shard. Returns their number and one line per failure."""
     count, problems = 0, []
     out = as_path(task.out)
-    tar = out / task.tar
     index = parse_index((out / task.index).read_bytes())
-    with tar.open("rb") as file:
+    with (out / task.tar).open("rb") as file:
         for sample in range(len(index.names)):
             for member in index.members(sample):
-                if member.extension == "bg.cls":
-                    continue
+                if member.extension.endswith((".cls", ".raw")):
+                    continue  # Any bytes of the right length are a raw image.
                 file.seek(member.offset)
                 data = file.read(member.size)
                 try:
-                    if member.extension.endswith(".raw"):
-                        continue  # Any bytes of the right length are an image.
-                    picture = parse(data)
-                    pixels(data, picture, member.extension.partition(".")[0], STANDARD)
+                    pixels(data, parse(data), member.extension.partition(".")[0], STANDARD)
                     count += 1
                 except EntryError as error:
                     problems.append(f"{task.tar}: {member.name}: {error}")
@@ -196,20 +191,19 @@ def _check_file(
 ) -> tuple[int, str]:
     """Return (bytes read, fault or empty string). ``owners`` maps each digest to its file name."""
     try:
-        size_found = path.stat().st_size
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        actual_size = path.stat().st_size
+        actual_digest = file_sha256(path)
     except FileNotFoundError:
         return 0, "missing"
     except OSError as error:
         return 0, f"cannot be read ({error.strerror})"
-    if size_found and found in owners and found != digest:
-        return size_found, f"its bytes are those of {owners[found]}"
-    if size is not None and size_found != size:
-        return size_found, f"{size_found} bytes; the manifest says {size}: it was cut or replaced"
-    if found != digest:
-        return size_found, "its bytes differ from what was built (another SHA-256)"
-    return size_found, ""
+    if actual_digest == digest and size in (None, actual_size):
+        return actual_size, ""
+    if actual_size and actual_digest in owners and actual_digest != digest:
+        return actual_size, f"its bytes are those of {owners[actual_digest]}"
+    if size not in (None, actual_size):
+        return actual_size, f"{actual_size} bytes; the manifest says {size}: it was cut or replaced"
+    return actual_size, "its bytes differ from what was built (another SHA-256)"
 
 
 def _check_index(out: PathOrUrl, shard: Shard) -> list[str]:
@@ -230,14 +224,9 @@ def _check_index(out: PathOrUrl, shard: Shard) -> list[str]:
 
 
 def _check_unlisted_files(out: PathOrUrl, known: set[str]) -> list[str]:
-    problems = []
-    size_found: list[PathOrUrl] = [*out.iterdir()]
-    for file in sorted(size_found, key=lambda each: each.name):
-        if file.name in known:
-            continue
-        if file.name.endswith((".tar", ".idx", TEMPORARY)):
-            problems.append(f"{file.name}: not in the manifest; it is no part of this data set")
-    for name in (BACKGROUNDS, REJECTED):
-        if (out / name).exists() and name not in known:
-            problems.append(f"{name}: not in the manifest")
-    return problems
+    files: list[PathOrUrl] = [*out.iterdir()]
+    return [
+        f"{name}: not in the manifest; it is no part of this data set"
+        for name in sorted(file.name for file in files)
+        if name not in known and (name.endswith((".tar", ".idx", TEMPORARY)) or name == REJECTED)
+    ]

@@ -3,7 +3,7 @@
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,26 @@ class Source:
     digest: str
     inner: bool = False
     """Unpacked from another source; the manifest lists only that one."""
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder; its files have no CRC."""
+        return self.path.endswith("/")
+
+
+@dataclass(kw_only=True, slots=True)
+class Part:
+    """The entries of one source, or of a zip inside it."""
+
+    source: Source
+    """The zip or folder; of a zip that was unpacked, the unpacked file."""
+    entries: SourceEntries
+    name: str
+    """Its name in a warning."""
+    path: str = ""
+    """Path of a zip inside another, without ``.zip``."""
+    prefix: str = ""
+    """Prefix of its names in the catalog."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,91 +93,61 @@ class Catalog:
     """Warnings for the user: files that stand twice and are taken once."""
 
 
-def open_catalog(paths: Sequence[PathOrUrl]) -> Catalog:
-    """Read the central directories of one or more zips.
+def join_parts(parts: Sequence[Part], *, where: str, notes: Sequence[str] = ()) -> Catalog:
+    """Join the entries of several parts into one catalog.
 
     Args:
-        paths: Zip files, in the order of the catalog's sources.
-
-    Raises:
-        ArchiveError: One is missing, not a zip, truncated or over a limit, or has overlapping
-            entries; or there is no entry at all.
-    """
-    opened = [open_zip(path) for path in paths]
-    prefixes = [f"{path.stem}/" if len(paths) > 1 else "" for path in paths]
-    return join_parts(
-        [source for source, _ in opened],
-        [
-            (number, prefix, part)
-            for number, (prefix, (_, part)) in enumerate(zip(prefixes, opened, strict=True))
-        ],
-        where=", ".join(map(str, paths)),
-    )
-
-
-def join_parts(
-    sources: list[Source],
-    parts: Sequence[tuple[int, str, SourceEntries]],
-    *,
-    where: str,
-    notes: Sequence[str] = (),
-) -> Catalog:
-    """Join the entries of several sources into one catalog.
-
-    Args:
-        sources: Zips and folders, in the catalog's order.
-        parts: Number of the source, prefix of the names, and entries of each part.
+        parts: Zips and folders, in the catalog's order.
         where: Name of the whole in an error.
         notes: Warnings for the user.
 
     Raises:
         ArchiveError: There is no entry at all.
     """
-    for number, _, part in parts:
-        part.table["source"] = np.full(len(part), number, np.uint16)
-    tables = [part.table for _, _, part in parts]
-    refused = [each for _, _, part in parts for each in part.refused]
-    if not sum(len(part) for _, _, part in parts):
+    refused = [entry for part in parts for entry in part.entries.refused]
+    if not any(len(part.entries) for part in parts):
         raise ArchiveError(f"{where}: {_describe_nothing(refused)}")
+    sources = list({id(part.source): part.source for part in parts}.values())
+    numbers = {id(source): number for number, source in enumerate(sources)}
+    for part in parts:
+        number = numbers[id(part.source)]
+        part.entries.table["source"] = np.full(len(part.entries), number, np.uint16)
+    tables = [part.entries.table for part in parts]
     merged = {
-        name: np.concatenate([table[name] for table in tables]) if len(tables) > 1
-        else tables[0][name]
-        for name in tables[0]
-    }  # fmt: skip
+        name: np.concatenate([table[name] for table in tables]) if len(tables) > 1 else column
+        for name, column in tables[0].items()
+    }
+    doubled = [
+        f"{part.source.name}: {part.entries.doubled} files stand in it twice, with the same bytes; "
+        "each is taken once"
+        for part in parts
+        if part.entries.doubled
+    ]
     return Catalog(
         sources=sources,
         names=Names(
-            [(*part.names, prefix) for _, prefix, part in parts],
-            [part.stored for _, _, part in parts],
+            [(*part.entries.names, part.prefix) for part in parts],
+            [part.entries.stored for part in parts],
         ),
         entries=Entries(**merged),
         refused=refused,
-        notes=[*notes, *_describe_doubled(sources, parts)],
+        notes=[*notes, *doubled],
     )
 
 
 def _describe_nothing(refused: list[RefusedEntry]) -> str:
     if not refused:
         return "holds no files; expected images; nothing to build"
-    reasons = Counter(each.reason for each in refused).most_common(3)
-    example = {each.reason: each.member for each in reversed(refused)}
-    told = "; ".join(f"{reason} ({count}, as {example[reason]})" for reason, count in reasons)
-    return f"none of its {len(refused)} files can be taken; pack them again; reasons: {told}"
+    examples = {entry.reason: entry.member for entry in reversed(refused)}
+    reasons = "; ".join(
+        f"{reason} ({count}, as {examples[reason]})"
+        for reason, count in Counter(entry.reason for entry in refused).most_common(3)
+    )
+    return f"none of its {len(refused)} files can be taken; pack them again; reasons: {reasons}"
 
 
-def _describe_doubled(
-    sources: list[Source], parts: Sequence[tuple[int, str, SourceEntries]]
-) -> Iterator[str]:
-    for number, _, part in parts:
-        if part.doubled:
-            yield (
-                f"{sources[number].name}: {part.doubled} files stand in it twice, with the same "
-                "bytes; each is taken once"
-            )
-
-
-def open_zip(path: PathOrUrl) -> tuple[Source, SourceEntries]:
-    """Read one zip's central directory.
+def open_zip(path: PathOrUrl, name: str | None = None) -> Part:
+    """Read the central directory of one zip; ``name`` is its name in the manifest.
 
     Raises:
         ArchiveError: It is missing, not a zip, truncated or over a limit, or its entries overlap.
@@ -167,7 +157,7 @@ def open_zip(path: PathOrUrl) -> tuple[Source, SourceEntries]:
         try:
             total = _file_size(handle, path)
             try:
-                count, digest, part = read_zip(handle, total, str(path))
+                count, digest, entries = read_zip(handle, total, str(path))
             except ArchiveError:
                 foreign = recognise(pread(handle, 512, 0), zip_expected=True)
                 if foreign:
@@ -179,10 +169,9 @@ def open_zip(path: PathOrUrl) -> tuple[Source, SourceEntries]:
             close_source(handle)
     except OSError as error:
         raise ArchiveError(f"{path}: cannot be read ({error.strerror}); expected a zip") from error
-    source = Source(
-        path=str(path.absolute()), name=path.name, bytes=total, entries=count, digest=digest
-    )
-    return source, part
+    name = name or path.name
+    source = Source(path=str(path.absolute()), name=name, bytes=total, entries=count, digest=digest)
+    return Part(source=source, entries=entries, name=name)
 
 
 def _file_size(handle: ReadHandle, path: PathOrUrl) -> int:
@@ -190,8 +179,6 @@ def _file_size(handle: ReadHandle, path: PathOrUrl) -> int:
         return handle.size
     assert isinstance(handle, int)
     status = os.fstat(handle)
-    if stat.S_ISDIR(status.st_mode):
-        raise ArchiveError(f"{path}: a folder; expected a zip")
     if not stat.S_ISREG(status.st_mode):
         raise ArchiveError(f"{path}: not a regular file; expected a zip")
     return status.st_size

@@ -37,7 +37,7 @@ def drop_duplicates(
         return list(files)
     by_path: dict[str, list[int]] = {}
     by_short_path: dict[str, list[int]] = {}  # Without the folders that a part's files share.
-    for number in sorted(parts, key=lambda each: names[parts[each][0]]):
+    for number in sorted(parts, key=lambda part: names[parts[part][0]]):
         own = [names.inner(file) for file in parts[number]]
         shared = common_folders(sorted({name.rpartition("/")[0] for name in own}))
         for name, file in zip(own, parts[number], strict=True):
@@ -61,14 +61,11 @@ def drop_duplicates(
 
 def _equal(catalog: Catalog, one: int, other: int, read: Callable[[int], bytes]) -> bool:
     """Whether two entries have the same bytes. An unreadable entry equals no other."""
-    entries = catalog.entries
-    if entries.size[one] != entries.size[other]:
-        return False
-    have_crc = all(
-        not catalog.sources[int(entries.source[each])].path.endswith("/") for each in (one, other)
-    )
-    if have_crc and entries.crc[one] != entries.crc[other]:
-        return False
+    entries, pair = catalog.entries, [one, other]
+    in_folder = any(catalog.sources[source].is_folder for source in entries.source[pair].tolist())
+    for column in (entries.size,) if in_folder else (entries.size, entries.crc):
+        if column[one] != column[other]:
+            return False
     try:
         return read(one) == read(other)
     except EntryError:

@@ -14,6 +14,7 @@ JoinedNames = tuple[bytes | bytearray, NDArray[np.int64]]
 """Names one after another, and the (N + 1,) bounds of the names in them."""
 
 _CHUNK_NAMES = 1 << 16
+"""Names handled at a time: those of a large source would fill the memory."""
 _MAX_DECODED_NAMES = 1 << 18
 _HOSTILE = re.compile(rb"[\x00-\x1f\x7f]|(?:^|/)\.\.?(?:/|$)|^/|^[A-Za-z]:")
 _LOOSE_PARTS = (b"//", b"/./", b"/.\n", b"\n/", b"\n./", b"\n.\n")
@@ -23,6 +24,18 @@ _EMPTY_PARTS = re.compile(r"^(?:\.?/)+|(?<=/)(?:\.?/)+|(?:(?<=/)|^)\.$", re.MULT
 """``./``, a leading ``/``, and ``//`` or ``/./`` between folders."""
 _LETTER_OR_BACKSLASH = re.compile(rb"[\x81-\xfe][\x40-\xfe]|\\")
 """A letter of two bytes, as in Shift-JIS, GBK and Big5: its second byte may be a backslash."""
+
+
+def chunks(count: int) -> Iterator[slice]:
+    """Yield slices that cover ``count`` names, many at a time."""
+    for first in range(0, count, _CHUNK_NAMES):
+        yield slice(first, min(count, first + _CHUNK_NAMES))
+
+
+def join_names(names: Sequence[bytes]) -> JoinedNames:
+    """Join names, and return their bounds too."""
+    lengths = np.fromiter(map(len, names), np.int64, len(names))
+    return b"".join(names), np.append(0, np.cumsum(lengths))
 
 
 def is_hostile(name: bytes) -> bool:
@@ -109,7 +122,7 @@ class Names(Sequence[str]):
             for (block, bounds, _), own in itertools.zip_longest(self._parts, stored)
         ]
         counts = [len(bounds) - 1 for _, bounds, _ in self._parts]
-        self._first = [sum(counts[:place]) for place in range(len(counts) + 1)]
+        self._first = [sum(counts[:number]) for number in range(len(counts) + 1)]
         # Access to decoded names is ten times faster; but the decoded names of a large source would
         # be most of the memory in use.
         self._all: list[str] | None = None
@@ -132,27 +145,27 @@ class Names(Sequence[str]):
             raise IndexError(index)
         part = self.part(index)
         block, bounds = parts[part][:2]
-        place = index - self._first[part]
-        return bytes(block[int(bounds[place]) : int(bounds[place + 1])])
+        row = index - self._first[part]
+        return bytes(block[int(bounds[row]) : int(bounds[row + 1])])
 
     def joined(self, indexes: NDArray[np.int32]) -> tuple[bytes, NDArray[np.int64]]:
         """Return the ``raw`` names of N entries, joined, and their (N + 1,) bounds, from 0."""
         part = np.searchsorted(self._first, indexes, "right") - 1
         starts, lengths = np.empty(len(indexes), np.int64), np.empty(len(indexes), np.int64)
-        chosen = [np.flatnonzero(part == number) for number in range(len(self._parts))]
-        for number, rows in enumerate(chosen):
+        rows_by_part = [np.flatnonzero(part == number) for number in range(len(self._parts))]
+        for number, rows in enumerate(rows_by_part):
             bounds = self._stored[number][1]
-            places = indexes[rows] - self._first[number]
-            starts[rows] = bounds[places]
-            lengths[rows] = bounds[places + 1] - bounds[places]
+            own_rows = indexes[rows] - self._first[number]
+            starts[rows] = bounds[own_rows]
+            lengths[rows] = bounds[own_rows + 1] - bounds[own_rows]
         ends = np.concatenate([[0], np.cumsum(lengths)])
         # Position of each byte of the result in its part.
         source = np.repeat(starts - ends[:-1], lengths) + np.arange(ends[-1])
-        whole = np.empty(ends[-1], np.uint8)
-        for number, rows in enumerate(chosen):
-            mine = slice(None) if len(rows) == len(indexes) else np.repeat(part == number, lengths)
-            whole[mine] = np.frombuffer(self._stored[number][0], np.uint8)[source[mine]]
-        return whole.tobytes(), ends
+        joined = np.empty(ends[-1], np.uint8)
+        for number, rows in enumerate(rows_by_part):
+            chars = slice(None) if len(rows) == len(indexes) else np.repeat(part == number, lengths)
+            joined[chars] = np.frombuffer(self._stored[number][0], np.uint8)[source[chars]]
+        return joined.tobytes(), ends
 
     def part(self, index: int) -> int:
         """Return the number of the part that an entry's name belongs to."""
@@ -161,10 +174,8 @@ class Names(Sequence[str]):
     def take(self, indexes: NDArray[np.int32]) -> list[str]:
         """Return the names of some entries."""
         if self._all is not None:
-            every = self._all
-            return [every[index] for index in indexes.tolist()]
-        pieces = range(0, len(indexes), _CHUNK_NAMES)
-        return list(itertools.chain(*(self._take(indexes[i : i + _CHUNK_NAMES]) for i in pieces)))
+            return list(map(self._all.__getitem__, indexes.tolist()))
+        return [name for chunk in chunks(len(indexes)) for name in self._take(indexes[chunk])]
 
     def _take(self, indexes: NDArray[np.int32]) -> list[str]:
         """Return the names of a few thousand entries."""
@@ -175,10 +186,8 @@ class Names(Sequence[str]):
         names = [text[start:end] for start, end in itertools.pairwise(bounds.tolist())]
         if not any(prefix for _, _, prefix in self._parts):
             return names
-        parts = np.searchsorted(self._first, indexes, "right") - 1
-        return [
-            self._parts[part][2] + name for part, name in zip(parts.tolist(), names, strict=True)
-        ]
+        parts = (np.searchsorted(self._first, indexes, "right") - 1).tolist()
+        return [self._parts[part][2] + name for part, name in zip(parts, names, strict=True)]
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -186,7 +195,7 @@ class Names(Sequence[str]):
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
+            return [self[row] for row in range(*index.indices(len(self)))]
         if self._all is not None:
             return self._all[index]
         index = int(index)
@@ -202,17 +211,15 @@ class Names(Sequence[str]):
     def _chunks(self) -> Iterator[list[str]]:
         """Yield all names, many at a time."""
         for block, bounds, prefix in self._parts:
-            for first in range(0, len(bounds) - 1, _CHUNK_NAMES):
-                cuts = bounds[first : first + _CHUNK_NAMES + 1]
-                some = bytes(block[int(cuts[0]) : int(cuts[-1])])
-                if some.isascii():  # One byte a character, so all can be decoded at once.
-                    text = decode(some)
-                    pairs = itertools.pairwise((cuts - cuts[0]).tolist())
-                    names = [text[start:end] for start, end in pairs]
-                    yield [prefix + name for name in names] if prefix else names
+            for chunk in chunks(len(bounds) - 1):
+                cuts = bounds[chunk.start : chunk.stop + 1]
+                raw = bytes(block[int(cuts[0]) : int(cuts[-1])])
+                pairs = itertools.pairwise((cuts - cuts[0]).tolist())
+                if raw.isascii():  # One byte a character, so all can be decoded at once.
+                    text = decode(raw)
+                    yield [prefix + text[start:end] for start, end in pairs]
                 else:
-                    pairs = itertools.pairwise(cuts.tolist())
-                    yield [prefix + decode(block[start:end]) for start, end in pairs]
+                    yield [prefix + decode(raw[start:end]) for start, end in pairs]
 
 
 def take(names: Sequence[str], indexes: NDArray[np.int32]) -> list[str]:
@@ -233,12 +240,10 @@ def decode(raw: bytes | bytearray) -> str:
 def select_names(names: JoinedNames, rows: NDArray[np.int64]) -> tuple[bytearray, NDArray[Any]]:
     """Return some of the joined names, and their bounds."""
     block, old = names
-    bounds = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum(old[rows + 1] - old[rows], out=bounds[1:])
+    bounds = np.append(0, np.cumsum(old[rows + 1] - old[rows]))
     selected = bytearray()
-    for first in range(0, len(rows), _CHUNK_NAMES):
-        some = rows[first : first + _CHUNK_NAMES]
-        pairs = zip(old[some].tolist(), old[some + 1].tolist(), strict=True)
+    for chunk in chunks(len(rows)):
+        pairs = zip(old[rows[chunk]].tolist(), old[rows[chunk] + 1].tolist(), strict=True)
         selected += b"".join([block[start:end] for start, end in pairs])
     return selected, bounds
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from shardify.errors import SourceError
-from shardify.sources.catalog import Source
-from shardify.sources.entry_names import JoinedNames, clean_name, clean_names, decode, is_hostile
-from shardify.sources.file_types import IMAGE_EXTENSIONS, MAP_EXTENSIONS, is_junk, is_junk_folder
+from shardify.sources.catalog import Part, Source
+from shardify.sources.entry_names import clean_name, clean_names, decode, is_hostile, join_names
+from shardify.sources.file_types import is_junk, is_junk_folder
 from shardify.sources.zip_directory import MAX_ENTRY, RefusedEntry, SourceEntries
 from shardify.storage.paths import PathOrUrl, Url
 
@@ -39,33 +39,32 @@ class Listing:
     zips: list[str] = field(default_factory=list)
     refused: list[RefusedEntry] = field(default_factory=list)
 
-    def source(self) -> Source:
-        """Return the folder as a source. Its digest covers the names and sizes of its files."""
-        digest = hashlib.sha256()
-        for name, size, _ in self.files:
-            digest.update(b"%b\0%d\n" % (name, size))
-        path = self.folder.absolute()
-        return Source(
-            path=f"{path}/",
-            name=_folder_name(self.folder),
-            bytes=sum(size for _, size, _ in self.files),
-            entries=len(self.files),
-            digest=digest.hexdigest(),
-        )
+    def part(self) -> Part:
+        """Return the files as stored entries, with the modification time as offset.
 
-    def part(self) -> SourceEntries:
-        """Return the files as stored entries, with the modification time as offset."""
+        The digest of the source covers the names and sizes of the files.
+        """
+        names = [name for name, _, _ in self.files]
+        digest = hashlib.sha256()
+        for name, length, _ in self.files:
+            digest.update(b"%b\0%d\n" % (name, length))
         count = len(self.files)
-        size = np.fromiter((each[1] for each in self.files), np.int64, count)
-        stamp = np.fromiter((each[2] for each in self.files), np.int64, count)
-        own = [name for name, _, _ in self.files]
-        clean = clean_names(own) if own else None
+        size = np.fromiter((length for _, length, _ in self.files), np.int64, count)
+        stamp = np.fromiter((time for _, _, time in self.files), np.int64, count)
+        clean = clean_names(names) if names else None
         fault = np.zeros(count, np.uint8)
         fault[size == 0] = 5
         fault[size > MAX_ENTRY] = 3
-        return SourceEntries(
-            names=_join(clean or own),
-            stored=_join(own) if clean else None,
+        source = Source(
+            path=f"{self.folder.absolute()}/",
+            name=_folder_name(self.folder),
+            bytes=int(size.sum()),
+            entries=count,
+            digest=digest.hexdigest(),
+        )
+        entries = SourceEntries(
+            names=join_names(clean or names),
+            stored=join_names(names) if clean else None,
             table={
                 "offset": stamp, "limit": stamp, "packed": size, "size": size,
                 "crc": np.zeros(count, np.uint32), "method": np.zeros(count, np.uint16),
@@ -73,13 +72,7 @@ class Listing:
             },
             refused=self.refused,
         )  # fmt: skip
-
-    @property
-    def has_images_or_maps(self) -> bool:
-        """Whether any file is an image, or may be a map of images."""
-        return any(
-            _extension(name) in IMAGE_EXTENSIONS | MAP_EXTENSIONS for name, _, _ in self.files
-        )
+        return Part(source=source, entries=entries, name=source.name)
 
 
 def list_folder(folder: PathOrUrl) -> Listing:
@@ -103,10 +96,10 @@ def list_folder(folder: PathOrUrl) -> Listing:
     listing.zips = [
         os.fsdecode(name) for name, size, _ in listing.files if _is_zip(folder, name, size)
     ]
-    zips = set(map(os.fsencode, listing.zips))
-    if zips:
-        listing.files = [each for each in listing.files if each[0] not in zips]
-    listing.refused.sort(key=lambda one: one.member)
+    if listing.zips:
+        zips = set(map(os.fsencode, listing.zips))
+        listing.files = [file for file in listing.files if file[0] not in zips]
+    listing.refused.sort(key=lambda entry: entry.member)
     return listing
 
 
@@ -133,8 +126,7 @@ def _is_zip(folder: PathOrUrl, name: bytes, size: int) -> bool:
 def read_head(folder: PathOrUrl, name: bytes, length: int) -> bytes:
     """Return the first bytes of a listed file. Raises OSError."""
     if isinstance(folder, Url):
-        files, path = (folder / name.decode()).connect()
-        with folder.translate_errors():
+        with (folder / name.decode()).client() as (files, path):
             return bytes(files.cat_file(path, start=0, end=length))
     descriptor = os.open(os.fsencode(folder) + b"/" + name, os.O_RDONLY | os.O_NOFOLLOW)
     try:
@@ -146,17 +138,17 @@ def read_head(folder: PathOrUrl, name: bytes, length: int) -> bytes:
 def _walk(folder: Path, refused: list[RefusedEntry]) -> Iterator[tuple[bytes, int, int]]:
     """Yield every regular file but junk. Links, devices and hostile names go to ``refused``."""
     root = os.fsencode(folder)
-    if _is_built_data_set([each.name for each in folder.iterdir()]):
+    if _is_built_data_set([path.name for path in folder.iterdir()]):
         raise SourceError(
             f"{folder}: a data set that `shardify build` made; expected the pictures that it was "
             "made from"
         )
-    waiting = [b""]
-    while waiting:
-        inside = waiting.pop()
-        with os.scandir(os.path.join(root, inside) if inside else root) as listed:  # noqa: PTH118
-            entries = list(listed)
-        if inside and _is_built_data_set([os.fsdecode(each.name) for each in entries]):
+    folders = [b""]
+    while folders:
+        inside = folders.pop()
+        with os.scandir(os.path.join(root, inside) if inside else root) as scan:  # noqa: PTH118
+            entries = list(scan)
+        if inside and _is_built_data_set([os.fsdecode(entry.name) for entry in entries]):
             continue
         for entry in entries:
             name = inside + b"/" + entry.name if inside else entry.name
@@ -165,13 +157,10 @@ def _walk(folder: Path, refused: list[RefusedEntry]) -> Iterator[tuple[bytes, in
             if is_junk(decode(entry.name)) or is_junk_folder(shown):
                 continue
             if is_hostile(clean):
-                refused.append(
-                    RefusedEntry(
-                        member=shown, reason="its name has control characters or climbs out"
-                    )
-                )
+                reason = "its name has control characters or climbs out"
+                refused.append(RefusedEntry(member=shown, reason=reason))
             elif entry.is_dir(follow_symlinks=False):
-                waiting.append(name)
+                folders.append(name)
             elif entry.is_file(follow_symlinks=False):
                 status = entry.stat(follow_symlinks=False)
                 yield name, status.st_size, status.st_mtime_ns
@@ -187,34 +176,23 @@ def _is_built_data_set(names: list[str]) -> bool:
 
 def _objects(url: Url) -> Iterator[tuple[bytes, int, int]]:
     """Yield every object under a prefix but junk."""
-    files, path = url.connect()
-    with url.translate_errors():
+    with url.client() as (files, path):
         objects = files.find(path, detail=True)
     prefix = path.strip("/") + "/"
-    names = {str(each).lstrip("/").removeprefix(prefix): info for each, info in objects.items()}
-    built = {
-        name.rpartition("/")[0] for name in names if name.rpartition("/")[2] in _DATA_SET_FILES
-    }
-    built = {
-        each for each in built
-        if all(f"{each}/{file}".lstrip("/") in names for file in _DATA_SET_FILES)
-    }  # fmt: skip
+    names = {str(name).lstrip("/").removeprefix(prefix): info for name, info in objects.items()}
+    folders = [
+        {name.rpartition("/")[0] for name in names if name.rpartition("/")[2] == file}
+        for file in _DATA_SET_FILES
+    ]
+    built = set.intersection(*folders)
     for name, info in names.items():
         folder, _, base = name.rpartition("/")
         if is_junk(base) or is_junk_folder(folder) or info.get("type") == "directory":
             continue
-        if any(not each or name.startswith(f"{each}/") for each in built):
+        if any(not outer or name.startswith(f"{outer}/") for outer in built):
             continue
         stamp = str(info.get("ETag") or info.get("LastModified") or info.get("created") or "")
         yield name.encode(), int(info["size"]), zlib.crc32(stamp.encode())
-
-
-def _join(names: list[bytes]) -> JoinedNames:
-    return b"".join(names), np.append(0, np.cumsum([len(name) for name in names], dtype=np.int64))
-
-
-def _extension(name: bytes) -> str:
-    return decode(name.rpartition(b"/")[2].rpartition(b".")[2]).lower()
 
 
 def _folder_name(folder: PathOrUrl) -> str:

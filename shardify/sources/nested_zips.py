@@ -10,19 +10,16 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, cast
-from zlib import crc32 as _crc
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shardify.errors import ArchiveError, OutputError, StoreError
-from shardify.sources.catalog import Source
+from shardify.sources.catalog import Part, Source
 from shardify.sources.entry_names import decode
 from shardify.sources.file_types import is_junk, is_junk_folder
 from shardify.sources.folder_listing import (
@@ -34,6 +31,7 @@ from shardify.sources.folder_listing import (
 from shardify.sources.zip_directory import (
     BOMB_BYTES,
     BOMB_RATIO,
+    ENCRYPTED,
     FAULTS,
     RefusedEntry,
     SourceEntries,
@@ -52,8 +50,6 @@ _MAX_PROBED_NAMES = 1000
 """Most entries without an extension whose content is tested: the largest ones."""
 _TOO_LARGE = 3
 """Key of ``FAULTS``; a zip may be larger than an image."""
-_ENCRYPTED = 0x2041
-"""Flag bits of an encrypted entry."""
 
 
 class UnpackCache:
@@ -78,12 +74,7 @@ class UnpackCache:
     def __enter__(self) -> "UnpackCache":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         self._stack.close()
         # Delete the files of a build that failed before it wrote its state, to leave OUT as it was.
         # After an interrupt they are kept for the rerun.
@@ -94,20 +85,16 @@ class UnpackCache:
             and not (self._state / "build.json").exists()
         ):
             shutil.rmtree(self._state / _CACHE_FOLDER, ignore_errors=True)
-            for folder in (self._state, self._state.parent):
-                with suppress(OSError):
-                    if folder is not self._state.parent or self._created_out:
-                        folder.rmdir()
+            with suppress(OSError):
+                self._state.rmdir()
+                if self._created_out:
+                    self._state.parent.rmdir()
 
-    def unpack(
-        self, handle: ReadHandle, start: int, packed: int, size: int, crc: int, *, name: str
-    ) -> str:
+    def unpack(self, packed: SubReader, size: int, crc: int, *, name: str) -> str:
         """Inflate one entry into a file and return a path that every worker can open.
 
         Args:
-            handle: The open source that contains it.
-            start: First byte of its deflated data.
-            packed: Size of the deflated data. Bytes.
+            packed: Its deflated data.
             size: Size of the unpacked data. No more is written. Bytes.
             crc: CRC-32 of the unpacked data.
             name: Name of the entry in an error.
@@ -126,7 +113,7 @@ class UnpackCache:
                 )
             file = self._stack.enter_context(tempfile.TemporaryFile())
             _check_disk_space(Path(tempfile.gettempdir()), size, name)
-            _inflate(handle, start, packed, size, crc, cast(BinaryIO, file), name)
+            _inflate(packed, size, crc, cast(BinaryIO, file), name)
             return f"/proc/{os.getpid()}/fd/{file.fileno()}"
         folder = self._prepare(self._state)
         digest = hashlib.sha256(f"{name} {size} {crc}".encode()).hexdigest()[:16]
@@ -136,7 +123,7 @@ class UnpackCache:
             with atomic_path(path) as temporary:
                 _check_disk_space(folder, size, name)
                 with temporary.open("wb") as output:
-                    _inflate(handle, start, packed, size, crc, output, name)
+                    _inflate(packed, size, crc, output, name)
         return str(path.absolute())
 
     def _prepare(self, state: Path) -> Path:
@@ -165,26 +152,24 @@ def _check_disk_space(folder: Path, size: int, name: str) -> None:
         raise OSError(errno.ENOSPC, f"no room to unpack {name}: {size} bytes, {free} free", None)
 
 
-def _inflate(
-    handle: ReadHandle, start: int, packed: int, size: int, crc: int, out: BinaryIO, name: str
-) -> None:
+def _inflate(packed: SubReader, size: int, crc: int, out: BinaryIO, name: str) -> None:
     inflater = decompressobj(-15)
     read = written = actual_crc = 0
     try:
         while not inflater.eof:
             block = inflater.unconsumed_tail
             if not block:
-                block = pread(handle, min(_BLOCK_BYTES, packed - read), start + read)
+                block = packed.read(_BLOCK_BYTES, read)
                 read += len(block)
             data = inflater.decompress(block, _BLOCK_BYTES)
             written += len(data)
             if written > size or not (block or data):
                 break
-            actual_crc = _crc(data, actual_crc)
+            actual_crc = crc32(data, actual_crc)
             out.write(data)
     except ERRORS:
         raise ArchiveError(f"{name}: bad deflate data; copy it again") from None
-    if not inflater.eof or written != size or read != packed or inflater.unused_data:
+    if not inflater.eof or written != size or read != packed.size or inflater.unused_data:
         raise ArchiveError(
             f"{name}: unpacks to another size than stated ({size} bytes); it is damaged, or a zip "
             "bomb; copy it again"
@@ -202,74 +187,59 @@ def _is_whole(path: Path, size: int, crc: int) -> bool:
         actual_crc = 0
         with path.open("rb") as file:
             while block := file.read(_BLOCK_BYTES):
-                actual_crc = _crc(block, actual_crc)
+                actual_crc = crc32(block, actual_crc)
     except OSError:
         return False
     return actual_crc == crc
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NestedZip:
-    """One zip inside another."""
-
-    name: str
-    """Its path in the outer zip, without ``.zip``."""
-    part: SourceEntries
-    source: Source | None
-    """The file it was unpacked into; None if it is read in place, from the outer file."""
-
-
-def open_nested_zips(
-    source: Source, part: SourceEntries, work: UnpackCache
-) -> tuple[SourceEntries, list[NestedZip]]:
-    """Find and open the zips in a zip.
+def open_nested_zips(outer: Part, cache: UnpackCache) -> list[Part]:
+    """Open the zips in a zip, and remove them from its entries.
 
     Args:
-        source: The outer zip.
-        part: Its entries.
-        work: Unpacks deflated inner zips.
+        outer: The outer zip; its entries are replaced.
+        cache: Unpacks deflated inner zips.
 
     Returns:
-        The outer entries without the zips among them, and these zips, sorted by name.
+        The inner zips, sorted by name.
 
     Raises:
         ArchiveError: One is damaged or contains zips itself, or together they unpack to more than
             ``BOMB_RATIO`` times the outer zip's size.
         OSError: The disk is full.
     """
-    rows = _candidates(part)
-    if not rows:
-        return part, []
-    handle = open_source(source.path)
+    entries = outer.entries
+    candidates = _candidates(entries)
+    if not candidates:
+        return []
+    nested: list[Part] = []
+    refused = list(entries.refused)
+    keep = np.ones(len(entries), bool)
+    budget = max(BOMB_BYTES, BOMB_RATIO * outer.source.bytes)
+    handle = open_source(outer.source.path)
     try:
-        nested: list[NestedZip] = []
-        refused = list(part.refused)
-        dropped: list[int] = []
-        budget = max(BOMB_BYTES, BOMB_RATIO * source.bytes)
-        for name, row in sorted(rows):
-            shown = part.name(row)
-            fault = int(part.table["fault"][row])
+        for name, row in sorted(candidates):
+            shown, fault = entries.name(row), int(entries.table["fault"][row])
             if fault not in (0, _TOO_LARGE):
                 if has_zip_name(name):
-                    dropped.append(row)
+                    keep[row] = False
                     refused.append(RefusedEntry(member=shown, reason=f"a zip, {FAULTS[fault]}"))
                 continue
-            start = _data_start(handle, part, row)
-            if start is None or _first_bytes(handle, part, row, start) not in ZIP_MAGIC:
+            start = _zip_start(handle, entries, row)
+            if start is None:
                 continue
-            where = f"{as_path(source.path).name}: {shown}"
-            budget -= int(part.table["size"][row])
+            where = f"{as_path(outer.source.path).name}: {shown}"
+            budget -= int(entries.table["size"][row])
             _check_budget(budget, where)
-            inner = _open_nested(handle, part, row, start, shown, where, work)
-            budget -= int(np.minimum(inner.part.table["size"], 1 << 50).sum())
+            inner = _open_nested(handle, outer, row, start, where, cache)
+            budget -= int(np.minimum(inner.entries.table["size"], 1 << 50).sum())
             _check_budget(budget, where)
             nested.append(inner)
-            dropped.append(row)
+            keep[row] = False
     finally:
         close_source(handle)
-    keep = np.ones(len(part), bool)
-    keep[dropped] = False
-    return part.select(np.flatnonzero(keep), refused), nested
+    outer.entries = entries.select(np.flatnonzero(keep), refused)
+    return nested
 
 
 def _check_budget(budget: int, where: str) -> None:
@@ -312,74 +282,58 @@ def _last_position(
     return last
 
 
-def _data_start(handle: ReadHandle, part: SourceEntries, row: int) -> int | None:
-    """Return where an entry's data begin; None if its local header contradicts the directory."""
-    table, name = part.table, part.stored_name(row)
-    offset, limit = int(table["offset"][row]), int(table["limit"][row])
-    head = pread(handle, LOCAL_HEADER.size + len(name), offset)
+def _zip_start(handle: ReadHandle, entries: SourceEntries, row: int) -> int | None:
+    """Return the position of an entry's data.
+
+    None if they are not a zip, or if its local header contradicts the directory.
+    """
+    entry, name = entries.row(row), entries.stored_name(row)
+    head = pread(handle, LOCAL_HEADER.size + len(name), entry["offset"])
     if len(head) < LOCAL_HEADER.size + len(name):
         return None
     signature, _, flags, method, _, _, _, _, _, names, extra = LOCAL_HEADER.unpack_from(head)
-    start = offset + LOCAL_HEADER.size + names + extra
-    good = (
-        signature == b"PK\x03\x04"
-        and head[LOCAL_HEADER.size : LOCAL_HEADER.size + names] == name
-        and method == int(table["method"][row])
-        and not flags & _ENCRYPTED
-        and start + int(table["packed"][row]) <= limit
-    )
-    return start if good else None
-
-
-def _first_bytes(handle: ReadHandle, part: SourceEntries, row: int, start: int) -> bytes:
-    """Return the first four bytes of an entry, unpacked."""
-    data = pread(handle, min(512, int(part.table["packed"][row])), start)
-    if int(part.table["method"][row]):
+    start = entry["offset"] + LOCAL_HEADER.size + int(names) + int(extra)
+    if (
+        signature != b"PK\x03\x04"
+        or head[LOCAL_HEADER.size : LOCAL_HEADER.size + names] != name
+        or method != entry["method"]
+        or flags & ENCRYPTED
+        or start + entry["packed"] > entry["limit"]
+    ):
+        return None
+    data = pread(handle, min(512, entry["packed"]), start)
+    if method:
         try:
             data = decompressobj(-15).decompress(data, 4)
         except ERRORS:
-            return b""
-    return data[:4]
+            return None
+    return start if data[:4] in ZIP_MAGIC else None
 
 
 def _open_nested(
-    handle: ReadHandle,
-    part: SourceEntries,
-    row: int,
-    start: int,
-    shown: str,
-    where: str,
-    work: UnpackCache,
-) -> NestedZip:
-    table = part.table
-    packed, size = int(table["packed"][row]), int(table["size"][row])
-    source = None
-    if int(table["method"][row]):
-        path = work.unpack(handle, start, packed, size, int(table["crc"][row]), name=where)
-        file = open_source(path)
-        try:
-            _, digest, inner = read_zip(file, size, where)
-            deeper = next(_inner_zips(file, inner), None)
-        finally:
-            close_source(file)
-        source = Source(path=path, name=shown, bytes=size, entries=0, digest=digest, inner=True)
+    handle: ReadHandle, outer: Part, row: int, start: int, where: str, cache: UnpackCache
+) -> Part:
+    entry, shown, source = outer.entries.row(row), outer.entries.name(row), outer.source
+    size = entry["size"]
+    reader: ReadHandle = SubReader(handle, start, size)
+    if entry["method"]:
+        packed = SubReader(handle, start, entry["packed"])
+        unpacked = cache.unpack(packed, size, entry["crc"], name=where)
+        reader = open_source(unpacked)
+    try:
+        _, digest, inner = read_zip(reader, size, where)
+        for _, deeper in _candidates(inner):
+            if _zip_start(reader, inner, deeper) is not None:
+                raise ArchiveError(
+                    f"{where}: holds {inner.name(deeper)}, a zip in a zip in a zip; expected one "
+                    "level; unpack the outermost one and pass what is in it"
+                )
+    finally:
+        close_source(reader)
+    if entry["method"]:
+        source = Source(path=unpacked, name=shown, bytes=size, entries=0, digest=digest, inner=True)
     else:
-        window = SubReader(handle, start, size)
-        _, _, inner = read_zip(window, size, where)
-        deeper = next(_inner_zips(window, inner), None)
         for column in ("offset", "limit"):
             inner.table[column] += start
-    if deeper is not None:
-        raise ArchiveError(
-            f"{where}: holds {deeper}, a zip in a zip in a zip; expected one level; unpack the "
-            f"outermost one and pass what is in it"
-        )
-    return NestedZip(name=without_zip_extension(shown), part=inner, source=source)
-
-
-def _inner_zips(handle: ReadHandle, part: SourceEntries) -> Iterator[str]:
-    """Yield the names of the zips inside an inner zip."""
-    for _, row in _candidates(part):
-        start = _data_start(handle, part, row)
-        if start is not None and _first_bytes(handle, part, row, start) in ZIP_MAGIC:
-            yield part.name(row)
+    path = without_zip_extension(shown)
+    return Part(source=source, entries=inner, name=f"{outer.name}: {path}", path=path)

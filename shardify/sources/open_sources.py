@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from shardify.images.foreign_files import LFS_POINTER, LFS_REMEDY, POINTER_SIZES
 from shardify.sources.catalog import (
     Catalog,
     OpenSources,
-    Source,
+    Part,
     entry_reader,
     join_parts,
     open_zip,
@@ -27,8 +27,11 @@ from shardify.sources.catalog import (
 from shardify.sources.entry_names import clean_name, decode
 from shardify.sources.folder_listing import Listing, list_folder, read_head, without_zip_extension
 from shardify.sources.nested_zips import UnpackCache, open_nested_zips
-from shardify.sources.repeated_files import Part, are_one_tree, drop_repeated_files
-from shardify.sources.zip_directory import SourceEntries
+from shardify.sources.repeated_files import (
+    are_one_tree,
+    drop_repeated_files,
+    has_images_or_maps,
+)
 from shardify.storage.paths import PathOrUrl
 
 MAX_SOURCES = 500
@@ -51,31 +54,17 @@ _BACKGROUND_STEM = re.compile(r"(?<![a-z])(?:bg|back|background|scene)s?$", re.I
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Item:
-    """A zip or the files of a folder."""
+    """A zip with the zips in it, or the files of a folder."""
 
     label: str
     """Prefix of its names, if there are several items."""
-    source: Source
-    part: SourceEntries
     parent: str
     """Name of the folder that contains it, to tell equal labels apart."""
+    parts: list[Part]
+    """The zip or folder itself, then the zips in it."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _OpenItem:
-    """An item with the zips in it."""
-
-    item: _Item
-    outer: Part
-    inner: list[tuple[str, Part]]
-    """Path in the item, entries."""
-
-    @property
-    def parts(self) -> list[Part]:
-        return [self.outer, *(part for _, part in self.inner)]
-
-
-def open_sources(paths: Sequence[PathOrUrl], work: UnpackCache) -> Catalog:
+def open_sources(paths: Sequence[PathOrUrl], cache: UnpackCache) -> Catalog:
     """Open all sources of one data set as one catalog.
 
     Files that stand in several sources are taken once. Numbered parts of one download
@@ -83,7 +72,7 @@ def open_sources(paths: Sequence[PathOrUrl], work: UnpackCache) -> Catalog:
 
     Args:
         paths: Zips, and folders that contain files, zips or both.
-        work: Unpacks deflated zips inside a zip.
+        cache: Unpacks deflated zips inside a zip.
 
     Returns:
         The catalog. With several zips or folders, the names of each are prefixed by its own name;
@@ -101,57 +90,27 @@ def open_sources(paths: Sequence[PathOrUrl], work: UnpackCache) -> Catalog:
         if path.is_dir():
             items += _open_folder(path, alone=len(paths) == 1)
         else:
-            source, part = open_zip(path)
-            label = _label(path.stem)
-            items.append(_Item(label=label, source=source, part=part, parent=_parent(path)))
-    opened = [_open_item(item, work) for item in items]
+            parts = [open_zip(path)]
+            items.append(_Item(label=_label(path.stem), parent=_parent(path), parts=parts))
+    for item in items:
+        if not item.parts[0].source.is_folder:
+            item.parts.extend(open_nested_zips(item.parts[0], cache))
     where = ", ".join(map(str, paths))
-    notes = drop_repeated_files([part for each in opened for part in each.parts])
-    opened = [each for each in opened if any(len(part.entries) for part in each.parts)] or opened
-    prefixes = _prefixes(opened)
-    sources: list[Source] = []
-    parts: list[tuple[int, str, SourceEntries]] = []
-    for each, prefix in zip(opened, prefixes, strict=True):
-        number = len(sources)
-        sources.append(each.item.source)
-        parts.append((number, prefix, each.outer.entries))
-        for name, nested in each.inner:
-            inner_number = number
-            if nested.source is not each.item.source:
-                inner_number = len(sources)
-                sources.append(nested.source)
-            parts.append((inner_number, f"{prefix}{name}/", nested.entries))
-    if len(sources) > MAX_SOURCES:
+    notes = drop_repeated_files([part for item in items for part in item.parts])
+    items = [item for item in items if any(len(part.entries) for part in item.parts)] or items
+    for item, prefix in zip(items, _prefixes(items), strict=True):
+        for part in item.parts:
+            part.prefix = f"{prefix}{part.path}/" if part.path else prefix
+    parts = [part for item in items for part in item.parts]
+    sources = len({id(part.source) for part in parts})
+    if sources > MAX_SOURCES:
         raise SourceError(
-            f"{where}: {len(sources)} zips; at most {MAX_SOURCES} are read at once; unpack them "
-            "into a folder, and pass that"
+            f"{where}: {sources} zips; at most {MAX_SOURCES} are read at once; unpack them into a "
+            "folder, and pass that"
         )
-    catalog = join_parts(sources, parts, where=where, notes=notes)
+    catalog = join_parts(parts, where=where, notes=notes)
     _refuse_pointers(catalog, where)
     return catalog
-
-
-def _open_item(item: _Item, work: UnpackCache) -> _OpenItem:
-    """Open the zips in an item."""
-    outer, inner = item.part, []
-    if not item.source.path.endswith("/"):
-        outer, nested = open_nested_zips(item.source, item.part, work)
-        inner = [
-            (
-                each.name,
-                Part(
-                    name=f"{item.source.name}: {each.name}",
-                    source=each.source or item.source,
-                    entries=each.part,
-                ),
-            )
-            for each in nested
-        ]
-    return _OpenItem(
-        item=item,
-        outer=Part(name=item.source.name, source=item.source, entries=outer),
-        inner=inner,
-    )
 
 
 def _refuse_pointers(catalog: Catalog, where: str) -> None:
@@ -162,7 +121,7 @@ def _refuse_pointers(catalog: Catalog, where: str) -> None:
         return
     probed = rows[np.linspace(0, len(rows) - 1, min(len(rows), _PROBED_POINTERS)).astype(np.int64)]
     pointers = []
-    with OpenSources([each.path for each in catalog.sources]) as handles:
+    with OpenSources([source.path for source in catalog.sources]) as handles:
         read = entry_reader(catalog, handles)
         for row in probed.tolist():
             with suppress(EntryError):
@@ -179,17 +138,15 @@ def _open_folder(folder: PathOrUrl, *, alone: bool) -> list[_Item]:
     """Open a folder's own files, and the zips in it."""
     listing = list_folder(folder)
     parent = _parent(folder)
-    own = listing.source()
-    prefix = "" if alone else _label(own.name)
+    files = listing.part()
+    prefix = "" if alone else _label(files.name)
     items = []
-    if listing.has_images_or_maps:
-        items.append(_Item(label=prefix, source=own, part=listing.part(), parent=parent))
+    if has_images_or_maps(files.entries):
+        items.append(_Item(label=prefix, parent=parent, parts=[files]))
     for name in listing.zips:
-        source, part = open_zip(folder / name)
         label = "/".join(filter(None, (prefix, _label(without_zip_extension(name)))))
-        items.append(
-            _Item(label=label, source=replace(source, name=_label(name)), part=part, parent=parent)
-        )
+        zipped = open_zip(folder / name, _label(name))
+        items.append(_Item(label=label, parent=parent, parts=[zipped]))
     if not items:
         raise SourceError(f"{folder}: {_describe_nothing(folder, listing)}")
     return items
@@ -199,7 +156,7 @@ def _describe_nothing(folder: PathOrUrl, listing: Listing) -> str:
     """Describe a folder without zips and images, and the remedy."""
     if listing.refused:
         example = listing.refused[0]
-        links = sum(each.reason.startswith("is a link") for each in listing.refused)
+        links = sum(entry.reason.startswith("is a link") for entry in listing.refused)
         if links:
             return (
                 f"nothing but links ({links}), which are not followed; expected images or zips; "
@@ -209,7 +166,7 @@ def _describe_nothing(folder: PathOrUrl, listing: Listing) -> str:
             f"none of its {len(listing.refused)} files can be taken ({example.member}: "
             f"{example.reason}); rename them"
         )
-    largest = sorted(listing.files, key=lambda each: -each[1])[:_PROBED_FILES]
+    largest = sorted(listing.files, key=lambda file: -file[1])[:_PROBED_FILES]
     for name, _, _ in largest:
         foreign = recognise(read_head(folder, name, 512), zip_expected=True)
         if foreign:
@@ -217,46 +174,47 @@ def _describe_nothing(folder: PathOrUrl, listing: Listing) -> str:
     return "a folder without zips or images; expected some, at any depth"
 
 
-def _prefixes(opened: Sequence[_OpenItem]) -> list[str]:
+def _prefixes(items: Sequence[_Item]) -> list[str]:
     """Return the prefix of each item's names: unique for each tree, empty for a single tree."""
-    trees = _trees(opened)
+    trees = _trees(items)
+    prefixes = [""] * len(items)
     if len(trees) == 1:
-        return [""] * len(opened)
-    repeated = {label for label, count in Counter(label for label, _ in trees).items() if count > 1}
-    seen: Counter[str] = Counter()
-    prefixes = [""] * len(opened)
-    for name, places in trees:
-        parent = opened[places[0]].item.parent
-        label = f"{parent}/{name}" if name in repeated and parent else name
-        seen[label] += 1
-        number = f"~{seen[label]}" if seen[label] > 1 else ""
-        for place in places:
-            prefixes[place] = f"{label}{number}/" if label else ""
+        return prefixes
+    repeated = Counter(label for label, _ in trees)
+    used: Counter[str] = Counter()
+    for label, members in trees:
+        parent = items[members[0]].parent
+        if repeated[label] > 1 and parent:
+            label = f"{parent}/{label}"
+        used[label] += 1
+        number = f"~{used[label]}" if used[label] > 1 else ""
+        for member in members:
+            prefixes[member] = f"{label}{number}/" if label else ""
     return prefixes
 
 
-def _trees(opened: Sequence[_OpenItem]) -> list[tuple[str, list[int]]]:
-    """Return label and items of each tree: of one item, or of the parts of one download.
+def _trees(items: Sequence[_Item]) -> list[tuple[str, list[int]]]:
+    """Return label and item numbers of each tree: of one item, or of the parts of one download.
 
     Items are parts of one download if their names say so, no path stands in two of them, and a
     folder is spread over them (in names of Google Drive a time stamp says so).
     """
     groups: dict[tuple[str, str], list[int]] = {}
-    for place, each in enumerate(opened):
-        folder, _, base = each.item.label.rpartition("/")
+    for number, item in enumerate(items):
+        folder, _, base = item.label.rpartition("/")
         match = _NUMBERED_PART.fullmatch(base)
-        if match and not each.inner and not _BACKGROUND_STEM.search(match["stem"]):
-            key = f"{folder}/{match['stem']}".strip("/"), each.item.parent
-            groups.setdefault(key, []).append(place)
-    trees = [(each.item.label, [place]) for place, each in enumerate(opened)]
-    for (label, _), places in groups.items():
-        stamped = all(_STAMP.search(opened[place].item.label) for place in places)
-        parts = [opened[place].outer.entries for place in places]
-        if len(places) > 1 and are_one_tree(parts, spread=stamped):
-            trees[places[0]] = (label, places)
-            for place in places[1:]:
-                trees[place] = ("", [])
-    return [tree for tree in trees if tree[1]]
+        if match and len(item.parts) == 1 and not _BACKGROUND_STEM.search(match["stem"]):
+            key = f"{folder}/{match['stem']}".strip("/"), item.parent
+            groups.setdefault(key, []).append(number)
+    trees = {number: (item.label, [number]) for number, item in enumerate(items)}
+    for (label, _), members in groups.items():
+        stamped = all(_STAMP.search(items[member].label) for member in members)
+        entries = [items[member].parts[0].entries for member in members]
+        if len(members) > 1 and are_one_tree(entries, spread=stamped):
+            trees[members[0]] = (label, members)
+            for member in members[1:]:
+                del trees[member]
+    return list(trees.values())
 
 
 def _label(name: str) -> str:
@@ -268,9 +226,9 @@ def _parent(path: PathOrUrl) -> str:
 
 
 def _check_unique(paths: Sequence[PathOrUrl]) -> None:
-    seen = set()
+    resolved = set()
     for path in paths:
         where = str(path.resolve() if isinstance(path, Path) else path)
-        if where in seen:
+        if where in resolved:
             raise SourceError(f"{path}: named twice; expected each source once; name it once")
-        seen.add(where)
+        resolved.add(where)

@@ -6,6 +6,7 @@ ArchiveError. Must not import NumPy: it is imported before the workers start.
 Source: PKWARE APPNOTE 6.3.10, sections 4.3.14 to 4.3.16.
 """
 
+import re
 import struct
 from typing import NamedTuple
 
@@ -68,13 +69,11 @@ def find_directory(handle: ReadHandle, total: int, path: str) -> Directory:
     reach = min(total, _END.size + 0xFFFF + _END64_LOCATOR.size)
     tail = read_at(handle, total - reach, reach)
     ends = []
-    place = tail.rfind(b"PK\x05\x06")
-    while place >= 0:
-        if len(tail) - place >= _END.size:
-            comment = int.from_bytes(tail[place + 20 : place + 22], "little")
-            if place + _END.size + comment == len(tail):
-                ends.append(place)
-        place = tail.rfind(b"PK\x05\x06", 0, place)
+    for match in re.finditer(b"PK\x05\x06", tail):
+        start = match.start()
+        comment = int.from_bytes(tail[start + 20 : start + 22], "little")
+        if start + _END.size + comment == len(tail):
+            ends.append(start)
     if not ends:
         if read_at(handle, 0, 4) in (b"PK\x03\x04", b"PK\x07\x08"):
             raise ArchiveError(
@@ -90,11 +89,11 @@ def find_directory(handle: ReadHandle, total: int, path: str) -> Directory:
     end = ends[0]
     _, disk, first_disk, _, count, length, stated, _ = _END.unpack_from(tail, end)
     position = total - reach + end
-    wide = None
+    zip64 = None
     if end >= _END64_LOCATOR.size and tail[end - 20 : end - 16] == b"PK\x06\x07":
-        wide = _find_wide(handle, tail, end, position)
-    if wide is not None:
-        count, length, stated, position = wide
+        zip64 = _read_zip64_record(handle, tail, end, position)
+    if zip64 is not None:
+        count, length, stated, position = zip64
     elif count == 0xFFFF or length == ALL_ONES or stated == ALL_ONES:
         raise ArchiveError(f"{path}: its zip64 end record is missing or damaged; copy it again")
     elif disk or first_disk:
@@ -108,12 +107,13 @@ def find_directory(handle: ReadHandle, total: int, path: str) -> Directory:
         )
     if count > MAX_ENTRIES or length > MAX_DIRECTORY:
         raise ArchiveError(f"{path}: {count} entries; at most {MAX_ENTRIES} are taken; split it")
-    return Directory(count, begin, length, shift, wide is not None)
+    return Directory(count, begin, length, shift, zip64 is not None)
 
 
-def _find_wide(
+def _read_zip64_record(
     handle: ReadHandle, tail: bytes, end: int, position: int
 ) -> tuple[int, int, int, int] | None:
+    """Return entries, length, stated offset and end of the directory; None if it is damaged."""
     _, _, stated_at, disks = _END64_LOCATOR.unpack_from(tail, end - _END64_LOCATOR.size)
     locator = position - _END64_LOCATOR.size
     # Prepended bytes shift the record; without an extensible part it ends where the locator begins.

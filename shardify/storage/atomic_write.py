@@ -45,9 +45,8 @@ def write_atomic(path: PathOrUrl, data: bytes, *, durable: bool = True) -> None:
     if isinstance(path, Url):
         path.write_bytes(data)
         return
-    with _TemporaryPath(path.with_name(path.name + TEMPORARY), path) as temporary:
-        temporary.path.write_bytes(data)
-        temporary.publish(durable=durable)
+    with _replacement(path, f"{path.name}{TEMPORARY}", durable=durable) as temporary:
+        temporary.write_bytes(data)
     if durable:
         sync_folder(path.parent)
 
@@ -76,9 +75,23 @@ def atomic_path(path: Path, *, durable: bool = False) -> Iterator[Path]:
     Raises:
         OSError: The disk is full, or the folder is not writable.
     """
-    with _TemporaryPath(path.with_name(f".{path.name}{TEMPORARY}"), path) as temporary:
-        yield temporary.path
-        temporary.publish(durable=durable)
+    with _replacement(path, f".{path.name}{TEMPORARY}", durable=durable) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _replacement(path: Path, name: str, *, durable: bool) -> Iterator[Path]:
+    """Yield the path ``name`` beside ``path``; see ``atomic_path``."""
+    temporary = path.with_name(name)
+    try:
+        yield temporary
+        if durable:
+            _sync(temporary)
+        rename(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 class AtomicFile:
@@ -97,7 +110,7 @@ class AtomicFile:
 
     def __init__(self, target: PathOrUrl) -> None:
         self._target = target
-        self._temporary: _TemporaryPath | None = None
+        self._temporary: Path | None = None
 
     def __enter__(self) -> "AtomicFile":
         if isinstance(self._target, Url):
@@ -105,8 +118,9 @@ class AtomicFile:
         else:
             # The name is unique: on a cluster, a worker presumed dead may still be writing.
             name = f"{self._target.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
-            self._temporary = _TemporaryPath(self._target.with_name(name), self._target)
-            self.file = cast(BinaryIO, self._temporary.path.open("wb", buffering=0))
+            temporary = self._target.with_name(name)
+            self.file = cast(BinaryIO, temporary.open("wb", buffering=0))
+            self._temporary = temporary
         return self
 
     def publish(self) -> None:
@@ -114,38 +128,14 @@ class AtomicFile:
         if isinstance(self._target, Url):
             self._target.put(self.file)
         elif self._temporary is not None:
-            self._temporary.publish()
-
-    def __exit__(self, *error: object) -> None:
-        self.file.close()
-        if self._temporary is not None:
-            self._temporary.__exit__(*error)
-
-
-class _TemporaryPath:
-    """A temporary path: ``publish`` renames it to its target, else the end of the block deletes it.
-
-    It is never deleted after ``publish``: another process may have begun to write under this name.
-    """
-
-    def __init__(self, path: Path, target: Path) -> None:
-        self.path = path
-        self._target = target
-        self._published = False
-
-    def __enter__(self) -> "_TemporaryPath":
-        return self
-
-    def publish(self, *, durable: bool = False) -> None:
-        if durable:
-            _sync(self.path)
-        rename(self.path, self._target)
-        self._published = True
+            rename(self._temporary, self._target)
+            self._temporary = None
 
     def __exit__(self, *_: object) -> None:
-        if not self._published:
+        self.file.close()
+        if self._temporary is not None:
             with suppress(OSError):
-                self.path.unlink()
+                self._temporary.unlink()
 
 
 class BackgroundSync:
@@ -218,7 +208,7 @@ def rename(temporary: Path, path: Path) -> None:
 
 
 def _start_sync(path: Path) -> None:
-    """Start writing a file to disk, on systems that can. ``_sync`` reports what fails.
+    """Start writing a file to disk, on systems that can. ``_sync`` reports failures.
 
     Source: sync_file_range(2), Linux.
     """

@@ -32,7 +32,10 @@ def available_memory() -> int:
 
 def _memory_groups() -> Iterator[tuple[Path, str, str, str]]:
     """Yield each control group's folder, limit file, usage file and key of the cached bytes."""
-    for line in _lines(_PROC / "self/cgroup"):
+    lines: list[str] = []
+    with suppress(OSError):
+        lines = (_PROC / "self/cgroup").read_text().splitlines()
+    for line in lines:
         _, controllers, inside = line.split(":", 2)
         if not controllers:  # cgroup v2.
             top, names = _CGROUPS, ("memory.max", "memory.current", "file")
@@ -47,13 +50,7 @@ def _memory_groups() -> Iterator[tuple[Path, str, str, str]]:
             yield top / part, *names
 
 
-def _lines(path: Path) -> list[str]:
-    with suppress(OSError):
-        return path.read_text().splitlines()
-    return []
-
-
 def _fields(path: Path) -> dict[str, int]:
     """Parse a file that has a name and a number in each line."""
     words = [line.split() for line in path.read_text().splitlines()]
-    return {each[0]: int(each[1]) for each in words if len(each) > 1 and each[1].isdecimal()}
+    return {line[0]: int(line[1]) for line in words if len(line) > 1 and line[1].isdecimal()}

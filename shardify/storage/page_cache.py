@@ -185,10 +185,9 @@ class CacheReader:
                 first, last = (begin + (end - begin) * k // _PROBES for k in (quarter, quarter + 1))
                 # A test may bring its page into memory, so each test takes another page.
                 self._probe_count += 1
-                place = first + PAGESIZE * (
-                    self._probe_count * 7919 % max(1, (last - first) // PAGESIZE)
-                )
-                if not os.preadv(self._descriptor, [bytearray(1)], place, _NOWAIT):
+                page = self._probe_count * 7919 % max(1, (last - first) // PAGESIZE)
+                position = first + PAGESIZE * page
+                if not os.preadv(self._descriptor, [bytearray(1)], position, _NOWAIT):
                     return False
             return True
         return False

@@ -6,6 +6,7 @@ of a store raises StoreError, one line with the URL, what happened and what to d
 """
 
 import errno
+import hashlib
 import importlib
 import re
 from collections.abc import Iterator, Sequence
@@ -90,95 +91,76 @@ class Url:
 
     def exists(self) -> bool:
         """Whether there is an object of this name, or any under this prefix."""
-        files, path = self.connect()
-        with self.translate_errors():
+        with self.client() as (files, path):
             return bool(files.exists(path))
 
     def is_dir(self) -> bool:
         """Whether there is any object under this prefix. Always False for a web server."""
         if self.url.lower().startswith("http"):
             return False
-        files, path = self.connect()
-        with self.translate_errors():
+        with self.client() as (files, path):
             return bool(files.isdir(path))
-
-    def is_file(self) -> bool:
-        """Whether there is an object of this name."""
-        files, path = self.connect()
-        with self.translate_errors():
-            return bool(files.isfile(path))
 
     def iterdir(self) -> Iterator["Url"]:
         """Yield the objects and prefixes directly under this one, sorted by name."""
-        files, path = self.connect()
-        with self.translate_errors():
-            listed = files.ls(path, detail=False)
-        for each in sorted(listed):
-            name = str(each).rstrip("/").rpartition("/")[2]
-            if name and str(each).strip("/") != path.strip("/"):
-                yield self / name
+        with self.client() as (files, path):
+            paths = sorted(str(listed).rstrip("/") for listed in files.ls(path, detail=False))
+        for listed in paths:
+            if listed.strip("/") != path.strip("/"):
+                yield self / listed.rpartition("/")[2]
 
     def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
         """Do nothing: a store has no folders."""
 
     def stat(self) -> ObjectStatus:
         """Return the object's size."""
-        files, path = self.connect()
-        with self.translate_errors():
-            found = files.info(path)
-        if found.get("type") == "directory":
+        with self.client() as (files, path):
+            status = files.info(path)
+        if status.get("type") == "directory":
             raise self.not_found_error()
-        if found.get("size") is None:
+        if status.get("size") is None:
             raise StoreError(f"{self}: the server states no size; expected one; download it first")
-        return ObjectStatus(int(found["size"]))
+        return ObjectStatus(int(status["size"]))
 
     def open(self, mode: str = "rb") -> BufferedReader:
         """Open the object for sequential reading, a few MiB at a time."""
         assert mode == "rb"
-        files, path = self.connect()
-        with self.translate_errors():
+        with self.client() as (files, path):
             return cast(BufferedReader, files.open(path, "rb", block_size=_BLOCK_BYTES))
 
     def read_bytes(self) -> bytes:
         """Read a whole, small object."""
-        files, path = self.connect()
-        with self.translate_errors():
+        with self.client() as (files, path):
             return bytes(files.cat_file(path))
 
     def read_text(self, encoding: str = "utf-8") -> str:
         """Read a whole, small object as text."""
         return self.read_bytes().decode(encoding)
 
-    def write_bytes(self, data: bytes) -> int:
-        """Put a whole object. Returns its size in bytes."""
-        files, path = self.connect()
-        with self.translate_errors(writing=True):
+    def write_bytes(self, data: bytes) -> None:
+        """Put a whole object."""
+        with self.client(writing=True) as (files, path):
             files.pipe_file(path, data)
-        return len(data)
 
     def put(self, file: BinaryIO) -> None:
         """Put a local file as a whole object; a large one in parts."""
-        files, path = self.connect()
-        with self.translate_errors(writing=True):
+        with self.client(writing=True) as (files, path):
             # By descriptor, because the file has no name.
             files.put_file(f"/dev/fd/{file.fileno()}", path)
 
-    def unlink(self, missing_ok: bool = False) -> None:
-        """Delete the object."""
-        files, path = self.connect()
-        try:
-            with self.translate_errors(writing=True):
-                files.rm_file(path)
-        except FileNotFoundError:
-            if not missing_ok:
-                raise
+    @contextmanager
+    def client(self, *, writing: bool = False) -> Iterator[tuple[Any, str]]:
+        """Yield what ``connect`` returns; translate the errors of the block."""
+        connection = self.connect()
+        with self.translate_errors(writing=writing):
+            yield connection
 
     def connect(self) -> tuple[Any, str]:
         """Return fsspec's filesystem and this object's name in it. Does not use the network."""
         core = importlib.import_module("fsspec.core")
         protocol = self.url.partition("://")[0].lower()
         try:
-            found: tuple[Any, str] = core.url_to_fs(self.url, use_listings_cache=False)
+            connection: tuple[Any, str] = core.url_to_fs(self.url, use_listings_cache=False)
         except ImportError as error:
             package = _PACKAGES.get(protocol)
             remedy = f"pip install {package}" if package else str(error)
@@ -187,7 +169,7 @@ class Url:
             ) from error
         except ValueError as error:
             raise StoreError(f"{self}: {error}; expected a URL that fsspec knows") from error
-        return found
+        return connection
 
     @contextmanager
     def translate_errors(self, *, writing: bool = False) -> Iterator[None]:
@@ -239,6 +221,12 @@ def as_path(text: "str | Path | Url") -> PathOrUrl:
     return Path(rest) if protocol.lower() in ("file", "local") else Url(text.rstrip("/"))
 
 
+def file_sha256(path: PathOrUrl) -> str:
+    """Return the SHA-256 of a file, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_many(folder: PathOrUrl, names: Sequence[str]) -> list[bytes]:
     """Read small files of one folder; objects are fetched many at a time.
 
@@ -248,12 +236,15 @@ def read_many(folder: PathOrUrl, names: Sequence[str]) -> list[bytes]:
     """
     if isinstance(folder, Path) or not names:
         return [(folder / name).read_bytes() for name in names]
-    files, path = folder.connect()
-    paths = [f"{path}/{name}" for name in names]
-    options = {"batch_size": _MAX_REQUESTS} if getattr(files, "async_impl", False) else {}
-    with folder.translate_errors():
-        found = files.cat(paths, on_error="raise", **options)
-    return [bytes(found[each]) for each in paths]
+    with folder.client() as (files, path):
+        paths = [f"{path}/{name}" for name in names]
+        contents = files.cat(paths, on_error="raise", **request_options(files))
+    return [bytes(contents[path]) for path in paths]
+
+
+def request_options(files: Any) -> dict[str, int]:
+    """Return the arguments that limit the requests of a fsspec filesystem at a time."""
+    return {"batch_size": _MAX_REQUESTS} if getattr(files, "async_impl", False) else {}
 
 
 def copy_many(source: Url, target: Url, names: Sequence[str]) -> None:
@@ -264,9 +255,8 @@ def copy_many(source: Url, target: Url, names: Sequence[str]) -> None:
         StoreError: The store is at fault.
     """
     if names:
-        files, path = source.connect()
         _, destination = target.connect()
-        with source.translate_errors():
+        with source.client() as (files, path):
             files.copy(
                 [f"{path}/{name}" for name in names],
                 [f"{destination}/{name}" for name in names],
@@ -281,8 +271,7 @@ def delete_many(folder: Url, names: Sequence[str]) -> None:
         StoreError: The store is at fault.
     """
     if names:
-        files, path = folder.connect()
-        with folder.translate_errors(writing=True):
+        with folder.client(writing=True) as (files, path):
             files.rm([f"{path}/{name}" for name in names])
 
 
@@ -295,14 +284,14 @@ def _error_chain(error: BaseException | None) -> Iterator[str]:
 
 def local_files(paths: Sequence[PathOrUrl]) -> list[Path]:
     """Return the files of this machine among ``paths``, and the first files of each folder."""
-    found: list[Path] = []
+    files: list[Path] = []
     for path in paths:
         # The survey will report what cannot be listed.
         with suppress(OSError):
             if isinstance(path, Path):
                 inside = islice(path.iterdir(), _MAX_FILES_LISTED) if path.is_dir() else [path]
-                found += [each for each in inside if each.is_file()]
-    return found
+                files += [file for file in inside if file.is_file()]
+    return files
 
 
 def total_size(files: Sequence[Path]) -> int:

@@ -46,7 +46,7 @@ def read_ahead(
         paths: Files, or folders with zips. URLs are ignored.
         on_progress: See ``ReadAhead``.
     """
-    files = [each for each in local_files(paths) if each in paths or each.suffix == ".zip"]
+    files = [file for file in local_files(paths) if file in paths or file.suffix == ".zip"]
     with closing(ReadAhead(files, on_progress)) as ahead:
         yield ahead
 
@@ -88,7 +88,7 @@ class ReadAhead:
             A task; or None if none is ready yet: ask again later.
         """
         if self._thread is not None and self._thread.is_alive():
-            wanted = sum(int(each["packed"].sum()) for each in rows())
+            wanted = sum(int(entries["packed"].sum()) for entries in rows())
             if wanted < _MIN_WANTED_FRACTION * self._size:
                 self.close()
         if self._thread is None and not self._idle:
@@ -149,7 +149,7 @@ class ReadAhead:
                 for number, path in enumerate(sources)
                 if Path(path).is_file()
             }
-            if self._size > self._room >= sum(each.uncached_size() for each in readers.values()):
+            if self._size > self._room >= sum(map(CacheReader.uncached_size, readers.values())):
                 return self._read_all()
             in_flight: deque[NDArray[np.int64]] = deque(maxlen=max_in_flight)
             for number, spans in enumerate(_windows(rows, self._room)):
@@ -179,7 +179,7 @@ class ReadAhead:
         wanted, kept = np.concatenate(spans), np.concatenate([_NO_SPANS, *in_flight])
         parts = {number: wanted[wanted[:, 0] == number, 1:] for number in readers}
         runs = {number: reader.plan_runs(parts[number]) for number, reader in readers.items()}
-        self._progress.begin(sum(int((each[:, 1] - each[:, 0]).sum()) for each in runs.values()))
+        self._progress.begin(sum(int(np.diff(run).sum()) for run in runs.values()))
         for number, reader in readers.items():
             others = kept[kept[:, 0] == number, 1:]
             if not first:
@@ -196,13 +196,11 @@ def _windows(rows: Iterable[NDArray[Any]], room: float) -> Iterator[list[NDArray
     """
     window: list[NDArray[np.int64]] = []
     size = 0
-    for each in rows:
-        spans = np.empty((each.size, 3), np.int64)
-        begin = each["offset"].ravel()
-        end = np.minimum(begin + each["packed"].ravel() + _LOCAL_HEADER_SIZE, each["limit"].ravel())
-        spans[:, 0] = each["source"].ravel()
-        spans[:, 1] = begin // PAGESIZE * PAGESIZE
-        spans[:, 2] = -(-end // PAGESIZE) * PAGESIZE
+    for entries in map(np.ravel, rows):
+        begin = entries["offset"]
+        end = np.minimum(begin + entries["packed"] + _LOCAL_HEADER_SIZE, entries["limit"])
+        first, last = begin // PAGESIZE * PAGESIZE, -(-end // PAGESIZE) * PAGESIZE
+        spans = np.stack([entries["source"].astype(np.int64), first, last], axis=1)
         added = int((spans[:, 2] - spans[:, 1]).sum())
         if window and size + added > room:
             yield window

@@ -10,17 +10,20 @@ read. A file that changed after the folder was listed raises SourceError.
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+from typing import Any, TypeVar
 
 from shardify.errors import SourceError, StoreError
-from shardify.storage.paths import PathOrUrl, Url, as_path
+from shardify.storage.paths import Url, as_path, request_options
+
+T = TypeVar("T")
 
 _MAX_OPEN_FOLDERS = 64
 _WINDOW_BYTES = 16 << 20
 _WINDOW_ITEMS = 384
 """Most objects or ranges in one window."""
-_MAX_REQUESTS = 32
 _MAX_GAP = 4096
 """Ranges at most this far apart are fetched as one. Bytes."""
 _LOCAL_HEADER_SIZE = 512
@@ -60,38 +63,24 @@ class FolderReader:
         Raises:
             SourceError: It is missing, is now a link, or changed after it was listed.
         """
-        path, _, base = name.rpartition(b"/")
-        try:
-            descriptor = os.open(base, _FILE_FLAGS, dir_fd=self._open_folder(path))
-            try:
+        data = bytearray()
+        with self._open_file(name) as descriptor:
+            status = os.fstat(descriptor)
+            if stat.S_ISREG(status.st_mode) and status.st_size == size:
+                # Read one byte more, to detect a file that grows meanwhile.
+                while block := os.read(descriptor, size + 1 - len(data)):
+                    data += block
+                    if len(data) > size:
+                        break
                 status = os.fstat(descriptor)
-                data = bytearray()
-                if stat.S_ISREG(status.st_mode) and status.st_size == size:
-                    # Read one byte more, to detect a file that grows meanwhile.
-                    while block := os.read(descriptor, size + 1 - len(data)):
-                        data += block
-                        if len(data) > size:
-                            break
-                    status = os.fstat(descriptor)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise self._changed(name, str(error.strerror)) from error
         if len(data) != size or status.st_mtime_ns != stamp:
             raise self._changed(name, "was changed")
         return bytes(data)
 
     def middle(self, name: bytes, size: int) -> bytes:
         """Read a few KiB from the middle of a file; see ``payload``."""
-        path, _, base = name.rpartition(b"/")
-        try:
-            descriptor = os.open(base, _FILE_FLAGS, dir_fd=self._open_folder(path))
-            try:
-                return os.pread(descriptor, _MIDDLE_BYTES, size // 2)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise self._changed(name, str(error.strerror)) from error
+        with self._open_file(name) as descriptor:
+            return os.pread(descriptor, _MIDDLE_BYTES, size // 2)
 
     def close(self) -> None:
         """Close all folders."""
@@ -101,6 +90,19 @@ class FolderReader:
 
     def expect(self, files: Sequence[tuple[bytes, int]]) -> None:
         """Do nothing: the system reads ahead by itself."""
+
+    @contextmanager
+    def _open_file(self, name: bytes) -> Iterator[int]:
+        """Open a file; an OSError in the block becomes a SourceError."""
+        path, _, base = name.rpartition(b"/")
+        try:
+            descriptor = os.open(base, _FILE_FLAGS, dir_fd=self._open_folder(path))
+            try:
+                yield descriptor
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise self._changed(name, str(error.strerror)) from error
 
     def _open_folder(self, path: bytes) -> int:
         """Return the descriptor of a folder inside, reached without following any link."""
@@ -116,11 +118,11 @@ class FolderReader:
                 parent = os.open(part, _FLAGS | os.O_DIRECTORY, dir_fd=parent)
                 opened.append(parent)
         except OSError:
-            for each in opened:
-                os.close(each)
+            for descriptor in opened:
+                os.close(descriptor)
             raise
-        for each in opened[:-1]:
-            os.close(each)
+        for descriptor in opened[:-1]:
+            os.close(descriptor)
         if len(self._open) >= _MAX_OPEN_FOLDERS:
             os.close(self._open.popitem(last=False)[1])
         self._open[path] = parent
@@ -152,7 +154,8 @@ class PrefixReader:
         """
         if name not in self._window:
             number = self._index.get(name)
-            self._fetch([(name, size)] if number is None else self._next_objects(number))
+            expected = self._expected[number : number + _WINDOW_ITEMS] if number is not None else []
+            self._fetch(expected or [(name, size)])
         data = self._window.pop(name)
         if len(data) != size:
             raise SourceError(
@@ -176,17 +179,9 @@ class PrefixReader:
     def close(self) -> None:
         """Do nothing: nothing is open."""
 
-    def _next_objects(self, number: int) -> list[tuple[bytes, int]]:
-        """Return the announced objects of one window, from object ``number`` on."""
-        objects, total = [], 0
-        for each in self._expected[number : number + _WINDOW_ITEMS]:
-            objects.append(each)
-            total += each[1]
-            if total >= _WINDOW_BYTES:
-                break
-        return objects
-
-    def _fetch(self, objects: list[tuple[bytes, int]]) -> None:
+    def _fetch(self, objects: Sequence[tuple[bytes, int]]) -> None:
+        """Fetch the first objects, as many as fill a window."""
+        objects = _first_window(objects, [size for _, size in objects])
         paths = [f"{self._path}/{name.decode()}" for name, _ in objects]
         # Read one byte more than the size, to detect an object that grew.
         stops = [size + 1 for _, size in objects]
@@ -200,19 +195,24 @@ class PrefixReader:
         self._window = {name: block for (name, _), block in zip(objects, blocks, strict=True)}
 
 
+def _first_window(items: Sequence[T], sizes: Sequence[int]) -> list[T]:
+    """Return the first items, up to the one that fills a window. ``sizes`` are in bytes."""
+    before = accumulate(sizes, initial=0)
+    return [item for item, total in zip(items, before, strict=False) if total < _WINDOW_BYTES]
+
+
 def _cat_ranges(
     url: Url, files: Any, paths: list[str], starts: list[int], stops: list[int]
 ) -> list[bytes]:
-    options = {"batch_size": _MAX_REQUESTS} if getattr(files, "async_impl", False) else {}
     with url.translate_errors():
-        blocks = files.cat_ranges(paths, starts, stops, on_error="raise", **options)
+        blocks = files.cat_ranges(paths, starts, stops, on_error="raise", **request_options(files))
     return list(map(bytes, blocks))
 
 
 def open_folder(folder: str) -> FolderReader | PrefixReader:
     """Open a folder by its path, or a prefix by its URL, with or without a final slash."""
-    where: PathOrUrl = as_path(folder)
-    return PrefixReader(where) if isinstance(where, Url) else FolderReader(folder.rstrip("/") + "/")
+    path = as_path(folder)
+    return PrefixReader(path) if isinstance(path, Url) else FolderReader(folder.rstrip("/") + "/")
 
 
 class ObjectReader:
@@ -258,13 +258,8 @@ class ObjectReader:
 
     def _fetch(self, number: int) -> None:
         """Fetch the window that begins with announced range ``number``."""
-        ranges, total = [], 0
-        for each in self._expected[number : number + _WINDOW_ITEMS]:
-            ranges.append(each)
-            total += each[1] - each[0]
-            if total >= _WINDOW_BYTES:
-                break
-        ranges.sort()
+        expected = self._expected[number : number + _WINDOW_ITEMS]
+        ranges = sorted(_first_window(expected, [stop - start for start, stop in expected]))
         spans: list[tuple[int, int]] = []
         for start, stop in ranges:
             if spans and start - spans[-1][1] <= _MAX_GAP:
@@ -325,10 +320,10 @@ def open_source(path: str) -> ReadHandle:
     """
     if path.endswith("/"):
         return open_folder(path)
-    where = as_path(path)
-    if isinstance(where, Url):
-        return ObjectReader(where)
-    return os.open(where, os.O_RDONLY | os.O_CLOEXEC)
+    location = as_path(path)
+    if isinstance(location, Url):
+        return ObjectReader(location)
+    return os.open(location, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def close_source(handle: ReadHandle) -> None:
@@ -360,14 +355,14 @@ def announce_reads(handles: Sequence[ReadHandle], rows: Any, names: Iterable[Any
         return
     ranges: list[list[tuple[int, int]]] = [[] for _ in handles]
     files: list[list[tuple[bytes, int]]] = [[] for _ in handles]
-    flat = [name for each in names for name in ([each] if isinstance(each, bytes) else each)]
+    flat = [name for item in names for name in ([item] if isinstance(item, bytes) else item)]
     for number, (source, offset, limit, packed, *_) in enumerate(rows.ravel().tolist()):
         if isinstance(handles[source], ObjectReader):
             ranges[source].append((offset, min(limit, offset + packed + _LOCAL_HEADER_SIZE)))
         elif flat:
             files[source].append((flat[number], packed))
-    for handle, of_object, of_folder in zip(handles, ranges, files, strict=True):
+    for handle, object_ranges, folder_files in zip(handles, ranges, files, strict=True):
         if isinstance(handle, ObjectReader):
-            handle.expect(of_object)
+            handle.expect(object_ranges)
         elif isinstance(handle, (FolderReader, PrefixReader)):
-            handle.expect(of_folder)
+            handle.expect(folder_files)

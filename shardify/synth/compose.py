@@ -42,31 +42,32 @@ class Foreground:
 
 @functools.lru_cache(maxsize=2)
 def make_background(seed: int, index: int, size: int) -> Background:
-    """Background ``index``, squashed to ``size`` x ``size`` pixels; the last two are kept."""
+    """Draw background ``index``, resized to ``size`` x ``size`` pixels; the last two are cached."""
     scene = make_scene(seed, index)
     file = _encode(Image.fromarray(scene.picture), "JPEG", quality=88)
-    # What the data set's reader sees is the file; so is what objects are pasted on.
+    # Objects are pasted on what a reader of the file sees.
     picture = Image.open(io.BytesIO(file)).convert("RGB")
+    depth_size = ((size * 224 + 125) // 250,) * 2
     return Background(
         file=file,
         square=picture.resize((size, size), Image.Resampling.BILINEAR),
-        nearness=Image.fromarray(scene.nearness).resize(
-            (_depth_size(size),) * 2, Image.Resampling.BILINEAR
-        ),
+        nearness=Image.fromarray(scene.nearness).resize(depth_size, Image.Resampling.BILINEAR),
         scene=scene,
     )
 
 
 @functools.lru_cache(maxsize=200)
 def make_foreground(seed: int, index: int, mirrored: bool) -> Foreground:
-    """Foreground ``index``; the last 200 are kept."""
+    """Draw foreground ``index``; the last 200 are cached."""
     cutout = make_cutout(seed, index)
     colour, alpha, bulge = map(Image.fromarray, (cutout.colour, cutout.alpha, cutout.bulge))
     soft = alpha.filter(ImageFilter.BoxBlur(2))
     look = Image.merge("CMYK", (*colour.split(), alpha))
     relief = Image.merge("RGB", (soft, bulge, Image.new("L", soft.size)))
     if mirrored:
-        look, relief = (each.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for each in (look, relief))
+        look, relief = (
+            image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in (look, relief)
+        )
     filled = int((cutout.alpha >= 128).sum())
     return Foreground(look=look, relief=relief, filled=filled, cutout=cutout)
 
@@ -82,7 +83,7 @@ def compose(
     Returns:
         The composite as JPEG, its mask as gray JPEG, its depth as gray PNG of 224/250 the size.
     """
-    # As large as its area asks for, a little more or less from sample to sample.
+    # Its area varies by a quarter from sample to sample.
     share = foreground.cutout.area * int(rng.integers(75, 126)) // 100
     side = math.isqrt(share * size * size * CANVAS * CANVAS // (1000 * foreground.filled))
     side = max(8, min(side, size))
@@ -125,16 +126,12 @@ def _depth(
     foot = (place[1] + place[2]) * 1000 // size
     ground = far + (near - far) * max(0, foot - scene.horizon) // (1000 - scene.horizon)
     hidden = int((behind * over).sum()) // max(1, int(over.sum()))
-    its = max(ground, hidden) + 8 + bulge
-    nearness = (behind * (255 - over) + its * over + 127) // 255
+    front = max(ground, hidden) + 8 + bulge
+    nearness = (behind * (255 - over) + front * over + 127) // 255
     return Image.fromarray(nearness.astype(np.uint8))
 
 
-def _depth_size(size: int) -> int:
-    return (size * 224 + 125) // 250
-
-
-def _encode(picture: Image.Image, form: str, **options: int) -> bytes:
+def _encode(picture: Image.Image, format: str, **options: int) -> bytes:
     file = io.BytesIO()
-    picture.save(file, form, **options)
+    picture.save(file, format, **options)
     return file.getvalue()

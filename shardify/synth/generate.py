@@ -142,7 +142,7 @@ def generate(
             if released:
                 temporary.mkdir()
             zips = open_zips(temporary, samples, released, stack)
-            sections = [section for each in zips for section in each]
+            sections = [section for group in zips for section in group]
             tasks = list(_tasks(samples, backgrounds, size, seed))
             # Closed whatever happens, so that no worker is left behind.
             parts = stack.enter_context(closing(_run(tasks, workers)))
@@ -152,8 +152,8 @@ def generate(
                 done += len(task.samples)
                 if progress:
                     progress(done, samples)
-            total = sum(write_directory(each, wide=wide, many=many) for each in zips)
-            for file in [each[0].file for each in zips]:
+            total = sum(write_directory(group, wide=wide, many=many) for group in zips)
+            for file in [group[0].file for group in zips]:
                 file.flush()
                 os.fsync(file.fileno())
         if released:
@@ -185,18 +185,18 @@ def generate(
 def open_zips(
     where: Path, samples: int, released: bool, stack: ExitStack
 ) -> list[tuple[Section, ...]]:
-    """Each zip's sections: in all, those of backgrounds, composites, masks, and then depth maps."""
+    """Open each zip's sections: of backgrounds, composites, masks, then depth maps."""
     if released:
         depths = [f"depth_{number + 1}.zip" for number in range(min(_DEPTH_ZIPS, samples))]
         paths = [where / name for name in (*_RELEASED, *depths)]
-        return [(Section(stack.enter_context(each.open("wb"))),) for each in paths]
+        return [(Section(stack.enter_context(path.open("wb"))),) for path in paths]
     spools = [stack.enter_context(tempfile.TemporaryFile(dir=where.parent)) for _ in range(3)]
-    files = [stack.enter_context(where.open("wb")), *(cast(BinaryIO, each) for each in spools)]
+    files = [stack.enter_context(where.open("wb")), *(cast(BinaryIO, spool) for spool in spools)]
     return [tuple(map(Section, files))]
 
 
 def _tasks(samples: int, backgrounds: int, size: int, seed: int) -> Iterator[_Task]:
-    """Every background at least once, and every sample on its background, in order."""
+    """Yield the tasks: every background at least once, every sample on its background, in order."""
     for background in range(backgrounds):
         first = -(-background * samples // backgrounds)
         end = -(-(background + 1) * samples // backgrounds)
@@ -219,7 +219,7 @@ def _tasks(samples: int, backgrounds: int, size: int, seed: int) -> Iterator[_Ta
 
 
 def _run(tasks: list[_Task], workers: int | None) -> Generator[_Part, None, None]:
-    """The tasks' results, in order."""
+    """Yield the tasks' results, in order."""
     workers = min(workers or len(os.sched_getaffinity(0)), len(tasks))
     if workers == 1:
         yield from map(_work, tasks)

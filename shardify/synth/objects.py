@@ -49,22 +49,21 @@ class Cutout:
 
 
 def make_cutout(seed: int, index: int) -> Cutout:
-    """Make foreground number ``index``: the same for the same two numbers."""
+    """Draw foreground number ``index``; the same arguments give the same cutout."""
     rng = random_numbers(seed, _CUTOUTS, index)
     fine = Image.new("L", (CANVAS * _FINE, CANVAS * _FINE))
     _SHAPES[index % len(_SHAPES)](rng, ImageDraw.Draw(fine))
     box = fine.getbbox() or (0, 0, *fine.size)
     alpha = _fit(fine.crop(box)).filter(ImageFilter.BoxBlur(1))
-    round_ = alpha.filter(ImageFilter.BoxBlur(CANVAS // 12)).filter(
-        ImageFilter.BoxBlur(CANVAS // 12)
-    )
-    hidden = (0, 0, 0, 0, 0, 80, 140, 200)[int(rng.integers(8))]
-    bulge = np.asarray(round_).astype(np.int16) * int(rng.integers(5, 13)) // 255
+    blur = ImageFilter.BoxBlur(CANVAS // 12)
+    rounded = np.asarray(alpha.filter(blur).filter(blur))
+    camouflage = (0, 0, 0, 0, 0, 80, 140, 200)[int(rng.integers(8))]
+    bulge = rounded.astype(np.int16) * int(rng.integers(5, 13)) // 255
     return Cutout(
-        colour=_surface(rng, np.asarray(round_)),
+        colour=_surface(rng, rounded),
         alpha=np.asarray(alpha),
         bulge=bulge.astype(np.uint8),
-        camouflage=hidden,
+        camouflage=camouflage,
         area=int(rng.integers(110, 390)),
     )
 
@@ -81,7 +80,7 @@ def _fit(picture: Image.Image) -> Image.Image:
 
 
 def _surface(rng: np.random.Generator, rounded: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Two or three colours in a pattern, rough, darker towards the rim and the lower right."""
+    """Draw two colours in a pattern, rough, darker towards the rim and the lower right."""
     one, two = rng.integers(20, 236, (2, 3)).astype(np.int32)
     period = int(rng.integers(14, 48))
     kind = int(rng.integers(8))
@@ -109,7 +108,7 @@ def _surface(rng: np.random.Generator, rounded: npt.NDArray[np.uint8]) -> npt.ND
 
 
 def _ring(rng: np.random.Generator, corners: int, rough: int) -> Points:
-    """Points around a centre whose distance wanders by up to ``rough`` thousandths."""
+    """Return points around a centre whose distance varies by up to ``rough`` thousandths."""
     middle, reach = CANVAS * _FINE // 2, CANVAS * _FINE * 45 // 100
     points = []
     for corner in range(corners):
@@ -122,7 +121,7 @@ def _ring(rng: np.random.Generator, corners: int, rough: int) -> Points:
 
 
 def _rounded(points: Points, times: int = 3) -> Points:
-    """Cut every corner ``times`` over (Chaikin's way), which makes it round."""
+    """Round the corners: Chaikin's algorithm, ``times`` iterations."""
     for _ in range(times):
         cut: Points = []
         for (x, y), (u, v) in zip(points, points[1:] + points[:1], strict=True):
@@ -154,12 +153,11 @@ def _star(rng: np.random.Generator, pen: ImageDraw.ImageDraw) -> None:
 def _hoop(rng: np.random.Generator, pen: ImageDraw.ImageDraw) -> None:
     _blob(rng, pen)
     middle, hole = CANVAS * _FINE // 2, CANVAS * _FINE * int(rng.integers(8, 17)) // 100
-    box = (middle - hole, middle - hole, middle + hole, middle + hole)
-    pen.ellipse(box, fill=0)
+    pen.ellipse((middle - hole, middle - hole, middle + hole, middle + hole), fill=0)
 
 
 def _figure(rng: np.random.Generator, pen: ImageDraw.ImageDraw) -> None:
-    """A person: head, trunk, two arms and two legs, each at its own angle."""
+    """Draw a person: head, trunk, two arms and two legs, each at its own angle."""
     unit = CANVAS * _FINE // 64
     middle = 32 * unit
     broad = int(rng.integers(6, 10))
@@ -183,7 +181,7 @@ def _figure(rng: np.random.Generator, pen: ImageDraw.ImageDraw) -> None:
 
 
 def _animal(rng: np.random.Generator, pen: ImageDraw.ImageDraw) -> None:
-    """A long body on four legs with head, ears and tail."""
+    """Draw a long body on four legs with head, ears and tail."""
     unit = CANVAS * _FINE // 64
     back, belly = int(rng.integers(18, 26)), int(rng.integers(40, 48))
     pen.ellipse((12 * unit, back * unit, 52 * unit, belly * unit), fill=255)
@@ -199,7 +197,7 @@ def _animal(rng: np.random.Generator, pen: ImageDraw.ImageDraw) -> None:
 
 
 def _car(rng: np.random.Generator, pen: ImageDraw.ImageDraw) -> None:
-    """A body with a cabin on two wheels."""
+    """Draw a body with a cabin on two wheels."""
     unit = CANVAS * _FINE // 64
     front, rear = int(rng.integers(12, 22)), int(rng.integers(42, 54))
     top, deck = int(rng.integers(8, 20)), int(rng.integers(26, 32))
@@ -213,7 +211,7 @@ def _car(rng: np.random.Generator, pen: ImageDraw.ImageDraw) -> None:
 
 
 def _plant(rng: np.random.Generator, pen: ImageDraw.ImageDraw) -> None:
-    """A stem with leaves to both sides, in a pot."""
+    """Draw a stem with leaves to both sides, in a pot."""
     unit = CANVAS * _FINE // 64
     pen.line([(32 * unit, 52 * unit), (32 * unit, 8 * unit)], fill=255, width=3 * unit)
     for height in range(10, 46, int(rng.integers(6, 10))):

@@ -1,6 +1,6 @@
 """Draw synthetic parks: a picture and the nearness of every pixel.
 
-A scene is painted from far to near, as flat shapes on three canvases at once: colour, nearness and
+A scene is painted from far to near, as flat shapes on three images at once: colour, nearness and
 surface roughness. Noise is then added in proportion to the roughness.
 """
 
@@ -46,51 +46,8 @@ _PALETTES = (
 )  # fmt: skip
 
 
-class Canvas:
-    """Three pictures of one size that are painted on together."""
-
-    def __init__(self, rng: np.random.Generator, width: int, height: int) -> None:
-        self.rng, self.width, self.height = rng, width, height
-        self.palette = _PALETTES[int(rng.integers(len(_PALETTES)))]
-        self.horizon = height * int(rng.integers(280, 560)) // 1000
-        self.near = (int(rng.integers(30, 38)), int(rng.integers(70, 96)))
-        self.colour = Image.new("RGB", (width, height))
-        self.nearness = Image.new("L", (width, height), FAR)
-        self.rough = Image.new("L", (width, height), 5)
-        self.pens = [ImageDraw.Draw(each) for each in (self.colour, self.nearness, self.rough)]
-
-    def between(self, low: int, high: int) -> int:
-        """A random number from ``low`` up to and without ``high``."""
-        return int(self.rng.integers(low, max(high, low + 1)))
-
-    def shade(self, colour: Colour, by: int) -> Colour:
-        """A colour up to ``by`` brighter or darker, and up to a third of that redder or bluer."""
-        light, tint = self.between(-by, by + 1), self.between(-by // 3, by // 3 + 1)
-        red, green, blue = colour
-        return clip(red + light + tint), clip(green + light), clip(blue + light - tint)
-
-    def near_at(self, y: int) -> int:
-        """Nearness of the ground at height ``y``."""
-        far, near = self.near
-        return far + (near - far) * max(0, y - self.horizon) // (self.height - self.horizon)
-
-    def polygon(self, points: list[tuple[int, int]], colour: Colour, near: int, rough: int) -> None:
-        """Fill a polygon on all three canvases."""
-        self.pens[0].polygon(points, fill=colour)
-        self.pens[1].polygon(points, fill=near)
-        self.pens[2].polygon(points, fill=rough)
-
-    def ellipse(
-        self, box: tuple[int, int, int, int], colour: Colour, near: int, rough: int
-    ) -> None:
-        """Fill an ellipse on all three canvases; ``box`` is left, top, right, bottom."""
-        self.pens[0].ellipse(box, fill=colour)
-        self.pens[1].ellipse(box, fill=near)
-        self.pens[2].ellipse(box, fill=rough)
-
-
-def clip(value: int) -> int:
-    """The nearest number that a uint8 can hold."""
+def _clip(value: int) -> int:
+    """Limit a number to the range of uint8."""
     return min(255, max(0, value))
 
 
@@ -121,29 +78,75 @@ class Scene:
 
 
 def make_scene(seed: int, index: int) -> Scene:
-    """Paint background number ``index``: the same for the same two numbers."""
+    """Paint background number ``index``; the same arguments give the same scene."""
     rng = random_numbers(seed, _SCENES, index)
     width, height = SIZES[min(int(rng.integers(len(SIZES))), int(rng.integers(len(SIZES))))]
-    canvas = _Park(rng, width, height)
-    canvas.sky()
-    canvas.hills()
+    park = _Park(rng, width, height)
+    park.sky()
+    park.hills()
     if rng.integers(3) == 0:
-        canvas.houses()
-    canvas.tree_line()
-    canvas.lawn()
+        park.houses()
+    park.tree_line()
+    park.lawn()
     if rng.integers(4):
-        canvas.path()
+        park.path()
     if rng.integers(3) == 0:
-        canvas.pond()
-    canvas.things()
-    return canvas.finish()
+        park.pond()
+    park.furnish()
+    return park.finish()
 
 
-class _Park(Canvas):
-    """Paints the elements of a park, the farthest first."""
+class _Park:
+    """Paints the elements of a park, the farthest first, on three images of one size."""
+
+    def __init__(self, rng: np.random.Generator, width: int, height: int) -> None:
+        self.rng, self.width, self.height = rng, width, height
+        self.palette = _PALETTES[int(rng.integers(len(_PALETTES)))]
+        self.horizon = height * int(rng.integers(280, 560)) // 1000
+        self.near = (int(rng.integers(30, 38)), int(rng.integers(70, 96)))
+        self.colour = Image.new("RGB", (width, height))
+        self.nearness = Image.new("L", (width, height), FAR)
+        self.rough = Image.new("L", (width, height), 5)
+        self.pens = [ImageDraw.Draw(image) for image in (self.colour, self.nearness, self.rough)]
+
+    def between(self, low: int, high: int) -> int:
+        """Draw a number from ``low`` up to and without ``high``."""
+        return int(self.rng.integers(low, max(high, low + 1)))
+
+    def shade(self, colour: Colour, by: int) -> Colour:
+        """Vary a colour by up to ``by`` in brightness, and by a third of that in red and blue."""
+        light, tint = self.between(-by, by + 1), self.between(-by // 3, by // 3 + 1)
+        red, green, blue = colour
+        return _clip(red + light + tint), _clip(green + light), _clip(blue + light - tint)
+
+    def nearness_at(self, y: int) -> int:
+        """Return the nearness of the ground at height ``y``."""
+        far, near = self.near
+        return far + (near - far) * max(0, y - self.horizon) // (self.height - self.horizon)
+
+    def polygon(self, points: list[tuple[int, int]], colour: Colour, near: int, rough: int) -> None:
+        """Fill a polygon on all three images."""
+        self.pens[0].polygon(points, fill=colour)
+        self.pens[1].polygon(points, fill=near)
+        self.pens[2].polygon(points, fill=rough)
+
+    def block(
+        self, left: int, top: int, right: int, foot: int, colour: Colour, near: int, rough: int
+    ) -> None:
+        """Fill a rectangle on all three images."""
+        points = [(left, foot), (left, top), (right, top), (right, foot)]
+        self.polygon(points, colour, near, rough)
+
+    def ellipse(
+        self, box: tuple[int, int, int, int], colour: Colour, near: int, rough: int
+    ) -> None:
+        """Fill an ellipse on all three images; ``box`` is left, top, right, bottom."""
+        self.pens[0].ellipse(box, fill=colour)
+        self.pens[1].ellipse(box, fill=near)
+        self.pens[2].ellipse(box, fill=rough)
 
     def sky(self) -> None:
-        """A gradient with clouds."""
+        """Paint a gradient with clouds."""
         width, height = self.width // 4, self.horizon // 4 + 8
         down = np.arange(height, dtype=np.int32)[:, None, None]
         top, low = (np.array(colour, np.int32) for colour in self.palette.sky)
@@ -158,44 +161,38 @@ class _Park(Canvas):
         )
 
     def hills(self) -> None:
-        """One to three ridges, paler with distance."""
+        """Paint one to three ridges, paler with distance."""
         pale = np.array(self.palette.sky[1], np.int32)
         ridges = self.between(1, 4)
         for ridge in range(ridges):
-            share = ridge + 1
             leaf = np.array(self.palette.leaves[ridge % len(self.palette.leaves)], np.int32)
-            mixed = (pale * (ridges + 1 - share) + leaf * share) // (ridges + 1)
+            red, green, blue = (pale * (ridges - ridge) + leaf * (ridge + 1)) // (ridges + 1)
             tall = self.height * self.between(40, 150) // 1000 * (ridges - ridge) // ridges
-            self.polygon(
-                self.ridge(tall, 9),
-                (int(mixed[0]), int(mixed[1]), int(mixed[2])),
-                FAR + 2 + 2 * ridge,
-                14,
-            )
+            colour = int(red), int(green), int(blue)
+            self.polygon(self.ridge(tall), colour, FAR + 2 + 2 * ridge, 14)
 
-    def ridge(self, tall: int, knots: int) -> list[tuple[int, int]]:
-        """An outline from edge to edge, from a third of ``tall`` to ``tall`` above the ground."""
+    def ridge(self, tall: int) -> list[tuple[int, int]]:
+        """Return an outline from edge to edge, from ``tall / 3`` to ``tall`` above the ground."""
+        knots = 9
         line = noise(self.rng, knots * 8, 1, 1)[0, ::8].astype(np.int32) + 128
         smooth = np.asarray(
             Image.fromarray(line.astype(np.uint8)[None]).resize((64, 1), Image.Resampling.BICUBIC)
         )[0].astype(int)
         points = [
-            (place * self.width // 63, self.horizon - tall // 3 - tall * int(value) * 2 // 765)
-            for place, value in enumerate(smooth)
+            (column * self.width // 63, self.horizon - tall // 3 - tall * int(value) * 2 // 765)
+            for column, value in enumerate(smooth)
         ]
         return [*points, (self.width, self.horizon + 4), (0, self.horizon + 4)]
 
     def houses(self) -> None:
-        """A row of houses with windows, at the horizon."""
+        """Paint a row of houses with windows, at the horizon."""
         left = self.between(0, self.width // 2)
         for _ in range(self.between(2, 7)):
             wide = self.width * self.between(40, 110) // 1000
             tall = self.height * self.between(60, 220) // 1000
             wall = self.shade((150, 136, 124), 50)
             top, foot = self.horizon - tall, self.horizon + 3
-            self.polygon(
-                [(left, foot), (left, top), (left + wide, top), (left + wide, foot)], wall, 29, 10
-            )
+            self.block(left, top, left + wide, foot, wall, 29, 10)
             if self.between(0, 2):
                 peak = (left + wide // 2, top - tall // 4)
                 roof = self.shade((120, 70, 60), 30)
@@ -208,7 +205,7 @@ class _Park(Canvas):
             left += wide + self.between(-4, self.width // 20)
 
     def tree_line(self) -> None:
-        """Many small crowns along the horizon."""
+        """Paint many small crowns along the horizon."""
         tall = self.height * self.between(20, 120) // 1000
         x = -tall
         while x < self.width + tall:
@@ -217,7 +214,7 @@ class _Park(Canvas):
             x += max(6, tall * self.between(4, 14) // 16)
 
     def crown(self, x: int, y: int, radius: int, near: int, leaves: int) -> None:
-        """A heap of discs, lighter towards the upper left, in one of the palette's greens."""
+        """Paint a heap of discs in a colour of leaves, lighter towards the upper left."""
         green = self.palette.leaves[self.between(0, len(self.palette.leaves))]
         for leaf in range(leaves):
             dx, dy = self.between(-radius, radius + 1), self.between(-radius, radius + 1)
@@ -226,12 +223,12 @@ class _Park(Canvas):
             size = max(2, radius * self.between(3, 9) // 16)
             light = (-dx - dy) * 26 // max(1, radius) + leaf * 14 // leaves - 8
             red, g, blue = self.shade(green, 5)
-            lit = clip(red + light), clip(g + light), clip(blue + light // 2)
+            lit = _clip(red + light), _clip(g + light), _clip(blue + light // 2)
             box = (x + dx - size, y + dy - size, x + dx + size, y + dy + size)
             self.ellipse(box, lit, near, 20)
 
     def lawn(self) -> None:
-        """The ground, nearer and darker towards the lower edge, in bands that follow it."""
+        """Paint the ground, nearer and darker towards the lower edge."""
         far, near = (np.array(self.shade(colour, 12), np.int32) for colour in self.palette.ground)
         deep = self.height - self.horizon
         mottle = turbulence(self.rng, self.width // 4, deep // 4 + 1, self.between(10, 30), flat=3)
@@ -241,13 +238,13 @@ class _Park(Canvas):
         lawn = Image.fromarray(np.clip(spots // 256, 0, 255).astype(np.uint8))
         box = (0, self.horizon)
         self.colour.paste(lawn.resize((self.width, deep), Image.Resampling.BILINEAR), box)
-        column = [self.near_at(self.horizon + y) for y in range(deep)]
+        column = [self.nearness_at(self.horizon + y) for y in range(deep)]
         slope = np.repeat(np.array(column, np.uint8)[:, None], self.width, axis=1)
         self.nearness.paste(Image.fromarray(slope), box)
         self.rough.paste(12, (0, self.horizon, self.width, self.height))
 
     def path(self) -> None:
-        """A way from the lower edge to a point on the horizon, bent once."""
+        """Paint a path from the lower edge to a point on the horizon, bent once."""
         foot = self.between(0, self.width)
         goal = self.between(self.width // 5, self.width * 4 // 5)
         bend = self.between(-self.width // 6, self.width // 6 + 1)
@@ -266,7 +263,7 @@ class _Park(Canvas):
         self.nearness.paste(keep)
 
     def pond(self) -> None:
-        """Water that mirrors the sky, with a darker rim."""
+        """Paint water that mirrors the sky, with a darker rim."""
         x, y = self.between(0, self.width), self.between(self.horizon + 10, self.height)
         flat = (y - self.horizon) // 3 + 6
         wide = flat * self.between(3, 7)
@@ -280,15 +277,15 @@ class _Park(Canvas):
             self.pens[0].line((x + dx, y + dy, end, y + dy), fill=self.shade(water, 30), width=2)
         self.nearness.paste(keep)
 
-    def things(self) -> None:
-        """Trees, bushes, stones, posts and benches, the farthest first."""
+    def furnish(self) -> None:
+        """Paint trees, bushes, stones, lamps and benches, the farthest first."""
         feet = sorted(
             self.between(self.horizon + 4, self.height + self.height // 12)
             for _ in range(self.between(4, 11))
         )
         for foot in feet:
             scale = (foot - self.horizon) * 256 // (self.height - self.horizon)
-            x, near = self.between(0, self.width), self.near_at(min(foot, self.height))
+            x, near = self.between(0, self.width), self.nearness_at(min(foot, self.height))
             kind = self.between(0, 8)
             if kind < 3:
                 self.tree(x, foot, self.height * (60 + scale * 3 // 2) // 1000, near)
@@ -303,55 +300,42 @@ class _Park(Canvas):
                 self.bench(x, foot, self.height * (16 + scale // 3) // 1000, near)
 
     def tree(self, x: int, foot: int, tall: int, near: int) -> None:
-        """A trunk with a shadow and a crown."""
+        """Paint a trunk with a shadow and a crown."""
         thick = max(3, tall // 12)
         bark = self.shade((84, 66, 50), 22)
         shadow = (x - tall // 3, foot - thick, x + tall // 2, foot + thick)
         self.pens[0].ellipse(shadow, fill=self.shade(self.palette.leaves[-1], 6))
-        self.polygon(
-            [
-                (x - thick, foot),
-                (x - thick * 2 // 3, foot - tall),
-                (x + thick * 2 // 3, foot - tall),
-                (x + thick, foot),
-            ],
-            bark,
-            near,
-            40,
-        )
+        trunk = [(x - thick, foot), (x - thick * 2 // 3, foot - tall)]
+        trunk += [(x + thick * 2 // 3, foot - tall), (x + thick, foot)]
+        self.polygon(trunk, bark, near, 40)
         self.crown(x, foot - tall - tall // 3, tall * 5 // 8, near, 40)
 
     def stone(self, x: int, foot: int, radius: int, near: int) -> None:
-        """A gray boulder, lit from above."""
+        """Paint a gray boulder, lit from above."""
         gray = self.shade((128, 124, 118), 34)
         wide = radius * self.between(10, 20) // 8
         self.ellipse((x - wide, foot - radius * 2, x + wide, foot), gray, near, 34)
         red, green, blue = gray
-        lit = clip(red + 22), clip(green + 22), clip(blue + 20)
+        lit = _clip(red + 22), _clip(green + 22), _clip(blue + 20)
         box = (x - wide * 2 // 3, foot - radius * 2 + 2, x + wide // 3, foot - radius)
         self.ellipse(box, lit, near, 34)
 
     def lamp(self, x: int, foot: int, tall: int, near: int) -> None:
-        """A post with a globe."""
+        """Paint a post with a globe."""
         thick, dark = max(1, tall // 40), self.shade((50, 52, 56), 16)
-        post = [(x - thick, foot), (x - thick, foot - tall), (x + thick, foot - tall)]
-        self.polygon([*post, (x + thick, foot)], dark, near, 8)
+        self.block(x - thick, foot - tall, x + thick, foot, dark, near, 8)
         globe = thick * 4
         box = (x - globe, foot - tall - globe, x + globe, foot - tall + globe)
         self.ellipse(box, self.shade((236, 228, 196), 14), near, 4)
 
     def bench(self, x: int, foot: int, tall: int, near: int) -> None:
-        """Three planks on two legs."""
+        """Paint three planks on two legs."""
         wood, wide = self.shade((132, 88, 56), 26), tall * 2
         for leg in (x - wide * 3 // 4, x + wide * 3 // 4):
-            self.polygon(
-                [(leg, foot), (leg, foot - tall), (leg + 4, foot - tall), (leg + 4, foot)],
-                self.shade((60, 58, 60), 10), near, 6,
-            )  # fmt: skip
+            self.block(leg, foot - tall, leg + 4, foot, self.shade((60, 58, 60), 10), near, 6)
         for plank in range(3):
             y, thick = foot - tall // 2 - plank * tall // 4, max(2, tall // 8)
-            box = [(x - wide, y), (x + wide, y), (x + wide, y + thick), (x - wide, y + thick)]
-            self.polygon(box, self.shade(wood, 8), near, 20)
+            self.block(x - wide, y, x + wide, y + thick, self.shade(wood, 8), near, 20)
 
     def finish(self) -> Scene:
         """Add noise to every surface and return the scene."""

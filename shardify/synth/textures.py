@@ -25,10 +25,10 @@ def random_numbers(seed: int, kind: int, index: int) -> np.random.Generator:
 
 
 def noise(rng: np.random.Generator, width: int, height: int, cell: int, *, flat: int = 1) -> Plane:
-    """Smooth noise, -128 to 127, whose grains are ``cell`` pixels high.
+    """Return smooth noise, -128 to 127, whose grains are ``cell`` pixels high.
 
     Args:
-        rng: Where the randomness comes from.
+        rng: Random generator.
         width: Pixels.
         height: Pixels.
         cell: Height of a grain. Pixels; 1 is white noise.
@@ -45,7 +45,7 @@ def noise(rng: np.random.Generator, width: int, height: int, cell: int, *, flat:
 def turbulence(
     rng: np.random.Generator, width: int, height: int, cell: int, *, flat: int = 1
 ) -> Plane:
-    """Noise of grains of ``cell`` pixels and of finer ones, each half as strong. Within ±224."""
+    """Return noise of grains of ``cell`` pixels and of finer, weaker ones; within ±224."""
     total = np.zeros((height, width), np.int16)
     for octave in range(3):
         size = cell >> (2 * octave)
@@ -55,19 +55,19 @@ def turbulence(
 
 
 def stripes(width: int, height: int, period: int, *, slope: tuple[int, int]) -> Plane:
-    """Bars of 0 and 1, ``period`` pixels from bar to bar along the direction ``slope``."""
+    """Return bars of 0 and 1, ``period`` pixels from bar to bar along the direction ``slope``."""
     x, y = np.arange(width, dtype=np.int32), np.arange(height, dtype=np.int32)[:, None]
     return (((x * slope[0] + y * slope[1]) // (period * 2)) & 1).astype(np.int16)
 
 
 def checks(width: int, height: int, period: int) -> Plane:
-    """A chessboard of 0 and 1 with squares of ``period`` pixels."""
+    """Return a chessboard of 0 and 1 with squares of ``period`` pixels."""
     x, y = np.arange(width), np.arange(height)[:, None]
     return ((x // period + y // period) & 1).astype(np.int16)
 
 
 def dots(width: int, height: int, period: int) -> Plane:
-    """Discs of 1 on 0, ``period`` pixels apart, every other row set off by half."""
+    """Return discs of 1 on 0, ``period`` pixels apart, every other row set off by half."""
     x, y = np.arange(width), np.arange(height)[:, None]
     row = y // period
     dx = (x + (row & 1) * (period // 2)) % period - period // 2

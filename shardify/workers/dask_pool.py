@@ -10,7 +10,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from shardify.errors import BuildError, ShardifyError
@@ -37,7 +37,7 @@ class DaskPool:
     def __init__(self, target: str, scheduler: str, places: Sequence[PathOrUrl] = ()) -> None:
         self._scheduler = scheduler
         self._target = target
-        self._muted_log = _MutedDaskLog()
+        self._stack = ExitStack()
         self._last_seen = 0.0
         self.max_in_flight = _TASKS_PER_THREAD
         """See ``Pool``; set when ``map`` starts."""
@@ -48,7 +48,7 @@ class DaskPool:
                 f"{scheduler}: --scheduler needs the package distributed, which is not installed; "
                 "pip install distributed"
             ) from error
-        with self._muted_log:
+        with _muted_dask_log():
             self._client = self._connect()
             try:
                 self._check_workers(places)
@@ -57,14 +57,14 @@ class DaskPool:
                 raise
 
     def __enter__(self) -> "DaskPool":
-        self._muted_log.__enter__()
+        self._stack.enter_context(_muted_dask_log())
         return self
 
     def __exit__(self, *_: object) -> None:
         # Closing the client drops unused results. The cluster itself is not ours to stop.
         with suppress(OSError, TimeoutError):
             self._client.close()
-        self._muted_log.__exit__()
+        self._stack.close()
 
     def map(self, tasks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         """Submit tasks as workers become free; the tasks of a dead worker are submitted again.
@@ -175,7 +175,7 @@ class DaskPool:
 
     def _check_workers(self, places: Sequence[PathOrUrl]) -> None:
         """Raise BuildError if a worker has another version or cannot access a path."""
-        sources = [str(each.absolute()) for each in places if not isinstance(each, Url)]
+        sources = [str(place.absolute()) for place in places if not isinstance(place, Url)]
         own_version = _version()
         try:
             answers = self._client.run(_inspect_worker, sources)
@@ -198,25 +198,23 @@ class DaskPool:
                 )
 
 
-class _MutedDaskLog:
-    """Context manager that mutes Dask's log, so that an error stays one line."""
-
-    def __init__(self) -> None:
-        self._logger = logging.getLogger("distributed")
-        self._level = self._logger.level
-
-    def __enter__(self) -> None:
-        self._logger.setLevel(logging.CRITICAL)
-        for name in ("client", "comm", "core", "worker", "utils", "batched"):
-            logging.getLogger(f"distributed.{name}").setLevel(logging.CRITICAL)
-
-    def __exit__(self, *_: object) -> None:
-        self._logger.setLevel(self._level)
+@contextmanager
+def _muted_dask_log() -> Iterator[None]:
+    """Mute Dask's log, so that an error stays one line."""
+    logger = logging.getLogger("distributed")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    for name in ("client", "comm", "core", "worker", "utils", "batched"):
+        logging.getLogger(f"distributed.{name}").setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _inspect_worker(paths: Sequence[str]) -> tuple[str, list[str]]:
     """Return the version of a worker and the paths that exist for it; runs on each worker."""
-    return _version(), [each for each in paths if as_path(each).exists()]
+    return _version(), [path for path in paths if as_path(path).exists()]
 
 
 def _run_task(target: str, task: Any) -> Any:

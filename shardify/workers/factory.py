@@ -17,10 +17,8 @@ from shardify.workers.dask_pool import DaskPool
 from shardify.workers.pool import InlinePool, Pool
 from shardify.workers.process_pool import Workers
 
-_CHECKED_WORKER, _FAST_WORKER = (
-    "shardify.writer.shard_writer:run_task",
-    "shardify.writer.fast_worker:run_task",
-)
+_CHECKED_WORKER = "shardify.writer.shard_writer:run_task"
+_FAST_WORKER = "shardify.writer.fast_worker:run_task"
 _MIN_ENTRIES_FOR_FAST_COPY = 30_000
 """Number of entries from which the compiled copy is used. Loading it takes 0.5 s of CPU time:
 measured, a build of 12,000 entries takes as long with it as without, one of 24,000 a fifth less.
@@ -45,9 +43,10 @@ def start_build_workers(
         BuildError: The cluster cannot be used, or processes cannot be started.
         StoreError: A path exists only in the memory of this process.
     """
-    unmodified = codec == "keep" and not res and verify != "decode"
     use_fast_copy = (
-        unmodified
+        codec == "keep"
+        and not res
+        and verify != "decode"
         and scheduler is None
         and sum(map(_count_entries, local_files(paths))) >= _MIN_ENTRIES_FOR_FAST_COPY
     )
@@ -76,7 +75,7 @@ def create_pool(
         BuildError: The cluster cannot be used, or processes cannot be started.
         StoreError: A cluster is requested, but a path exists in this process only.
     """
-    in_memory = [each for each in places if isinstance(each, Url) and each.is_local]
+    in_memory = [place for place in places if isinstance(place, Url) and place.is_local]
     if scheduler is not None:
         if in_memory:
             raise StoreError(

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -73,7 +74,6 @@ class Workers:
         try:
             for number in range(count):
                 ends.append(self._connect(number))
-            worker_ends = [each for pair in ends for each in pair]
             start = _START_CODE.format(path=sys.path, target=target, parent=os.getpid(), ends=ends)
             # In its own session, so that Ctrl-C reaches only the parent, which ends the workers.
             self._first = subprocess.Popen(
@@ -82,7 +82,7 @@ class Workers:
                 stdout=subprocess.PIPE,
                 bufsize=0,
                 start_new_session=True,
-                pass_fds=worker_ends,
+                pass_fds=list(chain.from_iterable(ends)),
                 env={**_ENVIRONMENT, **os.environ},
             )
             assert self._first.stdout is not None
@@ -95,9 +95,8 @@ class Workers:
                 "for them; pass fewer --workers, or raise its limits"
             ) from error
         finally:
-            for pair in ends:
-                for each in pair:
-                    os.close(each)
+            for descriptor in chain.from_iterable(ends):
+                os.close(descriptor)
 
     @property
     def max_in_flight(self) -> int:
@@ -148,15 +147,14 @@ class Workers:
             while not exhausted:
                 pending = pending or next(pickled, _END)
                 exhausted = pending is _END
-                idle = (
-                    self._choose_worker(in_flight, len(pending[1]))
-                    if pending and not exhausted
-                    else None
-                )
-                if pending is None or idle is None:
+                if pending is None or exhausted:
                     break
-                self._send(idle, pending[1])
-                in_flight[idle].append((pending[0], len(pending[1])))
+                number, data = pending
+                idle = _choose_worker(in_flight, len(data))
+                if idle is None:
+                    break
+                self._send(idle, data)
+                in_flight[idle].append((number, len(data)))
                 pending = None
             if exhausted and not any(in_flight.values()):
                 return
@@ -166,25 +164,11 @@ class Workers:
                     self.idle_work = None
                 if waiting_for_task:
                     break
-            timeout = (
-                None if not waiting_for_task else RETRY_SECONDS if self.idle_work is None else 0
-            )
-            for ready in wait(by_results, timeout):
+            retry = RETRY_SECONDS if self.idle_work is None else 0
+            for ready in wait(by_results, retry if waiting_for_task else None):
                 worker = by_results[ready]
                 result = self._receive(worker)
                 yield in_flight[worker].pop(0)[0], result
-
-    def _choose_worker(
-        self, in_flight: dict[_Worker, list[tuple[int, int]]], size: int
-    ) -> _Worker | None:
-        """Return the least busy worker that can take a task of ``size`` bytes; None if none can."""
-        free = [
-            worker
-            for worker, unfinished in in_flight.items()
-            # A task that fits into the pipe is sent without waiting for the worker to read it.
-            if not unfinished or (len(unfinished) == 1 and unfinished[0][1] + size <= worker.room)
-        ]
-        return min(free, key=lambda each: len(in_flight[each]), default=None)
 
     def _connect(self, number: int) -> tuple[int, int]:
         """Create the pipes of a worker and return the worker's ends."""
@@ -195,8 +179,8 @@ class Workers:
             os.close(source)
             os.close(tasks)
             raise
-        ours = Connection(tasks, readable=False), Connection(results, writable=False)
-        self._all.append(_Worker(number, *ours, _enlarge_pipe(tasks)))
+        own_ends = Connection(tasks, readable=False), Connection(results, writable=False)
+        self._all.append(_Worker(number, *own_ends, _enlarge_pipe(tasks)))
         return source, sink
 
     def _close(self) -> None:
@@ -238,6 +222,17 @@ class Workers:
             f"worker {pid} died {how} (killed, or out of memory?); what is finished is "
             "kept: run the same command again, with fewer --workers if memory is short"
         )
+
+
+def _choose_worker(in_flight: dict[_Worker, list[tuple[int, int]]], size: int) -> _Worker | None:
+    """Return the least busy worker that can take a task of ``size`` bytes; None if none can."""
+    free = [
+        worker
+        for worker, unfinished in in_flight.items()
+        # A task that fits into the pipe is sent without waiting for the worker to read it.
+        if not unfinished or (len(unfinished) == 1 and unfinished[0][1] + size <= worker.room)
+    ]
+    return min(free, key=lambda worker: len(in_flight[worker]), default=None)
 
 
 def _pickle_tasks(tasks: Iterable[Any]) -> Iterator[tuple[int, bytes] | None]:

@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import chain
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -66,9 +67,8 @@ def run_workers(target: str, parent: int, ends: Sequence[tuple[int, int]]) -> No
         try:
             pid = os.fork()
         except OSError:
-            os._exit(
-                _EXIT_NO_PROCESS
-            )  # The other workers end with this process; the parent reports it.
+            # The other workers end with this process; the parent reports it.
+            os._exit(_EXIT_NO_PROCESS)
         if not pid:
             # The kernel divides CPU time between sessions, so each worker gets its own.
             os.setsid()
@@ -76,8 +76,8 @@ def run_workers(target: str, parent: int, ends: Sequence[tuple[int, int]]) -> No
             _exit_with_parent(own_pid)
             # A pipe counts as closed only when no process holds its end.
             report.close()
-            for other in (each for pair in ends[number + 1 :] for each in pair):
-                os.close(other)
+            for descriptor in chain.from_iterable(ends[number + 1 :]):
+                os.close(descriptor)
             _serve_tasks(function, tasks, results)
             return
         workers.append(pid)

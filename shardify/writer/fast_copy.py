@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from shardify.images.parser import ImageInfo
 from shardify.images.pixels import STANDARD, is_standard, same_aspect
 from shardify.sources.catalog import ENTRY_DTYPE
+from shardify.sources.entry_names import join_names
 from shardify.storage.readers import ReadHandle
 from shardify.writer.tar_writer import HEADER_TEMPLATE, TarWriter
 from shardify.writer.tasks import ShardTask
@@ -33,7 +34,6 @@ KIND_BY_EXTENSION = {b"jpg": "jpg", b"jpeg": "jpg", b"png": "png"}
 """File extension -> image kind, used where images are not checked."""
 
 _KINDS = ("jpg", "png")
-_KIND_NUMBERS = {end: _KINDS.index(kind) for end, kind in KIND_BY_EXTENSION.items()}
 _MAX_EXTENSION = 1 + max(map(len, KIND_BY_EXTENSION))
 
 _LOCAL_HEADER = 30
@@ -122,7 +122,7 @@ class FastCopier:
         self._handles = handles
         self.enabled = (
             _copy is not None
-            and all(isinstance(each, int) for each in handles)
+            and all(isinstance(handle, int) for handle in handles)
             and len(task.variants) == 1
             and task.variants[0].unchanged
             and task.verify != "decode"
@@ -154,7 +154,7 @@ class FastCopier:
             return
         numbers = []
         infos = tuple([info for _, _, info in members])
-        for place, (role, data, info) in enumerate(members):
+        for column, (role, data, info) in enumerate(members):
             length = header_length(data, info) if info.width else 0
             if not (
                 length
@@ -162,7 +162,7 @@ class FastCopier:
                 and same_aspect(info, infos[0])
             ):
                 return
-            key = (place, _KINDS.index(info.kind), data[:length])
+            key = (column, _KINDS.index(info.kind), data[:length])
             if key not in self._headers and len(self._headers) >= _MAX_HEADERS:
                 return
             numbers.append(self._headers.setdefault(key, len(self._headers)))
@@ -207,11 +207,11 @@ class FastCopier:
         known = list(self._header_sets.values())
         for match, count in zip(*np.unique(matches, return_counts=True), strict=True):
             bits = -1 - int(match)
-            by_name = [
+            by_name = tuple(
                 ImageInfo(_KINDS[bits >> role & 1], 0, 0, 0, 0)
                 for role in range(len(self._task.roles))
-            ]
-            counts[tuple(by_name) if match < 0 else known[match]] += int(count)
+            )
+            counts[by_name if match < 0 else known[match]] += int(count)
         return counts
 
 
@@ -237,12 +237,10 @@ def _make_plan(
     from shardify.writer.fast_copy_kernel import CHECKED, EXCLUDED, TRUSTED, CopyPlan
 
     columns = ENTRY_DTYPE.names or ()
-    rows = np.empty((*task.rows.shape, len(columns)), np.int64)
-    for number, name in enumerate(columns):
-        rows[..., number] = task.rows[name]
+    rows = np.stack([task.rows[name].astype(np.int64) for name in columns], axis=-1)
     # The limit (start of the next entry) becomes the number of bytes to read.
     offset, limit, packed = (
-        rows[..., columns.index(each)] for each in ("offset", "limit", "packed")
+        rows[..., columns.index(name)] for name in ("offset", "limit", "packed")
     )
     lengths = np.diff(task.name_ends).reshape(task.rows.shape)
     np.minimum(_LOCAL_HEADER + lengths + packed + _EXTRA_READ, limit - offset, out=limit)
@@ -272,7 +270,7 @@ def _make_known(
     keys = list(headers)
     data, ends = _concatenate([header for _, _, header in keys])
     spans = np.empty((len(keys), 4), np.int64)
-    spans[:, :2] = np.array([key[:2] for key in keys], np.int64).reshape(-1, 2)
+    spans[:, 0], spans[:, 1] = [role for role, _, _ in keys], [kind for _, kind, _ in keys]
     spans[:, 2], spans[:, 3] = ends[:-1], ends[1:]
     return KnownHeaders(data, spans, np.array(list(header_sets), np.int64).reshape(-1, roles))
 
@@ -296,12 +294,11 @@ def _scratch() -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]
 
 def _concatenate(pieces: Sequence[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Join bytes into one array. Returns it and the end of each, after a 0."""
-    ends = np.zeros(len(pieces) + 1, np.int64)
-    np.cumsum(np.fromiter(map(len, pieces), np.int64, len(pieces)), out=ends[1:])
-    return _bytes(b"".join(pieces)), ends
+    data, ends = join_names(pieces)
+    return _bytes(data), ends
 
 
-def _bytes(data: bytes) -> NDArray[np.uint8]:
+def _bytes(data: bytes | bytearray) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8)
 
 
@@ -312,9 +309,9 @@ def _name_kinds(names: bytes, ends: NDArray[np.int64]) -> NDArray[np.int64]:
     last = text[ends[1:, None] + np.arange(_MAX_EXTENSION)]
     lower = last + 32 * ((last >= ord("A")) & (last <= ord("Z")))
     kinds = np.full(len(lower), -1)
-    for end, number in _KIND_NUMBERS.items():
-        suffix = np.frombuffer(b"." + end, np.uint8)
-        kinds[(lower[:, -len(suffix) :] == suffix).all(axis=1)] = number
+    for extension, kind in KIND_BY_EXTENSION.items():
+        suffix = np.frombuffer(b"." + extension, np.uint8)
+        kinds[(lower[:, -len(suffix) :] == suffix).all(axis=1)] = _KINDS.index(kind)
     # The window of a shorter name would reach into the name before it.
     kinds[np.diff(ends) < _MAX_EXTENSION] = -1
     return kinds

@@ -152,8 +152,8 @@ def _address(data: Any, offset: int) -> Any:
 @_jit
 def _little_endian(data: Any, offset: int, width: int) -> Any:
     value = 0
-    for each in range(width):
-        value |= _int64(data[offset + each]) << (8 * each)
+    for byte in range(width):
+        value |= _int64(data[offset + byte]) << (8 * byte)
     return value
 
 
@@ -161,8 +161,8 @@ def _little_endian(data: Any, offset: int, width: int) -> Any:
 def _big_endian(data: Any, offset: int) -> Any:
     """Read four bytes."""
     value = 0
-    for each in range(4):
-        value = value << 8 | _int64(data[offset + each])
+    for byte in range(4):
+        value = value << 8 | _int64(data[offset + byte])
     return value
 
 
@@ -181,16 +181,16 @@ def _append_decimal(target: Any, offset: int, value: int) -> Any:
     while rest:
         digits += 1
         rest //= 10
-    for each in range(digits):
-        target[offset + digits - 1 - each] = _ZERO + value % 10
+    for digit in range(digits):
+        target[offset + digits - 1 - digit] = _ZERO + value % 10
         value //= 10
     return offset + digits
 
 
 @_jit
 def _write_octal(target: Any, offset: int, value: int, width: int) -> None:
-    for each in range(width):
-        target[offset + each] = _ZERO + (value >> 3 * (width - 1 - each) & 7)
+    for digit in range(width):
+        target[offset + digit] = _ZERO + (value >> 3 * (width - 1 - digit) & 7)
 
 
 @_jit
@@ -264,12 +264,12 @@ def _extract(plan: Any, buffers: Any, number: int, role: int, offset: int) -> An
     scratch = buffers.scratch
     if not _LOCAL_HEADER + length <= read <= scratch.size or not 0 <= packed <= read:
         return False
-    got = _pread(plan.files[row[0]], _address(scratch, 0), read, row[1])
-    if got < _LOCAL_HEADER + length:
+    length_read = _pread(plan.files[row[0]], _address(scratch, 0), read, row[1])
+    if length_read < _LOCAL_HEADER + length:
         return False
     start = _LOCAL_HEADER + length + _little_endian(scratch, 28, 2)
     if (
-        start + packed > got
+        start + packed > length_read
         or _big_endian(scratch, 0) != 0x504B0304
         or scratch[6] & 1  # Encrypted.
         or _little_endian(scratch, 8, 2) != method
@@ -308,8 +308,8 @@ def _write_header(
     _write_octal(block, offset + 124, size, 11)
     # The checksum counts its own field as eight spaces; the template holds seven of them.
     total = _SPACE
-    for each in range(_TAR):
-        total += _int64(block[offset + each])
+    for byte in range(_TAR):
+        total += _int64(block[offset + byte])
     _write_octal(block, offset + 148, total, 6)
 
 
@@ -344,8 +344,9 @@ def _max_bytes(plan: Any, number: int, max_bytes: int) -> Any:
         if kind < 0 or not 0 <= size <= max_bytes:
             return -1
         needed += 2 * _TAR + size
-    for each in range(2 * roles + 1):
-        if key + plan.extension_ends[each + 1] - plan.extension_ends[each] > _MAX_NAME:
+    for extension in range(2 * roles + 1):
+        begin, end = plan.extension_ends[extension], plan.extension_ends[extension + 1]
+        if key + end - begin > _MAX_NAME:
             return -1
     return needed
 
@@ -377,12 +378,12 @@ def _copy_sample(
         filled = end + -end % _TAR
         block[end:filled] = 0
     if not trusted:
-        for each in range(known.header_sets.shape[0]):
+        for row in range(known.header_sets.shape[0]):
             equal = True
             for role in range(roles):
-                equal = equal and known.header_sets[each, role] == buffers.headers[role]
+                equal = equal and known.header_sets[row, role] == buffers.headers[role]
             if equal:
-                match = each
+                match = row
                 break
         if match < 0:
             return -1, -1
@@ -393,8 +394,8 @@ def _copy_sample(
         begin = filled + _TAR
         filled = begin + _TAR
         block[begin:filled] = 0
-        for each in range(5):
-            block[begin + 4 - each] = _ZERO + background % 10
+        for digit in range(5):
+            block[begin + 4 - digit] = _ZERO + background % 10
             background //= 10
         text[written] = _SPACE
         written = _write_index(plan, text, number, 2 * roles, written + 1, offset + begin, 5)

@@ -60,14 +60,11 @@ def check_sample(
     role = task.roles[0]
     picture: ImageInfo | None = None
     try:
+        verify = "headers" if must_parse else task.verify
         for role, name, row in zip(task.roles, names, task.rows[number].tolist(), strict=True):
+            data = read_payload(handles[row[0]], name, *row[1:])
             data, info, rule, plane, original = check_image(
-                read_payload(handles[row[0]], name, *row[1:]),
-                name,
-                role,
-                "headers" if must_parse else task.verify,
-                task.label_encoding,
-                picture,
+                data, name, role, verify, task.label_encoding, picture
             )
             picture = picture or original
             if role == "mask" and number in task.united:
@@ -82,12 +79,12 @@ def check_sample(
                 sample.rules.append(rule)
         for role, _, info in sample.members:
             _check_aspect(role, info, sample.members[0])
-        new = measured and not stats
-        for role, data, info in sample.members if new or not unchanged else ():
+        measure_now = measured and not stats
+        for role, data, info in sample.members if measure_now or not unchanged else ():
             plane = sample.pixels.get(role)
             if plane is None and not unchanged:
                 plane = sample.pixels[role] = pixels(data, info, role, task.label_encoding)
-            if new:
+            if measure_now:
                 stats.append(
                     fast_stats(data, info, role, task.label_encoding)
                     if plane is None

@@ -7,7 +7,7 @@ to their final names. A shard whose record fits the task is kept.
 
 import hashlib
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import compress, count
 from typing import Any
 
@@ -22,10 +22,10 @@ from shardify.images.pixels import STANDARD
 from shardify.sources.catalog import OpenSources
 from shardify.sources.zip_extract import read_payload
 from shardify.storage.atomic_write import AtomicFile, write_atomic
-from shardify.storage.paths import Url, as_path
+from shardify.storage.paths import Url, as_path, file_sha256
 from shardify.storage.readers import announce_reads
 from shardify.writer.fast_copy import CopyResult, FastCopier
-from shardify.writer.sample_check import ChannelStats, check_sample, measure_samples
+from shardify.writer.sample_check import check_sample, measure_samples
 from shardify.writer.tar_writer import TarWriter
 from shardify.writer.tasks import (
     STATE_FOLDER,
@@ -53,7 +53,6 @@ class VariantWriter:
         self._tar = tar
         self._counts: Counter[tuple[ImageInfo, ...]] = Counter()
         self._costs: dict[str, list[float]] = {}
-        self._samples = 0
         self._index = bytearray()
         """Lines of the index."""
 
@@ -95,28 +94,26 @@ class VariantWriter:
             index_entries.append(("bg.cls", add(name.encode(), data), len(data), name))
         self._counts[tuple(infos)] += 1
         self._index += f"{index_line(index_entries)}\n".encode()
-        self._samples += 1
 
-    def copy(self, copied: CopyResult, samples: int) -> None:
+    def copy(self, copied: CopyResult) -> None:
         """Record samples that a ``FastCopier`` has appended to the tar, as ``add`` would."""
         self._counts.update(copied.counts)
         self._index += copied.text
-        self._samples += samples
 
     def index(self) -> bytes:
         """Return the index of all samples added."""
-        return index_header(self._samples).encode() + self._index
+        return index_header(self._counts.total()).encode() + self._index
 
     def finish(self, index: bytes) -> VariantRecord:
         """Finish the tar and return its record."""
         digest = self._tar.finish()
         images: dict[str, dict[str, int]] = {}
         for column, role in enumerate(self._task.roles if self._counts else ()):
-            kinds: Counter[ImageInfo] = Counter()
-            for each, times in self._counts.items():
-                kinds[each[column]] += times
-            ranked = sorted(kinds.items())
-            images[role] = {" ".join(map(str, each[:5])): times for each, times in ranked}
+            counts: Counter[ImageInfo] = Counter()
+            for infos, samples in self._counts.items():
+                counts[infos[column]] += samples
+            ordered = sorted(counts.items())
+            images[role] = {" ".join(map(str, info[:5])): number for info, number in ordered}
         return VariantRecord(
             bytes=self._tar.offset,
             sha256=digest,
@@ -152,11 +149,11 @@ def write_shard(task: ShardTask) -> ShardRecord:
     if existing is not None:
         return existing
     out = as_path(task.out)
-    tars = [staging_folder(out, each.folder) / f"{task.name}.tar" for each in task.variants]
+    tars = [staging_folder(out, variant.folder) / f"{task.name}.tar" for variant in task.variants]
     try:
         with ExitStack() as stack:
             files = [stack.enter_context(AtomicFile(tar)) for tar in tars]
-            record, indexes = _write_samples(task, digest, [TarWriter(each.file) for each in files])
+            record, indexes = _write_samples(task, digest, [TarWriter(file.file) for file in files])
             for tar, file, index in zip(tars, files, indexes, strict=True):
                 if record.samples:
                     write_atomic(tar.with_suffix(".idx"), index, durable=False)
@@ -176,17 +173,15 @@ def write_shard(task: ShardTask) -> ShardRecord:
 
 def measure_backgrounds(task: BackgroundTask) -> ChannelSums:
     """Return sums of mean and deviation of some backgrounds; skip those that fail to decode."""
-    moments = ChannelSums()
-    with OpenSources(task.sources) as descriptors:
-        announce_reads(descriptors, task.rows, task.names)
-        for name, row in zip(task.names, task.rows.tolist(), strict=True):
-            try:
-                data = read_payload(descriptors[row[0]], name, *row[1:])
+    sums = ChannelSums()
+    with OpenSources(task.sources) as handles:
+        announce_reads(handles, task.rows, task.names)
+        for name, (source, *row) in zip(task.names, task.rows.tolist(), strict=True):
+            with suppress(EntryError):
+                data = read_payload(handles[source], name, *row)
                 # Near the size used in training: faster, and closer to the input of a network.
-                moments.add(*reduced_stats(data, parse(data), "bg", STANDARD, least=160))
-            except EntryError:
-                continue
-    return moments
+                sums.add(*reduced_stats(data, parse(data), "bg", STANDARD, least=160))
+    return sums
 
 
 def _write_samples(
@@ -198,21 +193,21 @@ def _write_samples(
     writers = [
         VariantWriter(task, variant, tar) for variant, tar in zip(task.variants, tars, strict=True)
     ]
-    samples, number = 0, 0
+    number = 0
     with OpenSources(task.sources) as handles:
         announce_reads(handles, task.rows, map(task.entry_names, range(len(task.keys))))
         copier = FastCopier(task, handles)
         copier.exclude(task.united)
         known_stats = measure_samples(task, handles, copier)
-        copier.exclude(each for each in compress(count(), task.measured) if each not in known_stats)
+        measured = set(compress(count(), task.measured))
+        copier.exclude(measured - known_stats.keys())
         while number < len(task.keys):
             first = number
             copied = copier.copy(first, tars[0])
-            stats: list[list[ChannelStats]] = []
             if copied is not None:
                 number = copied.stop
-                writers[0].copy(copied, number - first)
-                stats += [known_stats[each] for each in range(first, number) if each in known_stats]
+                writers[0].copy(copied)
+                stats = [known_stats[n] for n in range(first, number) if n in known_stats]
             else:
                 number += 1
                 sample = check_sample(task, handles, first, known_stats.get(first, []))
@@ -220,7 +215,7 @@ def _write_samples(
                     rejected.append(sample)
                     continue
                 rules.update(sample.rules)
-                stats.append(sample.stats)
+                stats = [sample.stats]
                 for writer in writers:
                     writer.add(
                         task.keys[first],
@@ -231,16 +226,15 @@ def _write_samples(
                     )
                 if not sample.rules:
                     copier.learn_header(sample.members)
-            samples += number - first
-            for each in stats:
-                for role, channel_stats in zip(task.roles, each, strict=False):
+            for sample_stats in stats:
+                for role, channel_stats in zip(task.roles, sample_stats, strict=False):
                     if channel_stats[0]:  # Empty for a depth map without any depth.
                         moments[role].add(*channel_stats)
     indexes = [writer.index() for writer in writers]
     record = ShardRecord(
         task=digest,
         name=task.name,
-        samples=samples,
+        samples=len(task.keys) - len(rejected),
         parts=[writer.finish(index) for writer, index in zip(writers, indexes, strict=True)],
         rejected=rejected,
         rules=dict(sorted(rules.items())),
@@ -256,17 +250,17 @@ def _reusable_record(task: ShardTask, digest: str) -> ShardRecord | None:
         record = ShardRecord.from_json((out / STATE_FOLDER / f"{task.name}.json").read_text())
         if record.task != digest:
             return None
-        for variant, finish in zip(task.variants, record.parts, strict=True):
-            tar_path = staging_folder(out, variant.folder) / f"{task.name}.tar"
-            for suffix, digest_wanted in ((".tar", finish.sha256), (".idx", finish.index_sha256)):
-                if record.samples and isinstance(tar_path, Url) and suffix == ".tar":
-                    # The object was put whole, before its record: comparing the size is enough.
-                    if tar_path.with_suffix(suffix).stat().st_size != finish.bytes:
-                        return None
-                elif record.samples:
-                    with tar_path.with_suffix(suffix).open("rb") as file:
-                        if hashlib.file_digest(file, "sha256").hexdigest() != digest_wanted:
-                            return None
+        if not record.samples:
+            return record
+        for variant, part in zip(task.variants, record.parts, strict=True):
+            tar = staging_folder(out, variant.folder) / f"{task.name}.tar"
+            if isinstance(tar, Url):
+                # The object was put whole, before its record: comparing the size is enough.
+                complete = tar.stat().st_size == part.bytes
+            else:
+                complete = file_sha256(tar) == part.sha256
+            if not complete or file_sha256(tar.with_suffix(".idx")) != part.index_sha256:
+                return None
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return record

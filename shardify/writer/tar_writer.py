@@ -56,10 +56,7 @@ class TarWriter:
             data: Payload, under 8 GiB.
         """
         size = len(data)
-        fields = self._sizes.get(size)
-        if fields is None:
-            fields = self._size_fields(size)
-        digits, total = fields
+        digits, total = self._sizes.get(size) or self._size_fields(size)
         total += sum(name)
         tail = self._sums.get(total)
         if tail is None:

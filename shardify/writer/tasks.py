@@ -75,20 +75,20 @@ class ShardTask:
 
     def digest(self) -> str:
         """Return a SHA-256 of all that affects the shard's bytes, to recognise a shard to keep."""
-        chosen = hashlib.sha256()
+        digest = hashlib.sha256()
         for part in (
             self.name, self.roles, self.background, self.measured, self.verify, self.label_encoding,
             self.variants,
         ):  # fmt: skip
-            chosen.update(repr(part).encode())
+            digest.update(repr(part).encode())
         # Keys hold no NUL.
-        chosen.update("\0".join(self.keys).encode() + b"\0\0")
-        chosen.update(self.names)
-        chosen.update(self.name_ends.tobytes())
-        chosen.update(self.rows.tobytes())
+        digest.update("\0".join(self.keys).encode() + b"\0\0")
+        digest.update(self.names)
+        digest.update(self.name_ends.tobytes())
+        digest.update(self.rows.tobytes())
         for number, (names, rows) in sorted(self.united.items()):
-            chosen.update(repr((number, names)).encode() + rows.tobytes())
-        return chosen.hexdigest()
+            digest.update(repr((number, names)).encode() + rows.tobytes())
+        return digest.hexdigest()
 
     def entry_names(self, number: int) -> list[bytes]:
         """Return the entry names of one sample, one per role."""
@@ -143,6 +143,6 @@ class ShardRecord:
     def from_json(cls, text: str) -> "ShardRecord":
         """Parse a record. Raises ValueError, TypeError or KeyError if it is malformed."""
         values = json.loads(text)
-        values["moments"] = {role: ChannelSums(**each) for role, each in values["moments"].items()}
-        values["parts"] = [VariantRecord(**each) for each in values["parts"]]
+        values["moments"] = {role: ChannelSums(**sums) for role, sums in values["moments"].items()}
+        values["parts"] = [VariantRecord(**part) for part in values["parts"]]
         return cls(**values)

@@ -3,7 +3,7 @@
 import io
 import random
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,9 @@ from shardline_scenes import background, composite, depth, mask
 
 from shardify.conversion.build import BuildReport, build
 from shardify.conversion.survey import BuildOptions
+from shardify.sources.catalog import Catalog
+from shardify.sources.nested_zips import UnpackCache
+from shardify.sources.open_sources import open_sources
 from shardify.storage.paths import as_path
 from shardify.workers.pool import InlinePool
 
@@ -51,6 +54,12 @@ def pack(path: Path, files: Mapping[str, bytes], method: int = DEFLATED) -> Path
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(zipped(files, method))
     return path
+
+
+def open_catalog(paths: Sequence[Path]) -> Catalog:
+    """The entries of zips and folders."""
+    with UnpackCache() as cache:
+        return open_sources(paths, cache)
 
 
 def spread(folder: Path, files: Mapping[str, bytes], seed: int = 0) -> Path:

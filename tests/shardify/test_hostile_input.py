@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from shardline_scenes import background, composite, depth, mask
+from shardline_sources import open_catalog
 
 from shardify.conversion.build import build
 from shardify.conversion.survey import BuildOptions, survey
@@ -18,7 +19,7 @@ from shardify.dataset.verify import verify
 from shardify.errors import ImageError, ShardifyError
 from shardify.images.parser import parse
 from shardify.images.pixels import STANDARD, normalize, pixels
-from shardify.sources.catalog import entry_reader, open_catalog
+from shardify.sources.catalog import entry_reader
 from shardify.writer.shard_writer import OpenSources
 
 

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from shardline_sources import files_of, pack
+from shardline_sources import files_of, open_catalog, pack
 
 from shardify.errors import ImageError
 from shardify.images.channel_stats import measure, reduced_stats
@@ -38,7 +38,7 @@ from shardify.layout.name_patterns import (
     find_number_spans,
     read_numbers,
 )
-from shardify.sources.catalog import ENTRY_DTYPE, OpenSources, open_catalog
+from shardify.sources.catalog import ENTRY_DTYPE, OpenSources
 from shardify.sources.entry_names import Names, any_hostile, decode, is_hostile
 from shardify.writer import fast_copy
 from shardify.writer.fast_copy import FastCopier, header_length

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from shardline_sources import open_catalog
 
 from shardify.errors import BuildError
 from shardify.images.codecs import Variant
 from shardify.images.pixels import STANDARD
-from shardify.sources.catalog import ENTRY_DTYPE, open_catalog
+from shardify.sources.catalog import ENTRY_DTYPE
 from shardify.writer.shard_writer import measure_backgrounds, write_shard
 from shardify.writer.tar_writer import TarWriter
 from shardify.writer.tasks import STATE_FOLDER, BackgroundTask, ShardTask, staging_folder
