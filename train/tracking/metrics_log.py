@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shardify.resolution import is_resolution
+from shardify.resolution import Resolution, is_resolution
 from shardify.storage.atomic_write import write_text
 from train.errors import RunError
 
@@ -127,7 +127,9 @@ def _is_number(value: object) -> bool:
 
 
 def json_safe(value: Any) -> Any:
-    """Return ``value`` with NaN and infinity replaced by None, for JSON."""
+    """Return ``value`` for JSON: None for NaN and infinity, resolutions as they are written."""
+    if isinstance(value, Resolution):
+        return value.to_json()
     if isinstance(value, Mapping):
         return {key: json_safe(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

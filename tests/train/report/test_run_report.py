@@ -231,6 +231,8 @@ def test_runs_are_compared_by_what_differs_and_by_their_best_epoch(
     assert first["mask_iou"] == best["val"]["mask_iou"] and first["res"] == 32
     table = str(compare([run, train(tmp_path / "small", res=(32,), epochs=(1,))]))
     assert re.search(r"^data\.res +16,32 +32$", table, re.M)
+    told = json.loads(compare([run, tmp_path / "small"]).to_json())
+    assert [each["settings"]["data.res"] for each in told["runs"]] == [[16, 32], [32]]
     table = str(compare([run, other]))
     assert "optim.lr" in table and "mask_iou" in table and len(set(map(len, table.split()))) > 1
 
