@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from shardify.dataset.manifest import Manifest
 from shardify.errors import DataError
-from shardify.loader.batch import Batch, RoleStats
+from shardify.loader.batch import WITH_HOLES, Batch, RoleStats
 from shardify.loader.shards import load_manifest
 from shardify.resolution import ResolutionLike
 from train.distributed import World
@@ -150,7 +150,7 @@ class ShardDataset:
         self.formats = {
             role: TargetFormat(each.bits, each.unit, each.scale, each.max, each.invalid)
             for role, each in self.manifest.roles.items()
-            if role == "depth"
+            if role in WITH_HOLES
         }
         self.fingerprint = _fingerprint(self.manifest)
 

@@ -69,6 +69,8 @@ class Batch(_Images):
 
 
 ROLES = Batch._fields
+WITH_HOLES = ("depth",)
+"""Roles that may have pixels without a value."""
 CHANNELS = {"bg": 3, "fg_bg": 3, "mask": 1, "depth": 1}
 
 RoleStats = Mapping[str, tuple[Sequence[float], Sequence[float]]]

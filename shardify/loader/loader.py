@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from shardify.loader.augmentation import Augmentation
-from shardify.loader.batch import Batch, RenderSettings, RoleStats
+from shardify.loader.batch import WITH_HOLES, Batch, RenderSettings, RoleStats
 from shardify.loader.batch_producer import BatchProducer, normalisation
 from shardify.loader.batch_sampler import BatchSampler
 from shardify.loader.prefetch import Prefetcher
@@ -174,7 +174,9 @@ class Loader:
                 threshold=float(("mask" in roles and roles["mask"].threshold) or 128),
                 depth_bits=roles["depth"].bits if "depth" in roles else 8,
                 invalid={
-                    role: each.invalid for role, each in roles.items() if each.invalid is not None
+                    role: value
+                    for role in WITH_HOLES
+                    if role in roles and (value := roles[role].invalid) is not None
                 },
             )
             self._producer = BatchProducer(
