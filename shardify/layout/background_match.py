@@ -230,9 +230,9 @@ def _refuted_message(
         remedy = "correct backgrounds or masks (are these inverted?), or set check = false"
         if layout is None:
             remedy += " in a layout file (shardify inspect --no-check)"
-    says = "the layout file states" if layout else "names state"
+    subject = "the layout file states" if layout else "names state"
     return (
-        f"{query.where}: {says} the background ({candidates[0].rule}), but {what}; expected "
+        f"{query.where}: {subject} the background ({candidates[0].rule}), but {what}; expected "
         f"composites that equal their background outside the mask; {remedy}"
     )
 

@@ -136,9 +136,9 @@ def number_slots(patterns: NamePatterns, members: IntArray, shared: int) -> dict
     for outline, rows, names in patterns.groups(members):
         if outline not in spans:
             spans[outline] = None if outline == UNGROUPED else find_number_spans(names[0], shared)
-        known = spans[outline]
-        if known is not None:
-            for slot, span in known.items():
+        outline_spans = spans[outline]
+        if outline_spans is not None:
+            for slot, span in outline_spans.items():
                 slots[slot][rows] = read_numbers(names, span)
             continue
         for row, name in zip(rows.tolist(), names, strict=True):
@@ -236,7 +236,7 @@ def rule_from_settings(
         offset = int(settings.get("offset", 0))
         shift = f" {offset:+d}" if offset else ""
         wanted, inverse = np.unique(values + offset, return_inverse=True)
-        table = np.array([files.by_number.get(each, -1) for each in wanted.tolist()], np.int32)
+        table = np.array([files.by_number.get(value, -1) for value in wanted.tolist()], np.int32)
         present = f"{len(files)} backgrounds ({min(files.by_number)} to {max(files.by_number)})"
         return _candidate(
             f"background numbered as {number}{shift}",

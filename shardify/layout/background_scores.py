@@ -333,7 +333,7 @@ def _resolve_extensions(
                 and comparer.agreement([candidates[other]], decisive)[0] >= _MIN_AGREEMENT
             )
             dropped = number if confirmed else other
-            remaining = [each for each in remaining if each != dropped]
+            remaining = [candidate for candidate in remaining if candidate != dropped]
     return remaining
 
 

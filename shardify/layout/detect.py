@@ -383,8 +383,8 @@ def _split_from_source(
     if patterns is not None:
         for outline, rows, group in patterns.groups(composites):
             # Names of one outline differ in digits alone.
-            some = group if outline == UNGROUPED else group[:1]
-            folders = [name.rpartition("/")[0] for name in some]
+            examples = group if outline == UNGROUPED else group[:1]
+            folders = [name.rpartition("/")[0] for name in examples]
             split[rows] = [codes[filenames.split_in_path(folder)] for folder in folders]
     elif layout is not None:
         in_group = any("split" in pattern.groupindex for pattern in layout.patterns["fg_bg"])

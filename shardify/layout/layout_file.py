@@ -109,8 +109,8 @@ def load(path: Path) -> Rules:
     """
     try:
         rules = parse(path.read_text(encoding="utf-8"), where=str(path))
-        if rules.map and (beside := path.parent / rules.map).is_file():
-            rules = replace(rules, rows=parse_rows(beside.read_bytes(), beside.name))
+        if rules.map and (map_path := path.parent / rules.map).is_file():
+            rules = replace(rules, rows=parse_rows(map_path.read_bytes(), map_path.name))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise LayoutError(
@@ -267,8 +267,8 @@ def _parse_patterns(roles: object, where: str) -> dict[str, tuple[re.Pattern[str
     if not isinstance(roles, dict):
         raise LayoutError(f"{where}: no [roles]; expected a list of patterns for each role")
     patterns = {}
-    for role, listed in roles.items():
-        if role not in filenames.ROLES or not isinstance(listed, list) or not listed:
+    for role, role_patterns in roles.items():
+        if role not in filenames.ROLES or not isinstance(role_patterns, list) or not role_patterns:
             raise LayoutError(
                 f"{where}: roles.{role} is not understood; expected a list of patterns for any of "
                 f"{', '.join(filenames.ROLES)}"
@@ -276,7 +276,7 @@ def _parse_patterns(roles: object, where: str) -> dict[str, tuple[re.Pattern[str
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)
-                patterns[role] = tuple(re.compile(str(pattern)) for pattern in listed)
+                patterns[role] = tuple(re.compile(str(pattern)) for pattern in role_patterns)
         except (re.error, OverflowError, RecursionError) as error:
             what = f"a pattern of {role} is no regular expression ({error})"
             raise LayoutError(f"{where}: {what}; correct the layout file") from error

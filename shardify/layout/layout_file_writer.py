@@ -90,24 +90,24 @@ def to_toml(
 
 def starter_layout(classes: Sequence[FileClass], roles: Sequence[str | None]) -> str:
     """Return TOML with a pattern for each class of files, under its role if it has one."""
-    listed: dict[str | None, list[str]] = {}
+    patterns_by_role: dict[str | None, list[str]] = {}
     for file_class, role in zip(classes, roles, strict=True):
         pattern = _toml_value(_class_pattern(file_class.name, role))
-        listed.setdefault(role, []).append(f"{pattern},  # {file_class.contents}")
+        patterns_by_role.setdefault(role, []).append(f"{pattern},  # {file_class.contents}")
     lines = [
         "# A layout file to begin with: give each role its files; see docs/layouts.md.",
         "",
         "[roles]",
     ]
     for role in filenames.ROLES:
-        if role in listed:
-            patterns = [f"    {pattern}" for pattern in listed[role][:_MAX_PATTERNS]]
+        if role in patterns_by_role:
+            patterns = [f"    {pattern}" for pattern in patterns_by_role[role][:_MAX_PATTERNS]]
             lines += [f"{role} = [", *patterns, "]"]
         else:
             lines.append(f"# {role} = []  # none was found")
-    if None in listed:
+    if None in patterns_by_role:
         lines += ["# Files without a role:"]
-        lines += [f"#     {pattern}" for pattern in listed[None][:_MAX_PATTERNS]]
+        lines += [f"#     {pattern}" for pattern in patterns_by_role[None][:_MAX_PATTERNS]]
     return "\n".join(lines) + "\n"
 
 

@@ -35,18 +35,18 @@ class NamePatterns:
         """(N,) int32, outline of each name, or ``UNGROUPED``."""
         self.examples: list[str] = []
         """First name of each outline."""
-        known: dict[bytes, int] = {}
+        codes: dict[bytes, int] = {}
         for first, chunk in _chunks(names):
             outlines = _outlines(chunk)
-            new = set(outlines) - known.keys()
-            if new:
+            new_outlines = set(outlines) - codes.keys()
+            if new_outlines:
                 for name, outline in zip(chunk, outlines, strict=True):
-                    if outline in new and len(known) < MAX_CACHED_OUTLINES:
-                        new.discard(outline)
-                        known[outline] = len(known)
+                    if outline in new_outlines and len(codes) < MAX_CACHED_OUTLINES:
+                        new_outlines.discard(outline)
+                        codes[outline] = len(codes)
                         self.examples.append(name)
             self.outline_index[first : first + len(chunk)] = [
-                known.get(outline, UNGROUPED) for outline in outlines
+                codes.get(outline, UNGROUPED) for outline in outlines
             ]
 
     def batches(self, wanted: npt.NDArray[np.bool_]) -> Iterator[tuple[int, IntArray, list[str]]]:

@@ -119,7 +119,7 @@ class FileClass:
             return 0.0 if role is None else _EXCLUDED
         if role is None:
             return self._unused_cost()
-        spoken = bool(target or words["label"] or words["fg_bg"] or words["bg"])
+        has_role_word = bool(target or words["label"] or words["fg_bg"] or words["bg"])
         eye = 1.0 if words["eye"] else 0.0
         if role in ("mask", "depth"):
             if words[role]:
@@ -130,13 +130,13 @@ class FileClass:
                 return 1.0
             if words["label"] and not target:
                 return 0.8 if role == "mask" else 1.2
-            if spoken or words["fg"] or words["picture"]:
+            if has_role_word or words["fg"] or words["picture"]:
                 return self._against_words_cost(role)
             return 2.0 + eye + 0.3 * self.photographs
         if role == "bg":
             if words["bg"] and not target:
                 return 0.0
-            return 0.1 if words["numbered"] and not spoken else _EXCLUDED
+            return 0.1 if words["numbered"] and not has_role_word else _EXCLUDED
         if target or words["label"]:
             against = self._against_words_cost(role)
             return min(0.6, against) if words["fg_bg"] and against < _EXCLUDED else against
@@ -148,8 +148,8 @@ class FileClass:
 
     def _against_words_cost(self, role: str) -> float:
         """Return the cost of a role other than the words name: only clear pixels allow it."""
-        shown = {"mask": "two", "depth": "gray", "fg_bg": "picture"}[role]
-        return _AGAINST_WORDS_COST if self.kind == shown else _EXCLUDED
+        clear_kind = {"mask": "two", "depth": "gray", "fg_bg": "picture"}[role]
+        return _AGAINST_WORDS_COST if self.kind == clear_kind else _EXCLUDED
 
     def _unused_cost(self) -> float:
         words = self.words
@@ -202,12 +202,12 @@ def file_classes(name_groups: NameGroups) -> list[list[FileClass]]:
     """Return the partitions of the groups into classes, the coarsest first."""
     counts = name_groups.counts()
     partitions: list[list[FileClass]] = []
-    seen: set[tuple[tuple[int, ...], ...]] = set()
+    shapes: set[tuple[tuple[int, ...], ...]] = set()
     for key in (_by_folder_words, _by_folder_names, _by_stems):
         parts = _partition_groups(name_groups.groups, key)
         shape = tuple(sorted(map(tuple, parts)))
-        if shape not in seen and len(parts) <= _MAX_CLASSES:
-            seen.add(shape)
+        if shape not in shapes and len(parts) <= _MAX_CLASSES:
+            shapes.add(shape)
             partitions.append(_build_classes(name_groups, counts, parts))
     return partitions
 
@@ -239,17 +239,18 @@ def candidates(partitions: Sequence[Sequence[FileClass]]) -> list[Candidate]:
 
 
 def _by_folder_words(group: Group) -> Key:
-    spoken = tuple(words for words in _folder_words(group) if words)
+    role_words = tuple(words for words in _folder_words(group) if words)
     # Without role words, the innermost folder that is no split name decides.
     parts = [part for part in group.outline.lower().split("/") if not filenames.split_in_path(part)]
-    return spoken, "" if spoken or not parts else parts[-1]
+    return role_words, "" if role_words or not parts else parts[-1]
 
 
 def _by_folder_names(group: Group) -> Key:
     parts = group.outline.lower().split("/")
-    spoken = tuple(part for part, words in zip(parts, _folder_words(group), strict=False) if words)
+    pairs = zip(parts, _folder_words(group), strict=False)
+    named = tuple(part for part, words in pairs if words)
     plain = "/".join(part for part in parts if not filenames.split_in_path(part))
-    return spoken, "" if spoken else plain
+    return named, "" if named else plain
 
 
 def _by_stems(group: Group) -> Key:
@@ -341,10 +342,10 @@ class _Assignments:
             options.append(weighted if number < _MAX_VARIED_CLASSES else weighted[:1])
         start = (0,) * len(options)
         heap = [(sum(class_options[0][0] for class_options in options), start)]
-        seen = {start}
+        visited = {start}
         assignments: list[tuple[tuple[str | None, ...], float]] = []
         best = float("inf")
-        while heap and len(seen) < _MAX_SEARCHED:
+        while heap and len(visited) < _MAX_SEARCHED:
             least, places = heapq.heappop(heap)
             if least > best + _MAX_EXTRA_COST:
                 break
@@ -355,8 +356,8 @@ class _Assignments:
                 best = min(best, cost)
             for number, place in enumerate(places):
                 following = (*places[:number], place + 1, *places[number + 1 :])
-                if place + 1 < len(options[number]) and following not in seen:
-                    seen.add(following)
+                if place + 1 < len(options[number]) and following not in visited:
+                    visited.add(following)
                     step = options[number][place + 1][0] - options[number][place][0]
                     heapq.heappush(heap, (least + step, following))
         return assignments

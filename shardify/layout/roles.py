@@ -152,8 +152,8 @@ def assign_roles(
             f"{shown}; expected one; name the folders or files for their roles, or pass --layout"
         )
     # Words alone decide if no other assignment by words is nearly as good.
-    near = [each for each in by_words if each.cost - by_words[0].cost < _MIN_COST_MARGIN]
-    by_words_alone = {each.group_roles(len(best.roles)) for each in near} == {best.roles}
+    near = [other for other in by_words if other.cost - by_words[0].cost < _MIN_COST_MARGIN]
+    by_words_alone = {other.group_roles(len(best.roles)) for other in near} == {best.roles}
     return Assignment(
         roles=best.roles,
         table=best.table,
