@@ -5,28 +5,27 @@ the source is refused with a ``LayoutError`` that shows the scores of the rules 
 """
 
 import dataclasses
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from shardify.errors import LayoutError
-from shardify.layout import background_rules
 from shardify.layout.background_rules import (
     BackgroundQuery,
     CandidateRule,
-    all_stated_rules,
-    background_files,
+    guessed_rules,
     is_shifted,
     rule_from_layout_file,
     rule_from_map,
+    stated_rules,
 )
 from shardify.layout.background_scores import Scores, run_all, score_steps
+from shardify.layout.filenames import IntArray
 from shardify.layout.layout_file import Rules
+from shardify.layout.thumbnails import ReadFile
 
-IntArray = npt.NDArray[np.int32]
-Read = Callable[[int], bytes]
+_REMEDY = "pass --layout with a rule for backgrounds"
 
 _CHECKED_SAMPLES = 48
 """Number of samples on which a stated background is checked."""
@@ -60,7 +59,7 @@ class BackgroundMatch:
 def match_backgrounds(
     query: BackgroundQuery,
     layout: Rules | None,
-    read: Read | None,
+    read: ReadFile | None,
     *,
     defer: bool = False,
     check: bool = True,
@@ -78,34 +77,38 @@ def match_backgrounds(
         LayoutError: No rule fits the names, none or several fit the pixels, or the pixels do not
             confirm what the names state.
     """
-    candidates = (
-        [rule_from_layout_file(query, layout)] if layout is not None else all_stated_rules(query)
-    )
-    check = check and (layout is None or layout.check)
-    why = ""
+    if layout is not None:
+        candidates = [rule_from_layout_file(query, layout)]
+        check = check and layout.check
+    else:
+        candidates = stated_rules(query)
+    reason = ""
     if not check:
-        why = "check = false"
+        reason = "check = false"
     elif read is None:
-        why = "only the names were looked at"
+        reason = "only the names were looked at"
     elif "mask" not in query.members:
-        why = "without masks, it is unknown where the background is visible"
-    skip_pixels = bool(why)
-    for candidate in candidates if skip_pixels else ():
-        if layout is not None or candidate.complete or not is_shifted(query, candidate):
-            match = _answer(candidate, {"proof": f"none: {why}"})
-            if not check:
-                match.description["settings"] = {**candidate.settings, "check": False}
-            return match
-    steps = _decide_by_pixels(query, layout, candidates, None if skip_pixels else read)
+        reason = "without masks, it is unknown where the background is visible"
+    if reason:
+        read = None
+        for candidate in candidates:
+            if layout is not None or candidate.complete or not is_shifted(query, candidate):
+                match = _match(candidate, {"proof": f"none: {reason}"})
+                if not check:
+                    match.description["settings"] = {**candidate.settings, "check": False}
+                return match
+    steps = _decide_by_pixels(query, layout, candidates, read)
     if defer and len(candidates) == 1 and (layout is not None or candidates[0].complete):
         # Pixels can only accept or refuse this one.
-        decided = _answer(candidates[0], {})
-        return dataclasses.replace(decided, proof=steps)
+        return dataclasses.replace(_match(candidates[0], {}), proof=steps)
     return run_all(steps)
 
 
 def _decide_by_pixels(
-    query: BackgroundQuery, layout: Rules | None, candidates: list[CandidateRule], read: Read | None
+    query: BackgroundQuery,
+    layout: Rules | None,
+    candidates: list[CandidateRule],
+    read: ReadFile | None,
 ) -> Generator[None, None, BackgroundMatch]:
     """Decide by pixels; yield after each small step."""
     # If some numbers match no background, all may have an offset: the rule is only a guess.
@@ -114,75 +117,65 @@ def _decide_by_pixels(
     )
     if candidates and read and not doubtful:
         scores = yield from _compare(query, candidates, read)
-        if len(candidates) == 1 and _confirms(scores):
-            return _answer(candidates[0], _proof(scores, 0))
+        # A single candidate that fits enough samples is not compared with others.
+        enough = 2 * scores.samples >= scores.examined
+        confirmed = enough and scores.agreement[0] >= _MIN_AGREEMENT
+        if len(candidates) == 1 and confirmed:
+            return _match(candidates[0], _proof(scores, 0))
         if len(candidates) > 1 and scores.winner is not None:
-            return _answer(candidates[scores.winner], _proof(scores, scores.winner))
-    known = 0 if doubtful else len(candidates)
-    guesses = background_rules.guessed_rules(
-        background_files(query), {**query.slots, **query.runs()}, candidates
-    )
+            return _match(candidates[scores.winner], _proof(scores, scores.winner))
+    stated = bool(candidates) and not doubtful
+    slots = query.slots if layout is not None else query.all_slots
+    guesses = guessed_rules(query.background_files, slots, candidates)
     if doubtful:
-        # Where a stated number has no background, do not try other numbers of the name.
-        slot = "bg" if "bg" in query.slots else "folder"
-        one_to_one = [candidate for candidate in guesses if candidate.is_one_to_one(slot)]
-        others = [candidate for candidate in guesses if not candidate.is_one_to_one(slot)]
-        partial = [doubtful, *(candidate for candidate in one_to_one if not candidate.complete)]
-        guesses = one_to_one + [
-            candidate
-            for candidate in others
-            if not any(candidate.extends(other) for other in partial)
-        ]
+        guesses = _guesses_beside(doubtful, guesses, "bg" if "bg" in query.slots else "folder")
     candidates = candidates + guesses
     if not candidates or read is None:
         raise LayoutError(_no_rule_message(query, candidates))
     scores = yield from _compare(query, candidates, read)
-    if known:
+    if stated:
         if not scores.decoded:
             # The build reads these files again and reports them.
             proof = f"none: none of {scores.examined} samples can be opened"
-            return _answer(candidates[0], {"proof": proof})
+            return _match(candidates[0], {"proof": proof})
         matched = scores.samples >= _MIN_MATCHED_SHARE * scores.decoded
-        if matched and scores.scores[0].agreement >= _MIN_AGREEMENT:
-            return _answer(candidates[0], _proof(scores, 0))
-        says = "names state" if layout is None else "the layout file states"
-        what = (
-            f"the pixels contradict: {_ranked_candidates(candidates, scores)}"
-            if matched
-            else _no_match_message(scores)
-        )
-        remedy = "pass --layout with a rule for backgrounds"
-        if not matched:
-            remedy = "correct backgrounds or masks (are these inverted?), or set check = false"
-            remedy += " in a layout file (shardify inspect --no-check)" if layout is None else ""
-        elif layout is not None:
-            remedy = "correct [background], or set check = false"
-        raise LayoutError(
-            f"{query.where}: {says} the background ({candidates[0].rule}), but {what}; expected "
-            f"composites that equal their background outside the mask; {remedy}"
-        )
+        if not matched or scores.agreement[0] < _MIN_AGREEMENT:
+            raise LayoutError(_refuted_message(query, layout, candidates, scores, matched=matched))
+        return _match(candidates[0], _proof(scores, 0))
     if scores.winner is None:
-        _, missing = rule_from_map(query)
-        reason = f", {missing}," if missing else ","
+        _, reason = rule_from_map(query)
+        reason = f", {reason}," if reason else ","
         if doubtful:
             row = int(np.flatnonzero(doubtful.background_index < 0)[0])
             reason = f" ({doubtful.missing_reason(row)}),"
         raise LayoutError(
             f"{query.where}: names do not tell the background{reason} and the pixels of "
             f"{scores.samples} samples single out no rule: "
-            f"{_ranked_candidates(candidates, scores)}; expected one that fits{_REMEDY}"
+            f"{_ranked_candidates(candidates, scores)}; expected one that fits; {_REMEDY}"
         )
-    return _answer(candidates[scores.winner], _proof(scores, scores.winner))
+    return _match(candidates[scores.winner], _proof(scores, scores.winner))
 
 
-_REMEDY = "; pass --layout with a rule for backgrounds"
+def _guesses_beside(
+    doubtful: CandidateRule, guesses: Sequence[CandidateRule], slot: str
+) -> list[CandidateRule]:
+    """Leave out guesses that only add samples to the doubtful rule, or to its like.
+
+    Where a stated number has no background, other numbers of the name are not tried.
+    """
+    one_to_one = [guess for guess in guesses if guess.is_one_to_one(slot)]
+    partial = [doubtful, *(guess for guess in one_to_one if not guess.complete)]
+    return one_to_one + [
+        guess
+        for guess in guesses
+        if not guess.is_one_to_one(slot) and not any(map(guess.extends, partial))
+    ]
 
 
-def _answer(candidate: CandidateRule, proof: dict[str, object]) -> BackgroundMatch:
-    description = {"rule": candidate.rule, "settings": dict(candidate.settings), **proof}
+def _match(candidate: CandidateRule, proof: dict[str, object]) -> BackgroundMatch:
     return BackgroundMatch(
         background_index=candidate.background_index,
-        description=description,
+        description={"rule": candidate.rule, "settings": dict(candidate.settings), **proof},
         missing={
             row: f"its background does not exist: {candidate.missing_reason(row)}"
             for row in np.flatnonzero(candidate.background_index < 0).tolist()
@@ -192,7 +185,7 @@ def _answer(candidate: CandidateRule, proof: dict[str, object]) -> BackgroundMat
 
 
 def _compare(
-    query: BackgroundQuery, candidates: Sequence[CandidateRule], read: Read
+    query: BackgroundQuery, candidates: Sequence[CandidateRule], read: ReadFile
 ) -> Generator[None, None, Scores]:
     return score_steps(
         [candidate.background_index for candidate in candidates],
@@ -205,65 +198,77 @@ def _compare(
     )
 
 
-def _confirms(scores: Scores) -> bool:
-    """Whether a single candidate fits enough samples to need no comparison with others."""
-    return scores.samples * 2 >= scores.examined and scores.scores[0].agreement >= _MIN_AGREEMENT
-
-
 def _proof(scores: Scores, number: int) -> dict[str, object]:
-    best = scores.scores[number]
     proof: dict[str, object] = {
         "proof": "pixels outside the mask",
         "samples": scores.samples,
-        "agrees": round(best.agreement, 4),
-        "error": round(best.error, 2),
+        "agrees": round(scores.agreement[number], 4),
+        "error": round(scores.errors[number], 2),
     }
     return proof | ({"margin": round(scores.margin, 2)} if scores.margin else {})
 
 
-def _no_match_message(scores: Scores) -> str:
-    """Describe the pixels of samples that no background fits."""
-    known = scores.decoded > scores.covered
-    apart = f"it differs by {scores.scores[0].error:.1f} of 255 outside the mask, " if known else ""
-    covered = f", {scores.covered} masks leave nothing outside" if scores.covered else ""
-    fits = f"any fits {scores.samples} of {scores.decoded} samples"
-    return f"no pixels bear it out: {apart}{fits}{covered}"
+def _refuted_message(
+    query: BackgroundQuery,
+    layout: Rules | None,
+    candidates: Sequence[CandidateRule],
+    scores: Scores,
+    *,
+    matched: bool,
+) -> str:
+    """Describe pixels that contradict the stated rule; if not ``matched``, that fit none."""
+    if matched:
+        what = f"the pixels contradict: {_ranked_candidates(candidates, scores)}"
+        remedy = "correct [background], or set check = false" if layout else _REMEDY
+    else:
+        what = "no pixels bear it out: "
+        if scores.decoded > scores.covered:
+            what += f"it differs by {scores.errors[0]:.1f} of 255 outside the mask, "
+        what += f"any fits {scores.samples} of {scores.decoded} samples"
+        if scores.covered:
+            what += f", {scores.covered} masks leave nothing outside"
+        remedy = "correct backgrounds or masks (are these inverted?), or set check = false"
+        if layout is None:
+            remedy += " in a layout file (shardify inspect --no-check)"
+    subject = "the layout file states" if layout else "names state"
+    return (
+        f"{query.where}: {subject} the background ({candidates[0].rule}), but {what}; expected "
+        f"composites that equal their background outside the mask; {remedy}"
+    )
 
 
 def _ranked_candidates(candidates: Sequence[CandidateRule], scores: Scores) -> str:
     """List the best candidates, each with its share of fitting samples and its error."""
     ranked = sorted(
-        zip(candidates, scores.scores, strict=True),
-        key=lambda pair: (-pair[1].agreement, pair[1].error),
+        zip(candidates, scores.agreement, scores.errors, strict=True),
+        key=lambda scored: (-scored[1], scored[2]),
     )
     return ", ".join(
-        f"{candidate.rule} fits {score.agreement:.0%} (error {score.error:.1f})"
-        for candidate, score in ranked[:_MAX_SHOWN_RULES]
+        f"{candidate.rule} fits {agreement:.0%} (error {error:.1f})"
+        for candidate, agreement, error in ranked[:_MAX_SHOWN_RULES]
     )
 
 
 def _no_rule_message(query: BackgroundQuery, candidates: Sequence[CandidateRule]) -> str:
     """Explain in one line why names alone do not decide."""
-    files = background_files(query)
-    _, missing = rule_from_map(query)
-    if missing:
-        what = f"no name states the background, and {missing}"
+    files = query.background_files
+    _, map_gap = rule_from_map(query)
+    if map_gap:
+        what = f"no name states the background, and {map_gap}"
     elif "bg" not in query.slots:
         sample = query.names[int(query.members["fg_bg"][0])]
         what = f"names do not state which background a sample has (nothing like bg_012 in {sample})"
     elif files.unnumbered:
         what = f"backgrounds have no unique numbers: {files.unnumbered}"
     else:
-        wanted = np.unique(query.slots["bg"]).tolist()
-        absent = next((number for number in wanted if number not in files.by_number), wanted[0])
+        stated = np.unique(query.slots["bg"]).tolist()
+        absent = next((number for number in stated if number not in files.by_number), stated[0])
         what = (
             f"samples name background {absent}, but backgrounds are numbered "
             f"{min(files.by_number)} to {max(files.by_number)}"
         )
     complete = [candidate for candidate in candidates if candidate.complete]
-    rules = (
-        f"{len(complete)} rules are possible, such as {complete[0].rule}"
-        if complete
-        else "no rule fits"
-    )
-    return f"{query.where}: {what}; expected names or pixels that decide: {rules}{_REMEDY}"
+    rules = "no rule fits"
+    if complete:
+        rules = f"{len(complete)} rules are possible, such as {complete[0].rule}"
+    return f"{query.where}: {what}; expected names or pixels that decide: {rules}; {_REMEDY}"

@@ -5,25 +5,26 @@ Pixels decide about guesses, see ``background_match``.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 import numpy as np
-import numpy.typing as npt
 
 from shardify.errors import LayoutError
 from shardify.layout import filenames
 from shardify.layout.csv_map import Row, backgrounds_by_map
+from shardify.layout.filenames import IntArray, OutlineCache
 from shardify.layout.layout_file import Rules, group_text
 from shardify.layout.name_patterns import (
     UNGROUPED,
     NamePatterns,
-    NumberSpans,
     find_number_spans,
     read_numbers,
 )
 
-IntArray = npt.NDArray[np.int32]
+Settings = Mapping[str, str | int]
+"""A rule as the ``[background]`` table of a layout file."""
 
 ONE_TO_ONE_RULES = ("number", "order")
 """Rules that map each number to one background, and no two numbers to the same."""
@@ -34,6 +35,16 @@ _MIN_COVERED_SHARE = 0.9
 _COMMON_BLOCK_SIZES = (200, 400, 800, 1000, 2000, 4000, 8000)
 """Block sizes that are tried besides those that follow from the counts."""
 
+ORDERS = ("lexicographic", "natural")
+"""park1, park10, park2; or park1, park2, park10."""
+
+_SHIFTED_RULES: tuple[Settings, ...] = (
+    {"rule": "number", "offset": 1},
+    {"rule": "number", "offset": -1},
+    *({"rule": "order", "order": order, "first": first} for order in ORDERS for first in (0, 1)),
+)
+"""Numbers plus or minus one, and numbers as positions in a sorted list."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CandidateRule:
@@ -42,8 +53,7 @@ class CandidateRule:
     rule: str
     """Description for messages."""
 
-    settings: Mapping[str, str | int]
-    """The rule as the ``[background]`` table of a layout file."""
+    settings: Settings
 
     background_index: IntArray
     """(N,) int32, index into the background files; -1 where the stated one does not exist."""
@@ -65,28 +75,22 @@ class CandidateRule:
 
     def extends(self, other: "CandidateRule") -> bool:
         """Whether both agree on every sample to which ``other`` gives a background."""
-        return bool(
-            (self.background_index == other.background_index)[other.background_index >= 0].all()
-        )
+        covered = other.background_index >= 0
+        return bool((self.background_index == other.background_index)[covered].all())
 
 
-def make_candidate(
+def _candidate(
     rule: str,
-    settings: Mapping[str, str | int],
-    background_index: IntArray,
+    settings: Settings,
+    background_index: IntArray | list[int],
     missing_reason: Callable[[int], str],
 ) -> CandidateRule | None:
     """Return the candidate; None if it gives too few samples a background."""
-    if (
-        np.count_nonzero(background_index < 0)
-        > (1 - _MIN_COVERED_SHARE) * len(background_index) + 1e-9
-    ):
+    index = np.asarray(background_index, np.int32)
+    if np.count_nonzero(index < 0) > (1 - _MIN_COVERED_SHARE) * len(index) + 1e-9:
         return None
     return CandidateRule(
-        rule=rule,
-        settings=settings,
-        background_index=background_index,
-        missing_reason=missing_reason,
+        rule=rule, settings=settings, background_index=index, missing_reason=missing_reason
     )
 
 
@@ -112,10 +116,6 @@ class BackgroundFiles:
         return len(self.stems)
 
 
-ORDERS = ("lexicographic", "natural")
-"""park1, park10, park2; or park1, park2, park10."""
-
-
 def number_slots(patterns: NamePatterns, members: IntArray, shared: int) -> dict[str, IntArray]:
     """Return the numbers that all samples have after a word or in a folder.
 
@@ -128,35 +128,41 @@ def number_slots(patterns: NamePatterns, members: IntArray, shared: int) -> dict
         slot -> (N,) int32, all at least 0. Slots: ``bg`` for the number in a word like ``bg_012``,
         ``fg`` likewise, ``folder`` for the last number of the innermost folder.
     """
-    stems, folders = filenames.StemCache(), dict[str, tuple[int, int]]()
-    places: dict[int, NumberSpans | None] = {}
-    slots = {name: np.full(len(members), -1, np.int32) for name in ("bg", "fg", "folder")}
+    stem_shape = OutlineCache(filenames.parse_stem)
+    folder_numbers = cache(_folder_numbers)
+    spans: dict[int, dict[str, slice] | None] = {}
+    slots = {slot: np.full(len(members), -1, np.int32) for slot in ("bg", "fg", "folder")}
     bg, fg, folder = slots.values()
     for outline, rows, names in patterns.groups(members):
-        if outline not in places:
-            places[outline] = None if outline == UNGROUPED else find_number_spans(names[0], shared)
-        known = places[outline]
-        if known is not None:
-            for values, where in (
-                (bg, known.background), (fg, known.foreground), (folder, known.folder)
-            ):  # fmt: skip
-                if where is not None:
-                    values[rows] = read_numbers(names, where)
+        if outline not in spans:
+            spans[outline] = None if outline == UNGROUPED else find_number_spans(names[0], shared)
+        outline_spans = spans[outline]
+        if outline_spans is not None:
+            for slot, span in outline_spans.items():
+                slots[slot][rows] = read_numbers(names, span)
             continue
         for row, name in zip(rows.tolist(), names, strict=True):
-            path, _, base = name.rpartition("/")
-            stem = base.rpartition(".")[0].lower()
-            shape, text = stems.shape(stem), stems.stripped(stem)
-            if path not in folders:
-                folders[path] = (
-                    filenames.folder_number(path, shared),
-                    _last_folder_number(path, shared),
-                )
-            stated, folder[row] = folders[path]
-            bg[row] = int(text[shape.background]) if shape.background else stated
+            bg[row], folder[row] = folder_numbers(name.rpartition("/")[0], shared)
+            stem = filenames.file_stem(name).lower()
+            shape = stem_shape(stem)
+            text = filenames.join_pieces(stem, shape.pieces)
+            if shape.background:
+                bg[row] = int(text[shape.background])
             if shape.foreground:
                 fg[row] = int(text[shape.foreground])
-    return {name: values for name, values in slots.items() if (values >= 0).all()}
+    return {slot: values for slot, values in slots.items() if (values >= 0).all()}
+
+
+def _folder_numbers(path: str, shared: int) -> tuple[int, int]:
+    """Return the innermost folder's background number, and its last number; -1 without one.
+
+    If it has no background number, that of the next folder outwards counts.
+    """
+    folders = [filenames.strip_words(folder) for folder in path.split("/")[shared:]][::-1]
+    backgrounds = map(filenames.background_number, folders)
+    background = next((number for number in backgrounds if number >= 0), -1)
+    numbers = filenames.numbers(folders[0]) if folders else []
+    return background, min(numbers[-1], filenames.MAX_INT32) if numbers else -1
 
 
 def digit_runs(names: Sequence[str], members: IntArray) -> dict[str, IntArray]:
@@ -166,68 +172,40 @@ def digit_runs(names: Sequence[str], members: IntArray) -> dict[str, IntArray]:
         ``1``, ``2``, … (position) -> (N,) int32, at most 2**31 - 1; only positions that all
         samples have.
     """
-    stems = filenames.StemCache()
+    stem_pieces = OutlineCache(filenames.find_pieces)
     runs: list[IntArray] | None = None
     for row, index in enumerate(members.tolist()):
         stem = filenames.file_stem(names[index]).lower()
-        values = filenames.numbers(stems.stripped(stem))
+        values = filenames.numbers(filenames.join_pieces(stem, stem_pieces(stem)))
         if runs is None:
             runs = [np.full(len(members), -1, np.int32) for _ in values]
-        for place, value in enumerate(values[: len(runs)]):
-            runs[place][row] = min(value, filenames.MAX_INT32)
-    numbered = enumerate(runs or (), 1)
-    return {str(place): values for place, values in numbered if (values >= 0).all()}
-
-
-def stated_rules(
-    files: BackgroundFiles,
-    slots: Mapping[str, IntArray],
-    texts: Iterable[Sequence[str]],
-    count: int,
-) -> list[CandidateRule]:
-    """Return the candidates that names state explicitly, the clearest first.
-
-    Args:
-        files: The backgrounds.
-        slots: Numbers of the samples; see ``slots_of``.
-        texts: For each sample, the texts that may be the whole name of its background.
-        count: N, the number of samples.
-    """
-    candidates = [rule_from_settings(files, slots, {"rule": "number", "number": "bg"})]
-    if "bg" not in slots:
-        candidates.append(_rule_from_names(files, texts, count))
-    if len(files) == 1 and not any(candidates):
-        only = np.zeros(count, np.int32)
-        candidates.append(
-            CandidateRule(rule="the only one", settings={"rule": "only"}, background_index=only)
-        )
-    return [each for each in candidates if each]
+        for run, value in zip(runs, values, strict=False):
+            run[row] = min(value, filenames.MAX_INT32)
+    return {str(place): run for place, run in enumerate(runs or (), 1) if (run >= 0).all()}
 
 
 def guessed_rules(
-    files: BackgroundFiles, slots: Mapping[str, IntArray], before: Sequence[CandidateRule] = ()
+    files: BackgroundFiles, slots: Mapping[str, IntArray], known: Sequence[CandidateRule] = ()
 ) -> list[CandidateRule]:
     """Return every rule that gives each sample, or nearly each, one of the files.
 
     Args:
         files: The backgrounds.
-        slots: Numbers of the samples; see ``slots_of`` and ``runs_of``.
-        before: Existing candidates.
+        slots: Numbers of the samples; see ``number_slots`` and ``digit_runs``.
+        known: Existing candidates.
 
     Returns:
-        Candidates that differ from each other and from those of ``before``.
+        Candidates that differ from each other and from the known ones.
     """
-    seen = {_digest(each) for each in before}
+    digests = set(map(_digest, known))
     candidates = []
     for slot, values in slots.items():
         for settings in _possible_settings(files, values) if slot != "fg" else ():
             candidate = rule_from_settings(files, slots, {"number": slot, **settings})
-            if candidate is None or not (
-                candidate.complete or settings["rule"] in ONE_TO_ONE_RULES
-            ):
+            if candidate is None or not (candidate.complete or candidate.is_one_to_one(slot)):
                 continue
-            if (digest := _digest(candidate)) not in seen:
-                seen.add(digest)
+            if (digest := _digest(candidate)) not in digests:
+                digests.add(digest)
                 candidates.append(candidate)
     return candidates
 
@@ -237,9 +215,7 @@ def _digest(candidate: CandidateRule) -> bytes:
 
 
 def rule_from_settings(
-    files: BackgroundFiles,
-    slots: Mapping[str, IntArray],
-    settings: Mapping[str, str | int],
+    files: BackgroundFiles, slots: Mapping[str, IntArray], settings: Settings
 ) -> CandidateRule | None:
     """Return the candidate of one rule; None if too few samples get a file.
 
@@ -253,93 +229,55 @@ def rule_from_settings(
     if slot not in slots or not len(files):
         return None
     values = slots[slot].astype(np.int64)
-    where = "the number after bg" if slot == "bg" else f"number {slot}" if slot.isdigit() else slot
+    number = "the number after bg" if slot == "bg" else f"number {slot}" if slot.isdigit() else slot
     if rule == "number":
-        offset = int(settings.get("offset", 0))
         if files.unnumbered:
             return None
-        wanted, row = np.unique(values + offset, return_inverse=True)
-        table = np.array([files.by_number.get(each, -1) for each in wanted.tolist()], np.int32)
-        by = f" {offset:+d}" if offset else ""
-        there = f"{len(files)} backgrounds ({min(files.by_number)} to {max(files.by_number)})"
-        return make_candidate(
-            f"background numbered as {where}{by}",
+        offset = int(settings.get("offset", 0))
+        shift = f" {offset:+d}" if offset else ""
+        wanted, inverse = np.unique(values + offset, return_inverse=True)
+        table = np.array([files.by_number.get(value, -1) for value in wanted.tolist()], np.int32)
+        present = f"{len(files)} backgrounds ({min(files.by_number)} to {max(files.by_number)})"
+        return _candidate(
+            f"background numbered as {number}{shift}",
             settings,
-            table[row],
-            lambda row: f"names state number {values[row]}{by}, which none of {there} has",
+            table[inverse],
+            lambda row: f"names state number {values[row]}{shift}, which none of {present} has",
         )
     order, first = str(settings.get("order", "natural")), int(settings.get("first", 0))
     place = values - first
-    words = f"{where}, counted from {first}"
+    description = f"{number}, counted from {first}"
     if rule == "block":
         size = int(settings["size"])
-        place, words = place // size, f"blocks of {size} by {words}"
+        place, description = place // size, f"blocks of {size} by {description}"
     elif rule == "modulo":
-        place, words = place % len(files), f"{words}, modulo {len(files)}"
+        place, description = place % len(files), f"{description}, modulo {len(files)}"
     ranked = np.array([*files.order[order], -1], np.int32)
-    return make_candidate(
-        f"{words}, in {order} order",
+    return _candidate(
+        f"{description}, in {order} order",
         settings,
         ranked[np.where((place < 0) | (place >= len(files)), len(files), place)],
         lambda row: f"number {values[row]} stands for background {place[row] + 1} of {len(files)}",
     )
 
 
-def _possible_settings(files: BackgroundFiles, values: IntArray) -> list[dict[str, str | int]]:
+def _possible_settings(files: BackgroundFiles, values: IntArray) -> list[Settings]:
     """Return the settings to try for one slot, the likelier first."""
+    guesses: list[Settings] = [{"rule": "number"}, *_SHIFTED_RULES]
     low, high = int(values.min(initial=0)), int(values.max(initial=0))
-    guesses: list[dict[str, str | int]] = [
-        {"rule": "number", **({"offset": offset} if offset else {})} for offset in (0, 1, -1)
-    ]
-    guesses += [
-        {"rule": "order", "order": order, "first": first} for order in ORDERS for first in (0, 1)
-    ]
     if high >= len(files):
-        exact = {-(-(high + 1 - first) // len(files)) for first in (0, 1)} | {
-            -(-len(values) // len(files)),
-            -(-(high - low + 1) // len(files)),
-        }
+        counts = (high, high + 1, len(values), high - low + 1)
+        exact = {-(-count // len(files)) for count in counts}
         sizes = sorted(exact) + [size for size in _COMMON_BLOCK_SIZES if size not in exact]
-        guesses += [
-            {"rule": "block", "size": size, "order": order, "first": first}
-            for size in sizes
-            if size > 1
-            for order in ORDERS
-            for first in (1, 0)
-        ]
-        guesses += [
-            {"rule": "modulo", "order": order, "first": first}
-            for order in ORDERS
-            for first in (1, 0)
-        ]
+        counts_from = [{"order": order, "first": first} for order in ORDERS for first in (1, 0)]
+        for size in sizes:
+            if size > 1:
+                guesses += [{"rule": "block", "size": size, **count} for count in counts_from]
+        guesses += [{"rule": "modulo", **count} for count in counts_from]
     return guesses
 
 
-def _rule_from_names(
-    files: BackgroundFiles, texts: Iterable[Sequence[str]], count: int
-) -> CandidateRule | None:
-    """Match backgrounds whose whole name is a folder or the beginning of the sample's name."""
-    place = {stem: index for index, stem in enumerate(files.stems)}
-    if len(place) < len(files):
-        return None
-    background_index = np.full(count, -1, np.int32)
-    for row, words in enumerate(texts):
-        background_index[row] = next((place[word] for word in words if word in place), -1)
-    return make_candidate(
-        "background's name in the sample's",
-        {"rule": "name"},
-        background_index,
-        lambda _: f"no part of its path is the name of one of {len(files)} backgrounds",
-    )
-
-
-def _last_folder_number(path: str, shared: int) -> int:
-    parts = path.split("/")[shared:]
-    values = filenames.numbers(filenames.strip_words(parts[-1])) if parts else []
-    return min(values[-1], filenames.MAX_INT32) if values else -1
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class BackgroundQuery:
     """The samples whose backgrounds are wanted, and the background files."""
 
@@ -351,8 +289,6 @@ class BackgroundQuery:
     """role -> (N,) int32, index of each sample's file."""
     slots: Mapping[str, IntArray]
     """Numbers of the samples; see ``number_slots``."""
-    runs: Callable[[], Mapping[str, IntArray]]
-    """Returns further numbers, for guesses; see ``digit_runs``."""
     shared_folders: int
     """Number of leading folders that all names share."""
     read_maps: Callable[[], list[Row]]
@@ -362,24 +298,41 @@ class BackgroundQuery:
     where: str
     """Name of the source in errors."""
 
+    @cached_property
+    def background_files(self) -> BackgroundFiles:
+        """The background files, numbered and sorted."""
+        return BackgroundFiles([filenames.file_stem(self.names[index]) for index in self.files])
 
-def background_files(query: BackgroundQuery) -> BackgroundFiles:
-    """Return the background files of a query, numbered and sorted."""
-    return BackgroundFiles([filenames.file_stem(query.names[index]) for index in query.files])
+    @cached_property
+    def all_slots(self) -> Mapping[str, IntArray]:
+        """Numbers of the samples, with those for guesses; see ``digit_runs``."""
+        return {**self.slots, **digit_runs(self.names, self.members["fg_bg"])}
 
 
-def all_stated_rules(query: BackgroundQuery) -> list[CandidateRule]:
-    """Return the rules that names state; if none is complete, also that of a map in the source.
+def stated_rules(query: BackgroundQuery) -> list[CandidateRule]:
+    """Return the rules that names state, the clearest first.
+
+    If none of them is complete, a map in the source comes before them.
 
     Raises:
         LayoutError: The map's rows contradict each other.
     """
-    count = len(query.members["fg_bg"])
-    candidates = stated_rules(background_files(query), query.slots, _possible_names(query), count)
-    if not any(each.complete for each in candidates):
+    files = query.background_files
+    candidates = [rule_from_settings(files, query.slots, {"rule": "number", "number": "bg"})]
+    if "bg" not in query.slots:
+        candidates.append(_rule_from_names(query))
+    if len(files) == 1 and not any(candidates):
+        candidates.append(_only_rule(query, {"rule": "only"}))
+    stated = [candidate for candidate in candidates if candidate]
+    if not any(candidate.complete for candidate in stated):
         mapped, _ = rule_from_map(query)
-        candidates = [mapped, *candidates] if mapped else candidates
-    return candidates
+        stated = [mapped, *stated] if mapped else stated
+    return stated
+
+
+def _only_rule(query: BackgroundQuery, settings: Settings) -> CandidateRule:
+    only = np.zeros(len(query.members["fg_bg"]), np.int32)
+    return CandidateRule(rule="the only one", settings=settings, background_index=only)
 
 
 def rule_from_layout_file(query: BackgroundQuery, layout: Rules) -> CandidateRule:
@@ -402,19 +355,17 @@ def rule_from_layout_file(query: BackgroundQuery, layout: Rules) -> CandidateRul
                 f"{query.where}: {missing}; expected a row for each sample; complete the map"
             )
     elif rule == "name":
-        place = {stem.lower(): number for number, stem in enumerate(stems)}
+        numbers = {stem.lower(): number for number, stem in enumerate(stems)}
         texts = [group_text(layout, names[i], "bg") for i in query.members["fg_bg"].tolist()]
-        indexes = [place.get((text or "").lower(), -1) for text in texts]
-        candidate = make_candidate(
+        indexes = [numbers.get((text or "").lower(), -1) for text in texts]
+        candidate = _candidate(
             "the group bg",
             settings,
-            np.array(indexes, np.int32),
+            indexes,
             lambda row: f"its name states {texts[row]}, which is none of {len(stems)} backgrounds",
         )
     elif rule == "only":
-        only = np.zeros(len(query.members["fg_bg"]), np.int32)
-        candidate = CandidateRule(rule="the only one", settings=settings, background_index=only)
-        candidate = candidate if len(stems) == 1 else None
+        candidate = _only_rule(query, settings) if len(stems) == 1 else None
     else:
         candidate = rule_from_settings(BackgroundFiles(stems), query.slots, settings)
     if candidate is None:
@@ -429,21 +380,15 @@ def rule_from_layout_file(query: BackgroundQuery, layout: Rules) -> CandidateRul
 def is_shifted(query: BackgroundQuery, candidate: CandidateRule) -> bool:
     """Whether another counting of a candidate's numbers gives more samples a background.
 
-    Tries the numbers plus or minus one, and as positions in a sorted list. The other counting must
-    give a background to all samples that the candidate covers, and to more.
+    The other counting must give a background to all samples that the candidate covers, and to more.
     """
-    files, covered = background_files(query), candidate.background_index >= 0
-    slots = {**query.slots, **query.runs()}
-    shifted: list[dict[str, str | int]] = [{"rule": "number", "offset": by} for by in (1, -1)]
-    shifted += [
-        {"rule": "order", "order": order, "first": first} for order in ORDERS for first in (0, 1)
-    ]
-    for slot in slots:
-        plain = rule_from_settings(files, slots, {"rule": "number", "number": slot})
+    files, covered = query.background_files, candidate.background_index >= 0
+    for slot in query.all_slots:
+        plain = rule_from_settings(files, query.all_slots, {"rule": "number", "number": slot})
         if plain is None or not plain.extends(candidate):
             continue
-        for settings in shifted:
-            other = rule_from_settings(files, slots, {"number": slot, **settings})
+        for settings in _SHIFTED_RULES:
+            other = rule_from_settings(files, query.all_slots, {"number": slot, **settings})
             if other is not None:
                 more = other.background_index >= 0
                 if more[covered].all() and more.sum() > covered.sum():
@@ -480,14 +425,32 @@ def rule_from_map(query: BackgroundQuery) -> tuple[CandidateRule | None, str]:
     return candidate, ""
 
 
+def _rule_from_names(query: BackgroundQuery) -> CandidateRule | None:
+    """Match backgrounds whose whole name is a folder or the beginning of the sample's name."""
+    stems = query.background_files.stems
+    numbers = {stem: number for number, stem in enumerate(stems)}
+    if len(numbers) < len(stems):
+        return None
+    indexes = [
+        next((numbers[text] for text in texts if text in numbers), -1)
+        for texts in _possible_names(query)
+    ]
+    return _candidate(
+        "background's name in the sample's",
+        {"rule": "name"},
+        indexes,
+        lambda _: f"no part of its path is the name of one of {len(stems)} backgrounds",
+    )
+
+
 def _possible_names(query: BackgroundQuery) -> Iterator[list[str]]:
     """Yield, for each sample, texts that may name its background: folders, name beginnings."""
-    folders: dict[str, list[str]] = {}
+    folder_texts: dict[str, list[str]] = {}
     for index in query.members["fg_bg"].tolist():
         path, _, base = query.names[index].lower().rpartition("/")
-        if path not in folders:
-            parts = path.split("/")[query.shared_folders :]
-            folders[path] = [*reversed(parts), *map(filenames.strip_words, reversed(parts))]
+        if path not in folder_texts:
+            folders = path.split("/")[query.shared_folders :][::-1]
+            folder_texts[path] = [*folders, *map(filenames.strip_words, folders)]
         stem = base.rpartition(".")[0]
-        cuts = [place for place, mark in enumerate(stem) if mark in "-_ ."]
-        yield folders[path] + [stem[:place] for place in reversed(cuts)]
+        cuts = [place for place, character in enumerate(stem) if character in "-_ ."]
+        yield folder_texts[path] + [stem[:place] for place in reversed(cuts)]

@@ -4,7 +4,7 @@ Compares thumbnails of a few samples with thumbnails of the backgrounds. A sampl
 least one background fits it.
 """
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -13,19 +13,33 @@ import numpy as np
 import numpy.typing as npt
 
 from shardify.errors import ShardifyError
-from shardify.layout.thumbnails import GRID, open_mask, open_small, shrink
+from shardify.layout.filenames import IntArray
+from shardify.layout.thumbnails import GRID, ReadFile, open_mask, open_small, shrink
 
 if TYPE_CHECKING:
     from PIL import Image
 
-IntArray = npt.NDArray[np.int32]
-Read = Callable[[int], bytes]
+T = TypeVar("T")
 
 _MAX_ERROR = 12.0
 """Largest mean difference, in 1/255, between a composite and a background that fits it."""
 
 _MIN_UNMASKED_SHARE = 0.12
 """Share of the picture that must lie outside the mask of a usable sample."""
+
+_MIN_AGREEMENT = 0.9
+"""Share of the decisive samples that the right rule must fit."""
+
+_MIN_DECISIVE_SAMPLES = 6
+"""Fewest decisive samples for a decision, in a source with at least that many samples."""
+
+_MAX_BACKGROUNDS = 400
+"""Number of backgrounds that a sample is compared with."""
+
+_MAX_ROUNDS = 8
+"""Number of times that samples are added on which the remaining candidates differ."""
+
+_SAMPLES_PER_ROUND = 48
 
 
 class PixelComparer:
@@ -36,14 +50,14 @@ class PixelComparer:
         composites: IntArray,
         masks: IntArray,
         files: Sequence[int],
-        read: Read,
+        read: ReadFile,
         united: Mapping[int, Sequence[int]],
     ) -> None:
-        self._united = united
         self._composites, self._masks, self._files, self._read = composites, masks, files, read
+        self._united = united
         self._thumbnails: dict[int, npt.NDArray[np.int16] | None] = {}
-        self._pool: list[int] = []
-        self._known: list[int] = []
+        self._pool: Sequence[int] = []
+        self._decoded: list[int] = []
         self._stack = np.empty((0, 3, 0), np.int16)
         self.errors: dict[int, dict[int, tuple[float, float]]] = {}
         """row -> background -> errors of the background resized to a square, and cropped to one."""
@@ -52,49 +66,50 @@ class PixelComparer:
 
     def measure(self, row: int, pool: Sequence[int]) -> None:
         """Compute the errors of one sample with every background of the pool."""
-        front = self._thumbnail(int(self._composites[row]), "RGB")
+        composite = self._open(int(self._composites[row]), "RGB")
         first = int(self._masks[row])
-        parts = [self._thumbnail(each, "mask") for each in (first, *self._united.get(first, ()))]
-        masks = [part for part in parts if part is not None]
-        if front is None or len(masks) < len(parts):
+        masks = [self._open(index, "mask") for index in (first, *self._united.get(first, ()))]
+        decoded = [shrink(mask) for mask in masks if mask is not None]
+        if composite is None or len(decoded) < len(masks):
             return
-        mask = np.maximum.reduce(masks)
+        mask = np.maximum.reduce(decoded)
         # A mask of 0 and 1 is as good as one of 0 and 255.
-        free = np.flatnonzero(mask.astype(np.int32) * 255 < 5 * max(1, int(mask.max())))
-        if free.size < _MIN_UNMASKED_SHARE * mask.size:
+        outside = np.flatnonzero(mask.astype(np.int32) * 255 < 5 * max(1, int(mask.max())))
+        if outside.size < _MIN_UNMASKED_SHARE * mask.size:
             self.covered += 1
             return
         self._load_backgrounds(pool)
-        if not self._known:
+        if not self._decoded:
             return
-        # (free, 3, 2 * backgrounds): fast because the last axis is long and contiguous.
-        differing = self._stack[free]
-        differing -= front.reshape(-1, 3)[free][:, :, None]
-        np.abs(differing, out=differing)
-        errors = differing.sum(axis=(0, 1), dtype=np.int64) / (3 * free.size)
-        squashed, cut = errors.reshape(2, -1).tolist()
-        self.errors[row] = dict(zip(self._known, zip(squashed, cut, strict=True), strict=True))
+        # (outside, 3, 2 * backgrounds): fast because the last axis is long and contiguous.
+        differences = self._stack[outside]
+        differences -= shrink(composite).reshape(-1, 3)[outside][:, :, None]
+        np.abs(differences, out=differences)
+        errors = differences.sum(axis=(0, 1), dtype=np.int64) / (3 * outside.size)
+        resized, cropped = errors.reshape(2, -1).tolist()
+        pairs = zip(resized, cropped, strict=True)
+        self.errors[row] = dict(zip(self._decoded, pairs, strict=True))
 
     def _load_backgrounds(self, pool: Sequence[int]) -> None:
         """Stack the pool as (GRID * GRID, 3, 2 * backgrounds): resized ones, then cropped ones."""
-        if list(pool) == self._pool:
+        if pool == self._pool:
             return
         for number in pool:
             if number not in self._thumbnails:
                 self._thumbnails[number] = self._background_thumbnails(self._files[number])
-        self._pool = list(pool)
-        self._known = [number for number in pool if self._thumbnails[number] is not None]
-        both = [back for number in pool if (back := self._thumbnails[number]) is not None]
-        stack = np.empty((2, len(both), GRID * GRID, 3), np.int16)
-        for place, back in enumerate(both):
-            stack[:, place] = back.reshape(2, -1, 3)
+        self._pool = pool
+        thumbnails = {
+            number: thumbnail
+            for number in pool
+            if (thumbnail := self._thumbnails[number]) is not None
+        }
+        self._decoded = list(thumbnails)
+        stack = np.empty((2, len(thumbnails), GRID * GRID, 3), np.int16)
+        for place, thumbnail in enumerate(thumbnails.values()):
+            stack[:, place] = thumbnail.reshape(2, -1, 3)
         self._stack = np.ascontiguousarray(
-            stack.transpose(2, 3, 0, 1).reshape(GRID * GRID, 3, 2 * len(both))
+            stack.transpose(2, 3, 0, 1).reshape(GRID * GRID, 3, 2 * len(thumbnails))
         )
-
-    def _thumbnail(self, index: int, mode: str) -> npt.NDArray[np.int16] | None:
-        picture = self._open(index, mode)
-        return None if picture is None else shrink(picture)
 
     def _background_thumbnails(self, index: int) -> npt.NDArray[np.int16] | None:
         """Return (2, GRID, GRID, 3): the background resized to a square, and cropped to one."""
@@ -118,84 +133,62 @@ class PixelComparer:
 
     def decisive_rows(self) -> list[int]:
         """Return the rows that at least one background fits."""
-        mode_index = self._fit_mode()
-        return [
-            row
-            for row, errors in self.errors.items()
-            if min(each[mode_index] for each in errors.values()) <= _MAX_ERROR
-        ]
+        mode = self._fit_mode()
+        return [row for row in self.errors if self._least_errors(row)[mode] <= _MAX_ERROR]
 
     def agreement(self, candidates: Sequence[IntArray], rows: Sequence[int]) -> list[float]:
         """Return the share of ``rows`` on which each candidate's background fits best, or nearly.
 
         Only decisive rows count to which the candidate gives a background.
         """
-        mode_index, wanted = self._fit_mode(), set(rows)
-        decisive_rows = [row for row in self.decisive_rows() if row in wanted]
-        hits, covered = np.zeros(len(candidates)), np.zeros(len(candidates))
-        for row in decisive_rows:
-            errors = self.errors[row]
-            limit = 1.4 * min(each[mode_index] for each in errors.values()) + 1.0
-            for number, each in enumerate(candidates):
-                claimed = errors.get(int(each[row]))
-                hits[number] += claimed is not None and claimed[mode_index] <= limit
-                covered[number] += each[row] >= 0
-        return [float(each) for each in hits / np.maximum(1, covered)]
+        mode = self._fit_mode()
+        fitting, covered = np.zeros(len(candidates)), np.zeros(len(candidates))
+        for row in set(rows).intersection(self.decisive_rows()):
+            limit = 1.4 * self._least_errors(row)[mode] + 1.0
+            for number, candidate in enumerate(candidates):
+                errors = self.errors[row].get(int(candidate[row]))
+                fitting[number] += errors is not None and errors[mode] <= limit
+                covered[number] += candidate[row] >= 0
+        shares: list[float] = (fitting / np.maximum(1, covered)).tolist()
+        return shares
 
     def error(self, candidate: IntArray, rows: Sequence[int]) -> float:
         """Return the median error of one candidate; a background not compared counts as 255."""
-        mode_index = self._fit_mode()
+        mode = self._fit_mode()
         errors = [
-            self.errors[row].get(int(candidate[row]), (255.0, 255.0))[mode_index]
+            self.errors[row].get(int(candidate[row]), (255.0, 255.0))[mode]
             for row in rows
             if candidate[row] >= 0
         ]
         return float(np.median(errors)) if errors else 255.0
 
+    def _least_errors(self, row: int) -> tuple[float, float]:
+        """Return the least error of the resized backgrounds, and of the cropped ones."""
+        resized, cropped = zip(*self.errors[row].values(), strict=True)
+        return min(resized), min(cropped)
+
     def _fit_mode(self) -> int:
         """Return 0 if resized backgrounds fit more samples, or better; 1 if cropped ones do."""
-        best = np.array([
-            [min(each[mode_index] for each in errors.values()) for mode_index in (0, 1)]
-            for errors in self.errors.values()
-        ])  # fmt: skip
-        if not best.size:
+        if not self.errors:
             return 0
-        fits = (best <= _MAX_ERROR).sum(axis=0)
+        least = np.array([self._least_errors(row) for row in self.errors])
+        fits = (least <= _MAX_ERROR).sum(axis=0)
         if fits[0] != fits[1]:
             return int(fits[1] > fits[0])
-        return int(np.median(best[:, 1]) < np.median(best[:, 0]))
-
-
-T = TypeVar("T")
-
-_MIN_AGREEMENT = 0.9
-"""Share of the decisive samples that the right rule must fit."""
-
-_MIN_DECISIVE_SAMPLES = 6
-"""Fewest decisive samples for a decision, in a source with at least that many samples."""
-
-_MAX_BACKGROUNDS = 400
-"""Number of backgrounds that a sample is compared with."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Score:
-    """Fit of one candidate."""
-
-    error: float
-    """Median of the mean difference outside the mask, in 1/255: over the decisive samples, or over
-    all that were compared if none is decisive."""
-
-    agreement: float
-    """Share of the decisive samples on which no other background fits clearly better."""
+        return int(np.median(least[:, 1]) < np.median(least[:, 0]))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
     """Scores of all candidates, and the winner."""
 
-    scores: list[Score]
-    """One for each candidate."""
+    errors: list[float]
+    """For each candidate, the median of the mean difference outside the mask, in 1/255: over the
+    decisive samples, or over all that were compared if none is decisive."""
+
+    agreement: list[float]
+    """For each candidate, the share of the decisive samples on which no other background fits
+    clearly better."""
 
     samples: int
     """Number of decisive samples."""
@@ -217,32 +210,6 @@ class Scores:
     there is no other."""
 
 
-def score(
-    candidates: Sequence[IntArray],
-    *,
-    composites: IntArray,
-    masks: IntArray,
-    files: Sequence[int],
-    read: Read,
-    samples: int = 96,
-) -> Scores:
-    """Compare samples with the backgrounds that each candidate gives them.
-
-    Args:
-        candidates: (N,) int32 each, index into ``files``; -1 for a sample without a background.
-        composites: (N,) int32, index of each sample's composite, for ``read``.
-        masks: (N,) int32, likewise.
-        files: Indexes of the backgrounds, for ``read``.
-        read: Returns a file's bytes; a file for which it raises ``ShardifyError`` is skipped.
-        samples: Number of samples to compare first. While candidates that fit differ, samples on
-            which they differ are added.
-    """
-    steps = score_steps(
-        candidates, composites=composites, masks=masks, files=files, read=read, samples=samples
-    )
-    return run_all(steps)
-
-
 def run_all(steps: Generator[None, None, T]) -> T:
     """Run a generator to its end and return its result."""
     while True:
@@ -258,58 +225,53 @@ def score_steps(
     composites: IntArray,
     masks: IntArray,
     files: Sequence[int],
-    read: Read,
+    read: ReadFile,
     samples: int = 96,
     united: Mapping[int, Sequence[int]] = MappingProxyType({}),
 ) -> Generator[None, None, Scores]:
-    """Run ``score`` in small steps, so that the caller can do other work between them.
+    """Compare samples with the backgrounds that each candidate gives them.
 
-    ``united`` maps a mask's index to those of further masks of its sample.
+    Yields after each sample, so that the caller can do other work in between.
+
+    Args:
+        candidates: (N,) int32 each, index into ``files``; -1 for a sample without a background.
+        composites: (N,) int32, index of each sample's composite, for ``read``.
+        masks: (N,) int32, likewise.
+        files: Indexes of the backgrounds, for ``read``.
+        read: Returns a file's bytes; a file for which it raises ``ShardifyError`` is skipped.
+        samples: Number of samples to compare first. While candidates that fit differ, samples on
+            which they differ are added.
+        united: Index of a mask -> indexes of further masks of its sample.
     """
     comparer = PixelComparer(composites, masks, files, read, united)
     rows = _pick_evenly(np.arange(len(composites)), samples)
     examined: list[int] = []
     remaining = list(range(len(candidates)))
-    for _ in range(8):
+    for _ in range(_MAX_ROUNDS):
         pool = _backgrounds_to_compare(candidates, rows, len(files))
         for row in rows.tolist():
             comparer.measure(row, pool)
             yield
         examined += rows.tolist()
-        agrees = comparer.agreement(candidates, examined)
-        remaining = [number for number in remaining if agrees[number] >= _MIN_AGREEMENT]
+        agreement = comparer.agreement(candidates, examined)
+        remaining = [number for number in remaining if agreement[number] >= _MIN_AGREEMENT]
         differ = np.zeros(len(composites), np.bool_)
         for number in remaining[1:]:
             differ |= candidates[number] != candidates[remaining[0]]
-        rows = _pick_evenly(np.setdiff1d(np.flatnonzero(differ), examined), 48)
+        rows = _pick_evenly(np.setdiff1d(np.flatnonzero(differ), examined), _SAMPLES_PER_ROUND)
         if not rows.size:
             break
-    remaining = _resolve_extensions(
-        candidates, _drop_contradicted(candidates, remaining, comparer), comparer
-    )
+    remaining = _drop_contradicted(candidates, remaining, comparer)
+    remaining = _resolve_extensions(candidates, remaining, comparer)
     decisive_rows = comparer.decisive_rows()
-    errors = [comparer.error(each, decisive_rows or list(comparer.errors)) for each in candidates]
-    winner = (
-        remaining[0]
-        if len(remaining) == 1 and len(decisive_rows) >= min(_MIN_DECISIVE_SAMPLES, len(composites))
-        else None
-    )
-    margin = 0.0
-    if winner is not None:
-        for number, other in enumerate(candidates):
-            mine = candidates[winner]
-            both = (mine >= 0) & (other >= 0)
-            differing = [row for row in decisive_rows if both[row] and other[row] != mine[row]]
-            if number != winner and differing:
-                ratio = comparer.error(other, differing) / max(
-                    comparer.error(candidates[winner], differing), 0.5
-                )
-                margin = min(margin, ratio) if margin else ratio
+    compared_rows = decisive_rows or list(comparer.errors)
+    winner, margin = None, 0.0
+    if len(remaining) == 1 and len(decisive_rows) >= min(_MIN_DECISIVE_SAMPLES, len(composites)):
+        winner = remaining[0]
+        margin = _margin(candidates, candidates[winner], comparer)
     return Scores(
-        scores=[
-            Score(error=error, agreement=share)
-            for error, share in zip(errors, comparer.agreement(candidates, examined), strict=True)
-        ],
+        errors=[comparer.error(candidate, compared_rows) for candidate in candidates],
+        agreement=agreement,
         samples=len(decisive_rows),
         examined=len(examined),
         decoded=len(comparer.errors) + comparer.covered,
@@ -319,21 +281,32 @@ def score_steps(
     )
 
 
+def _margin(candidates: Sequence[IntArray], best: IntArray, comparer: PixelComparer) -> float:
+    """Return ``Scores.margin`` of the best candidate."""
+    ratios = []
+    decisive_rows = comparer.decisive_rows()
+    for other in candidates:
+        differ = (best >= 0) & (other >= 0) & (best != other)
+        if rows := [row for row in decisive_rows if differ[row]]:
+            ratios.append(comparer.error(other, rows) / max(comparer.error(best, rows), 0.5))
+    return min(ratios, default=0.0)
+
+
 def _drop_contradicted(
     candidates: Sequence[IntArray], remaining: list[int], comparer: PixelComparer
 ) -> list[int]:
     """Drop candidates that do not fit the samples on which the remaining ones differ."""
     decisive_rows = comparer.decisive_rows()
     for number in list(remaining):
-        others = [candidates[each] for each in remaining if each != number]
-        mine = candidates[number]
-        differing = [
+        candidate = candidates[number]
+        others = [candidates[other] for other in remaining if other != number]
+        rows = [
             row
             for row in decisive_rows
-            if mine[row] >= 0 and any(each[row] != mine[row] for each in others)
+            if candidate[row] >= 0 and any(other[row] != candidate[row] for other in others)
         ]
-        if differing and comparer.agreement([candidates[number]], differing)[0] < _MIN_AGREEMENT:
-            remaining = [each for each in remaining if each != number]
+        if rows and comparer.agreement([candidate], rows)[0] < _MIN_AGREEMENT:
+            remaining = [other for other in remaining if other != number]
     return remaining
 
 
@@ -359,7 +332,8 @@ def _resolve_extensions(
                 and 2 * len(decisive) * len(comparer.errors) >= len(decoded) * len(decisive_rows)
                 and comparer.agreement([candidates[other]], decisive)[0] >= _MIN_AGREEMENT
             )
-            remaining = [each for each in remaining if each != (number if confirmed else other)]
+            dropped = number if confirmed else other
+            remaining = [candidate for candidate in remaining if candidate != dropped]
     return remaining
 
 
@@ -369,11 +343,8 @@ def _backgrounds_to_compare(
     """Return the backgrounds to compare: all, or only those that candidates give the rows."""
     if files <= _MAX_BACKGROUNDS and len(candidates) > 1:
         return list(range(files))
-    claimed: set[int] = set()
-    for each in candidates:
-        claimed.update(each[rows].tolist())
-    claimed.discard(-1)
-    return sorted(claimed)[:_MAX_BACKGROUNDS]
+    claimed = np.unique([candidate[rows] for candidate in candidates])
+    return [number for number in claimed.tolist() if number >= 0][:_MAX_BACKGROUNDS]
 
 
 def _pick_evenly(rows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:

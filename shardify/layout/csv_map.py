@@ -15,10 +15,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from shardify.errors import LayoutError
-from shardify.layout.filenames import file_stem
+from shardify.layout.filenames import IntArray, file_stem
 from shardify.layout.sample_table import SampleTable, build_table
 
 MAX_LINES = 2_000_000
@@ -30,7 +29,11 @@ _MAX_LINE_LENGTH = 1 << 16
 _MAX_CELLS = 64
 """Number of cells of a row that are read."""
 
-IntArray = npt.NDArray[np.int32]
+_MAX_SAMPLED_ROWS = 1000
+"""Number of rows, about, by which the role of a column is decided."""
+
+_MAX_SHOWN_CHARACTERS = 80
+"""Length of a row in a message. Characters."""
 
 _SEPARATORS = "\t,;|"
 
@@ -46,17 +49,12 @@ class Row(NamedTuple):
 
 
 def parse_rows(data: bytes, file: str) -> list[Row]:
-    """Split a map into rows of cells; the separator is detected.
+    """Split a map into rows of at least two cells; the separator is detected.
 
-    Args:
-        data: The map's bytes.
-        file: Its name.
-
-    Returns:
-        Rows of at least two cells; none if the data is no text.
+    Returns no rows if the data is no text. ``file`` is the name of the map.
 
     Raises:
-        LayoutError: It has more than ``MOST_LINES`` lines.
+        LayoutError: It has more than ``MAX_LINES`` lines.
     """
     # Spreadsheets save "Unicode text" as UTF-16, which begins with one of these marks.
     wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
@@ -75,21 +73,16 @@ def parse_rows(data: bytes, file: str) -> list[Row]:
     lines.seek(0)
     counts = {mark: sum(mark in line for line in head) for mark in _SEPARATORS}
     mark = max(counts, key=counts.__getitem__)
-    rows: list[Row] = []
+    numbered: Iterable[tuple[int, list[str]]]
     try:
         if counts[mark] * 2 >= len(head) > 0:
             reader = csv.reader(_check_lengths(lines), delimiter=mark)
-            numbered = (([cell.strip() for cell in row], reader.line_num) for row in reader)
+            numbered = ((reader.line_num, [cell.strip() for cell in row]) for row in reader)
         else:
-            numbered = (
-                (line.split(), number) for number, line in enumerate(_check_lengths(lines), 1)
-            )
-        for cells, number in numbered:
-            if len(cells) > 1:
-                rows.append(Row(cells[:_MAX_CELLS], file, number))
+            numbered = enumerate(map(str.split, _check_lengths(lines)), 1)
+        return [Row(cells[:_MAX_CELLS], file, line) for line, cells in numbered if len(cells) > 1]
     except csv.Error:
         return []
-    return rows
 
 
 def _check_lengths(lines: Iterable[str]) -> Iterator[str]:
@@ -111,16 +104,15 @@ class FileFinder:
 
     def find(self, cell: str) -> int | None:
         """Return the only file that a path or file name, with or without extension, can mean."""
-        path = cell.replace("\\", "/").removeprefix("./").strip("/").lower()
+        path = _clean_path(cell)
         matches = self._by_stem.get(_cell_stem(path), [])
         if len(matches) > 1:
             bare_path = path.rpartition(".")[0] if "." in path.rpartition("/")[2] else path
-            tails = (f"/{path}", f"/{bare_path}.")
             matches = [
                 index
                 for index in matches
-                if (name := f"/{self._names[index].lower()}").endswith(tails[0])
-                or f"{name.rpartition('.')[0]}.".endswith(tails[1])
+                if (name := f"/{self._names[index].lower()}").endswith(f"/{path}")
+                or f"{name.rpartition('.')[0]}.".endswith(f"/{bare_path}.")
             ]
         return matches[0] if len(matches) == 1 else None
 
@@ -133,30 +125,21 @@ class FileFinder:
         index = self.find(cell)
         if index is None:
             return 0
-        parts, expected = _reversed_parts(cell), _reversed_parts(self._names[index])
-        folders = 0
-        for one, other in zip(parts[1:], expected[1:], strict=False):
-            if one != other:
-                break
-            folders += 1
-        return 2 * (1 + folders) + (parts[0] == expected[0])
+        parts = _clean_path(cell).split("/")[::-1]
+        expected = _clean_path(self._names[index]).split("/")[::-1]
+        folders = zip(parts[1:], expected[1:], strict=False)
+        matching = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], folders))
+        return 2 * (1 + matching) + (parts[0] == expected[0])
 
 
-def _reversed_parts(path: str) -> list[str]:
-    """Return the file name and its folders, innermost first, in lower case."""
-    return path.replace("\\", "/").removeprefix("./").strip("/").lower().split("/")[::-1]
+def _clean_path(path: str) -> str:
+    """Return a path in lower case, with ``/`` between folders and none around."""
+    return path.replace("\\", "/").removeprefix("./").strip("/").lower()
 
 
 def _cell_stem(path: str) -> str:
     """Return the stem in lower case; cells may have no extension."""
     return (file_stem(path) or path.rpartition("/")[2]).lower()
-
-
-_MAX_SAMPLED_ROWS = 1000
-"""Number of rows, about, by which the role of a column is decided."""
-
-_MAX_SHOWN_CHARACTERS = 80
-"""Length of a row in a message. Characters."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,44 +172,48 @@ def backgrounds_by_map(
     Raises:
         LayoutError: Rows give one sample two backgrounds.
     """
-    row_of = {
-        role: {index: row for row, index in enumerate(column.tolist())}
+    sample_rows = {
+        role: {index: sample for sample, index in enumerate(column.tolist())}
         for role, column in members.items()
     }
     finders = {role: FileFinder(names, column.tolist()) for role, column in members.items()}
     finders["bg"] = FileFinder(names, files)
-    place = {index: number for number, index in enumerate(files)}
-    result = np.full(len(next(iter(members.values()))), -1, np.int32)
-    row_by_sample: dict[int, Row] = {}
+    numbers = {index: number for number, index in enumerate(files)}
+    background_index = np.full(len(members["fg_bg"]), -1, np.int32)
+    first_rows: dict[int, Row] = {}
     clashes: dict[int, tuple[Row, Row, int, int]] = {}
-    unmatched, incomplete = _UnusedRows("no sample"), _UnusedRows("no background")
+    without_sample: list[Row] = []
+    without_background: list[Row] = []
     for row, cells in _rows_by_role(rows, finders):
-        backs = {place[index] for index in finders["bg"].find_all(cells.get("bg", ()))}
+        backgrounds = sorted(numbers[index] for index in finders["bg"].find_all(cells["bg"]))
         samples = {
-            row_of[role][index]
+            sample_rows[role][index]
             for role in members
-            for index in finders[role].find_all(cells.get(role, ()))
+            for index in finders[role].find_all(cells[role])
         }
-        if not samples:
-            unmatched.add(row, header=not backs)
-        elif not backs:
-            incomplete.add(row)
+        if not samples and (backgrounds or row.line > 1):
+            without_sample.append(row)
+        elif samples and not backgrounds:
+            without_background.append(row)
         for sample in samples:
-            for back in sorted(backs):
-                before = int(result[sample])
+            for background in backgrounds:
+                before = int(background_index[sample])
                 if before == -1:
-                    result[sample], row_by_sample[sample] = back, row
-                elif before != back and sample not in clashes:
-                    clashes[sample] = row_by_sample[sample], row, before, back
+                    background_index[sample], first_rows[sample] = background, row
+                elif before != background and sample not in clashes:
+                    clashes[sample] = first_rows[sample], row, before, background
     if clashes:
-        sample, (one, other, before, back) = next(iter(clashes.items()))
-        raise LayoutError(
-            f"{where}: {_describe_lines(one, other)} {names[int(members['fg_bg'][sample])]} two "
-            f"backgrounds ({names[files[before]]}, {names[files[back]]})"
-            f"{_sample_count(len(clashes))}; expected one for each sample; {_remedy(one, other)}"
-        )
+        sample, (one, other, *both) = next(iter(clashes.items()))
+        raise _contradiction(
+            where, one, other, sample=names[int(members["fg_bg"][sample])], what="backgrounds",
+            files=[names[files[number]] for number in both], count=len(clashes),
+        )  # fmt: skip
     return MapBackgrounds(
-        background_index=result, warnings=(*unmatched.warning(), *incomplete.warning())
+        background_index=background_index,
+        warnings=(
+            *_unused_warning(without_sample, "no sample"),
+            *_unused_warning(without_background, "no background"),
+        ),
     )
 
 
@@ -256,57 +243,56 @@ def join_by_map(
     roles = list(files)
     finders = {role: FileFinder(names, files[role].tolist()) for role in roles}
     finders["bg"] = FileFinder(names, backgrounds)
-    items: list[tuple[int, int, str]] = []
+    joined: dict[str, list[tuple[int, str]]] = {role: [] for role in roles}
     first: dict[tuple[str, str], tuple[int, Row]] = {}
     clashes: dict[str, tuple[str, Row, Row, int, int]] = {}
-    unmatched = _UnusedRows("no file")
+    unmatched: list[Row] = []
     for row, cells in _rows_by_role(rows, finders):
-        named: dict[str, int] = {}
+        named = {}
         for role in roles:
-            each = finders[role].find_all(cells.get(role, ()))
-            if len(each) == 1:
-                named[role] = each.pop()
-        if not named:
-            unmatched.add(row, header=True)
-        front = named.get("fg_bg")
-        key = f"row {sorted(named.items())}" if front is None else f"file {front}"
+            matches = finders[role].find_all(cells[role])
+            if len(matches) == 1:
+                named[role] = matches.pop()
+        if not named and row.line > 1:
+            unmatched.append(row)
+        key = f"file {named['fg_bg']}" if "fg_bg" in named else f"row {sorted(named.items())}"
         for role, index in named.items():
-            before, by = first.setdefault((key, role), (index, row))
-            if by is row:
-                items.append((index, roles.index(role), key))
+            before, first_row = first.setdefault((key, role), (index, row))
+            if first_row is row:
+                joined[role].append((index, key))
             elif before != index:
-                clashes.setdefault(key, (role, by, row, before, index))
+                clashes.setdefault(key, (role, first_row, row, before, index))
     if clashes:
-        key, (role, one, other, before, after) = next(iter(clashes.items()))
-        front, _ = first[key, "fg_bg"]
-        raise LayoutError(
-            f"{where}: {_describe_lines(one, other)} {names[front]} two files as its {role} "
-            f"({names[before]}, {names[after]}){_sample_count(len(clashes))}; expected one for "
-            f"each sample; {_remedy(one, other)}"
-        )
-    if not items:
+        key, (role, one, other, *both) = next(iter(clashes.items()))
+        raise _contradiction(
+            where, one, other, sample=names[first[key, "fg_bg"][0]], what=f"files as its {role}",
+            files=[names[index] for index in both], count=len(clashes),
+        )  # fmt: skip
+    if not first:
         return None
-    joined = {index for index, _, _ in items}
+    batches = []
     for code, role in enumerate(roles):
-        rest = (index for index in files[role].tolist() if index not in joined)
-        items += [(index, code, f"alone {index}") for index in rest]
-    table = build_table(items, roles, "rows of a map")
+        known = {index for index, _ in joined[role]}
+        joined[role] += [(i, f"alone {i}") for i in files[role].tolist() if i not in known]
+        indexes = np.array([index for index, _ in joined[role]], np.int32)
+        batches.append((indexes, code, [key for _, key in joined[role]]))
+    table = build_table(batches, roles, "rows of a map")
     assert table is not None
-    return replace(table, warnings=tuple(unmatched.warning()))
+    return replace(table, warnings=tuple(_unused_warning(unmatched, "no file")))
 
 
 def _rows_by_role(
     rows: Sequence[Row], finders: Mapping[str, FileFinder]
-) -> Iterator[tuple[Row, dict[str, list[str]]]]:
+) -> Iterator[tuple[Row, defaultdict[str, list[str]]]]:
     """Yield each row with its cells by the roles that they may name."""
     for _, group in itertools.groupby(rows, key=lambda row: row.file):
-        listed = list(group)
-        columns = _column_roles(listed, finders)
-        for row in listed:
-            cells: dict[str, list[str]] = {}
+        map_rows = list(group)
+        columns = _column_roles(map_rows, finders)
+        for row in map_rows:
+            cells = defaultdict(list)
             for cell, roles in zip(row.cells, columns, strict=False):
                 for role in roles:
-                    cells.setdefault(role, []).append(cell)
+                    cells[role].append(cell)
             yield row, cells
 
 
@@ -316,9 +302,9 @@ def _column_roles(rows: Sequence[Row], finders: Mapping[str, FileFinder]) -> lis
     columns: list[tuple[str, ...]] = []
     for number in range(max(len(row.cells) for row in rows)):
         cells = [row.cells[number] for row in sampled if number < len(row.cells)]
-        similarity = {role: sum(map(each.similarity, cells)) for role, each in finders.items()}
+        similarity = {role: sum(map(finder.similarity, cells)) for role, finder in finders.items()}
         best = max(similarity.values())
-        fitting = tuple(role for role, each in similarity.items() if each == best > 0)
+        fitting = tuple(role for role, total in similarity.items() if total == best > 0)
         # A column of a few background names may match many samples as well: backgrounds win.
         columns.append(("bg",) if "bg" in fitting else fitting)
     known = {role for roles in columns for role in roles}
@@ -328,45 +314,30 @@ def _column_roles(rows: Sequence[Row], finders: Mapping[str, FileFinder]) -> lis
     return columns
 
 
-class _UnusedRows:
-    """Counts rows that are not used, and keeps the first."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._count = 0
-        self._first: Row | None = None
-
-    def add(self, row: Row, *, header: bool = False) -> None:
-        """Count a row, unless it is the header in the first line of a map."""
-        if header and row.line == 1:
-            return
-        self._first = self._first or row
-        self._count += 1
-
-    def warning(self) -> list[str]:
-        """Return one line for the user, or none."""
-        if self._first is None:
-            return []
-        file, line = self._first.file, self._first.line
-        many = "row names" if self._count == 1 else "rows name"
-        cells = ", ".join(self._first.cells)[:_MAX_SHOWN_CHARACTERS]
-        return [f"{file}: {self._count} {many} {self._what} of the source, as line {line}: {cells}"]
+def _unused_warning(rows: Sequence[Row], what: str) -> list[str]:
+    """Return one line about rows that are not used; none without any."""
+    if not rows:
+        return []
+    _, file, line = rows[0]
+    cells = ", ".join(rows[0].cells)[:_MAX_SHOWN_CHARACTERS]
+    name = "row names" if len(rows) == 1 else "rows name"
+    return [f"{file}: {len(rows)} {name} {what} of the source, as line {line}: {cells}"]
 
 
-def _describe_lines(one: Row, other: Row) -> str:
-    """Name the lines of two rows."""
+def _contradiction(
+    where: str, one: Row, other: Row, *, sample: str, what: str, files: Sequence[str], count: int
+) -> LayoutError:
+    """Return the error of two rows that give one sample two files; ``count`` samples have such."""
+    remedy = "correct the map"
     if one is other:
-        return f"{one.file}: line {one.line} gives"
-    if one.file == other.file:
-        return f"{one.file}: lines {one.line} and {other.line} give"
-    return f"{one.file}: line {one.line}, and {other.file}: line {other.line}, give"
-
-
-def _sample_count(count: int) -> str:
-    return f", and so for {count} samples" if count > 1 else ""
-
-
-def _remedy(one: Row, other: Row) -> str:
-    if one.file == other.file:
-        return "correct the map"
-    return "correct them, or name the one that counts in a layout file (--layout)"
+        lines = f"line {one.line} gives"
+    elif one.file == other.file:
+        lines = f"lines {one.line} and {other.line} give"
+    else:
+        lines = f"line {one.line}, and {other.file}: line {other.line}, give"
+        remedy = "correct them, or name the one that counts in a layout file (--layout)"
+    more = f", and so for {count} samples" if count > 1 else ""
+    return LayoutError(
+        f"{where}: {one.file}: {lines} {sample} two {what} ({', '.join(files)}){more}; expected "
+        f"one for each sample; {remedy}"
+    )

@@ -6,18 +6,20 @@ Keys are unique and do not depend on the order of the names.
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from shardify.sources.entry_names import take
 
+IntArray = npt.NDArray[np.int32]
+T = TypeVar("T")
+
 ROLES = ("bg", "fg_bg", "mask", "depth")
 """Roles that a file may have, in the order in which they are shown."""
-
-IntArray = npt.NDArray[np.int32]
 
 KEY_LIMIT = 80
 """Longest key, in characters: KEY.fg_bg.jpeg must fit the 100 bytes of a tar header's name."""
@@ -50,7 +52,8 @@ _VISUALIZATION_WORDS = re.compile(
     r"(?![a-z])"
 )
 _SPLIT_WORDS = re.compile(
-    r"(?<![a-z])(?:(train(?:ing)?)|(val(?:id(?:ation)?)?|dev)|(test(?:ing)?))(?![a-z])"
+    r"(?<![a-z])(?:(?P<train>train(?:ing)?)|(?P<val>val(?:id(?:ation)?)?|dev)"
+    r"|(?P<test>test(?:ing)?))(?![a-z])"
 )
 _COMPOSITE_WORDS = re.compile(
     r"fgs?[-_ .]?bg|bgs?[-_ .]?fg|overla(?:y|id)|composite|(?<![a-z])merged(?![a-z])"
@@ -90,8 +93,9 @@ _NUMBER_WORDS = re.compile(
     r")(?![0-9a-z])|\d+",
 )
 _NUMBER_PARTS = re.compile(r"(\d+)")
-_ANY_DIGIT = bytes.maketrans(b"123456789", b"000000000")
+_DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"000000000")
 _UNSAFE_CHARACTERS = re.compile(r"[^A-Za-z0-9_-]+")
+_SAFE_BYTES = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-\n"
 
 
 def role_words(part: str) -> tuple[str, ...]:
@@ -109,15 +113,15 @@ def role_words(part: str) -> tuple[str, ...]:
     part = part.lower()
     if _UNUSED_WORDS.search(part):
         return ("other",)
-    matches = [(each.start(), str(each.lastgroup)) for each in _TARGET_WORDS.finditer(part)]
-    matches += [(each.start(), "eye") for each in _VISUALIZATION_WORDS.finditer(part)]
-    both = [(each.start(), "fg_bg") for each in _COMPOSITE_WORDS.finditer(part)]
+    words = [(match.start(), str(match.lastgroup)) for match in _TARGET_WORDS.finditer(part)]
+    words += [(match.start(), "eye") for match in _VISUALIZATION_WORDS.finditer(part)]
+    composites = [(match.start(), "fg_bg") for match in _COMPOSITE_WORDS.finditer(part)]
     numbered = _BACKGROUND_NUMBERED.search(part)
-    if not both and not numbered and (back := _BACKGROUND_WORDS.search(part)):
-        matches.append((back.start(), "bg"))
-    matches += both
-    if matches:
-        return tuple(word for _, word in sorted(matches))
+    if not composites and not numbered and (background := _BACKGROUND_WORDS.search(part)):
+        words.append((background.start(), "bg"))
+    words += composites
+    if words:
+        return tuple(word for _, word in sorted(words))
     if numbered:
         return ("numbered",)
     if _FOREGROUND_WORDS.match(part):
@@ -141,8 +145,8 @@ class StemShape:
 
 def parse_stem(stem: str) -> StemShape:
     """Parse a stem in lower case. The result holds for every stem that differs only in digits."""
-    pieces = _pieces(stem)
-    text = "_".join(stem[piece] for piece in pieces)
+    pieces = find_pieces(stem)
+    text = join_pieces(stem, pieces)
     return StemShape(
         pieces=pieces,
         background=_number_span(_BACKGROUND_NUMBER, text),
@@ -150,53 +154,31 @@ def parse_stem(stem: str) -> StemShape:
     )
 
 
-class StemCache:
-    """Caches parsed stems by their outline, so that a million names need a few parses.
+class OutlineCache(Generic[T]):
+    """Calls a function of a stem once for each outline: a million stems need a few calls.
 
-    Each method has its own cache: names without a common outline pay only for the methods called.
+    Args:
+        parse: ``role_words``, ``parse_stem`` or ``find_pieces``.
     """
 
-    def __init__(self) -> None:
-        self._words: dict[bytes, tuple[str, ...]] = {}
-        self._pieces: dict[bytes, tuple[slice, ...]] = {}
-        self._shapes: dict[bytes, StemShape] = {}
+    def __init__(self, parse: Callable[[str], T]) -> None:
+        self._parse = parse
+        self._results: dict[bytes, T] = {}
 
-    def role_words(self, stem: str) -> tuple[str, ...]:
-        """Return ``role_words`` of a stem in lower case."""
+    def __call__(self, stem: str) -> T:
+        """Return the result for a stem in lower case."""
         outline = zero_digits(stem)
-        parsed = self._words.get(outline)
-        if parsed is None:
-            parsed = role_words(stem)
-            if len(self._words) < MAX_CACHED_OUTLINES:
-                self._words[outline] = parsed
-        return parsed
-
-    def shape(self, stem: str) -> StemShape:
-        """Return ``parse_stem`` of a stem in lower case."""
-        outline = zero_digits(stem)
-        shape = self._shapes.get(outline)
-        if shape is None:
-            shape = parse_stem(stem)
-            if len(self._shapes) < MAX_CACHED_OUTLINES:
-                self._shapes[outline] = shape
-        return shape
-
-    def stripped(self, stem: str) -> str:
-        """Return ``strip_words`` of a stem in lower case."""
-        outline = zero_digits(stem)
-        pieces = self._pieces.get(outline)
-        if pieces is None:
-            pieces = _pieces(stem)
-            if len(self._pieces) < MAX_CACHED_OUTLINES:
-                self._pieces[outline] = pieces
-        if len(pieces) == 1:
-            return stem[pieces[0]]
-        return "_".join([stem[piece] for piece in pieces])
+        result = self._results.get(outline)
+        if result is None:
+            result = self._parse(stem)
+            if len(self._results) < MAX_CACHED_OUTLINES:
+                self._results[outline] = result
+        return result
 
 
 def zero_digits(text: str) -> bytes:
     """Return the outline of a name: UTF-8 with every digit as 0."""
-    return text.encode("utf-8", "surrogatepass").translate(_ANY_DIGIT)
+    return text.encode("utf-8", "surrogatepass").translate(_DIGITS_TO_ZERO)
 
 
 def strip_words(part: str) -> str:
@@ -206,7 +188,27 @@ def strip_words(part: str) -> str:
     same.
     """
     part = part.lower()
-    return "_".join(part[piece] for piece in _pieces(part))
+    return join_pieces(part, find_pieces(part))
+
+
+def find_pieces(part: str) -> tuple[slice, ...]:
+    """Return the spans of a text in lower case that are neither a role word nor a separator.
+
+    Spans with a single underscore between them are merged.
+    """
+    blank = _ROLE_WORDS.sub(lambda match: " " * len(match[0]), part)
+    pieces: list[slice] = []
+    for match in _PART.finditer(blank):
+        if pieces and match.start() == pieces[-1].stop + 1 and blank[pieces[-1].stop] == "_":
+            pieces[-1] = slice(pieces[-1].start, match.end())
+        else:
+            pieces.append(slice(*match.span()))
+    return tuple(pieces)
+
+
+def join_pieces(part: str, pieces: Sequence[slice]) -> str:
+    """Return the pieces of a text, with ``_`` between them."""
+    return "_".join([part[piece] for piece in pieces])
 
 
 def numbers(text: str) -> list[int]:
@@ -252,19 +254,7 @@ def background_number(text: str) -> int:
 def split_in_path(path: str) -> str | None:
     """Return ``train``, ``val`` or ``test`` by the first such word in a folder path, else None."""
     match = _SPLIT_WORDS.search(path.lower())
-    return ("train", "val", "test")[(match.lastindex or 1) - 1] if match else None
-
-
-def folder_number(path: str, shared: int) -> int:
-    """Return the background number of the innermost folder that has one; -1 without one.
-
-    Skips the outermost ``shared`` folders.
-    """
-    for part in reversed(path.split("/")[shared:]):
-        number = background_number(strip_words(part))
-        if number >= 0:
-            return number
-    return -1
+    return match.lastgroup if match else None
 
 
 def safe_key(text: str, *, hashed: str = "") -> str:
@@ -280,28 +270,10 @@ def safe_key(text: str, *, hashed: str = "") -> str:
     return f"{key[: KEY_LIMIT - 17]}-{digest}" if key else f"k-{digest}"
 
 
-def _pieces(part: str) -> tuple[slice, ...]:
-    """Return the spans of ``part`` that are neither a role word nor a separator.
-
-    Spans with a single underscore between them are merged.
-    """
-    blank = _ROLE_WORDS.sub(lambda match: " " * len(match[0]), part)
-    pieces: list[slice] = []
-    for match in _PART.finditer(blank):
-        if pieces and match.start() == pieces[-1].stop + 1 and blank[pieces[-1].stop] == "_":
-            pieces[-1] = slice(pieces[-1].start, match.end())
-        else:
-            pieces.append(slice(*match.span()))
-    return tuple(pieces)
-
-
 def _number_span(pattern: re.Pattern[str], text: str) -> slice | None:
     """Return the span of group 1 in the first match of ``pattern``."""
     match = pattern.search(text)
     return slice(*match.span(1)) if match else None
-
-
-_SAFE_BYTES = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-\n"
 
 
 def unique_keys(names: Sequence[str], members: IntArray, shared: int) -> list[str]:
@@ -309,18 +281,16 @@ def unique_keys(names: Sequence[str], members: IntArray, shared: int) -> list[st
 
     Paths that give the same key get digits of their SHA-256. Skips ``shared`` leading folders.
     """
-    stems = [file_stem(name) for name in take(names, members)]
+    paths = take(names, members)
+    stems = [file_stem(path) for path in paths]
     keys = stems if _all_safe(stems) else list(map(safe_key, stems))
     if len(set(keys)) == len(keys):
         return keys
-    paths = [
-        "/".join(names[index].split("/")[shared:]).rpartition(".")[0] for index in members.tolist()
-    ]
-    keys = [safe_key(path) for path in paths]
-    repeated = {key for key, count in Counter(keys).items() if count > 1}
+    keys = [safe_key("/".join(path.split("/")[shared:]).rpartition(".")[0]) for path in paths]
+    counts = Counter(keys)
     return [
-        safe_key(key, hashed=names[index]) if key in repeated else key
-        for key, index in zip(keys, members.tolist(), strict=True)
+        safe_key(key, hashed=path) if counts[key] > 1 else key
+        for key, path in zip(keys, paths, strict=True)
     ]
 
 

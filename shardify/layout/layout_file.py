@@ -11,15 +11,13 @@ A layout file is TOML::
     mask = ['masks/(?P<n>\d+)\.png']
 
     [mask]
+    object = 15          # the object's value; or threshold, nonzero or alpha
     several = 'union'    # several masks of one sample are united; without it they are refused
 
     [background]
     rule = 'number'      # number, order, block, modulo, name, map, only or none
     number = 'bg'        # the group that holds the sample's number
     check = true         # check it by pixels
-
-    [mask]               # if the masks' values do not tell it
-    object = 15          # the object's value; or threshold, nonzero or alpha
 
     [depth]              # what the values of depth maps mean, where the source does not tell
     scale = 256          # 16-bit steps to a unit; floating-point values are multiplied by it
@@ -40,21 +38,20 @@ also takes ``size``.
 import re
 import tomllib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from shardify.errors import LayoutError
 from shardify.images.depth import DepthEncoding
 from shardify.layout import filenames
 from shardify.layout.csv_map import Row, join_by_map, parse_rows
+from shardify.layout.filenames import IntArray
 from shardify.layout.sample_table import SampleTable, build_table, unite_claimed_masks
-
-IntArray = npt.NDArray[np.int32]
 
 BACKGROUND_RULES = ("number", "order", "block", "modulo", "name", "map", "only", "none")
 
@@ -63,7 +60,6 @@ _SETTING_TYPES: dict[str, type] = {
     "size": int, "check": bool,
 }  # fmt: skip
 _DEPTH_SETTINGS = ("scale", "unit", "max", "invalid")
-_EXIF_FRAMES = ("stored", "turned")
 _PRECEDENCE = ("depth", "mask", "bg", "fg_bg")
 """A path that matches the patterns of several roles gets the first of these roles."""
 
@@ -113,14 +109,14 @@ def load(path: Path) -> Rules:
     """
     try:
         rules = parse(path.read_text(encoding="utf-8"), where=str(path))
-        beside = path.parent / rules.map if rules.map else None
-        rows = parse_rows(beside.read_bytes(), beside.name) if beside and beside.is_file() else None
+        if rules.map and (map_path := path.parent / rules.map).is_file():
+            rules = replace(rules, rows=parse_rows(map_path.read_bytes(), map_path.name))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise LayoutError(
             f"{path}: cannot be read ({reason}); expected a layout file; see shardify inspect"
         ) from error
-    return replace(rules, rows=rows)
+    return rules
 
 
 def parse(text: str, *, where: str) -> Rules:
@@ -141,23 +137,21 @@ def parse(text: str, *, where: str) -> Rules:
         )
     mask, unite_masks = _parse_mask(table.get("mask", {}), where)
     patterns = _parse_patterns(table.get("roles"), where)
-    settings = _parse_background(
-        table.get("background", {"rule": "number" if "bg" in patterns else "none"}), where
-    )
-    file, join = table.get("map"), table.get("join", "names")
-    if join not in ("names", "map") or not isinstance(file, str | None):
+    default = {"rule": "number" if "bg" in patterns else "none"}
+    settings = _parse_background(table.get("background", default), where)
+    map_name, join = table.get("map"), table.get("join", "names")
+    if join not in ("names", "map") or not isinstance(map_name, str | None):
         raise LayoutError(f"{where}: join is neither 'names' nor 'map', or map is no file's name")
-    if "map" in (join, settings["rule"]) and file is None:
+    if "map" in (join, settings["rule"]) and map_name is None:
         raise LayoutError(f"{where}: a map is asked for; expected map = 'file.csv'; add it")
-    check = bool(settings.pop("check", True))
     exif = table.get("exif", "")
-    if "exif" in table and exif not in _EXIF_FRAMES:
+    if "exif" in table and exif not in ("stored", "turned"):
         raise LayoutError(f"{where}: exif is {exif!r}; expected 'stored' or 'turned'")
     return Rules(
         patterns=patterns,
+        check=bool(settings.pop("check", True)),
         background=settings,
-        check=check,
-        map=file,
+        map=map_name,
         join=join,
         mask=mask,
         depth=_parse_depth(table["depth"], where) if "depth" in table else None,
@@ -196,30 +190,23 @@ def apply(
     """
     roles = [role for role in filenames.ROLES if role in rules.patterns and role != "bg"]
     shared = _shared_groups(rules, roles, where) if rules.join == "names" else []
-    backgrounds: list[int] = []
-    unmatched: list[int] = []
-
-    def items() -> Iterator[tuple[int, int, str]]:
-        for index, name in enumerate(names):
-            role, match = match_role(rules, name)
-            if role is None or match is None:
-                unmatched.append(index)
-            elif role == "bg":
-                backgrounds.append(index)
-            else:
-                values = (match.groupdict().get(each) or "" for each in shared)
-                key = "/".join(filenames.strip_zeros(each) for each in values)
-                yield index, roles.index(role), key
-
-    table: SampleTable | None
+    indexes: dict[str, list[int]] = {role: [] for role in (*roles, "bg")}
+    keys: dict[str, list[str]] = {role: [] for role in (*roles, "bg")}
+    unmatched = 0
+    for index, name in enumerate(names):
+        role, match = match_role(rules, name)
+        if match is None:
+            unmatched += 1
+            continue
+        groups = match.groupdict()
+        indexes[role].append(index)
+        keys[role].append("/".join(filenames.strip_zeros(groups.get(g) or "") for g in shared))
+    files = {role: np.array(indexes[role], np.int32) for role in roles}
     if rules.join == "names":
-        table = build_table(items(), roles, "layout file")
+        batches = ((files[role], code, keys[role]) for code, role in enumerate(roles))
+        table = build_table(batches, roles, "layout file")
     else:
-        files: dict[str, list[int]] = {role: [] for role in roles}
-        for index, code, _ in items():
-            files[roles[code]].append(index)
-        arrays = {role: np.array(indexes, np.int32) for role, indexes in files.items()}
-        table = join_by_map(names, arrays, backgrounds, rows(), where=where)
+        table = join_by_map(names, files, indexes["bg"], rows(), where=where)
     for role in roles:
         if table is None or (table.members[role] == -1).all():
             raise LayoutError(
@@ -229,32 +216,29 @@ def apply(
     assert table is not None
     if rules.unite_masks and "mask" in roles:
         unite_claimed_masks(table, names)
-    return MatchedFiles(table=table, backgrounds=backgrounds, unmatched=len(unmatched))
+    return MatchedFiles(table=table, backgrounds=indexes["bg"], unmatched=unmatched)
 
 
-def match_role(rules: Rules, name: str) -> tuple[str | None, re.Match[str] | None]:
-    """Return the role of a path and its match; None and None without one."""
+def match_role(rules: Rules, name: str) -> tuple[str, re.Match[str] | None]:
+    """Return the role of a path and its match; an empty role and None without one."""
     for role in _PRECEDENCE:
         for pattern in rules.patterns.get(role, ()):
-            match = pattern.fullmatch(name)
-            if match:
+            if match := pattern.fullmatch(name):
                 return role, match
-    return None, None
+    return "", None
 
 
 def number_groups(rules: Rules, names: Sequence[str], members: IntArray) -> dict[str, IntArray]:
     """Return every named group that is a number in all composites: group -> (N,) int32."""
-    values: dict[str, list[int]] = {}
-    for row, index in enumerate(members.tolist()):
+    values: defaultdict[str, list[int]] = defaultdict(list)
+    for index in members.tolist():
         _, match = match_role(rules, names[index])
-        for name, text in (match.groupdict() if match else {}).items():
+        for group, text in match.groupdict().items() if match else ():
             if text and text.isdecimal() and len(text) < 10:
-                column = values.setdefault(name, [])
-                if len(column) == row:
-                    column.append(int(text))
+                values[group].append(int(text))
     return {
-        name: np.array(column, np.int32)
-        for name, column in values.items()
+        group: np.array(column, np.int32)
+        for group, column in values.items()
         if len(column) == len(members)
     }
 
@@ -283,8 +267,8 @@ def _parse_patterns(roles: object, where: str) -> dict[str, tuple[re.Pattern[str
     if not isinstance(roles, dict):
         raise LayoutError(f"{where}: no [roles]; expected a list of patterns for each role")
     patterns = {}
-    for role, listed in roles.items():
-        if role not in filenames.ROLES or not isinstance(listed, list) or not listed:
+    for role, role_patterns in roles.items():
+        if role not in filenames.ROLES or not isinstance(role_patterns, list) or not role_patterns:
             raise LayoutError(
                 f"{where}: roles.{role} is not understood; expected a list of patterns for any of "
                 f"{', '.join(filenames.ROLES)}"
@@ -292,7 +276,7 @@ def _parse_patterns(roles: object, where: str) -> dict[str, tuple[re.Pattern[str
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)
-                patterns[role] = tuple(re.compile(str(each)) for each in listed)
+                patterns[role] = tuple(re.compile(str(pattern)) for pattern in role_patterns)
         except (re.error, OverflowError, RecursionError) as error:
             what = f"a pattern of {role} is no regular expression ({error})"
             raise LayoutError(f"{where}: {what}; correct the layout file") from error
@@ -348,15 +332,11 @@ def _parse_depth(depth: object, where: str) -> DepthEncoding:
         raise LayoutError(f"{where}: depth is no table; expected [depth]")
     for name, value in depth.items():
         numbers = value if name == "invalid" and isinstance(value, list) else [value]
-        fits = (
-            isinstance(value, str) and value.isprintable()
-            if name == "unit"
-            else (name == "invalid" and value is False)
-            or all(
-                isinstance(each, int | float) and not isinstance(each, bool) and isfinite(each)
-                for each in numbers
-            )
-        )
+        fits = all(type(number) in (int, float) and isfinite(number) for number in numbers)
+        if name == "unit":
+            fits = isinstance(value, str) and value.isprintable()
+        elif name == "invalid" and value is False:
+            fits = True
         if name not in _DEPTH_SETTINGS or not fits or (name in ("scale", "max") and value <= 0):
             raise LayoutError(
                 f"{where}: depth.{name} = {value!r} is not understood; expected scale and max "
@@ -366,9 +346,9 @@ def _parse_depth(depth: object, where: str) -> DepthEncoding:
     complete = marks is False
     marks = [] if complete else marks
     return DepthEncoding(
-        scale=None if "scale" not in depth else float(depth["scale"]),
+        scale=float(depth["scale"]) if "scale" in depth else None,
         unit=depth.get("unit", ""),
-        maximum=None if "max" not in depth else float(depth["max"]),
-        invalid=tuple(float(each) for each in (marks if isinstance(marks, list) else [marks])),
+        maximum=float(depth["max"]) if "max" in depth else None,
+        invalid=tuple(map(float, marks if isinstance(marks, list) else [marks])),
         has_holes=None if complete else "invalid" in depth,
     )

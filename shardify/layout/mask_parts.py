@@ -7,21 +7,15 @@ from collections.abc import Mapping, Sequence
 
 from shardify.layout import filenames
 
-DIGIT = re.compile(r"[0-9]")
-_LAST_NUMBER = re.compile(r"\d{1,18}(?=\D*$)")
 _ANNOTATOR = re.compile(
     r"(?:annotation|annotator|observer|rater|reader|expert|manual|user|(?<![a-z])by)"
     r"[\W_]*(\d+|[a-z](?![a-z]))|(\d(?:st|nd|rd|th))(?![a-z]{3})"
 )
-SEPARATOR = re.compile(r"[\W_]")
-FILE_EXTENSION = re.compile(r"_(?:jpe?g|png|tiff?|bmp)$")
-"""End of a folder that is named as a file, once its words are stripped."""
-WORD_END = re.compile(r"^[^\W_]*")
-NUMBER_FIRST = re.compile(r"[\W_]*\d")
+_SEPARATOR = re.compile(r"[\W_]")
 _ONE_NUMBER = re.compile(r"[\W_]\d+")
 _NUMBERS = re.compile(r"[\W_]*\d+")
+_LAST_NUMBER = re.compile(r"\d{1,18}(?=\D*$)")
 _FIRST_WORD = re.compile(r"[\W_]*([^\W\d_]+)")
-HAS_LETTER = re.compile(r"[^\W\d_]")
 
 
 def belong_together(
@@ -42,18 +36,17 @@ def belong_together(
         return False
     if in_own_folder:
         return True
-    ends = [end_after(picture, name) for name in masks]
-    known = [end for end in ends if end is not None]
-    if len(known) < len(ends) or len(set(known)) < len(ends):
+    ends = [end for name in masks if (end := end_after(picture, name)) is not None]
+    if len(set(ends)) < len(masks):
         return False
-    if begin_with_picture and all(_ONE_NUMBER.fullmatch(end) for end in known):
+    if begin_with_picture and all(_ONE_NUMBER.fullmatch(end) for end in ends):
         return True
-    words = [_FIRST_WORD.match(end) for end in known]
-    if any(word is None for word in words):
+    words = [word[1] for end in ends if (word := _FIRST_WORD.match(end))]
+    if len(words) < len(ends):
         return False
-    if len({_NUMBERS.sub("", end) for end in known}) == 1:
+    if len({_NUMBERS.sub("", end) for end in ends}) == 1:
         return True
-    return begin_with_picture and len({word[1] for word in words if word}) == 1
+    return begin_with_picture and len(set(words)) == 1
 
 
 def find_gaps(ends: Mapping[int, Sequence[str]], united: Sequence[int]) -> dict[int, int]:
@@ -68,18 +61,19 @@ def find_gaps(ends: Mapping[int, Sequence[str]], united: Sequence[int]) -> dict[
     Returns:
         Row -> the lowest number that is missing.
     """
-    series = {row: _numbers_by_text(each) for row, each in ends.items()}
-    firsts = Counter(min(set().union(*series[row].values())) for row in united)
-    start = firsts.most_common(1)[0][0]
+    series = {row: _numbers_by_text(row_ends) for row, row_ends in ends.items()}
+    lowest = Counter(min(set().union(*series[row].values())) for row in united)
+    start = lowest.most_common(1)[0][0]
     if start > 1:
         return {}
     # Each word of a tool has numbers of its own, or all share one series.
     for together in (False, True):
         gaps = {}
-        for row, each in series.items():
-            parts = [set().union(*each.values())] if together else list(each.values())
-            if lacking := [gap for part in parts if (gap := _first_gap(part, start)) is not None]:
-                gaps[row] = lacking[0]
+        for row, by_text in series.items():
+            parts = [set().union(*by_text.values())] if together else by_text.values()
+            missing = [gap for part in parts if (gap := _first_gap(part, start)) is not None]
+            if missing:
+                gaps[row] = missing[0]
         if 2 * sum(row in gaps for row in united) <= len(united):
             return gaps
     return {}
@@ -90,33 +84,32 @@ def _numbers_by_text(ends: Sequence[str]) -> dict[str, set[int]]:
 
     A name without a number is the one before the lowest: ``x_mask`` beside ``x_mask_2`` is 1.
     """
-    found: dict[str, set[int]] = {}
-    bare = []
+    numbers: dict[str, set[int]] = {}
+    unnumbered = []
     for end in ends:
-        match = _LAST_NUMBER.search(end)
-        rest = end if match is None else end[: match.start()] + end[match.end() :]
-        text = SEPARATOR.sub("", rest)
-        if match is None:
-            bare.append(text)
+        text = _SEPARATOR.sub("", _LAST_NUMBER.sub("", end))
+        if match := _LAST_NUMBER.search(end):
+            numbers.setdefault(text, set()).add(int(match[0]))
         else:
-            found.setdefault(text, set()).add(int(match[0]))
-    for text in bare:
-        each = found.setdefault(text, set())
-        each.add(1 if each and min(each) == 2 else 0)
-    return found
+            unnumbered.append(text)
+    for text in unnumbered:
+        others = numbers.setdefault(text, set())
+        others.add(1 if others and min(others) == 2 else 0)
+    return numbers
 
 
 def _first_gap(numbers: set[int], start: int) -> int | None:
     """Return the lowest number from ``start`` on that a series lacks; None if it is whole."""
-    lacking = next(number for number in itertools.count(start) if number not in numbers)
-    return lacking if lacking < max(numbers) else None
+    missing = next(number for number in itertools.count(start) if number not in numbers)
+    return missing if missing < max(numbers) else None
 
 
 def end_after(picture: str, mask: str) -> str | None:
     """Return what follows a picture's name in that of its mask; None if it does not begin so."""
-    front, back = filenames.file_stem(picture).lower(), filenames.file_stem(mask).lower()
-    pieces, others = filenames.parse_stem(front).pieces, filenames.parse_stem(back).pieces
-    if not pieces or not others:
+    picture, mask = filenames.file_stem(picture).lower(), filenames.file_stem(mask).lower()
+    picture_pieces, mask_pieces = filenames.find_pieces(picture), filenames.find_pieces(mask)
+    if not picture_pieces or not mask_pieces:
         return None
-    front, back = front[pieces[0].start : pieces[-1].stop], back[others[0].start :]
-    return back[len(front) :] if back.startswith(front) else None
+    picture = picture[picture_pieces[0].start : picture_pieces[-1].stop]
+    mask = mask[mask_pieces[0].start :]
+    return mask[len(picture) :] if mask.startswith(picture) else None

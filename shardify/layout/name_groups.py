@@ -1,42 +1,24 @@
 """Group the names of a source by folder, role words and extension; count the other files."""
 
+import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from shardify.layout import filenames
+from shardify.layout.filenames import IntArray, OutlineCache
 from shardify.layout.name_patterns import UNGROUPED, NamePatterns
 from shardify.sources import file_types
 from shardify.sources.entry_names import common_folders
-from shardify.sources.file_types import MAP_EXTENSIONS
 
-IntArray = npt.NDArray[np.int32]
 Words = tuple[str, ...]
 """Result of ``filenames.role_words``."""
 
 _NO_GROUP = -1
 _DIGITS = re.compile(r"\d+")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Folder:
-    """Parsed path of a folder."""
-
-    words: tuple[Words, ...]
-    """Role words of each folder, the outermost first, without folders that all images share."""
-
-    outline: str
-    """The path with every number as ``#``."""
-
-    stripped: str
-    """The path without words for roles."""
-
-    last: str
-    """The innermost part of ``stripped``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +35,16 @@ class Group:
     """Words for a role in the stem."""
 
     extension: str
+
+    @property
+    def words(self) -> set[str]:
+        """All these words."""
+        return {*self.stem, *itertools.chain.from_iterable(self.folders)}
+
+    @property
+    def label(self) -> str:
+        """Name of the group in messages, such as ``masks/part#/*.png``."""
+        return f"{self.outline}/*.{self.extension}".lstrip("/")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -97,21 +89,31 @@ def group_names(names: Sequence[str]) -> NameGroups:
     name_groups = NameGroups(
         names=names, group=np.full(len(names), _NO_GROUP, np.int32), patterns=patterns
     )
-    stems = filenames.StemCache()
+    stem_words = OutlineCache(filenames.role_words)
     kinds: dict[_Kind, int] = {}
-    bounds: list[str] = []
     unread: dict[_Kind, list[int]] = {}
-    for code, indexes, some in patterns.batches(np.ones(len(names), np.bool_)):
-        # Digits of an extension differ within one outline: count such names one by one.
-        same = code != UNGROUPED and not any(each.isdigit() for each in _extension(some[0]))
-        for each, index in zip(some, indexes.tolist(), strict=True) if not same else ():
-            kind = _parse_kind(each, stems)
-            _add_names(name_groups, kind, [index], kinds, [each], bounds, unread)
-        if same:
-            kind = _parse_kind(some[0], stems)
-            _add_names(name_groups, kind, indexes.tolist(), kinds, some, bounds, unread)
+    first_image, last_image = "", ""
+    for indexes, batch in _batches_of_one_kind(patterns, len(names)):
+        kind = _parse_kind(batch[0], stem_words)
+        if kind is _JUNK:
+            name_groups.junk += len(indexes)
+            continue
+        extension = kind[2]
+        if extension in file_types.IMAGE_EXTENSIONS:
+            name_groups.group[indexes] = kinds.setdefault(kind, len(kinds))
+            first_image = min(first_image or batch[0], min(batch))
+            last_image = max(last_image, max(batch))
+            continue
+        name_groups.other[extension] += len(indexes)
+        if extension in file_types.MAP_EXTENSIONS:
+            name_groups.map_files += indexes
+        elif extension not in file_types.SIDE_EXTENSIONS:
+            unread.setdefault(kind, []).extend(indexes)
     name_groups.map_files.sort()
-    _merge_kinds(name_groups, list(kinds), bounds)
+    # Folders that the first and the last image share, all images share.
+    folders = [image.rpartition("/")[0] for image in (first_image, last_image)]
+    name_groups.shared_path = "/".join(folders[0].split("/")[: common_folders(folders)])
+    _merge_kinds(name_groups, list(kinds))
     for (path, stem, extension), files in unread.items():
         group = parse_group(path, stem, extension, name_groups.shared_path)
         name_groups.unread.setdefault(group, []).extend(files)
@@ -123,7 +125,20 @@ _Kind = tuple[str, Words, str]
 _JUNK: _Kind = ("", (), "/")
 
 
-def _parse_kind(name: str, stems: filenames.StemCache) -> _Kind:
+def _batches_of_one_kind(
+    patterns: NamePatterns, count: int
+) -> Iterator[tuple[list[int], list[str]]]:
+    """Yield indexes and names, together those that surely are of one kind."""
+    for outline, indexes, names in patterns.batches(np.ones(count, np.bool_)):
+        # Digits of an extension differ within one outline.
+        if outline == UNGROUPED or any(map(str.isdigit, _extension(names[0]))):
+            for index, name in zip(indexes.tolist(), names, strict=True):
+                yield [index], [name]
+        else:
+            yield indexes.tolist(), names
+
+
+def _parse_kind(name: str, stem_words: OutlineCache[Words]) -> _Kind:
     folder, _, base = name.rpartition("/")
     if file_types.is_junk_folder(folder) or file_types.is_junk(base):
         return _JUNK
@@ -131,35 +146,12 @@ def _parse_kind(name: str, stems: filenames.StemCache) -> _Kind:
     if extension in file_types.SIDE_EXTENSIONS:
         return "", (), extension
     stem = base.rpartition(".")[0] if "." in base else base
-    return folder, stems.role_words(stem.lower()), extension
+    return folder, stem_words(stem.lower()), extension
 
 
 def _extension(name: str) -> str:
     _, dot, extension = name.rpartition("/")[2].rpartition(".")
     return extension.lower() if dot else ""
-
-
-def _add_names(
-    name_groups: NameGroups,
-    kind: _Kind,
-    indexes: list[int],
-    kinds: dict[_Kind, int],
-    names: list[str],
-    bounds: list[str],
-    unread: dict[_Kind, list[int]],
-) -> None:
-    """Add names of one kind to their group; keep the first and last image by name in ``bounds``."""
-    if kind is _JUNK:
-        name_groups.junk += len(indexes)
-    elif kind[2] not in file_types.IMAGE_EXTENSIONS:
-        if kind[2] in MAP_EXTENSIONS:
-            name_groups.map_files += indexes
-        elif kind[2] not in file_types.SIDE_EXTENSIONS:
-            unread.setdefault(kind, []).extend(indexes)
-        name_groups.other[kind[2]] += len(indexes)
-    else:
-        name_groups.group[indexes] = kinds.setdefault(kind, len(kinds))
-        bounds[:] = min([*bounds[:1], min(names)]), max([*bounds[1:], max(names)])
 
 
 def indexes_by_role(
@@ -168,22 +160,10 @@ def indexes_by_role(
     """Return role -> (n,) int32, indexes of its files, for the roles that the source has."""
     indexes = {}
     for role in filenames.ROLES:
-        wanted = np.array([each == role for each in role_of_group] + [False])
+        wanted = np.array([group_role == role for group_role in role_of_group] + [False])
         if wanted.any():
             indexes[role] = np.flatnonzero(wanted[name_groups.group]).astype(np.int32)
     return indexes
-
-
-def parse_folder(path: str, shared_folders: int) -> Folder:
-    """Parse a folder's path without its outermost ``shared_folders`` folders."""
-    parts = path.split("/")[shared_folders:] if path else []
-    stripped = [text for text in map(filenames.strip_words, parts) if text]
-    return Folder(
-        words=tuple(map(filenames.role_words, parts)),
-        outline=_DIGITS.sub("#", "/".join(parts)),
-        stripped="/".join(stripped),
-        last=stripped[-1] if stripped else "",
-    )
 
 
 def parse_group(path: str, stem: Words, extension: str, shared_path: str) -> Group:
@@ -195,24 +175,22 @@ def parse_group(path: str, stem: Words, extension: str, shared_path: str) -> Gro
         extension: Its extension in lower case.
         shared_path: ``NameGroups.shared_path``; only what ``path`` shares with it is left out.
     """
-    both = common_folders([path, shared_path]) if shared_path else 0
-    folder = parse_folder(path, both)
-    return Group(outline=folder.outline, folders=folder.words, stem=stem, extension=extension)
+    shared_folders = common_folders([path, shared_path]) if shared_path else 0
+    folders = path.split("/")[shared_folders:] if path else []
+    return Group(
+        outline=_DIGITS.sub("#", "/".join(folders)),
+        folders=tuple(map(filenames.role_words, folders)),
+        stem=stem,
+        extension=extension,
+    )
 
 
-def _merge_kinds(name_groups: NameGroups, kinds: list[_Kind], bounds: list[str]) -> None:
+def _merge_kinds(name_groups: NameGroups, kinds: Sequence[_Kind]) -> None:
     """Merge kinds whose folders differ only in numbers into one group."""
-    # Folders that the first and the last name share, all names between them share.
-    paths = [name.rpartition("/")[0] for name in bounds]
-    shared = common_folders(paths)
-    name_groups.shared_path = "/".join(paths[0].split("/")[:shared]) if shared else ""
-    groups: dict[Group, int] = {}
-    place = []
-    for path, stem, extension in kinds:
-        group = parse_group(path, stem, extension, name_groups.shared_path)
-        place.append(groups.setdefault(group, len(groups)))
-    order = sorted(groups, key=lambda group: (group.outline, group.stem, group.extension))
-    rank = {groups[group]: new for new, group in enumerate(order)}
-    table = np.array([rank[old] for old in place] + [_NO_GROUP], np.int32)
+    groups = [parse_group(*kind, name_groups.shared_path) for kind in kinds]
+    name_groups.groups = sorted(
+        dict.fromkeys(groups), key=lambda group: (group.outline, group.stem, group.extension)
+    )
+    rank = {group: number for number, group in enumerate(name_groups.groups)}
+    table = np.array([rank[group] for group in groups] + [_NO_GROUP], np.int32)
     name_groups.group = table[name_groups.group]
-    name_groups.groups = order

@@ -4,6 +4,7 @@ The outline of a name is the name with every digit as 0. A million names of a da
 handful of outlines, so one name of each is parsed, and the positions found hold for all of them.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -13,16 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from shardify.layout import filenames
-from shardify.layout.filenames import MAX_CACHED_OUTLINES, MAX_INT32
+from shardify.layout.filenames import MAX_CACHED_OUTLINES, MAX_INT32, IntArray
 from shardify.sources.entry_names import take
-
-IntArray = npt.NDArray[np.int32]
 
 UNGROUPED = -1
 """Outline of names that came after ``MAX_CACHED_OUTLINES`` others; each is parsed alone."""
 
 _CHUNK_NAMES = 1 << 16
 """Number of names that are handled at once."""
+
+_DIGITS = re.compile(r"\d+")
 
 
 class NamePatterns:
@@ -34,18 +35,18 @@ class NamePatterns:
         """(N,) int32, outline of each name, or ``UNGROUPED``."""
         self.examples: list[str] = []
         """First name of each outline."""
-        known: dict[bytes, int] = {}
-        for first, some in _chunks(names):
-            outlines = _outlines(some)
-            new = set(outlines) - known.keys()
-            if new:
-                for place, outline in enumerate(outlines):
-                    if outline in new and len(known) < MAX_CACHED_OUTLINES:
-                        new.discard(outline)
-                        known[outline] = len(known)
-                        self.examples.append(some[place])
-            self.outline_index[first : first + len(some)] = [
-                known.get(each, UNGROUPED) for each in outlines
+        codes: dict[bytes, int] = {}
+        for first, chunk in _chunks(names):
+            outlines = _outlines(chunk)
+            new_outlines = set(outlines) - codes.keys()
+            if new_outlines:
+                for name, outline in zip(chunk, outlines, strict=True):
+                    if outline in new_outlines and len(codes) < MAX_CACHED_OUTLINES:
+                        new_outlines.discard(outline)
+                        codes[outline] = len(codes)
+                        self.examples.append(name)
+            self.outline_index[first : first + len(chunk)] = [
+                codes.get(outline, UNGROUPED) for outline in outlines
             ]
 
     def batches(self, wanted: npt.NDArray[np.bool_]) -> Iterator[tuple[int, IntArray, list[str]]]:
@@ -58,32 +59,31 @@ class NamePatterns:
             Outline, or ``UNGROUPED`` for names without one; (n,) int32, indexes of the names; the
             names.
         """
-        for first, some in _chunks(self._names):
-            rows = np.flatnonzero(wanted[first : first + len(some)])
+        for first, chunk in _chunks(self._names):
+            rows = np.flatnonzero(wanted[first : first + len(chunk)])
             indexes = first + rows
-            names = some if len(rows) == len(some) else [some[row] for row in rows.tolist()]
+            names = chunk if len(rows) == len(chunk) else [chunk[row] for row in rows.tolist()]
             yield from self._sorted(indexes, names, indexes)
 
     def groups(self, members: IntArray) -> Iterator[tuple[int, IntArray, list[str]]]:
         """Like ``batches`` for chosen names; yields positions in ``members`` instead of indexes."""
         for first in range(0, len(members), _CHUNK_NAMES):
-            some = members[first : first + _CHUNK_NAMES]
-            names = take(self._names, some)
-            for code, places, group in self._sorted(some, names, np.arange(len(some))):
-                yield code, (first + places).astype(np.int32), group
+            chunk = members[first : first + _CHUNK_NAMES]
+            places = np.arange(first, first + len(chunk))
+            yield from self._sorted(chunk, take(self._names, chunk), places)
 
     def _sorted(
         self, indexes: npt.NDArray[Any], names: list[str], labels: npt.NDArray[Any]
     ) -> Iterator[tuple[int, IntArray, list[str]]]:
-        codes = self.outline_index[indexes]
-        steps = np.diff(codes)
-        order = None if (steps >= 0).all() else np.argsort(codes, kind="stable")
-        if order is not None:
-            codes, labels, steps = codes[order], labels[order], np.diff(codes[order])
+        """Yield the names by outline, each with its label."""
+        outlines = self.outline_index[indexes]
+        if (np.diff(outlines) < 0).any():
+            order = np.argsort(outlines, kind="stable")
+            outlines, labels = outlines[order], labels[order]
             names = [names[row] for row in order.tolist()]
-        edges = [0, *(np.flatnonzero(steps) + 1).tolist(), len(codes)]
-        for first, last in pairwise(edges) if len(codes) else ():
-            yield int(codes[first]), labels[first:last].astype(np.int32), names[first:last]
+        edges = [0, *(np.flatnonzero(np.diff(outlines)) + 1).tolist(), len(outlines)]
+        for first, last in pairwise(edges) if len(outlines) else ():
+            yield int(outlines[first]), labels[first:last].astype(np.int32), names[first:last]
 
 
 def read_numbers(names: Sequence[str], where: slice) -> npt.NDArray[np.int64]:
@@ -106,11 +106,11 @@ def read_numbers(names: Sequence[str], where: slice) -> npt.NDArray[np.int64]:
 
 
 def _chunks(names: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    source = iter(names)
+    iterator = iter(names)
     first = 0
-    while some := list(islice(source, _CHUNK_NAMES)):
-        yield first, some
-        first += len(some)
+    while chunk := list(islice(iterator, _CHUNK_NAMES)):
+        yield first, chunk
+        first += len(chunk)
 
 
 def _outlines(names: list[str]) -> list[bytes]:
@@ -154,18 +154,6 @@ class KeyPattern:
         ]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NumberSpans:
-    """Spans of the numbers in all names of one outline; None for a number that they lack."""
-
-    background: slice | None
-    """Number after a word for background: in the stem, else in the innermost folder with one."""
-    foreground: slice | None
-    """Number after a word for foreground in the stem."""
-    folder: slice | None
-    """Last number of the innermost folder."""
-
-
 def find_key_pattern(name: str, shared: int, folders: int) -> KeyPattern | None:
     """Return the key pattern of a name's outline; None if each name must be parsed alone.
 
@@ -177,66 +165,63 @@ def find_key_pattern(name: str, shared: int, folders: int) -> KeyPattern | None:
     lower = name.lower()
     if len(lower) != len(name):
         return None
-    path, _, base = lower.rpartition("/")
-    groups = []
-    for start, part in _folder_parts(path, shared) if folders else ():
-        shifted = [_shift(piece, start) for piece in filenames.parse_stem(part).pieces]
-        if shifted:
-            groups.append(shifted)
+    parts, start, stem = _split_path(lower, shared)
+    groups = [group for at, part in parts if (group := _find_pieces(part, at))] if folders else []
     if folders == LAST_FOLDER:
         groups = groups[-1:]
-    stem = base.rpartition(".")[0]
-    place = len(path) + 1 if path or name.startswith("/") else 0
-    last = [_shift(piece, place) for piece in filenames.parse_stem(stem).pieces]
-    if not last:
+    stem_pieces = _find_pieces(stem, start)
+    if not stem_pieces:
         return None
     pieces: list[slice] = []
     separators: list[str] = []
-    for group in [*groups, last]:
-        for number, piece in enumerate(group):
-            if pieces:
-                separators.append("_" if number else "/")
-            pieces.append(piece)
+    for group in [*groups, stem_pieces]:
+        pieces += group
+        separators += ["/", *["_"] * (len(group) - 1)]
     prefix = "/" if folders and not groups else ""
     return KeyPattern(
-        pieces=tuple(pieces), separators=tuple(separators), lower=lower != name, prefix=prefix
+        pieces=tuple(pieces), separators=tuple(separators[1:]), lower=lower != name, prefix=prefix
     )
 
 
-def find_number_spans(name: str, shared: int) -> NumberSpans | None:
-    """Return the number spans of a name's outline; None as for ``find_key_pattern``."""
+def find_number_spans(name: str, shared: int) -> dict[str, slice] | None:
+    """Return the spans of the numbers in all names of a name's outline; None as above.
+
+    Returns:
+        ``bg`` and ``fg``: number after a word for background or foreground in the stem; ``bg`` also
+        in the innermost folder with one. ``folder``: last number of the innermost folder. Without
+        those that the name lacks.
+    """
     lower = name.lower()
     if len(lower) != len(name):
         return None
-    path, _, base = lower.rpartition("/")
-    place = len(path) + 1 if path or name.startswith("/") else 0
-    stem = base.rpartition(".")[0]
+    parts, start, stem = _split_path(lower, shared)
     shape = filenames.parse_stem(stem)
-    background = _span_in_name(shape, shape.background, place)
-    foreground = _span_in_name(shape, shape.foreground, place)
-    folder = None
-    parts = list(_folder_parts(path, shared))
-    for number, (start, part) in enumerate(reversed(parts)):
-        inner = filenames.parse_stem(part)
-        if number == 0:
-            folder = _last_digits(inner, part, start)
+    background = _span_in_name(shape, shape.background, start)
+    foreground = _span_in_name(shape, shape.foreground, start)
+    folder = _last_number(*parts[-1]) if parts else None
+    for start, part in reversed(parts):
         if background is None:
-            background = _span_in_name(inner, inner.background, start)
-    return NumberSpans(background=background, foreground=foreground, folder=folder)
+            shape = filenames.parse_stem(part)
+            background = _span_in_name(shape, shape.background, start)
+    spans = {"bg": background, "fg": foreground, "folder": folder}
+    return {slot: span for slot, span in spans.items() if span is not None}
 
 
-def _folder_parts(path: str, shared: int) -> list[tuple[int, str]]:
-    """Return the folders after the shared ones, each with its offset in the path."""
+def _split_path(name: str, shared: int) -> tuple[list[tuple[int, str]], int, str]:
+    """Return the folders after the shared ones with their offsets, the stem's offset, the stem."""
+    *folders, base = name.split("/")
     parts = []
     start = 0
-    for part in path.split("/") if path else ():
+    for part in folders:
         parts.append((start, part))
         start += len(part) + 1
-    return parts[shared:]
+    return parts[shared:], start, base.rpartition(".")[0]
 
 
-def _shift(piece: slice, by: int) -> slice:
-    return slice(piece.start + by, piece.stop + by)
+def _find_pieces(part: str, start: int) -> list[slice]:
+    """Return the spans in a name of the pieces of a part that begins at ``start``."""
+    pieces = filenames.find_pieces(part)
+    return [slice(start + piece.start, start + piece.stop) for piece in pieces]
 
 
 def _span_in_name(shape: filenames.StemShape, inside: slice | None, start: int) -> slice | None:
@@ -253,17 +238,13 @@ def _span_in_name(shape: filenames.StemShape, inside: slice | None, start: int) 
     return None
 
 
-def _last_digits(shape: filenames.StemShape, part: str, start: int) -> slice | None:
-    """Return the span of the last number in the pieces; of a long one its last 18 digits."""
-    for piece in reversed(shape.pieces):
-        text = part[piece]
-        stop = len(text)
-        while stop and not text[stop - 1].isdecimal():
-            stop -= 1
-        first = stop
-        while first and text[first - 1].isdecimal():
-            first -= 1
-        if stop:
-            first = max(first, stop - 18)
-            return slice(start + piece.start + first, start + piece.start + stop)
+def _last_number(start: int, part: str) -> slice | None:
+    """Return the span in a name of the last number of a folder that begins at ``start``.
+
+    Of a long number, these are its last 18 digits.
+    """
+    for piece in reversed(filenames.find_pieces(part)):
+        if digits := list(_DIGITS.finditer(part, piece.start, piece.stop)):
+            first, stop = digits[-1].span()
+            return slice(start + max(first, stop - 18), start + stop)
     return None

@@ -7,6 +7,7 @@ its cost measures how badly the roles match the words and pixels. ``roles`` join
 
 import functools
 import heapq
+import itertools
 import operator
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 from shardify.layout import filenames
 from shardify.layout.name_groups import Group, NameGroups, Words
+from shardify.layout.thumbnails import KINDS
 
 Key = tuple[Any, ...]
 """Role words of folders, name of a folder without role words, and more that splits classes."""
@@ -77,10 +79,16 @@ class FileClass:
     """Whether its extension is one of JPEG."""
 
     kind: str | None = None
-    """Kind of its pixels, see ``pixel_kinds.KINDS``; None if unknown."""
+    """Kind of its pixels, see ``thumbnails.KINDS``; None if unknown."""
 
     kinds: Counter[str] = field(default_factory=Counter)
     """Number of files of each kind among those that were read."""
+
+    @property
+    def contents(self) -> str:
+        """Number and kinds of the files, for messages: ``20 files, two values``."""
+        kinds = [KINDS[kind] for kind, _ in self.kinds.most_common(2)]
+        return ", ".join([f"{self.files} files", *kinds])
 
     def role_cost(self, role: str | None) -> float:
         """Return how badly a role matches the words and pixels of this class; 0 for a good match.
@@ -88,22 +96,20 @@ class FileClass:
         Args:
             role: One of ``filenames.ROLES``, or None not to use the class.
         """
-        words, by_words = self.words, self.word_cost(role)
+        words, kind, by_words = self.words, self.kind, self.word_cost(role)
         if role is None:
-            unlike_validity = words["validity"] and self.kind in ("gray", "picture")
+            unlike_validity = words["validity"] and kind in ("gray", "picture")
             return by_words + (2.0 if unlike_validity else 0.0)
-        by_pixels = _PIXEL_COST[role].get(self.kind or "", 0.0)
-        if not words and (role, self.kind) in (("mask", "two"), ("depth", "gray")):
+        if not words and (role, kind) in (("mask", "two"), ("depth", "gray")):
             return _PIXELS_ONLY_COST
-        if role in ("mask", "depth") and self.kinds and not words[role]:
+        if role in ("mask", "depth") and not words[role]:
             weak = role == "mask" and (words["label"] or words["trimap"] or words["cutout"])
-            if not weak and not self.kinds["two" if role == "mask" else "gray"]:
+            if self.kinds and not weak and not self.kinds["two" if role == "mask" else "gray"]:
                 return _EXCLUDED
-        if role in ("mask", "depth") and self.kind in ("few", "cutout"):
             # Without a role word the meaning of several values or of alpha is unknown.
-            if not words[role] and not (role == "mask" and words["trimap"]):
+            if kind in ("few", "cutout") and not (role == "mask" and words["trimap"]):
                 return _EXCLUDED
-        return by_words + by_pixels
+        return by_words + _PIXEL_COST[role].get(kind or "", 0.0)
 
     def word_cost(self, role: str | None) -> float:
         """Return the part of ``role_cost`` that depends on words."""
@@ -113,7 +119,7 @@ class FileClass:
             return 0.0 if role is None else _EXCLUDED
         if role is None:
             return self._unused_cost()
-        spoken = bool(target or words["label"] or words["fg_bg"] or words["bg"])
+        has_role_word = bool(target or words["label"] or words["fg_bg"] or words["bg"])
         eye = 1.0 if words["eye"] else 0.0
         if role in ("mask", "depth"):
             if words[role]:
@@ -124,13 +130,13 @@ class FileClass:
                 return 1.0
             if words["label"] and not target:
                 return 0.8 if role == "mask" else 1.2
-            if spoken or words["fg"] or words["picture"]:
+            if has_role_word or words["fg"] or words["picture"]:
                 return self._against_words_cost(role)
             return 2.0 + eye + 0.3 * self.photographs
         if role == "bg":
             if words["bg"] and not target:
                 return 0.0
-            return 0.1 if words["numbered"] and not spoken else _EXCLUDED
+            return 0.1 if words["numbered"] and not has_role_word else _EXCLUDED
         if target or words["label"]:
             against = self._against_words_cost(role)
             return min(0.6, against) if words["fg_bg"] and against < _EXCLUDED else against
@@ -142,8 +148,8 @@ class FileClass:
 
     def _against_words_cost(self, role: str) -> float:
         """Return the cost of a role other than the words name: only clear pixels allow it."""
-        shown = {"mask": "two", "depth": "gray", "fg_bg": "picture"}[role]
-        return _AGAINST_WORDS_COST if self.kind == shown else _EXCLUDED
+        clear_kind = {"mask": "two", "depth": "gray", "fg_bg": "picture"}[role]
+        return _AGAINST_WORDS_COST if self.kind == clear_kind else _EXCLUDED
 
     def _unused_cost(self) -> float:
         words = self.words
@@ -151,7 +157,7 @@ class FileClass:
             return 0.0
         if words["eye"] or words["cutout"] or words["trimap"]:
             return 0.5
-        if any(words[each] for each in ("mask", "depth", "fg_bg", "bg", "numbered")):
+        if any(words[word] for word in ("mask", "depth", "fg_bg", "bg", "numbered")):
             return _UNUSED_COST
         return 1.5 if words["picture"] or words["label"] or self.kind in ("two", "gray") else 0.9
 
@@ -166,44 +172,42 @@ class Candidate:
 
     cost: float
 
+    def role_classes(self, role: str | None) -> list[FileClass]:
+        """Return the classes that have a role."""
+        pairs = zip(self.classes, self.roles, strict=True)
+        return [file_class for file_class, class_role in pairs if class_role == role]
+
     def duplicate_claim(self) -> tuple[str, FileClass, FileClass] | None:
         """Return a role, its class, and an unused class with the same role words; else None."""
-        pairs = list(zip(self.classes, self.roles, strict=True))
         for role in ("mask", "depth", "fg_bg"):
-            used = max(
-                (each for each, class_role in pairs if class_role == role), key=_files, default=None
-            )
-            for each, class_role in pairs:
-                claims = (
-                    class_role is None and each.words[role] and each.word_cost(None) >= _UNUSED_COST
-                )
-                if used and claims and 2 * each.files >= used.files:
-                    return role, used, each
+            used = max(self.role_classes(role), key=operator.attrgetter("files"), default=None)
+            if used is None:
+                continue
+            for unused in self.role_classes(None):
+                claims = unused.words[role] and unused.word_cost(None) >= _UNUSED_COST
+                if claims and 2 * unused.files >= used.files:
+                    return role, used, unused
         return None
 
     def group_roles(self, count: int) -> tuple[str | None, ...]:
         """Return the role of each of the ``count`` groups."""
         roles: list[str | None] = [None] * count
-        for each, role in zip(self.classes, self.roles, strict=True):
-            for group in each.groups:
+        for file_class, role in zip(self.classes, self.roles, strict=True):
+            for group in file_class.groups:
                 roles[group] = role
         return tuple(roles)
-
-
-def _files(each: FileClass) -> int:
-    return each.files
 
 
 def file_classes(name_groups: NameGroups) -> list[list[FileClass]]:
     """Return the partitions of the groups into classes, the coarsest first."""
     counts = name_groups.counts()
     partitions: list[list[FileClass]] = []
-    seen: set[tuple[tuple[int, ...], ...]] = set()
+    shapes: set[tuple[tuple[int, ...], ...]] = set()
     for key in (_by_folder_words, _by_folder_names, _by_stems):
         parts = _partition_groups(name_groups.groups, key)
         shape = tuple(sorted(map(tuple, parts)))
-        if shape not in seen and len(parts) <= _MAX_CLASSES:
-            seen.add(shape)
+        if shape not in shapes and len(parts) <= _MAX_CLASSES:
+            shapes.add(shape)
             partitions.append(_build_classes(name_groups, counts, parts))
     return partitions
 
@@ -230,22 +234,23 @@ def candidates(partitions: Sequence[Sequence[FileClass]]) -> list[Candidate]:
             Candidate(classes=classes, roles=roles, cost=cost + extra)
             for roles, cost in _Assignments(classes).ranked()
         ]
-    ranked.sort(key=lambda each: (each.cost, str(each.roles)))
+    ranked.sort(key=lambda candidate: (candidate.cost, str(candidate.roles)))
     return ranked[:_MAX_CANDIDATES]
 
 
 def _by_folder_words(group: Group) -> Key:
-    spoken = tuple(words for words in _folder_words(group) if words)
+    role_words = tuple(words for words in _folder_words(group) if words)
     # Without role words, the innermost folder that is no split name decides.
     parts = [part for part in group.outline.lower().split("/") if not filenames.split_in_path(part)]
-    return spoken, "" if spoken or not parts else parts[-1]
+    return role_words, "" if role_words or not parts else parts[-1]
 
 
 def _by_folder_names(group: Group) -> Key:
     parts = group.outline.lower().split("/")
-    spoken = tuple(part for part, words in zip(parts, _folder_words(group), strict=False) if words)
+    pairs = zip(parts, _folder_words(group), strict=False)
+    named = tuple(part for part, words in pairs if words)
     plain = "/".join(part for part in parts if not filenames.split_in_path(part))
-    return spoken, "" if spoken else plain
+    return named, "" if named else plain
 
 
 def _by_stems(group: Group) -> Key:
@@ -261,39 +266,42 @@ def _folder_words(group: Group) -> list[Words]:
 def _build_classes(
     name_groups: NameGroups, counts: Sequence[int], parts: Sequence[list[int]]
 ) -> list[FileClass]:
-    most = max(sum(counts[number] for number in groups) for groups in parts)
-    classes: list[tuple[FileClass, Counter[str]]] = []
+    classes: list[FileClass] = []
+    class_stem_words: list[Counter[str]] = []
     for groups in parts:
         files = sum(counts[number] for number in groups)
         words: Counter[str] = Counter()
         stems: Counter[tuple[str, int]] = Counter()
         for number in groups:
             group = name_groups.groups[number]
-            words |= Counter(word for part in _folder_words(group) for word in part)
+            words |= Counter(itertools.chain.from_iterable(_folder_words(group)))
             for word, times in Counter(group.stem).items():
                 for time in range(times):
                     stems[word, time] += counts[number]
         group = name_groups.groups[max(groups, key=counts.__getitem__)]
-        name = f"{group.outline}/*.{group.extension}".lstrip("/")
-        each = FileClass(
-            name=name, groups=groups, files=files, words=words,
-            photographs=group.extension in _PHOTOGRAPHS,
+        classes.append(
+            FileClass(
+                name=group.label, groups=groups, files=files, words=words,
+                photographs=group.extension in _PHOTOGRAPHS,
+            )
         )  # fmt: skip
         # Words of nearly all stems belong to the class; words of some belong to the samples.
-        stem_words = Counter(word for (word, _), many in stems.items() if many >= 0.9 * files)
-        classes.append((each, stem_words))
+        class_stem_words.append(
+            Counter(word for (word, _), count in stems.items() if count >= 0.9 * files)
+        )
+    pairs = list(zip(classes, class_stem_words, strict=True))
+    most = max(file_class.files for file_class in classes)
     # Words in the stems of all large classes are part of the samples' names; words in the folders
     # of all classes do not tell them apart.
-    in_all_stems = _shared_words(
-        [stem_words for each, stem_words in classes if 2 * each.files >= most]
-    )
-    in_all_folders = _shared_words([each.words for each, _ in classes if 1000 * each.files >= most])
-    for each, stem_words in classes:
-        each.words = each.words - in_all_folders + (stem_words - in_all_stems)
-        if each.words["fg"] and each.words["mask"] and not each.words["fg_bg"]:
+    in_all_stems = _shared_words([words for each, words in pairs if 2 * each.files >= most])
+    in_all_folders = _shared_words([each.words for each in classes if 1000 * each.files >= most])
+    for file_class, stem_words in pairs:
+        file_class.words = file_class.words - in_all_folders + (stem_words - in_all_stems)
+        words = file_class.words
+        if words["fg"] and words["mask"] and not words["fg_bg"]:
             # Masks in a folder of foregrounds: those of the cut-outs.
-            each.words["cutout"] += each.words.pop("mask")
-    return sorted((each for each, _ in classes), key=lambda each: (-each.files, each.name))
+            words["cutout"] += words.pop("mask")
+    return sorted(classes, key=lambda file_class: (-file_class.files, file_class.name))
 
 
 def _shared_words(counts: Sequence[Counter[str]]) -> Counter[str]:
@@ -305,96 +313,87 @@ class _Assignments:
 
     def __init__(self, classes: Sequence[FileClass]) -> None:
         self._classes = classes
-        self._most = classes[0].files
+        self._most_files = classes[0].files
         self._costs = [
-            {role: each.role_cost(role) for role in (*filenames.ROLES, None)} for each in classes
+            {role: file_class.role_cost(role) for role in (*filenames.ROLES, None)}
+            for file_class in classes
         ]
         self._costly_to_leave_out = [costs[None] >= _UNUSED_COST for costs in self._costs]
         """Classes with clear role words: not to use one costs the same whatever its size."""
-        self._folder_words = [
+        self._named_roles = [
             role
             for role in filenames.ROLES
             if any(each.words[role] and each.word_cost(role) < 0.5 for each in classes)
         ]
         self._cutouts = any(each.words["cutout"] or each.words["trimap"] for each in classes)
-        self._largest_unnamed_class = max(
-            (each.files for each in classes if not +each.words), default=0
-        )
+        unnamed = [file_class.files for file_class in classes if not +file_class.words]
+        self._most_unnamed_files = max(unnamed, default=0)
 
     def ranked(self) -> list[tuple[tuple[str | None, ...], float]]:
         """Return assignments with their costs, roughly the cheapest first."""
         options = []
         for number, costs in enumerate(self._costs):
-            weighed = [
-                (
-                    self._weight(number, role)
-                    * min(cost, _UNUSED_DUPLICATE_COST if role is None else cost),
-                    role,
-                )
-                for role, cost in costs.items()
-                if cost < _EXCLUDED
-            ]
-            weighed.sort(key=lambda pair: (pair[0], str(pair[1])))
-            options.append(weighed if number < _MAX_VARIED_CLASSES else weighed[:1])
+            costs = costs | {None: min(costs[None], _UNUSED_DUPLICATE_COST)}
+            weighted = sorted(
+                ((self._weight(number, role) * cost, role) for role, cost in costs.items()
+                 if cost < _EXCLUDED),
+                key=lambda pair: (pair[0], str(pair[1])),
+            )  # fmt: skip
+            options.append(weighted if number < _MAX_VARIED_CLASSES else weighted[:1])
         start = (0,) * len(options)
-        heap = [(sum(each[0][0] for each in options), start)]
-        seen = {start}
+        heap = [(sum(class_options[0][0] for class_options in options), start)]
+        visited = {start}
         assignments: list[tuple[tuple[str | None, ...], float]] = []
         best = float("inf")
-        while heap and len(seen) < _MAX_SEARCHED:
+        while heap and len(visited) < _MAX_SEARCHED:
             least, places = heapq.heappop(heap)
             if least > best + _MAX_EXTRA_COST:
                 break
-            roles = tuple(each[place][1] for each, place in zip(options, places, strict=True))
+            roles = tuple(options[number][place][1] for number, place in enumerate(places))
             cost = self._total(roles)
             if cost is not None:
                 assignments.append((roles, cost))
                 best = min(best, cost)
             for number, place in enumerate(places):
-                if place + 1 < len(options[number]):
-                    following = (*places[:number], place + 1, *places[number + 1 :])
-                    if following not in seen:
-                        seen.add(following)
-                        step = options[number][place + 1][0] - options[number][place][0]
-                        heapq.heappush(heap, (least + step, following))
+                following = (*places[:number], place + 1, *places[number + 1 :])
+                if place + 1 < len(options[number]) and following not in visited:
+                    visited.add(following)
+                    step = options[number][place + 1][0] - options[number][place][0]
+                    heapq.heappush(heap, (least + step, following))
         return assignments
 
     def _weight(self, number: int, role: str | None) -> float:
         """Return the weight of a class by its size; backgrounds are few, so they count fully."""
-        each = self._classes[number]
-        if role == "bg" or each.words["bg"] or (role is None and self._costly_to_leave_out[number]):
+        file_class = self._classes[number]
+        if role is None and self._costly_to_leave_out[number]:
             return 1.0
-        return each.files / self._most
+        if role == "bg" or file_class.words["bg"]:
+            return 1.0
+        return file_class.files / self._most_files
 
     def _total(self, roles: tuple[str | None, ...]) -> float | None:
         """Return the cost of all roles together; None without composites, or without any target."""
-        files = dict.fromkeys((*filenames.ROLES, None), 0)
-        for each, role in zip(self._classes, roles, strict=True):
-            files[role] += each.files
+        files: Counter[str | None] = Counter()
+        cost = 0.0
+        for number, role in enumerate(roles):
+            files[role] += self._classes[number].files
+            own = self._costs[number][role]
+            if role is None and self._costly_to_leave_out[number]:
+                # Another class with the same word may have the role: this one may be its copy.
+                own = _UNUSED_DUPLICATE_COST if self._has_duplicate(number, roles) else own
+            cost += self._weight(number, role) * own
         composites = files["fg_bg"]
         if not composites or not (files["mask"] or files["depth"]):
             return None
-        cost = 0.0
-        for number, role in enumerate(roles):
-            own = self._costs[number][role]
-            if (
-                role is None
-                and self._costly_to_leave_out[number]
-                and self._has_duplicate(number, roles)
-            ):
-                # Another class with the same word has the role: this one may be a copy of it.
-                own = _UNUSED_DUPLICATE_COST
-            cost += self._weight(number, role) * own
         for role in ("mask", "depth"):
             if files[role]:
                 cost += 3 * (1 - min(files[role], composites) / max(files[role], composites))
-        cost += _MISSING_ROLE_COST * sum(not files[role] for role in self._folder_words)
+        cost += _MISSING_ROLE_COST * sum(not files[role] for role in self._named_roles)
         if self._cutouts and not files["mask"]:
             cost += 1.0
-        return cost + 3 * max(
-            0.0,
-            1 - composites / self._largest_unnamed_class if self._largest_unnamed_class else 0.0,
-        )
+        if self._most_unnamed_files:
+            cost += 3 * max(0.0, 1 - composites / self._most_unnamed_files)
+        return cost
 
     def _has_duplicate(self, number: int, roles: tuple[str | None, ...]) -> bool:
         words = self._classes[number].words

@@ -43,9 +43,10 @@ class World:
 
     def score(self, *candidates: npt.NDArray[np.int32]) -> background_scores.Scores:
         rows = np.arange(30, dtype=np.int32)
-        return background_scores.score(
+        steps = background_scores.score_steps(
             candidates, composites=rows, masks=rows + 50, files=range(100, 106), read=self.read
         )
+        return background_scores.run_all(steps)
 
 
 @pytest.mark.parametrize("world", [World(), World(cut=True), World(ones=True)])
@@ -53,9 +54,9 @@ def test_the_right_candidate_wins_by_a_margin(world: World) -> None:
     wrong = (world.truth + 1).astype(np.int32) % 6
     scores = world.score(wrong, world.truth)
     assert scores.winner == 1
-    assert scores.scores[1].agreement == 1.0
-    assert scores.scores[1].error < 6
-    assert scores.scores[0].agreement < 0.1
+    assert scores.agreement[1] == 1.0
+    assert scores.errors[1] < 6
+    assert scores.agreement[0] < 0.1
     assert scores.margin > 5
     assert scores.samples == 30
 
@@ -65,10 +66,11 @@ def test_candidates_that_differ_seldom_are_compared_where_they_differ() -> None:
     nearly = world.truth.copy()
     nearly[[4, 16]] = (nearly[[4, 16]] + 1) % 6
     rows = np.arange(30, dtype=np.int32)
-    scores = background_scores.score(
+    steps = background_scores.score_steps(
         [nearly, world.truth], composites=rows, masks=rows + 50, files=range(100, 106),
         read=world.read, samples=6,
     )  # fmt: skip
+    scores = background_scores.run_all(steps)
     assert scores.winner == 1
     assert 4 in world.reads
     assert 16 in world.reads
@@ -79,7 +81,7 @@ def test_a_candidate_is_scored_by_the_samples_of_which_it_says_something() -> No
     part = np.where(world.truth == 5, -1, world.truth).astype(np.int32)
     wrong = ((world.truth + 1) % 6).astype(np.int32)
     scores = world.score(wrong, part)
-    assert (scores.winner, scores.scores[1].agreement) == (1, 1.0)
+    assert (scores.winner, scores.agreement[1]) == (1, 1.0)
     assert scores.margin > 5
     # One that says more wins where pixels bear out what it adds, and loses where they do not.
     assert world.score(part, world.truth).winner == 1

@@ -102,9 +102,9 @@ def test_folders_of_the_system_are_litter(path: str) -> None:
 
 @given(st.text(max_size=40))
 def test_a_remembered_shape_strips_as_a_fresh_look_does(stem: str) -> None:
-    shapes, lower = filenames.StemCache(), stem.lower()
-    shapes.shape(lower.translate(str.maketrans("0123456789", "9876543210")))
-    assert shapes.stripped(lower) == filenames.strip_words(lower)
+    shape, lower = filenames.OutlineCache(filenames.parse_stem), stem.lower()
+    shape(lower.translate(str.maketrans("0123456789", "9876543210")))
+    assert filenames.join_pieces(lower, shape(lower).pieces) == filenames.strip_words(lower)
 
 
 @given(st.text(max_size=200))

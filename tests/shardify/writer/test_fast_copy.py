@@ -553,9 +553,8 @@ def test_the_recipe_of_one_name_serves_all_of_its_outline(names: list[str], fold
             assert (own is None) == (recipe is None)
             if own is not None and recipe is not None:
                 assert recipe.apply([name]) == own.apply([name])
-        for where in (numbers.background, numbers.foreground, numbers.folder):
-            if where is not None:
-                assert read_numbers(some, where).tolist() == [int(name[where]) for name in some]
+        for where in numbers.values():
+            assert read_numbers(some, where).tolist() == [int(name[where]) for name in some]
 
 
 TREES = st.sampled_from(["{}", "mask/{}", "z_{}", "depth_7/fg_bg/{}", "q/{}", "fg_bg_2/{}"])
@@ -586,8 +585,8 @@ def test_companions_get_one_key_by_their_own_recipes() -> None:
     }
     assert len(keys) == 1
     found = find_number_spans(names[0], 1)
-    assert found is not None and found.background is not None and found.foreground is not None
-    assert [names[0][found.background], names[0][found.foreground]] == ["003", "07"]
+    assert found is not None
+    assert [names[0][found["bg"]], names[0][found["fg"]]] == ["003", "07"]
 
 
 def test_a_number_too_great_to_keep_is_the_greatest() -> None:

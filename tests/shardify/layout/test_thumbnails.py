@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from shardify.errors import EntryError
-from shardify.layout.pixel_kinds import kind_of_files, pixel_kind
+from shardify.layout.thumbnails import kind_of_files, pixel_kind
 
 RNG = np.random.default_rng(3)
 DISC = np.hypot(*(np.mgrid[:60, :80] - [[[30]], [[40]]])) < 20
