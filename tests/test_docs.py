@@ -75,6 +75,20 @@ def test_pages_call_only_commands_that_exist(page: Path) -> None:
         assert line in names, f"{page.name}: `{line}` is no command"
 
 
+def test_the_architecture_page_names_every_package_and_no_file_that_is_gone() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    packages = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for name in ("shardify", "train")
+        for path in (ROOT / name).glob("*/__init__.py")
+    } | {"model"}
+    assert set(re.findall(r"^\| `([\w.]+)` \|", page, re.M)) == packages
+    paths = re.findall(r"(?:shardify|train|model|tests)/[\w/]+(?:\.py|/(?=[`)]))", page)
+    assert len(paths) > 10
+    for path in paths:
+        assert (ROOT / path).exists(), path
+
+
 def test_the_readmes_python_is_strictly_typed(tmp_path: Path) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGES[0].read_text(), re.M | re.S)
     assert len(blocks) == PAGES[0].read_text().count("```python") >= 2
