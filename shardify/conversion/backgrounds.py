@@ -16,7 +16,7 @@ from shardify.conversion.rejects import drop_background
 from shardify.conversion.survey import BuildPlan, check_rejected, plan_splits
 from shardify.dataset.manifest import BACKGROUNDS, Background
 from shardify.errors import EntryError
-from shardify.images.codecs import Variant, resized, store
+from shardify.images.codecs import Variant, encode_pixels, resize
 from shardify.images.pixels import STANDARD, LabelEncoding, pixels
 from shardify.sources.catalog import OpenSources, entry_reader, entry_rows
 from shardify.storage.atomic_write import AtomicFile
@@ -89,8 +89,8 @@ def write_backgrounds(
             for variant, tar, written in zip(variants, tars, backgrounds, strict=True):
                 stored, stored_info = data, info
                 if plane is not None and not variant.unchanged:
-                    stored, stored_info = store(
-                        resized(plane, "bg", variant.res), "bg", info.kind, variant
+                    stored, stored_info = encode_pixels(
+                        resize(plane, "bg", variant.res), "bg", info.kind, variant
                     )
                 member = f"{layout.background_ids[number]}.{stored_info.kind}"
                 tar.add(member.encode(), stored)

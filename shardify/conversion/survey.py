@@ -22,7 +22,7 @@ from shardify.errors import BuildError, EntryError, PlanError
 from shardify.images.codecs import Variant
 from shardify.images.depth import DepthEncoding
 from shardify.images.parser import parse
-from shardify.layout import layout_file as rules
+from shardify.layout import layout_file
 from shardify.layout.detect import Layout, Rejection, detect
 from shardify.layout.layout_file_writer import to_toml
 from shardify.resolution import Resolution, ResolutionLike, resolution
@@ -217,7 +217,7 @@ def survey(
         with UnpackCache() as work:
             return survey(paths, options, work, later=later, check=check)
     where = ", ".join(path.name or str(path) for path in paths)
-    given = rules.load(options.layout) if options.layout else None
+    given = layout_file.load(options.layout) if options.layout else None
     catalog = open_sources(paths, work)
     with ExitStack() as now:
         stack = now if later is None else later

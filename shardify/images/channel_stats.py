@@ -16,7 +16,9 @@ from shardify.images.pixels import LabelEncoding, pixels
 _FORMATS = {"jpg": ["JPEG"], "png": ["PNG"]}
 
 
-def measure(plane: NDArray[Any], invalid: int | None = None) -> tuple[list[float], list[float]]:
+def channel_stats(
+    plane: NDArray[Any], invalid: int | None = None
+) -> tuple[list[float], list[float]]:
     """Return the mean and standard deviation of each channel, in [0, 1] of the full range.
 
     Args:
@@ -32,15 +34,15 @@ def measure(plane: NDArray[Any], invalid: int | None = None) -> tuple[list[float
 
 
 def fast_stats(
-    data: bytes, picture: ImageInfo, role: str, meaning: LabelEncoding
+    data: bytes, picture: ImageInfo, role: str, encoding: LabelEncoding
 ) -> tuple[list[float], list[float]]:
-    """Return ``measure`` of the pixels of a standard picture; twice as fast if they have 8 bits.
+    """Return ``channel_stats`` of a standard picture; twice as fast if it has 8 bits.
 
     Raises:
         ImageError: It cannot be decoded completely, or is a mask that the rule does not fit.
     """
     if role == "mask" or picture.bits != 8:
-        return measure(pixels(data, picture, role, meaning), meaning.invalid(role))
+        return channel_stats(pixels(data, picture, role, encoding), encoding.invalid(role))
     from PIL import Image
 
     mode = "RGB" if role in ("bg", "fg_bg") else "L"
@@ -53,19 +55,19 @@ def fast_stats(
     except Exception as error:
         # Pillow raises nearly anything on damaged input.
         raise ImageError(f"cannot be decoded ({type(error).__name__})") from error
-    return _moments(counts, 255, meaning.invalid(role))
+    return _moments(counts, 255, encoding.invalid(role))
 
 
 def reduced_stats(
-    data: bytes, picture: ImageInfo, role: str, meaning: LabelEncoding, *, least: int
+    data: bytes, picture: ImageInfo, role: str, encoding: LabelEncoding, *, least: int
 ) -> tuple[list[float], list[float]]:
-    """Return ``measure`` of a JPEG decoded at reduced size; other pictures at full size.
+    """Return ``channel_stats`` of a JPEG decoded at reduced size; other pictures at full size.
 
     Args:
         data: As for ``pixels``.
         picture: As for ``pixels``.
         role: As for ``pixels``.
-        meaning: As for ``pixels``.
+        encoding: As for ``pixels``.
         least: Smallest allowed length of the shorter side. A JPEG is decoded at a half, a quarter
             or an eighth of its sides. Pixels.
 
@@ -73,7 +75,7 @@ def reduced_stats(
         ImageError: It cannot be decoded completely.
     """
     if picture.kind != "jpg" or picture.trait or role not in ("bg", "fg_bg"):
-        return measure(pixels(data, picture, role, meaning))
+        return channel_stats(pixels(data, picture, role, encoding))
     from PIL import Image
 
     try:

@@ -40,7 +40,7 @@ class Variant(NamedTuple):
         return self.codec == "keep" and not self.res
 
 
-def store(
+def encode_pixels(
     plane: NDArray[Any], role: str, kind: str, variant: Variant, invalid: int | None = None
 ) -> tuple[bytes, ImageInfo]:
     """Encode pixels that already have the variant's size.
@@ -73,7 +73,7 @@ def store(
     return encode_png(plane), ImageInfo("png", width, height, channels, bits)
 
 
-def resized(
+def resize(
     plane: NDArray[Any], role: str, res: ResolutionLike | None, invalid: int | None = None
 ) -> NDArray[Any]:
     """Resize pixels with antialiasing; a mask stays 0 or 255; None keeps the size.
@@ -108,13 +108,13 @@ def resized(
     return np.asarray(Image.fromarray(plane).resize(size, Resampling.BILINEAR))
 
 
-def cost(plane: NDArray[Any], stored: bytes, picture: ImageInfo, role: str) -> float:
+def encoding_loss(plane: NDArray[Any], stored: bytes, picture: ImageInfo, role: str) -> float:
     """Return the mask's IoU after encoding; for other roles the RMSE, in [0, 1] of the full range.
 
     Args:
         plane: The original pixels.
-        stored: The bytes that ``store`` returned.
-        picture: The header that ``store`` returned.
+        stored: The bytes that ``encode_pixels`` returned.
+        picture: The header that ``encode_pixels`` returned.
         role: The picture's role.
     """
     if picture.kind == "raw":

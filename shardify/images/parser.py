@@ -62,10 +62,10 @@ def parse(data: bytes) -> ImageInfo:
     # Most workers meet no other format, and start faster without its libraries.
     from shardify.images.formats import read_header
 
-    return bounded(*read_header(data))
+    return checked_info(*read_header(data))
 
 
-def bounded(
+def checked_info(
     kind: str,
     width: int,
     height: int,
@@ -140,7 +140,7 @@ def _frame(data: bytes, at: int, size: int) -> ImageInfo:
         raise ImageError(f"a JPEG of {bits} bits a channel, which is not taken")
     if channels not in (1, 3, 4) or size != 8 + 3 * channels:
         raise ImageError(f"a JPEG of {channels} channels, which is not taken")
-    return bounded("jpg", width, height, channels, 8, "CMYK" if channels == 4 else "")
+    return checked_info("jpg", width, height, channels, 8, "CMYK" if channels == 4 else "")
 
 
 def _exif_orientation(segment: bytes) -> int:
@@ -201,4 +201,4 @@ def _parse_png(data: bytes) -> ImageInfo:
         at = stop
     if not pixels or not palette:
         raise ImageError("damaged PNG (no picture in it)")
-    return bounded("png", width, height, _CHANNELS[colour], bits, trait, orientation)
+    return checked_info("png", width, height, _CHANNELS[colour], bits, trait, orientation)

@@ -19,7 +19,7 @@ from shardify.images.formats import ARRAY_KINDS, load_array, load_wide_colour, o
 from shardify.images.mask_values import Mask, mask_of_array, mask_of_image, object_plane
 from shardify.images.orientation import turn
 from shardify.images.parser import ImageInfo
-from shardify.images.png import encode_png, ends_early
+from shardify.images.png import encode_png, is_truncated
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -83,7 +83,7 @@ def normalize(
     data: bytes,
     picture: ImageInfo,
     role: str,
-    meaning: LabelEncoding,
+    encoding: LabelEncoding,
     turned: int = 1,
     *,
     decode: bool = False,
@@ -94,61 +94,61 @@ def normalize(
         data: The payload.
         picture: Its header.
         role: Its role.
-        meaning: What the values of the data set mean.
+        encoding: What the values of the data set mean.
         turned: EXIF orientation by which a label is turned to lie on its picture.
         decode: Whether to decode a standard payload too.
 
     Raises:
         ImageError: It cannot be decoded, or its encoding is ambiguous.
     """
-    if turned == 1 and is_standard(picture, role, meaning):
-        decode = decode or (role == "mask" and meaning.check_masks)
-        plane = pixels(data, picture, role, meaning) if decode else None
+    if turned == 1 and is_standard(picture, role, encoding):
+        decode = decode or (role == "mask" and encoding.check_masks)
+        plane = pixels(data, picture, role, encoding) if decode else None
         return Normalized(data, picture, "", plane, picture)
     kind, bits, trait = picture.kind, picture.bits, picture.trait
     form = ""
     if role == "depth":
         values = values_of(data, picture, role)
-        plane = convert_depth(values, meaning.depth)
+        plane = convert_depth(values, encoding.depth)
         if plane is values and turned == 1 and is_standard(picture, role, STANDARD):
             # Its values had to be read, and none changes.
             return Normalized(data, picture, "", plane, picture)
     elif role == "mask":
-        mask = read_mask(data, picture, meaning.mask)
-        plane, form = object_plane(mask, meaning.mask, check=not meaning.mask_given), mask.form
+        mask = read_mask(data, picture, encoding.mask)
+        plane, form = object_plane(mask, encoding.mask, check=not encoding.mask_given), mask.form
     else:
-        plane = pixels(data, picture, role, meaning)
+        plane = pixels(data, picture, role, encoding)
     if turned != 1:
         plane = turn(plane, turned)
     height, width = plane.shape[:2]
     stored = ImageInfo("png", width, height, 3 if plane.ndim == 3 else 1, 8 * plane.itemsize)
     if bits == 16 and role in ("bg", "fg_bg"):
-        trait = f"{_true_bits(role, meaning)}-bit"
+        trait = f"{_true_bits(role, encoding)}-bit"
     what = " ".join(filter(None, (trait, kind.upper())))
     if not trait and bits != 8:
         what = f"{bits}-bit {what}"
-    if role == "mask" and meaning.mask != "threshold":
-        what = f"{what} ({meaning.mask})"
+    if role == "mask" and encoding.mask != "threshold":
+        what = f"{what} ({encoding.mask})"
     elif form == "alpha":
         what = f"{what} (object by its alpha)"
     if role == "depth" and (trait == "F" or trait.startswith("float")):
-        what = f"{what} ({meaning.depth.step_text})"
-    elif role == "depth" and meaning.depth.invalid:
-        what = f"{what} ({', '.join(f'{value:g}' for value in meaning.depth.invalid)} to 0)"
+        what = f"{what} ({encoding.depth.step_text})"
+    elif role == "depth" and encoding.depth.invalid:
+        what = f"{what} ({', '.join(f'{value:g}' for value in encoding.depth.invalid)} to 0)"
     if turned != 1:
         what = f"{what}, turned as its picture by EXIF,"
     return Normalized(encode_png(plane), stored, f"{role}: {what} to PNG", plane, picture)
 
 
-def is_standard(picture: ImageInfo, role: str, meaning: LabelEncoding) -> bool:
+def is_standard(picture: ImageInfo, role: str, encoding: LabelEncoding) -> bool:
     """Whether a picture is valid for its role without conversion."""
     if picture.trait or picture.kind not in ("jpg", "png"):
         return False
     if role == "mask":
-        return picture.bits == 8 and meaning.mask == "threshold"
+        return picture.bits == 8 and encoding.mask == "threshold"
     if role == "depth":
         narrow = picture.bits >= 8 and picture.channels == 1
-        return narrow and not meaning.depth.needs_values(picture.bits)
+        return narrow and not encoding.depth.needs_values(picture.bits)
     return picture.bits == 8
 
 
@@ -158,7 +158,7 @@ def same_aspect(picture: ImageInfo, main: ImageInfo) -> bool:
     return off <= max(0.02 * main.width * picture.height, main.width, main.height)
 
 
-def pixels(data: bytes, picture: ImageInfo, role: str, meaning: LabelEncoding) -> NDArray[Any]:
+def pixels(data: bytes, picture: ImageInfo, role: str, encoding: LabelEncoding) -> NDArray[Any]:
     """Decode a picture to the standard pixels of its role.
 
     Returns:
@@ -169,12 +169,12 @@ def pixels(data: bytes, picture: ImageInfo, role: str, meaning: LabelEncoding) -
         ImageError: It cannot be decoded completely, or its encoding is ambiguous.
     """
     if role == "depth":
-        return convert_depth(values_of(data, picture, role), meaning.depth)
+        return convert_depth(values_of(data, picture, role), encoding.depth)
     if role == "mask":
-        mask = read_mask(data, picture, meaning.mask)
-        return object_plane(mask, meaning.mask, check=not meaning.mask_given)
+        mask = read_mask(data, picture, encoding.mask)
+        return object_plane(mask, encoding.mask, check=not encoding.mask_given)
     if picture.bits > 8 or picture.kind in ARRAY_KINDS:
-        return _eight_bits(values_of(data, picture, role), role, picture, meaning)
+        return _eight_bits(values_of(data, picture, role), role, picture, encoding)
     _refuse_truncated(data, picture)
     return _open(data, "RGB")
 
@@ -227,7 +227,7 @@ def read_mask(data: bytes, picture: ImageInfo, rule: str = "") -> Mask:
 
 
 def _refuse_truncated(data: bytes, picture: ImageInfo) -> None:
-    if picture.kind == "png" and ends_early(data):
+    if picture.kind == "png" and is_truncated(data):
         raise ImageError("truncated PNG (its picture data end early)")
 
 
@@ -265,12 +265,12 @@ def _open(data: bytes, mode: str) -> NDArray[Any]:
         return np.asarray(turned.convert(mode) if mode else turned)
 
 
-def _true_bits(role: str, meaning: LabelEncoding) -> int:
-    return dict(meaning.bits).get(role, 16)
+def _true_bits(role: str, encoding: LabelEncoding) -> int:
+    return dict(encoding.bits).get(role, 16)
 
 
 def _eight_bits(
-    plane: NDArray[Any], role: str, picture: ImageInfo, meaning: LabelEncoding
+    plane: NDArray[Any], role: str, picture: ImageInfo, encoding: LabelEncoding
 ) -> NDArray[np.uint8]:
     """Scale a picture of more than 8 bits by the true bits of its data set: (H, W, 3) uint8."""
     narrow = plane.dtype in (np.uint8, np.bool_)
@@ -282,7 +282,7 @@ def _eight_bits(
     colours = plane[..., :3] if plane.shape[2] >= 3 else plane[..., [0, 0, 0]]
     if narrow:
         return np.ascontiguousarray(colours, np.uint8)
-    bits = _true_bits(role, meaning)
+    bits = _true_bits(role, encoding)
     low, high = int(colours.min(initial=0)), int(colours.max(initial=0))
     if low < 0 or high >> bits:
         raise ImageError(

@@ -59,7 +59,7 @@ def encode_png(plane: NDArray[Any]) -> bytes:
     )
 
 
-def ends_early(data: bytes) -> bool:
+def is_truncated(data: bytes) -> bool:
     """Whether a PNG's data are valid, but unpack to fewer bytes than its header states.
 
     Args:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardify.errors import EntryError, ImageError
-from shardify.images.channel_stats import fast_stats, measure
+from shardify.images.channel_stats import channel_stats, fast_stats
 from shardify.images.formats import NEW_PICTURE_KINDS
 from shardify.images.orientation import label_orientation
 from shardify.images.parser import ImageInfo, parse
@@ -88,7 +88,7 @@ def check_sample(
                 stats.append(
                     fast_stats(data, info, role, task.label_encoding)
                     if plane is None
-                    else measure(plane, task.label_encoding.invalid(role))
+                    else channel_stats(plane, task.label_encoding.invalid(role))
                 )
     except EntryError as error:
         member = names[task.roles.index(role)].decode(errors="replace")

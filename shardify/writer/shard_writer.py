@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from shardify.dataset.index import index_header, index_line
 from shardify.errors import BuildError, EntryError
 from shardify.images.channel_stats import reduced_stats
-from shardify.images.codecs import Variant, cost, resized, store
+from shardify.images.codecs import Variant, encode_pixels, encoding_loss, resize
 from shardify.images.parser import ImageInfo, parse
 from shardify.images.pixels import STANDARD
 from shardify.sources.catalog import OpenSources
@@ -79,11 +79,11 @@ class VariantWriter:
         for role, data, info in members:
             if not variant.unchanged:
                 invalid = self._task.label_encoding.invalid(role)
-                plane = resized(planes[role], role, variant.res, invalid)
-                data, info = store(plane, role, info.kind, variant, invalid)
+                plane = resize(planes[role], role, variant.res, invalid)
+                data, info = encode_pixels(plane, role, info.kind, variant, invalid)
                 if measured:
                     total = self._costs.setdefault(role, [0.0, 0])
-                    total[0] += cost(plane, data, info, role)
+                    total[0] += encoding_loss(plane, data, info, role)
                     total[1] += 1
             infos.append(info)
             extension = f"{role}.{info.kind}"

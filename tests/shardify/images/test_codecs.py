@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from shardify.images.codecs import Variant, cost, resized, store
+from shardify.images.codecs import Variant, encode_pixels, encoding_loss, resize
 from shardify.images.parser import parse
 from shardify.images.pixels import STANDARD, pixels
 from shardify.images.png import encode_png
@@ -26,9 +26,9 @@ PLANES = [("fg_bg", COLOUR), ("depth", GRAY), ("depth", WIDE), ("mask", MASK)]
 @pytest.mark.parametrize(("role", "plane"), PLANES)
 @pytest.mark.parametrize("codec", ["png", "raw"])
 def test_lossless_codecs_lose_nothing(role: str, plane: np.ndarray, codec: str) -> None:
-    data, picture = store(plane, role, "jpg", Variant(codec=codec))
+    data, picture = encode_pixels(plane, role, "jpg", Variant(codec=codec))
     perfect = 1.0 if role == "mask" else 0.0
-    assert cost(plane, data, picture, role) == perfect
+    assert encoding_loss(plane, data, picture, role) == perfect
     assert (picture.width, picture.height) == (17, 13)
     if codec == "raw":
         assert (unpack_raw(data, picture, role) == plane).all()
@@ -39,18 +39,18 @@ def test_lossless_codecs_lose_nothing(role: str, plane: np.ndarray, codec: str) 
 
 
 def test_raw_members_are_planes_without_a_header() -> None:
-    data, _ = store(COLOUR, "fg_bg", "jpg", Variant(codec="raw"))
+    data, _ = encode_pixels(COLOUR, "fg_bg", "jpg", Variant(codec="raw"))
     assert data == COLOUR.transpose(2, 0, 1).tobytes()
-    data, _ = store(WIDE, "depth", "png", Variant(codec="raw"))
+    data, _ = encode_pixels(WIDE, "depth", "png", Variant(codec="raw"))
     assert data == WIDE.astype("<u2").tobytes()
-    data, _ = store(MASK, "mask", "png", Variant(codec="raw"))
+    data, _ = encode_pixels(MASK, "mask", "png", Variant(codec="raw"))
     assert len(data) == -(-13 * 17 // 8)
     assert data[0] == int("".join("1" if each else "0" for each in MASK.ravel()[:8]), 2)
 
 
 def test_raw_bytes_of_another_length_are_refused() -> None:
     for role, plane in PLANES:
-        data, picture = store(plane, role, "png", Variant(codec="raw"))
+        data, picture = encode_pixels(plane, role, "png", Variant(codec="raw"))
         assert raw_length(picture, role) == len(data)
         for bad in (data[:-1], data + b"\0"):
             with pytest.raises(ValueError, match=f"17x13 pixels take {len(data)}"):
@@ -59,19 +59,19 @@ def test_raw_bytes_of_another_length_are_refused() -> None:
 
 def test_jpeg_costs_something_and_says_how_much() -> None:
     smooth = np.asarray(Image.fromarray(COLOUR).resize((64, 64)))
-    data, picture = store(smooth, "fg_bg", "png", Variant(codec="jpeg"))
+    data, picture = encode_pixels(smooth, "fg_bg", "png", Variant(codec="jpeg"))
     assert picture.kind == "jpg"
-    assert 0 < cost(smooth, data, picture, "fg_bg") < 0.05
-    mask = resized(MASK, "mask", 64)
-    data, picture = store(mask, "mask", "png", Variant(codec="jpeg"))
-    assert 0.9 < cost(mask, data, picture, "mask") <= 1
-    data, picture = store(WIDE, "depth", "png", Variant(codec="jpeg"))
+    assert 0 < encoding_loss(smooth, data, picture, "fg_bg") < 0.05
+    mask = resize(MASK, "mask", 64)
+    data, picture = encode_pixels(mask, "mask", "png", Variant(codec="jpeg"))
+    assert 0.9 < encoding_loss(mask, data, picture, "mask") <= 1
+    data, picture = encode_pixels(WIDE, "depth", "png", Variant(codec="jpeg"))
     assert (picture.kind, picture.bits) == ("png", 16)
 
 
 def test_an_empty_mask_kept_empty_costs_nothing() -> None:
-    data, picture = store(np.zeros_like(MASK), "mask", "png", Variant(codec="png"))
-    assert cost(np.zeros_like(MASK), data, picture, "mask") == 1.0
+    data, picture = encode_pixels(np.zeros_like(MASK), "mask", "png", Variant(codec="png"))
+    assert encoding_loss(np.zeros_like(MASK), data, picture, "mask") == 1.0
 
 
 @pytest.mark.parametrize(
@@ -83,17 +83,17 @@ def test_a_new_size_keeps_the_family_but_never_blurs_targets(
     role: str, kind: str, expected: str
 ) -> None:
     plane = COLOUR if role in ("bg", "fg_bg") else MASK
-    _, picture = store(resized(plane, role, 8), role, kind, Variant(res=Resolution(8, 8)))
+    _, picture = encode_pixels(resize(plane, role, 8), role, kind, Variant(res=Resolution(8, 8)))
     assert (picture.kind, picture.width, picture.height) == (expected, 8, 8)
 
 
 @pytest.mark.parametrize(("role", "plane"), PLANES)
 def test_a_new_size_keeps_kind_and_mean(role: str, plane: np.ndarray) -> None:
-    small = resized(plane, role, 6)
+    small = resize(plane, role, 6)
     assert small.dtype == plane.dtype
     assert small.shape == (6, 6, *plane.shape[2:])
-    assert resized(small, role, 6) is small
-    assert resized(plane, role, None) is plane
+    assert resize(small, role, 6) is small
+    assert resize(plane, role, None) is plane
     if role == "mask":
         assert set(np.unique(small)) <= {0, 255}
     else:
@@ -132,7 +132,7 @@ def test_pixels_without_a_value_do_not_bleed_when_depth_is_resized(
     holes[20:52, 30:70] = 0
     holes[RNG.random(plane.shape) < 0.1] = 0
     res = side // factor
-    found, whole = resized(holes, "depth", res, 0), resized(plane, "depth", res)
+    found, whole = resize(holes, "depth", res, 0), resize(plane, "depth", res)
 
     centres = (np.arange(res) + 0.5) * factor
     rows = (1 - np.abs(np.arange(side) + 0.5 - centres[:, None]) / factor).clip(0)
@@ -150,12 +150,12 @@ def test_pixels_without_a_value_do_not_bleed_when_depth_is_resized(
 
 def test_a_mean_never_becomes_the_value_of_a_hole() -> None:
     plane = np.where(np.indices((8, 8)).sum(0) % 2, 126, 128).astype(np.uint8)
-    assert (resized(plane, "depth", 2) == 127).all()
-    assert (resized(plane, "depth", 2, 127) == 126).all()
+    assert (resize(plane, "depth", 2) == 127).all()
+    assert (resize(plane, "depth", 2, 127) == 126).all()
 
 
 def test_jpeg_keeps_depth_with_holes_exact() -> None:
     holes = np.where(GRAY > 100, GRAY, 0).astype(np.uint8)
-    data, picture = store(holes, "depth", "jpg", Variant(codec="jpeg"), 0)
+    data, picture = encode_pixels(holes, "depth", "jpg", Variant(codec="jpeg"), 0)
     assert picture.kind == "png"
     assert (pixels(data, picture, "depth", STANDARD) == holes).all()

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from shardify.errors import ImageError
-from shardify.images.channel_stats import fast_stats, measure
+from shardify.images.channel_stats import channel_stats, fast_stats
 from shardify.images.depth import DepthEncoding
 from shardify.images.parser import MASK_THRESHOLD, ImageInfo, parse
 from shardify.images.pixels import (
@@ -201,15 +201,15 @@ def test_damaged_pixels_are_an_image_error() -> None:
 
 
 def test_moments_are_those_of_the_pixels() -> None:
-    mean, std = measure(NOISE)
+    mean, std = channel_stats(NOISE)
     assert mean == pytest.approx((NOISE / 255).mean((0, 1)).tolist())
     assert std == pytest.approx((NOISE / 255).std((0, 1)).tolist())
     wide = NOISE[..., 0].astype(np.uint16) * 257
-    mean, std = measure(wide)
+    mean, std = channel_stats(wide)
     assert mean == pytest.approx([(wide / 65535).mean()])
     assert std == pytest.approx([(wide / 65535).std()])
     mask = pixels(saved(NOISE[..., 0]), ImageInfo("png", 16, 12, 1, 8), "mask", STORED)
-    assert measure(mask)[0] == pytest.approx([(NOISE[..., 0] >= MASK_THRESHOLD).mean()])
+    assert channel_stats(mask)[0] == pytest.approx([(NOISE[..., 0] >= MASK_THRESHOLD).mean()])
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
@@ -220,6 +220,6 @@ def test_a_gauged_picture_has_the_moments_of_its_pixels(kind: str, role: str, mo
     Image.fromarray(NOISE).convert(mode).save(buffer, kind)
     data = buffer.getvalue()
     found = parse(data)
-    assert fast_stats(data, found, role, STORED) == measure(pixels(data, found, role, STORED))
+    assert fast_stats(data, found, role, STORED) == channel_stats(pixels(data, found, role, STORED))
     with pytest.raises(ImageError, match=r"cannot be decoded|ends early|end early"):
         fast_stats(data[:60], found, role, STORED)

@@ -10,7 +10,7 @@ from shardline_samples import Images, write_data_set
 from shardline_tiny_run import TinyNet
 
 from shardify.errors import DataError
-from shardify.images.codecs import resized
+from shardify.images.codecs import resize
 from shardify.loader.loader import Loader
 from shardify.loader.reduction import reduce_table, reduced_sizes
 from shardify.loader.scaled_decode import ScaledDecoder, ScaledImage
@@ -107,9 +107,9 @@ def test_every_way_gives_pillows_antialiased_picture(
         # Where an average is half object, either is right.
         assert (planes["mask"] != np.where(shrunk(mask, res) >= 128, 255, 0)).mean() < 0.02
     assert rmse(predicted_input(fg_bg, res), wanted["fg_bg"]) < LEVELS
-    assert rmse(resized(fg_bg, "fg_bg", res), wanted["fg_bg"]) < LEVELS
+    assert rmse(resize(fg_bg, "fg_bg", res), wanted["fg_bg"]) < LEVELS
     assert rmse(ways["fused"]["fg_bg"], ways["dali"]["fg_bg"]) < 0.5
-    assert (ways["fused"]["mask"] == resized(mask, "mask", res)).mean() > 0.98
+    assert (ways["fused"]["mask"] == resize(mask, "mask", res)).mean() > 0.98
 
 
 @pytest.mark.parametrize("size", [(256, 256), (301, 443), (1003, 757), (2000, 1500)])

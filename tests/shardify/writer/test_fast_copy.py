@@ -22,7 +22,7 @@ from PIL import Image
 from shardline_sources import files_of, open_catalog, pack
 
 from shardify.errors import ImageError
-from shardify.images.channel_stats import measure, reduced_stats
+from shardify.images.channel_stats import channel_stats, reduced_stats
 from shardify.images.codecs import Variant
 from shardify.images.parser import parse
 from shardify.images.pixels import STANDARD, pixels
@@ -649,7 +649,7 @@ def test_names_in_a_list_are_those_decoded_alone(raw: list[bytes], prefix: str) 
 
 def test_a_glance_at_a_small_picture_measures_every_pixel() -> None:
     data = picture(1, "JPEG", "RGB", side=64)
-    whole = measure(pixels(data, parse(data), "bg", STANDARD))
+    whole = channel_stats(pixels(data, parse(data), "bg", STANDARD))
     assert reduced_stats(data, parse(data), "bg", STANDARD, least=64) == whole
     half = reduced_stats(data, parse(data), "bg", STANDARD, least=32)
     assert half != whole
