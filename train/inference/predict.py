@@ -119,6 +119,8 @@ class Predictor:
 
     def _input(self, image: NDArray[np.uint8], role: str, size: tuple[int, ...]) -> Tensor:
         """Resize an image of (H, W) ``size`` and normalise it: (1, 3, *res)."""
+        # torch warns of arrays that are not writable, as NumPy's views of Pillow images are.
+        image = image if image.flags.writeable else image.copy()
         pixels = torch.from_numpy(image).to(self._device).permute(2, 0, 1)[None].float() / 255
         # The loader's steps: a background takes the size of its image, and a side much longer than
         # the network's is reduced with antialiasing; then comes the warp, here without rotation.

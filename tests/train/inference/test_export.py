@@ -1,14 +1,18 @@
 import json
 import os
+import re
 import resource
 import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image, ImageFilter
 from shardline_tiny_run import TinyNet, TinySource
 
 from shardify.resolution import Resolution
@@ -20,11 +24,13 @@ from train.data import TargetFormat
 from train.errors import CheckpointError, ConfigError, RunError
 from train.evaluation.evaluate import evaluate_split
 from train.inference.export import Deployed, export
+from train.inference.predict import Predictor
 from train.optim.criterion import make_criterion
 from train.settings import resolve
 from train.trainer.trainer import Trainer
 
 CPU = torch.device("cpu")
+EXAMPLES = Path(__file__).resolve().parents[3] / "docs" / "examples"
 SHAPES = [(1, 3, 32, 32), (3, 3, 48, 96), (2, 3, 128, 64)]
 
 
@@ -65,6 +71,27 @@ def answers_alike(path: Path, trained: Trained, *, within: float) -> None:
         for answer, want in zip(answers, expected(trained, bg, fg_bg), strict=True):
             assert answer.shape == (shape[0], 1, *shape[2:])
             np.testing.assert_allclose(answer, want, atol=within)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_the_example_for_onnx_runtime_gives_the_maps_of_predict(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    export(run, kind="onnx", out=tmp_path / "net.onnx", make_model=TinyNet)
+    generator = np.random.default_rng(0)
+    images = []
+    for name, shape in (("bg", (150, 100, 3)), ("fg_bg", (170, 230, 3))):
+        pixels = generator.integers(0, 256, shape).astype(np.uint8)
+        images.append(np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(2))))
+        Image.fromarray(images[-1]).save(tmp_path / f"{name}.png")
+    script = EXAMPLES / "use_onnx.py"
+    command = [sys.executable, script, "net.onnx", "bg.png", "fg_bg.png"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    (maps,) = Predictor(load_trained(run, make_model=TinyNet), device=CPU)([tuple(images)])
+    assert re.fullmatch(r"\d+\.\d% of the pixels are object\n", done.stdout)
+    with Image.open(tmp_path / "depth.png") as image:
+        assert np.abs(np.asarray(image) / 255 - maps.depth).max() < 1.5 / 255
+    with Image.open(tmp_path / "mask.png") as image:
+        assert (np.asarray(image) > 0).mean() == pytest.approx((maps.mask > 0.5).mean(), abs=0.01)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
