@@ -58,11 +58,14 @@ def test_accelerate_gives_each_rank_its_part_of_every_epoch(data: Path) -> None:
 
 
 @pytest.mark.ddp
-def test_lightning_loses_no_epoch_to_its_checks_and_goes_on_after_a_checkpoint(
-    data: Path, tmp_path: Path
-) -> None:
-    first = run(EXAMPLES / "with_lightning.py", data, tmp_path)
-    assert seen(first) == expected(data, 0, 1)
+def test_lightning_loses_no_epoch_to_its_checks(data: Path, tmp_path: Path) -> None:
+    assert seen(run(EXAMPLES / "with_lightning.py", data, tmp_path)) == expected(data, 0, 1)
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+def test_lightning_goes_on_after_a_checkpoint(data: Path, tmp_path: Path) -> None:
+    run(EXAMPLES / "with_lightning.py", data, tmp_path)
     (checkpoint,) = tmp_path.rglob("*.ckpt")
     second = run(EXAMPLES / "with_lightning.py", data, tmp_path, checkpoint)
     assert seen(second) == expected(data, 2, 3)
@@ -90,6 +93,7 @@ trainer.fit(Watched(data), ckpt_path=checkpoint[0] if checkpoint else None)
 """
 
 
+@pytest.mark.slow
 def test_lightning_restores_the_loader_in_the_middle_of_an_epoch(
     data: Path, tmp_path: Path
 ) -> None:

@@ -85,11 +85,16 @@ def damaged(sound: bytes, seed: int) -> bytes:
     return bytes(data)
 
 
-def test_a_thousand_damaged_zips_end_in_data_or_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "seeds",
+    [range(150), pytest.param(range(150, 1000), marks=pytest.mark.slow)],
+    ids=["some", "all"],
+)
+def test_a_thousand_damaged_zips_end_in_data_or_one_line(tmp_path: Path, seeds: range) -> None:
     sound = pack(files_of())
     path = tmp_path / "x.zip"
     good = refused = quarantined = 0
-    for seed in range(1000):
+    for seed in seeds:
         path.write_bytes(damaged(sound, seed))
         try:
             found = survey([path], BuildOptions(val=0, max_bad=1))
@@ -109,9 +114,8 @@ def test_a_thousand_damaged_zips_end_in_data_or_one_line(tmp_path: Path) -> None
                 except ShardifyError as error:
                     assert "\n" not in str(error)
                     quarantined += 1
-    assert refused > 100
-    assert quarantined > 100
-    assert good > 1000
+    assert min(refused, quarantined) > len(seeds) // 10
+    assert good > len(seeds)
 
 
 @pytest.mark.parametrize("seed", range(12))

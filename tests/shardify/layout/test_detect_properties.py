@@ -114,7 +114,7 @@ NAME = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=60)
 @given(names=st.lists(NAME, max_size=30, unique=True))
 def test_any_names_give_a_layout_or_one_clear_line(names: list[str]) -> None:
     try:

@@ -15,6 +15,7 @@ from shardify.loader.batch import ROLES, Batch, RenderSettings
 from shardify.loader.cpu_renderer import Renderer
 from shardify.loader.loader import Loader
 from shardify.loader.reduction import reduced_sizes
+from shardify.resolution import resolution
 from train.bench.pillow_renderer import PillowRenderer
 
 
@@ -67,7 +68,8 @@ def expected(
         weight = rows @ known @ columns.T
         known = weight > 0.5
         values = np.where(known, np.rint(rows @ values @ columns.T / np.maximum(weight, 0.5)), 0)
-    matrix = matrices(np.float32([angle]), width=wide, height=high, res=res)[0].astype(float)
+    matrix = matrices(np.float32([angle]), width=wide, height=high, res=res, aspect=1.0)[0]
+    matrix = matrix.astype(float)
     weights = bilinear(high, wide, matrix, res)
     weight = weights @ known.ravel()
     found = weights @ values.ravel() / np.maximum(weight, 1e-9)
@@ -81,7 +83,7 @@ def renderer(res: int, bits: int, invalid: int | None) -> Renderer:
         "device": torch.device("cpu"), "batch_size": 1, "roles": ROLES,
         "invalid": {} if invalid is None else {"depth": invalid},
     }  # fmt: skip
-    return Renderer(RenderSettings(res=res, **settings))
+    return Renderer(RenderSettings(res=resolution(res), **settings))
 
 
 def turned(angle: float) -> AugmentationDraws:
@@ -224,7 +226,7 @@ def test_no_rotation_gives_pillows_reduction_of_valid_pixels(tmp_path: Path) -> 
         batch = next(iter(loader))
     for row in range(6):
         levels = holed(1 + row)[2]
-        far = pillow.moved_depth(Image.fromarray(levels), no_augmentation(1)) / 65535
+        far = pillow.moved_depth(Image.fromarray(levels), no_augmentation(1), 1.0) / 65535
         found = batch.depth[row, 0].numpy()
         assert ((far > 0) != batch.valid["depth"][row, 0].numpy()).mean() < 0.01
         both = (far > 0) & (found > 0)

@@ -252,6 +252,7 @@ def test_a_signal_within_a_long_step_saves_the_last_whole_one(
     assert_same_end(out, whole)
 
 
+@pytest.mark.slow
 def test_what_a_kill_left_half_written_is_swept_away(tmp_path: Path, whole: Path) -> None:
     out = tmp_path / "run"
     process = start(out, delay=0.05)
@@ -303,7 +304,9 @@ def private_mounts() -> list[str] | None:
     return None
 
 
-@pytest.mark.parametrize("log", ["--no-tensorboard", "--tensorboard"])
+@pytest.mark.parametrize(
+    "log", [pytest.param("--no-tensorboard", marks=pytest.mark.slow), "--tensorboard"]
+)
 def test_a_disk_that_is_really_full_ends_the_run_which_goes_on_once_it_has_room(
     tmp_path: Path, whole: Path, log: str
 ) -> None:
