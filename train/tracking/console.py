@@ -1,7 +1,8 @@
 """Progress bar and epoch lines on the terminal."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 from rich.console import Console as RichConsole
@@ -32,6 +33,7 @@ class Console:
         self._lines: TextIO = sys.stderr if to_stderr else sys.stdout
         self._quiet = False
         self._rich = RichConsole(stderr=True)
+        self._has_terminal = self._rich.is_terminal
         self._progress: Progress | None = None
 
     def silence(self) -> None:
@@ -67,7 +69,7 @@ class Console:
     def start_bar(self, title: str, steps: int) -> None:
         """Draw a new bar of ``steps`` steps."""
         self.remove_bar()
-        if self._quiet or not self._rich.is_terminal:
+        if self._quiet or not self._has_terminal:
             return
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -78,22 +80,31 @@ class Console:
             transient=True,
         )
         self._progress.add_task(title, total=steps, note="")
-        self._progress.start()
+        with self._without_terminal():
+            self._progress.start()
 
     def update_bar(self, done: int, note: str | None = None) -> None:
         """Set the bar to ``done`` steps; ``note``, if given, replaces the text beside it."""
         if self._progress is not None:
             task = self._progress.task_ids[0]
-            if note is None:
-                self._progress.update(task, completed=done)
-            else:
-                self._progress.update(task, completed=done, note=note)
+            fields: dict[str, Any] = {} if note is None else {"note": note}
+            with self._without_terminal():
+                self._progress.update(task, completed=done, **fields)
 
     def remove_bar(self) -> None:
         """Remove the bar."""
         if self._progress is not None:
-            self._progress.stop()
+            with self._without_terminal():
+                self._progress.stop()
             self._progress = None
+
+    @contextmanager
+    def _without_terminal(self) -> Iterator[None]:
+        """Go on without a bar if the terminal was closed: its signal saves the state."""
+        try:
+            yield
+        except OSError:
+            self._progress, self._has_terminal = None, False
 
 
 def duration(seconds: float) -> str:

@@ -146,7 +146,8 @@ class StopSignal:
 
     def _end(self, line: str) -> None:
         with suppress(OSError):  # The reader of a pipe may have ended as well.
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
             if line:
                 print(line, file=sys.stderr, flush=True)
         self._exit_process(EXIT_CODE)
