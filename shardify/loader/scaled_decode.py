@@ -20,6 +20,8 @@ from shardify.resolution import Resolution
 _MARGIN = 2
 """Decoded sides are at least this many times the batch's; the rest is averaged. The result differs
 by about one level of 255 (RMSE) from that of the whole picture, of noise as of photographs."""
+_MIN_SIDE = 512
+"""Smaller images are decoded as fast by DALI, whole. Pixels."""
 
 
 class ScaledImage(NamedTuple):
@@ -38,7 +40,8 @@ def is_much_larger(role: Role, res: Resolution) -> bool:
     if not set(role.extensions) <= {"jpg"} or not role.sizes:
         return False
     width, height, _ = max(role.sizes, key=lambda size: size[2])
-    return min(width // res.width, height // res.height) >= 2 * _MARGIN
+    scale = min(width // res.width, height // res.height)
+    return scale >= 2 * _MARGIN and min(width, height) >= _MIN_SIDE
 
 
 class ScaledDecoder:

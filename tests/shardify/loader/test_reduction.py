@@ -112,7 +112,7 @@ def test_every_way_gives_pillows_antialiased_picture(
     assert (ways["fused"]["mask"] == resize(mask, "mask", res)).mean() > 0.98
 
 
-@pytest.mark.parametrize("size", [(256, 256), (301, 443), (1003, 757), (2000, 1500)])
+@pytest.mark.parametrize("size", [(512, 512), (601, 743), (1003, 757), (2000, 1500)])
 def test_a_large_jpeg_is_decoded_at_a_smaller_size_and_looks_the_same(
     tmp_path: Path, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,7 +145,7 @@ def test_a_large_jpeg_is_decoded_at_a_smaller_size_and_looks_the_same(
 def test_a_damaged_large_jpeg_is_named(tmp_path: Path) -> None:
     folder = write_data_set(
         tmp_path / "data", train=2, val=0, picture="JPEG",
-        images=lambda number: (photograph(number, 300, 300), *2 * [np.zeros((300, 300), np.uint8)]),
+        images=lambda number: (photograph(number, 600, 600), *2 * [np.zeros((60, 60), np.uint8)]),
     )  # fmt: skip
     tar = folder / "train-00000.tar"
     data = tar.read_bytes()
