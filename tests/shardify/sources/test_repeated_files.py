@@ -112,11 +112,8 @@ def test_numbered_parts_of_one_download_are_one_tree(
     tmp_path: Path, form: str, as_folder: bool
 ) -> None:
     files = {
-        f"root/{split}/seq{sequence}/{role}/{n:04d}.png": data
-        for split in ("train", "val")
-        for sequence in range(2)
-        for n in range(3)
-        for seed in [hash((split, sequence, n)) % 1000]
+        f"root/{('train', 'val')[seed // 6]}/seq{seed // 3 % 2}/{role}/{seed % 3:04d}.png": data
+        for seed in range(12)
         for role, data in (
             ("image", encoded(noise(seed), "PNG")), ("depth", depth(seed)), ("mask", flat_mask(255))
         )

@@ -186,7 +186,7 @@ def test_a_closed_terminal_ends_the_run_with_a_saved_state(tmp_path: Path, whole
     main, terminal = os.openpty()
     # The leader of a session opens a terminal: it becomes the session's.
     command = ["sh", "-c", 'exec "$@" <"$0" >"$0" 2>&1', os.ttyname(terminal)]
-    process = subprocess.Popen([*command, *start_command(out, delay=0.05)], start_new_session=True)
+    process = subprocess.Popen([*command, *start_command(out, delay=0.3)], start_new_session=True)
     os.close(terminal)
     wait_for(lambda: newest_step(out) >= 4, process)
     os.close(main)
