@@ -560,7 +560,7 @@ def test_the_recipe_of_one_name_serves_all_of_its_outline(names: list[str], fold
 TREES = st.sampled_from(["{}", "mask/{}", "z_{}", "depth_7/fg_bg/{}", "q/{}", "fg_bg_2/{}"])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(alike(), TREES, TREES, st.data())
 def test_rules_passed_over_unseen_are_those_that_complete_nothing(
     names: list[str], one: str, other: str, data: st.DataObject

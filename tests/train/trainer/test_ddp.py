@@ -86,7 +86,7 @@ def test_ranks_together_start_from_weights_and_unfreeze_the_encoder(
     assert not torch.equal(first["body.0.weight"], last["body.0.weight"])
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_together_are_one_rank_with_their_global_batch(
     alone: Path, tmp_path: Path, ranks: int
 ) -> None:

@@ -101,7 +101,7 @@ def assert_equal(one: Any, other: Any) -> None:
 
 
 # About an epoch's end, and about the change of resolution.
-@pytest.mark.parametrize("step", [8, 16])
+@pytest.mark.parametrize("step", [8, pytest.param(16, marks=pytest.mark.slow)])
 def test_a_run_killed_about_a_boundary_ends_with_the_same_bits(
     tmp_path: Path, whole: Path, step: int
 ) -> None:
