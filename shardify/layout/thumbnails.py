@@ -214,12 +214,15 @@ def _plane_kind(plane: npt.NDArray[Any], *, jpeg: bool = False) -> str | None:
 
 def _colour_kind(pixels: npt.NDArray[Any], *, jpeg: bool) -> str | None:
     pixels = _grid(pixels).reshape(-1, 3)
-    spread = np.ptp(pixels.astype(np.int16), axis=1)
+    red, green, blue = pixels.T
+    spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
     if spread.mean() < 3 and np.percentile(spread, 99) < 24:
         return _plane_kind(pixels[:, :1], jpeg=jpeg)
+    if jpeg:
+        return "picture"
     colours = pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1])
     count = len(np.unique(colours))
-    if jpeg or count > _MAX_LABEL_COLOURS:
+    if count > _MAX_LABEL_COLOURS:
         return "picture"
     return {1: None, 2: "two"}.get(count, "few")
 
