@@ -35,6 +35,14 @@ def start_command(out: Path, *extra: str, delay: float = 0.0) -> list[str]:
     return [*command, f"--shards=64:10:{delay}", "--no-tensorboard", "--no-report", *extra]
 
 
+@pytest.fixture(autouse=True)
+def hangup_is_not_ignored() -> Iterator[None]:
+    """A process inherits what is ignored, as by nohup, and a run respects it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def start(out: Path, *extra: str, delay: float = 0.0, **popen: Any) -> "subprocess.Popen[str]":
     """`train run` on the tiny data set, as a process of its own."""
     command = start_command(out, *extra, delay=delay)
