@@ -429,6 +429,24 @@ def test_the_rate_falls_after_an_epoch_without_a_better_loss(tmp_path: Path) -> 
     assert len(set(expected)) > 1
 
 
+# 5 steps an epoch; the rate falls after the 4th: before that, at that moment, and after it.
+@pytest.mark.parametrize("stop_at", [7, 17, 20, 22])
+def test_a_rate_that_falls_falls_at_the_same_epochs_in_a_run_in_pieces(
+    tmp_path: Path, stop_at: int
+) -> None:
+    values: dict[str, object] = {"res": (16,), "epochs": (6,), "lr": 2.0}
+    make(tmp_path / "whole", **values).run()
+    rates = [record["lr"] for record in figures(tmp_path / "whole")]
+    assert rates[3] > rates[4] == rates[5]
+    make(tmp_path / "parts", max_steps=stop_at, **values).run()
+    second = make(tmp_path / "parts", **values)
+    second.load_state(newest(tmp_path / "parts").state)
+    MetricsLog(tmp_path / "parts" / "metrics.jsonl").keep_before(second.at.epoch)
+    second.run()
+    assert [record["lr"] for record in figures(tmp_path / "parts")] == rates
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
 def test_a_run_without_improvement_ends_early_and_says_so(tmp_path: Path) -> None:
     out = tmp_path / "run"
     summary = make(out, res=(16,), epochs=(9,), stop_after=2, lr=20.0, factor=0.9).run()
