@@ -83,7 +83,6 @@ TABLES: dict[str, list[Row]] = {
     ],
     "authors": [
         Row("**the default recipe**", "--ema 0.98"),
-        Row("the authors', lr 0.002", f"{AUTHORS} --lr 0.002"),
         Row("the authors', lr 0.01", f"{AUTHORS} --lr 0.01"),
         Row("the authors', lr 0.05", f"{AUTHORS} --lr 0.05"),
     ],
