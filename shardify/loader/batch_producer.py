@@ -111,7 +111,8 @@ class BatchProducer:
         scaled = kernel == "fused" and not raw and len(self._images) > 1
         scaled = scaled and is_much_larger(manifest.roles["fg_bg"], settings.res)
         self._scaled = ScaledDecoder(settings.res, settings.threads) if scaled else None
-        self._in_graph = [role for role in self._images if role != "fg_bg" or not scaled]
+        # fg_bg is the first of the images.
+        self._in_graph = self._images[1:] if scaled else self._images
         stream: Any = torch.cuda.Stream
         device = settings.device
         # High priority: copies of a few batches must not wait for a training step.
@@ -194,9 +195,9 @@ class BatchProducer:
 
     def _input_arrays(self, step: BatchSpec) -> list[Array]:
         """Return a step's arrays in the order of the graph's inputs."""
-        rows = [self._images.index(role) for role in self._in_graph]
+        own = slice(-len(self._in_graph), None)
         arrays: list[Array] = [
-            step.shards, *step.offsets[rows, :, None], *step.sizes[rows, :, None]
+            step.shards, *step.offsets[own, :, None], *step.sizes[own, :, None]
         ]  # fmt: skip
         if self._decode_only:
             return arrays

@@ -24,23 +24,29 @@ def naive_dice(pred: Tensor, target: Tensor, smooth: float) -> float:
     return float(np.mean(values))
 
 
-def naive_ssim(pred: Tensor, target: Tensor) -> float:
-    """Window by window, in float64, from deviations rather than from differences of squares."""
+def gaussian_window() -> np.ndarray:
+    """(11, 11) weights; their sum is 1."""
     place = np.arange(11) - 5
     line = np.exp(-(place**2) / (2 * 1.5**2))
-    window = np.outer(line, line) / line.sum() ** 2
+    return np.outer(line, line) / line.sum() ** 2
+
+
+def window_ssim(a: np.ndarray, b: np.ndarray, window: np.ndarray) -> float:
+    ma, mb = (window * a).sum(), (window * b).sum()
+    va, vb = (window * (a - ma) ** 2).sum(), (window * (b - mb) ** 2).sum()
+    cov = (window * (a - ma) * (b - mb)).sum()
+    luminance = (2 * ma * mb + 0.01**2) / (ma**2 + mb**2 + 0.01**2)
+    return luminance * (2 * cov + 0.03**2) / (va + vb + 0.03**2)
+
+
+def naive_ssim(pred: Tensor, target: Tensor) -> float:
+    """Window by window, in float64, from deviations rather than from differences of squares."""
+    window = gaussian_window()
     values = []
     for x, y in zip(pred[:, 0].double().numpy(), target[:, 0].double().numpy(), strict=True):
         for top, left in itertools.product(range(x.shape[0] - 10), range(x.shape[1] - 10)):
             a, b = x[top : top + 11, left : left + 11], y[top : top + 11, left : left + 11]
-            ma, mb = (window * a).sum(), (window * b).sum()
-            va, vb = (window * (a - ma) ** 2).sum(), (window * (b - mb) ** 2).sum()
-            cov = (window * (a - ma) * (b - mb)).sum()
-            values.append(
-                (2 * ma * mb + 0.01**2)
-                * (2 * cov + 0.03**2)
-                / ((ma**2 + mb**2 + 0.01**2) * (va + vb + 0.03**2))
-            )
+            values.append(window_ssim(a, b, window))
     return float(np.mean(values))
 
 
@@ -241,9 +247,7 @@ def holes(seed: int, batch: int = 3, height: int = 17, width: int = 23) -> Tenso
 
 def naive_valid_ssim(pred: Tensor, target: Tensor, valid: Tensor) -> float:
     """As ``naive_ssim``, with the weights of the valid pixels of each window."""
-    place = np.arange(11) - 5
-    line = np.exp(-(place**2) / (2 * 1.5**2))
-    whole = np.outer(line, line) / line.sum() ** 2
+    whole = gaussian_window()
     samples = []
     for x, y, known in zip(*(t[:, 0].double().numpy() for t in (pred, target, valid)), strict=True):
         values = []
@@ -253,14 +257,7 @@ def naive_valid_ssim(pred: Tensor, target: Tensor, valid: Tensor) -> float:
             if window.sum() <= 0.5:
                 continue
             window = window / window.sum()
-            ma, mb = (window * a).sum(), (window * b).sum()
-            va, vb = (window * (a - ma) ** 2).sum(), (window * (b - mb) ** 2).sum()
-            cov = (window * (a - ma) * (b - mb)).sum()
-            values.append(
-                (2 * ma * mb + 0.01**2)
-                * (2 * cov + 0.03**2)
-                / ((ma**2 + mb**2 + 0.01**2) * (va + vb + 0.03**2))
-            )
+            values.append(window_ssim(a, b, window))
         samples.append(1 - np.mean(values) if values else 0.0)
     return float(1 - np.mean(samples))
 

@@ -39,10 +39,10 @@ class Rows(NamedTuple):
     """Inputs (normalised) and targets."""
 
     mask: Tensor
-    """(B, 1, R, R) predicted probability, in [0, 1]."""
+    """(B, 1, H, W) predicted probability, in [0, 1]."""
 
     depth: Tensor
-    """(B, 1, R, R) predicted, in [0, 1]."""
+    """(B, 1, H, W) predicted, in [0, 1]."""
 
     roles: frozenset[str] = ROLES
 
@@ -140,11 +140,11 @@ def draw(
 
 
 def _photo(image: Tensor, mean: list[float], std: list[float]) -> Tensor:
-    """Undo the normalisation of an image: (3, R, R) in [0, 1]."""
+    """Undo the normalisation of an image: (3, H, W) in [0, 1]."""
     return image * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
 
 
 def _bytes(cell: Tensor) -> NDArray[np.uint8]:
-    """Convert (1 or 3, R, R) in [0, 1] to (R, R) or (R, R, 3) uint8."""
+    """Convert (1 or 3, H, W) in [0, 1] to (H, W) or (H, W, 3) uint8."""
     pixels = (cell.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     return pixels[..., 0] if pixels.shape[2] == 1 else pixels

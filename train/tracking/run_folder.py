@@ -65,11 +65,9 @@ class RunFolder:
         """
         self._collect_failures()
         if self._full:
-            newest = self.newest()
-            saved = f"the last whole checkpoint is {newest}" if newest else "there is no checkpoint"
             raise RunError(
-                f"{self.out}: {self._full} could not be written: the disk is full; {saved}; free "
-                "some space and continue with --resume"
+                f"{self.out}: {self._full} could not be written: the disk is full; "
+                f"{_saved_text(self.newest())}; free some space and continue with --resume"
             )
 
     def check_saved(self, step: int) -> None:
@@ -81,10 +79,9 @@ class RunFolder:
         newest = self.newest()
         self.check_writes()
         if newest is None or newest.stem != f"step-{step:08d}":
-            saved = f"the last whole checkpoint is {newest}" if newest else "there is no checkpoint"
             raise RunError(
-                f"{self.out}: ended at step {step}, which is not saved; {saved}; make the folder "
-                "writable and continue with --resume"
+                f"{self.out}: ended at step {step}, which is not saved; {_saved_text(newest)}; "
+                "make the folder writable and continue with --resume"
             )
 
     def open_tensorboard(self, config: Config) -> None:
@@ -187,3 +184,7 @@ class RunFolder:
 
 def _write_weights(path: Path, weights: dict[str, Tensor], about: dict[str, str]) -> None:
     save(path, {name: value.cpu().contiguous() for name, value in weights.items()}, about)
+
+
+def _saved_text(newest: Path | None) -> str:
+    return f"the last whole checkpoint is {newest}" if newest else "there is no checkpoint"
